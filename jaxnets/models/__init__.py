@@ -1,0 +1,19 @@
+"""Every net by name: one dict, name -> partial."""
+
+from functools import partial
+
+from jaxnets.models.mobilenet_v2 import CIFAR_STAGE_STRIDES, MobileNetV2
+
+MODELS = {
+    "mobilenet_v2": MobileNetV2,
+    # The 32x32 net of the CIFAR literature: no early subsampling, ReLU, 1x1 shortcuts where the width changes.
+    "mobilenet_v2_cifar": partial(
+        MobileNetV2,
+        num_classes=10,
+        stem_stride=1,
+        stage_strides=CIFAR_STAGE_STRIDES,
+        shortcut="projection",
+        activation="relu",
+        dropout=0.0,
+    ),
+}
