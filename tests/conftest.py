@@ -1,0 +1,50 @@
+"""Shared fixtures: the data at hand, a compilation cache, and an importable torchvision."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before jax is imported: one compilation cache for the whole suite and its child processes.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxnets-test-jax-cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+
+
+def _import_torchvision():
+    """Import torchvision, also where its CUDA build stands beside a CPU PyTorch.
+
+    There the operators are missing from the binary, and their import fails until the schemas exist.
+    """
+    import torch
+
+    try:
+        import torchvision
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _import_torchvision.library = library  # the schemas live as long as this object
+        import torchvision
+    return torchvision
+
+
+_import_torchvision()
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of this checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder beside the checkout with real data, weights and photographs; skips where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the data folder `shared` beside the checkout (real CIFAR-10, weights, photographs)")
+    return SHARED
