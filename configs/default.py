@@ -1,0 +1,80 @@
+"""Every field of a run, once, with its default. The other configs start from here and override."""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """The defaults: a CIFAR-10 run of a CIFAR net."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0  # the one seed: initial weights, order of the data, augmentation, dropout
+
+    # Data
+    config.dataset = "cifar10"  # cifar10, cifar100, digits, or any image classification set prepared by TFDS
+    config.data_dir = placeholder(str)  # None: TFDS_DATA_DIR, else ~/tensorflow_datasets
+    config.train_split = "train"  # TFDS split syntax, e.g. train[:45000]
+    config.eval_split = "test"
+    config.image_size = 32  # pixels a side; other images are resized
+    config.mean = (0.4914, 0.4822, 0.4465)  # per channel, of images in [0, 1]
+    config.std = (0.2470, 0.2435, 0.2616)
+    config.resident = "auto"  # auto, true, false: the decoded data set lives on the devices, or streams
+    config.resident_limit = 4 << 30  # bytes of decoded images; "auto" streams a larger data set
+    config.num_workers = 2  # processes that read a streamed data set; 0: threads
+
+    # Augmentation of the training images, on the device
+    config.augment = ml_collections.ConfigDict()
+    config.augment.crop_padding = 4  # pixels of black border before a random crop; 0: off
+    config.augment.flip = True  # mirror every second image
+    config.augment.cutout = 0  # side in pixels of a square set to the mean; 0: off
+
+    # Net: its name and the fields of `jaxnets.create_model`. None: what the net itself defines
+    config.model = ml_collections.ConfigDict()
+    config.model.name = "mobilenet_v2_cifar"
+    config.model.num_classes = placeholder(int)  # None: those of the data set
+    config.model.dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on GPU and TPU
+    config.model.width = placeholder(float)  # channel multiplier
+    config.model.dropout = placeholder(float)  # rate before the classifier, [0, 1)
+    config.model.activation = placeholder(str)  # relu, relu6, silu, ...
+    config.model.stem_stride = placeholder(int)  # MobileNets
+    config.model.stage_strides = placeholder(tuple)  # MobileNets: one per row of the paper's table
+    config.model.shortcut = placeholder(str)  # MobileNetV2: identity, projection
+    config.sync_batch_norm = False  # statistics over the whole batch rather than over each device's share
+
+    # Length
+    config.batch_size = 128  # images a step, over all devices
+    config.num_epochs = 60
+
+    # Optimizer
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "sgd"  # sgd, adamw, rmsprop, lion
+    config.optimizer.learning_rate = 0.1  # the schedule's peak
+    config.optimizer.momentum = 0.9  # sgd, rmsprop
+    config.optimizer.nesterov = True  # sgd
+    config.optimizer.beta1 = 0.9  # adamw, lion
+    config.optimizer.beta2 = 0.999  # adamw, lion; rmsprop: decay of the squared gradients
+    config.optimizer.epsilon = 1e-8  # adamw, rmsprop
+    config.optimizer.weight_decay = 5e-4  # kernels only; sgd, rmsprop: added to the gradient; others: decoupled
+    config.optimizer.decay_depthwise = True  # False: spare depthwise kernels (MobileNetV1, section 3.1)
+    config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
+
+    # Learning-rate schedule
+    config.schedule = ml_collections.ConfigDict()
+    config.schedule.name = "cosine"  # cosine, linear, step, exponential, constant
+    config.schedule.warmup_epochs = 1.0  # linear, from 0
+    config.schedule.end_factor = 0.0  # cosine, linear: last learning rate over the peak
+    config.schedule.boundaries = (0.5, 0.75)  # step: where it falls, as fractions of num_epochs
+    config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor a epoch
+
+    # Loss and averaging
+    config.label_smoothing = 0.0  # [0, 1)
+    config.ema_decay = 0.0  # a step; exponential moving average of the weights, evaluated beside them; 0: off
+
+    # Running and watching; none of these changes a result
+    config.steps_per_call = 10  # at most this many training steps in one dispatch
+    config.eval_batch_size = 256  # over all devices
+    config.eval_every_epochs = 1
+    config.checkpoint_every_epochs = 1
+    config.keep_checkpoints = 3  # the latest; the best by eval_accuracy is kept besides
+    config.log_every_steps = 100
+    config.compilation_cache = True  # keep compiled programs between starts (JAX_COMPILATION_CACHE_DIR)
+    return config

@@ -1,0 +1,101 @@
+"""The learning-rate schedule, the Optax chain, and which parameters decay."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+OPTIMIZERS = ("sgd", "adamw", "rmsprop", "lion")
+SCHEDULES = ("cosine", "linear", "step", "exponential", "constant")
+HORIZON_SCHEDULES = ("cosine", "linear", "step")  # the rate at a step depends on the number of epochs
+
+
+def make_schedule(
+    name: str,
+    peak: float,
+    *,
+    steps_per_epoch: int,
+    num_epochs: int,
+    warmup_epochs: float = 0.0,
+    end_factor: float = 0.0,
+    boundaries: tuple[float, ...] = (0.5, 0.75),
+    decay: float = 0.1,
+) -> optax.Schedule:
+    """Learning rate as a function of the step: linear warm-up from 0 to `peak`, then the named decay.
+
+    cosine, linear: to `peak * end_factor` at the last step. step: times `decay` at each of `boundaries`
+    (fractions of the run). exponential: times `decay` every epoch, smoothly.
+    """
+    total = steps_per_epoch * num_epochs
+    warmup = round(warmup_epochs * steps_per_epoch)
+    rest = max(total - warmup, 1)
+    if name == "cosine":
+        body = optax.cosine_decay_schedule(peak, rest, end_factor)
+    elif name == "linear":
+        body = optax.linear_schedule(peak, peak * end_factor, rest)
+    elif name == "step":
+        body = optax.piecewise_constant_schedule(
+            peak, {max(round(fraction * total) - warmup, 0): decay for fraction in boundaries}
+        )
+    elif name == "exponential":
+        body = optax.exponential_decay(peak, steps_per_epoch, decay)
+    elif name == "constant":
+        body = optax.constant_schedule(peak)
+    else:
+        raise ValueError(f"unknown schedule {name!r}; there are {', '.join(SCHEDULES)}")
+    if not warmup:
+        return body
+    # The first step learns too: the ramp is (step + 1) / warmup.
+    return optax.join_schedules([lambda step: peak * (step + 1) / warmup, body], [warmup])
+
+
+def decay_mask(params, decay_depthwise: bool = True):
+    """True for the leaves that weight decay shrinks: kernels, not biases, BatchNorm, or spared depthwise kernels."""
+
+    def decays(path, leaf):
+        is_kernel = path[-1].key == "kernel"
+        is_depthwise = leaf.ndim == 4 and leaf.shape[2] == 1
+        return is_kernel and (decay_depthwise or not is_depthwise)
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(
+    name: str,
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.0,
+    decay_depthwise: bool = True,
+    clip_norm: float = 0.0,
+) -> optax.GradientTransformation:
+    """Clipping, the named update, weight decay, learning rate.
+
+    Weight decay is PyTorch's: part of the gradient for sgd and rmsprop, decoupled for adamw and lion.
+    """
+    shrink = optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay_depthwise))
+    accumulate = optax.trace(momentum, nesterov=nesterov and name == "sgd") if momentum else optax.identity()
+    if name == "sgd":
+        update = optax.chain(shrink, accumulate)
+    elif name == "rmsprop":
+        update = optax.chain(shrink, optax.scale_by_rms(beta2, epsilon, eps_in_sqrt=False), accumulate)
+    elif name == "adamw":
+        update = optax.chain(optax.scale_by_adam(beta1, beta2, epsilon), shrink)
+    elif name == "lion":
+        update = optax.chain(optax.scale_by_lion(beta1, beta2), shrink)
+    else:
+        raise ValueError(f"unknown optimizer {name!r}; there are {', '.join(OPTIMIZERS)}")
+    clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
+    return optax.chain(clip, update, optax.scale_by_learning_rate(schedule))
+
+
+def update_ema(ema, values, decay: float, step):
+    """Exponential moving average of a tree after step number `step` (from 1), with a ramp at the start.
+
+    The ramp, min(decay, (1 + step) / (10 + step)), forgets the random initial weights early.
+    """
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, ema, values)

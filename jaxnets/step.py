@@ -1,0 +1,177 @@
+"""One training step and one evaluation step as pure functions, and their `pmap` over the devices.
+
+The only module that knows how many devices there are.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxnets.augment import augment, normalize
+from jaxnets.optim import update_ema
+from jaxnets.state import Totals, TrainState
+
+AXIS = "batch"
+
+Batch = dict[str, jax.Array]  # {'image', 'label'[, 'mask']}, or {'index'[, 'mask']} into resident data
+
+
+@flax.struct.dataclass
+class EvalTotals:
+    """Sums over evaluated examples, float32 loss and int32 counts; the last two per class."""
+
+    loss: jax.Array
+    correct: jax.Array
+    correct_top5: jax.Array
+    count: jax.Array
+    class_correct: jax.Array
+    class_count: jax.Array
+
+
+def gather(data: Batch, batch: Batch) -> Batch:
+    """The examples at `batch['index']` of resident `data`; a streamed batch is returned as it is."""
+    if "index" not in batch:
+        return batch
+    rest = {name: value for name, value in batch.items() if name != "index"}
+    return rest | {name: jnp.take(values, batch["index"], axis=0) for name, values in data.items()}
+
+
+def cross_entropy(logits, labels, smoothing: float = 0.0):
+    """Softmax cross-entropy of each example, `(N, K)` float32 logits and `(N,)` labels to `(N,)`."""
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    augmentation: dict[str, Any],
+    label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[TrainState, jax.Array]:
+    """One update of `state` on this device's uint8 images: the new state and the loss of the whole batch.
+
+    `key` is the run's key. `axis_name` averages gradients, statistics and metrics over devices.
+    """
+    mean_over_devices = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
+    device = lax.axis_index(axis_name) if axis_name else 0
+    size = batch["label"].shape[0]
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
+    # Counted over the whole batch: an image's augmentation is the same on any number of devices.
+    image_keys = jax.vmap(partial(jax.random.fold_in, augment_key))(device * size + jnp.arange(size))
+    images = jax.vmap(partial(augment, **augmentation))(image_keys, batch["image"])
+
+    def objective(params):
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(dropout_key, device)},
+        )
+        return cross_entropy(logits, batch["label"], label_smoothing).mean(), (logits, updated)
+
+    (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
+    correct = (logits.argmax(-1) == batch["label"]).sum()
+    loss, gradients, batch_stats = mean_over_devices((loss, gradients, updated.get("batch_stats", {})))
+    correct, count = (lax.psum(v, axis_name) if axis_name else v for v in (correct, jnp.int32(size)))
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = update_ema(ema, {"params": params, "batch_stats": batch_stats}, ema_decay, state.step + 1)
+    totals = Totals(
+        loss=state.totals.loss + loss * count,
+        correct=state.totals.correct + correct,
+        count=state.totals.count + count,
+    )
+    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, ema, totals)
+    return new_state, loss
+
+
+def eval_step(
+    variables: dict[str, Any],
+    batch: Batch,
+    *,
+    model: nn.Module,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    axis_name: str | None = None,
+) -> EvalTotals:
+    """Sums over the examples of `batch` whose `mask` is set, over all devices."""
+    logits = model.apply(variables, normalize(batch["image"], mean, std), train=False)
+    classes, labels, mask = logits.shape[-1], batch["label"], batch["mask"]
+    correct = (logits.argmax(-1) == labels) & mask
+    _, best = lax.top_k(logits, min(5, classes))
+    one_hot = jax.nn.one_hot(labels, classes, dtype=jnp.int32)
+    totals = EvalTotals(
+        loss=jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
+        correct=correct.sum(),
+        correct_top5=((best == labels[:, None]).any(-1) & mask).sum(),
+        count=mask.sum(),
+        class_correct=(one_hot * correct[:, None]).sum(0),
+        class_count=(one_hot * mask[:, None]).sum(0),
+    )
+    return lax.psum(totals, axis_name) if axis_name else totals
+
+
+def pmap_train(step: Callable, devices: list[jax.Device]) -> Callable:
+    """`(state, data, batches, key) -> (state, losses)`: K steps in one dispatch on all devices.
+
+    `step` is `train_step` with its keywords bound, `data` the resident examples or {}, `batches` has
+    leading axes (devices, K), and the losses are `(K,)`. The state is donated.
+    """
+
+    def call(state, data, batches, key):
+        return lax.scan(lambda state, batch: step(state, gather(data, batch), key), state, batches)
+
+    return jax.pmap(
+        call,
+        axis_name=AXIS,
+        in_axes=(None, None, 0, None),
+        out_axes=None,  # equal on all devices: the plain tree, as Orbax and evaluation want it
+        devices=devices,
+        donate_argnums=0,
+    )
+
+
+def pmap_eval(step: Callable, devices: list[jax.Device]) -> Callable:
+    """`(variables, data, batches) -> EvalTotals` over K batches, the leading axes of `batches` as in training."""
+
+    def call(variables, data, batches):
+        def body(_, batch):
+            return None, step(variables, gather(data, batch))
+
+        _, totals = lax.scan(body, None, batches)
+        return jax.tree.map(lambda values: values.sum(0), totals)
+
+    return jax.pmap(call, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
+
+
+def replicate(tree, devices: list[jax.Device]):
+    """The tree with a copy of every array on each device, as the mapped functions take state and data."""
+    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()))
+
+
+def shard(batches: dict[str, np.ndarray], num_devices: int) -> dict[str, np.ndarray]:
+    """`(K, B, ...)` arrays of K batches as `(devices, K, B / devices, ...)`."""
+
+    def split(values):
+        steps, size = values.shape[:2]
+        return values.reshape(steps, num_devices, size // num_devices, *values.shape[2:]).swapaxes(0, 1)
+
+    return {name: split(values) for name, values in batches.items()}
