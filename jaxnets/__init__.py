@@ -1,1 +1,47 @@
 """Lightweight image classifiers in JAX: exact against PyTorch's weights, and fast to train."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import fields as dataclass_fields
+from fnmatch import fnmatchcase
+from functools import partial
+
+import flax.linen as nn
+
+from jaxnets.errors import UserError
+from jaxnets.models import MODELS
+
+__all__ = ["create_model", "list_models"]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of the nets that match a shell pattern such as "shufflenet*", sorted."""
+    return sorted(name for name in MODELS if fnmatchcase(name, pattern))
+
+
+def create_model(name: str, **fields) -> nn.Module:
+    """Make the net called `name`, of `list_models()`, with `fields` in place of its own values.
+
+    A field given as None keeps the net's own value. `net.init(key, images, train=False)` and
+    `net.apply(variables, images, train=False)` take normalised float images `(N, H, W, 3)`.
+    Raises ValueError for an unknown name or field, with a list of what exists, and for a bad value.
+    """
+    if name not in MODELS:
+        raise UserError(f"there is no net {name!r}; there are {_nearest_first(name, list_models())}")
+    make = MODELS[name]
+    cls = make.func if isinstance(make, partial) else make
+    known = [f.name for f in dataclass_fields(cls) if f.name not in ("parent", "name")]
+    for field in fields:
+        if field not in known:
+            raise UserError(f"{name} has no field {field!r}; it has {_nearest_first(field, known)}")
+    return make(**{field: value for field, value in fields.items() if value is not None})
+
+
+def _nearest_first(word: str, words: Iterable[str]) -> str:
+    similarity = difflib.SequenceMatcher(b=str(word))
+
+    def distance(other):
+        similarity.set_seq1(other)
+        return -similarity.ratio()
+
+    return ", ".join(sorted(words, key=distance))

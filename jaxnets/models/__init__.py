@@ -1,4 +1,4 @@
-"""Every net by name: one dict, name -> partial."""
+"""Every net by name: one dict, name -> class or partial."""
 
 from functools import partial
 
@@ -6,7 +6,7 @@ from jaxnets.models.mobilenet_v2 import CIFAR_STAGE_STRIDES, MobileNetV2
 
 MODELS = {
     "mobilenet_v2": MobileNetV2,
-    # The 32x32 net of the CIFAR literature: no early subsampling, ReLU, 1x1 shortcuts where the width changes.
+    # The common CIFAR net: no early subsampling, ReLU, 1x1 shortcuts where the width changes.
     "mobilenet_v2_cifar": partial(
         MobileNetV2,
         num_classes=10,

@@ -1,7 +1,9 @@
 """The layers that the nets share, with PyTorch's padding, pooling and BatchNorm conventions."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets import ops
+from jaxnets.errors import UserError
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -24,6 +27,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "tanh": nn.tanh,
     "identity": lambda x: x,
 }
+PADDINGS = ("torch", "same")
 # Activations that only clip: BatchNorm applies them in its own pass and recomputes them in its gradient.
 CLIP_BOUNDS = {"identity": ops.UNBOUNDED, "relu": (0.0, float("inf")), "relu6": (0.0, 6.0)}
 
@@ -36,7 +40,7 @@ def conv_init(feature_group_count: int):
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """Round to a multiple of `divisor`, never below 90 % of `value` (1801.04381, the authors' channel rule)."""
+    """Round to a multiple of `divisor`, never below 90 % of `value` (1801.04381's channel rule)."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * value else rounded + divisor
 
@@ -55,36 +59,54 @@ def last_of_each_stride(maps: list[FeatureMap]) -> list[FeatureMap]:
 
 
 class Conv(nn.Module):
-    """2-D convolution padded as PyTorch pads, `(k - 1) / 2` on every side, unless `padding` says otherwise."""
+    """2-D convolution with bias and activation.
+
+    `padding`: pixels on every side, or "torch", the `(k - 1) / 2` that PyTorch's nets use, or "same",
+    TensorFlow's, which leaves out the first row and column where a stride of 2 meets an even side.
+    `train` has no effect: it makes `Conv` a stand-in for `ConvBN`.
+    """
 
     features: int
     kernel_size: int = 3
     strides: int = 1
-    padding: int | tuple[tuple[int, int], tuple[int, int]] | None = None
+    padding: int | str = "torch"
     feature_group_count: int = 1
+    activation: str = "identity"
     use_bias: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train: bool = False):
         k, groups = self.kernel_size, self.feature_group_count
         if x.shape[-1] % groups or self.features % groups:
-            raise ValueError(
+            raise UserError(
                 f"feature_group_count={groups} must divide both the {x.shape[-1]} input "
                 f"and the {self.features} output channels"
             )
         kernel = self.param("kernel", conv_init(groups), (k, k, x.shape[-1] // groups, self.features))
-        pad = (k - 1) // 2 if self.padding is None else self.padding
         y = ops.conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             strides=(self.strides, self.strides),
-            padding=((pad, pad), (pad, pad)) if isinstance(pad, int) else pad,
+            padding=_conv_padding(x.shape[1:3], k, self.strides, self.padding),
             feature_group_count=groups,
         )
         if self.use_bias:
             y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return y
+        return ACTIVATIONS[self.activation](y)
+
+
+def _conv_padding(sides, kernel_size, strides, padding):
+    if padding == "same":
+        pads = lax.padtype_to_pads(sides, (kernel_size,) * 2, (strides,) * 2, "SAME")
+    else:
+        pads = [((kernel_size - 1) // 2 if padding == "torch" else padding,) * 2] * 2
+    if any(side + sum(pad) < kernel_size for side, pad in zip(sides, pads)):
+        raise UserError(
+            f"the images are too small: a {kernel_size}x{kernel_size} convolution meets a map of "
+            f"{sides[0]}x{sides[1]}"
+        )
+    return tuple(pads)
 
 
 class BatchNorm(nn.Module):
@@ -118,7 +140,7 @@ class BatchNorm(nn.Module):
         if not self.is_initializing():
             n = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
             if n < 2:
-                raise ValueError(f"BatchNorm in training needs more than 1 value per channel, got x {x.shape}")
+                raise UserError(f"BatchNorm in training needs more than 1 value per channel, got x {x.shape}")
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var * (n / (n - 1))
         return y if bounds else act(y)
@@ -130,7 +152,7 @@ class ConvBN(nn.Module):
     features: int
     kernel_size: int = 3
     strides: int = 1
-    padding: int | tuple[tuple[int, int], tuple[int, int]] | None = None
+    padding: int | str = "torch"
     feature_group_count: int = 1
     activation: str = "relu"
     momentum: float = 0.9
@@ -156,27 +178,34 @@ class ConvBN(nn.Module):
 def max_pool(x, window: int = 3, strides: int = 2, padding: int = 0, ceil_mode: bool = False):
     """PyTorch's `max_pool2d` on `(N, H, W, C)`, `ceil_mode` included.
 
-    Raises ValueError where the window is larger than the padded image.
+    Raises ValueError where the image is too small for one window.
     """
-    pads = [_pool_padding(size, window, strides, padding, ceil_mode) for size in x.shape[1:3]]
+    pads = [_pool_padding(side, window, strides, padding, ceil_mode) for side in x.shape[1:3]]
     return nn.max_pool(x, (window, window), (strides, strides), pads)
 
 
 def avg_pool(x, window: int = 3, strides: int = 2, padding: int = 0):
-    """PyTorch's `avg_pool2d` with its default `count_include_pad=True`."""
-    pads = [_pool_padding(size, window, strides, padding, ceil_mode=False) for size in x.shape[1:3]]
+    """PyTorch's `avg_pool2d` with its default `count_include_pad=True`; raises as `max_pool`."""
+    pads = [_pool_padding(side, window, strides, padding, ceil_mode=False) for side in x.shape[1:3]]
     return nn.avg_pool(x, (window, window), (strides, strides), pads)
 
 
-def _pool_padding(size, window, strides, padding, ceil_mode):
-    span = size + 2 * padding - window
-    if span < 0:
-        raise ValueError(f"an image side of {size} is too small here for a {window}x{window} pooling window")
-    out = span // strides + 1
-    # With ceil_mode a last, partial window is added if it starts inside the image or its left padding.
-    if ceil_mode and span % strides and out * strides < size + padding:
-        out += 1
-    return padding, max(padding, (out - 1) * strides + window - size - padding)
+def _pool_padding(side, window, strides, padding, ceil_mode):
+    span = side + 2 * padding - window
+    out = (span + strides - 1 if ceil_mode else span) // strides + 1
+    # A last, partial window counts only if it starts inside the image or its left padding.
+    if ceil_mode and (out - 1) * strides >= side + padding:
+        out -= 1
+    if out < 1:
+        raise UserError(
+            f"the images are too small: a {window}x{window} pooling meets a map with a side of {side}"
+        )
+    return padding, max(padding, (out - 1) * strides + window - side - padding)
+
+
+def drop_path(x, rate: float, train: bool):
+    """Stochastic depth (1603.09382): the residual branch `x` of whole images becomes 0, the rest grows."""
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(x)
 
 
 def global_mean(x):
@@ -184,8 +213,38 @@ def global_mean(x):
     return x.mean((1, 2), dtype=jnp.float32)
 
 
+def require(net: nn.Module, field: str, ok: bool, allowed: str):
+    """Raise `UserError` naming the net, its field and what is allowed there, unless `ok`."""
+    if not ok:
+        raise UserError(f"{type(net).__name__}: {field}={getattr(net, field)!r} must be {allowed}")
+
+
+def require_choice(net: nn.Module, field: str, choices: Collection):
+    """`require` one of `choices`."""
+    value = getattr(net, field)
+    listed = ", ".join(map(repr, choices))
+    require(net, field, isinstance(value, (str, Integral)) and value in choices, f"one of {listed}")
+
+
+def require_number(net: nn.Module, field: str, low: float, high: float = math.inf, *, above: bool = False):
+    """`require` `low <= value < high`, or `low < value < high` with `above`."""
+    value = getattr(net, field)
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    ok = number and (low < value if above else low <= value) and value < high
+    bound = f"above {low}" if above else f"at least {low}"
+    require(net, field, ok, f"a number {bound}" + (f" and below {high}" if high < math.inf else ""))
+
+
+def require_strides(net: nn.Module, field: str, count: int):
+    """`require` a sequence of `count` strides, each 1 or 2; the field becomes a tuple."""
+    value = getattr(net, field)
+    ok = isinstance(value, Sequence) and len(value) == count and all(s in (1, 2) for s in value)
+    require(net, field, ok, f"{count} strides, each 1 or 2")
+    setattr(net, field, tuple(map(int, value)))  # hashable, whatever the configuration file had
+
+
 class Net(nn.Module):
-    """What all nets have in common: the fields, the stem checks and the classifier."""
+    """What all nets have in common: the fields and their checks, the stem checks and the classifier."""
 
     num_classes: int = 1000  # 0: the features before the classifier
     width: float = 1.0
@@ -196,6 +255,18 @@ class Net(nn.Module):
     bn_epsilon: float = 1e-5
     bn_axis_name: str | None = None  # devices to share BatchNorm statistics over
     features_only: bool = False
+
+    def __post_init__(self):
+        count = isinstance(self.num_classes, Integral) and not isinstance(self.num_classes, bool)
+        require(self, "num_classes", count and self.num_classes >= 0, "a whole number, 0 or more")
+        require_number(self, "width", 0, above=True)
+        require_number(self, "dropout", 0, 1)
+        require_choice(self, "activation", ACTIVATIONS)
+        require(self, "dtype", _is_float(self.dtype), "a floating type: float32, bfloat16 or float16")
+        require_number(self, "bn_momentum", 0, 1)
+        require_number(self, "bn_epsilon", 0, above=True)
+        require(self, "features_only", isinstance(self.features_only, bool), "True or False")
+        super().__post_init__()
 
     @property
     def conv_bn(self):
@@ -209,12 +280,17 @@ class Net(nn.Module):
             dtype=self.dtype,
         )
 
+    @property
+    def conv(self):
+        """`Conv` with this net's activation and dtype."""
+        return partial(Conv, activation=self.activation, dtype=self.dtype)
+
     def prepare(self, images):
         """Cast `(N, H, W, 3)` images to the compute dtype; ValueError for any other shape."""
         if images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f"images must have the shape (N, H, W, 3), not {images.shape}")
+            raise UserError(f"images must have the shape (N, H, W, 3), not {images.shape}")
         if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"images must be normalised floats, not {images.dtype}")
+            raise UserError(f"images must be normalised floats, not {images.dtype}")
         return images.astype(self.dtype)
 
     def classify(self, x, train: bool):
@@ -224,3 +300,24 @@ class Net(nn.Module):
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, kernel_init=dense_init, name="classifier")(x)
+
+
+class ResidualNet(Net):
+    """A `Net` with residual blocks, which stochastic depth can drop."""
+
+    stochastic_depth: float = 0.0  # probability of dropping the last residual branch; linear in depth
+
+    def __post_init__(self):
+        require_number(self, "stochastic_depth", 0, 1)
+        super().__post_init__()
+
+    def drop_rates(self, blocks: int) -> list[float]:
+        """The linear decay rule of 1603.09382, section 3: block l of L drops with probability l / L p."""
+        return [self.stochastic_depth * (i + 1) / blocks for i in range(blocks)]
+
+
+def _is_float(dtype) -> bool:
+    try:
+        return dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
