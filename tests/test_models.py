@@ -12,6 +12,10 @@ import jaxnets
 PARAMETERS = {
     "mobilenet_v2": 3_504_872,
     "mobilenet_v2_cifar": 2_296_922,
+    "squeezenet1_0": 1_248_424,
+    "squeezenet1_0_cifar": 740_554,
+    "squeezenet1_1": 1_235_496,
+    "squeezenet1_1_cifar": 727_626,
 }
 
 

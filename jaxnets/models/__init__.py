@@ -3,6 +3,7 @@
 from functools import partial
 
 from jaxnets.models.mobilenet_v2 import CIFAR_STAGE_STRIDES, MobileNetV2
+from jaxnets.models.squeezenet import SqueezeNet
 
 MODELS = {
     "mobilenet_v2": MobileNetV2,
@@ -16,4 +17,8 @@ MODELS = {
         activation="relu",
         dropout=0.0,
     ),
+    "squeezenet1_0": partial(SqueezeNet, version="1.0"),
+    "squeezenet1_0_cifar": partial(SqueezeNet, version="1.0", num_classes=10, stem_stride=1),
+    "squeezenet1_1": partial(SqueezeNet, version="1.1"),
+    "squeezenet1_1_cifar": partial(SqueezeNet, version="1.1", num_classes=10, stem_stride=1),
 }

@@ -243,6 +243,23 @@ def require_strides(net: nn.Module, field: str, count: int):
     setattr(net, field, tuple(map(int, value)))  # hashable, whatever the configuration file had
 
 
+class SqueezeExcite(nn.Module):
+    """Squeeze-and-excitation (1709.01507): every channel scaled by a gate on the global means.
+
+    `ratio` is the reduction of the squeeze, 16 in the paper, or its inverse.
+    """
+
+    ratio: float
+
+    @nn.compact
+    def __call__(self, x):
+        channels = x.shape[-1]
+        squeezed = max(1, round(channels * min(self.ratio, 1 / self.ratio)))
+        gate = nn.relu(nn.Dense(squeezed, name="reduce")(global_mean(x)))
+        gate = nn.sigmoid(nn.Dense(channels, name="expand")(gate))
+        return x * gate[:, None, None, :].astype(x.dtype)
+
+
 class Net(nn.Module):
     """What all nets have in common: the fields and their checks, the stem checks and the classifier."""
 
