@@ -1,9 +1,8 @@
 """What each operator means: `lax.conv_general_dilated` and the plain BatchNorm formula.
 
-Every other formulation is tested against these.
+Every other formulation is tested against these, and has their signatures.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -11,6 +10,7 @@ DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def conv(x, kernel, strides, padding, feature_group_count):
+    """Convolution as lax computes it."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -21,8 +21,24 @@ def conv(x, kernel, strides, padding, feature_group_count):
     )
 
 
+def depthwise_conv(x, kernel, strides, padding):
+    """`conv` with as many groups as input channels."""
+    return conv(x, kernel, strides, padding, x.shape[-1])
+
+
+def pointwise_conv(x, kernel, strides):
+    """`conv` with a 1x1 kernel."""
+    return conv(x, kernel, strides, ((0, 0), (0, 0)), 1)
+
+
+def grouped_conv(x, kernel, strides, padding, feature_group_count):
+    """`conv` with groups."""
+    return conv(x, kernel, strides, padding, feature_group_count)
+
+
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
-    x32 = x.astype(jnp.float32)
+    """Two passes over the batch in float32, gradient by autodiff."""
+    x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = x32.mean((0, 1, 2))
     if axis_name is not None:
         mean = lax.pmean(mean, axis_name)
@@ -37,10 +53,7 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
 
 
 def channel_shuffle(x, groups):
+    """Transpose of the (group, channel in group) matrix."""
     *batch, channels = x.shape
     x = x.reshape(*batch, groups, channels // groups)
     return jnp.swapaxes(x, -1, -2).reshape(*batch, channels)
-
-
-__all__ = ["batch_norm", "channel_shuffle", "conv"]
-del jax
