@@ -20,7 +20,7 @@ def random_flip(key, image):
     return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
 
 
-def cutout(key, image, size: int):
+def cut_out(key, image, size: int):
     """A square of `size` pixels a side around a random pixel set to 0 (arXiv 1708.04552); clipped at the border."""
     height, width, _ = image.shape
     row_key, column_key = jax.random.split(key)
@@ -37,7 +37,7 @@ def normalize(images, mean, std):
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def augment(key, image, *, mean, std, crop_padding: int = 4, flip: bool = True, cutout_size: int = 0):
+def augment(key, image, *, mean, std, crop_padding: int = 4, flip: bool = True, cutout: int = 0):
     """One uint8 training image `(H, W, C)` cropped, flipped, normalised and cut out: float32, same shape."""
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
     if crop_padding:
@@ -46,4 +46,4 @@ def augment(key, image, *, mean, std, crop_padding: int = 4, flip: bool = True, 
         image = random_flip(flip_key, image)
     image = normalize(image, mean, std)
     # After normalisation, so that the hole is the mean colour.
-    return cutout(cutout_key, image, cutout_size) if cutout_size else image
+    return cut_out(cutout_key, image, cutout) if cutout else image

@@ -10,19 +10,6 @@ import optax
 
 
 @flax.struct.dataclass
-class Totals:
-    """Sums over training examples since the last report; part of the state, so that a resumed log agrees."""
-
-    loss: jax.Array
-    correct: jax.Array
-    count: jax.Array
-
-    @classmethod
-    def zero(cls) -> "Totals":
-        return cls(loss=jnp.zeros(()), correct=jnp.zeros((), jnp.int32), count=jnp.zeros((), jnp.int32))
-
-
-@flax.struct.dataclass
 class TrainState:
     """One training run between two steps."""
 
@@ -31,7 +18,6 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     ema: Any  # {'params', 'batch_stats'} averaged over steps, or None
-    totals: Totals
 
     @property
     def variables(self):
@@ -52,5 +38,4 @@ def create(
         opt_state=optimizer.init(params),
         # A copy: the state is donated, and no buffer may be donated twice.
         ema=jax.tree.map(jnp.array, {"params": params, "batch_stats": batch_stats}) if ema else None,
-        totals=Totals.zero(),
     )

@@ -18,11 +18,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnets.augment import augment, normalize
 from jaxnets.optim import update_ema
-from jaxnets.state import Totals, TrainState
+from jaxnets.state import TrainState
 
 AXIS = "batch"
 
 Batch = dict[str, jax.Array]  # {'image', 'label'[, 'mask']}, or {'index'[, 'mask']} into resident data
+
+
+@flax.struct.dataclass
+class TrainMetrics:
+    """Of one step on the whole batch: mean loss (float32) and the number classified correctly (int32)."""
+
+    loss: jax.Array
+    correct: jax.Array
 
 
 @flax.struct.dataclass
@@ -62,8 +70,8 @@ def train_step(
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
     axis_name: str | None = None,
-) -> tuple[TrainState, jax.Array]:
-    """One update of `state` on this device's uint8 images: the new state and the loss of the whole batch.
+) -> tuple[TrainState, TrainMetrics]:
+    """One update of `state` on this device's uint8 images: the new state and the whole batch's metrics.
 
     `key` is the run's key. `axis_name` averages gradients, statistics and metrics over devices.
     """
@@ -86,21 +94,16 @@ def train_step(
         return cross_entropy(logits, batch["label"], label_smoothing).mean(), (logits, updated)
 
     (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
-    correct = (logits.argmax(-1) == batch["label"]).sum()
     loss, gradients, batch_stats = mean_over_devices((loss, gradients, updated.get("batch_stats", {})))
-    correct, count = (lax.psum(v, axis_name) if axis_name else v for v in (correct, jnp.int32(size)))
+    correct = (logits.argmax(-1) == batch["label"]).sum()
+    correct = lax.psum(correct, axis_name) if axis_name else correct
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
         ema = update_ema(ema, {"params": params, "batch_stats": batch_stats}, ema_decay, state.step + 1)
-    totals = Totals(
-        loss=state.totals.loss + loss * count,
-        correct=state.totals.correct + correct,
-        count=state.totals.count + count,
-    )
-    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, ema, totals)
-    return new_state, loss
+    new_state = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+    return new_state, TrainMetrics(loss, correct)
 
 
 def eval_step(
@@ -130,10 +133,10 @@ def eval_step(
 
 
 def pmap_train(step: Callable, devices: list[jax.Device]) -> Callable:
-    """`(state, data, batches, key) -> (state, losses)`: K steps in one dispatch on all devices.
+    """`(state, data, batches, key) -> (state, metrics)`: K steps in one dispatch on all devices.
 
     `step` is `train_step` with its keywords bound, `data` the resident examples or {}, `batches` has
-    leading axes (devices, K), and the losses are `(K,)`. The state is donated.
+    leading axes (devices, K), and the metrics are `(K,)`. The state is donated.
     """
 
     def call(state, data, batches, key):

@@ -1,0 +1,19 @@
+"""MobileNetV2 on the UCI handwritten digits: embedded, no download, about a minute on a laptop."""
+
+from configs import default
+
+
+def get_config():
+    """A narrow MobileNetV2 with a stride-2 stem: the digits are 8x8, upsampled to 32x32."""
+    config = default.get_config()
+    config.dataset = "digits"
+    config.mean = (0.3, 0.3, 0.3)
+    config.std = (0.3, 0.3, 0.3)
+    config.augment.flip = False  # a mirrored digit is another sign
+    config.augment.crop_padding = 3
+    config.model.width = 0.35
+    config.model.stem_stride = 2
+    config.batch_size = 64
+    config.num_epochs = 20
+    config.log_every_steps = 22
+    return config

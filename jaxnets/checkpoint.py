@@ -1,0 +1,202 @@
+"""Orbax checkpoints of a run: the latest few and the best, each verified when it is read."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import flax.serialization
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from jaxnets.errors import UserError
+from jaxnets.runtime import logger
+from jaxnets.state import TrainState
+
+BEST_METRIC = "eval_accuracy"
+
+
+class DamagedError(UserError):
+    """A checkpoint that is there but is not what was written."""
+
+
+def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
+    """The checkpoints of a workdir; with `keep` for writing: that many of the latest, and the best, are kept."""
+    directory = (workdir / "checkpoints").resolve()
+    if keep is None:
+        if not directory.is_dir():
+            raise UserError(f"{workdir} has no checkpoints: {directory} is missing")
+        options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_score, save_interval_steps=0, create=False)
+        return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
+    best = preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best]),
+        best_fn=_score,
+        cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
+
+
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    return {
+        "variables": ocp.StandardCheckpointHandler(),
+        "rest": ocp.StandardCheckpointHandler(),
+        "record": ocp.JsonCheckpointHandler(),
+    }
+
+
+def _score(metrics: dict[str, float]) -> float:
+    return metrics[BEST_METRIC]
+
+
+def _digest(tree) -> str:
+    """SHA-256 over the names, types and bytes of all arrays."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    state: TrainState,
+    totals: dict[str, float],
+    metrics: dict[str, float] | None,
+) -> None:
+    """Write the state under its step, in the background.
+
+    `variables` stand apart from the rest: they are all that evaluation needs. `totals` are the training
+    sums not reported yet. `metrics` decide which checkpoint is the best; None for one without an evaluation.
+    """
+    # Copied, since training goes on in the very buffers (they are donated) while Orbax writes.
+    host = jax.tree.map(np.array, jax.device_get(state))
+    step = int(host.step)
+    items = {
+        "variables": host.variables,
+        "rest": flax.serialization.to_state_dict({"step": host.step, "opt_state": host.opt_state, "ema": host.ema}),
+    }
+    if step in manager.all_steps():  # saved on an interruption, and evaluated now
+        manager.wait_until_finished()
+        manager.delete(step)
+    record = {"digests": {name: _digest(tree) for name, tree in items.items()}, "totals": totals}
+    manager.save(
+        step,
+        metrics=metrics,
+        args=ocp.args.Composite(
+            record=ocp.args.JsonSave(record),
+            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+        ),
+    )
+
+
+def _restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
+    """One item as a tree of NumPy arrays, whatever devices it was written from."""
+    where = f"checkpoint {step} in {manager.directory}"
+    try:
+        digests = _restore_record(manager, step)["digests"]
+        tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore()}))[name]
+    except Exception as error:  # Orbax and TensorStore raise what they will for a damaged file
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DamagedError(f"{where} is incomplete or damaged: {reason}") from error
+    tree = jax.tree.map(np.asarray, tree)
+    if _digest(tree) != digests.get(name):
+        raise DamagedError(f"{where} is damaged: {name} differs from what was written")
+    return tree
+
+
+def _restore_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+
+
+def _shapes(tree) -> dict[str, tuple]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _require_same_shapes(found, expected, where: str) -> None:
+    """UserError naming the first array in which a checkpoint and a net differ."""
+    found, expected = _shapes(found), _shapes(expected)
+    for name in sorted(found.keys() | expected.keys()):
+        if found.get(name) != expected.get(name):
+            has, wants = (shapes.get(name, "no such array") for shapes in (found, expected))
+            raise UserError(
+                f"{where} is of another model: {name} is {has} in it, and {wants} in this configuration's net"
+            )
+
+
+def restore_variables(manager: ocp.CheckpointManager, step: int, expected) -> dict[str, Any]:
+    """`{'params', 'batch_stats'}` of one checkpoint, NumPy arrays of the shapes in `expected`.
+
+    Raises DamagedError, and UserError if the checkpoint is of another model.
+    """
+    tree = {"params": {}, "batch_stats": {}} | _restore_item(manager, step, "variables")
+    _require_same_shapes(tree, expected, f"checkpoint {step} in {manager.directory}")
+    return tree
+
+
+def restore_ema(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
+    """The averaged variables of one checkpoint, or None where the run kept none."""
+    if "rest" not in manager.item_metadata(step):
+        return None
+    return _restore_item(manager, step, "rest").get("ema")
+
+
+def restore_state(
+    manager: ocp.CheckpointManager, step: int, template: TrainState
+) -> tuple[TrainState, dict[str, float]]:
+    """The state of one checkpoint, NumPy arrays in the structure of `template`, and the unreported totals.
+
+    Raises DamagedError, and UserError if the checkpoint is of another model or optimizer.
+    """
+    variables = restore_variables(manager, step, template.variables)
+    rest = _restore_item(manager, step, "rest")
+    expected = {name: getattr(template, name) for name in ("step", "opt_state", "ema")}
+    where = f"the optimizer state of checkpoint {step} in {manager.directory}"
+    _require_same_shapes(rest, flax.serialization.to_state_dict(expected), where)
+    values = flax.serialization.from_state_dict(expected, rest)
+    state = template.replace(**variables, **values)
+    return state, _restore_record(manager, step)["totals"]
+
+
+def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, dict[str, float]] | None:
+    """The newest checkpoint that is whole, as `restore_state`; None where the run has saved nothing yet.
+
+    Damaged ones are said so and set aside, in `damaged/` beside the others. UserError if none is whole:
+    a run that has saved something never starts over silently.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            return restore_state(manager, step, template)
+        except DamagedError as error:
+            aside = Path(manager.directory).parent / "damaged" / str(step)
+            aside.parent.mkdir(exist_ok=True)
+            (Path(manager.directory) / str(step)).rename(aside)
+            logger.warning("%s; moved to %s, going on from the one before", error, aside)
+            manager.reload()
+    if steps:
+        raise UserError(f"no checkpoint in {manager.directory} is whole; to start over, choose another workdir")
+    return None
+
+
+def find_step(manager: ocp.CheckpointManager, which: str) -> int:
+    """The step that "best", "latest" or a number names; UserError listing what exists."""
+    steps = sorted(manager.all_steps())
+    if not steps:
+        raise UserError(f"{manager.directory} holds no checkpoint")
+    if which == "latest":
+        return steps[-1]
+    if which == "best":
+        scores = {step: manager.metrics(step) for step in steps}
+        scores = {step: m[BEST_METRIC] for step, m in scores.items() if m}
+        if not scores:
+            raise UserError(f"no checkpoint in {manager.directory} has been evaluated; take latest or a step")
+        return max(scores, key=lambda step: (scores[step], step))
+    if which.isdecimal() and int(which) in steps:
+        return int(which)
+    raise UserError(f"no checkpoint {which!r} in {manager.directory}; there are best, latest, {steps}")

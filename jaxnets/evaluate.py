@@ -1,0 +1,175 @@
+"""Evaluate a checkpoint of a run: loss, top-1, top-5 and per-class accuracy on any split.
+
+Needs nothing but the workdir. The last line on standard output is one JSON object.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from jaxnets import checkpoint, data, runtime, settings, step
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.workdir import CONFIG
+
+Evaluator = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def eval_calls(
+    split: data.Split, resident: bool, config: ml_collections.ConfigDict, num_devices: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Every example once, as the mapped evaluation takes it: K batches a call, the rest masked."""
+    size = config.eval_batch_size
+    if resident:
+        index, mask = data.eval_indices(len(split), size)
+        batches = ({"index": i, "mask": m} for i, m in zip(index, mask))
+    else:
+        batches = data.stream_eval(split, batch_size=size, num_workers=config.num_workers)
+    pending: list[dict[str, np.ndarray]] = []
+    # No more batches in a call than there are: a small split would be mostly padding.
+    per_call = min(config.steps_per_call, -(-len(split) // size))
+    for batch in batches:
+        pending.append(batch)
+        if len(pending) == per_call:
+            yield step.shard({name: np.stack([b[name] for b in pending]) for name in batch}, num_devices)
+            pending = []
+    if pending:
+        empty = pending[-1] | {"mask": np.zeros_like(pending[-1]["mask"])}
+        pending += [empty] * (per_call - len(pending))
+        yield step.shard({name: np.stack([b[name] for b in pending]) for name in empty}, num_devices)
+
+
+def make_evaluator(
+    model: nn.Module,
+    split: data.Split,
+    examples: dict[str, jax.Array],
+    config: ml_collections.ConfigDict,
+    devices: list[jax.Device],
+    between_calls: Callable[[], None] = lambda: None,
+) -> Evaluator:
+    """A function from variables to the metrics of `split`, `summarize`'s, compiled on first use.
+
+    `examples` are the resident images and labels, or {} to stream them. `between_calls` may raise to
+    abandon the evaluation.
+    """
+    one_step = partial(step.eval_step, model=model, mean=config.mean, std=config.std, axis_name=step.AXIS)
+    call = step.pmap_eval(one_step, devices)
+
+    def evaluate(variables):
+        variables = step.replicate(variables, devices)
+        total = None
+        for batches in eval_calls(split, bool(examples), config, len(devices)):
+            # Added up in float64 and int64 here, one call behind the devices.
+            totals = jax.tree.map(lambda x: np.asarray(x).astype(np.float64), call(variables, examples, batches))
+            total = totals if total is None else jax.tree.map(np.add, total, totals)
+            between_calls()
+        return summarize(total)
+
+    return evaluate
+
+
+def summarize(totals: step.EvalTotals) -> dict[str, Any]:
+    """Means over examples: loss (nats), accuracy, top5_accuracy, class_accuracy (NaN: no such example)."""
+    count = int(totals.count)
+    with np.errstate(invalid="ignore"):
+        class_accuracy = totals.class_correct / totals.class_count
+    return {
+        "loss": float(totals.loss) / count,
+        "accuracy": float(totals.correct) / count,
+        "top5_accuracy": float(totals.correct_top5) / count,
+        "num_examples": count,
+        "class_accuracy": class_accuracy.tolist(),
+    }
+
+
+def load_model(config: ml_collections.ConfigDict, manager, at: int, num_classes: int):
+    """The net of a run and the variables of its checkpoint `at`."""
+    model = settings.make_model(config, num_classes)
+    images = jnp.zeros((1, config.image_size, config.image_size, 3))
+    expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    return model, checkpoint.restore_variables(manager, at, {"params": {}, "batch_stats": {}} | expected)
+
+
+def load_examples(
+    split: data.Split, config: ml_collections.ConfigDict, devices: list[jax.Device]
+) -> dict[str, jax.Array]:
+    """The decoded split on every device, or {} if it is to be streamed."""
+    if not data.is_resident(config.resident, split.nbytes, config.resident_limit):
+        return {}
+    return step.replicate(data.decode(split), devices)
+
+
+def _print_table(metrics: dict[str, Any], class_names: tuple[str, ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("class", "accuracy", title="Accuracy by class")
+    table.columns[1].justify = "right"
+    for name, accuracy in zip(class_names, metrics["class_accuracy"]):
+        table.add_row(name, "-" if np.isnan(accuracy) else f"{accuracy:.2%}")
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100).print(table)
+    print(
+        f"loss {metrics['loss']:.4f}  top-1 {metrics['accuracy']:.2%}  top-5 {metrics['top5_accuracy']:.2%}  "
+        f"of {metrics['num_examples']} examples"
+    )
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m jaxnets.evaluate", description=__doc__)
+    parser.add_argument("--workdir", type=Path, required=True, help="the folder of the run")
+    parser.add_argument("--checkpoint", default="best", help="best (by eval_accuracy; default), latest, or a step")
+    parser.add_argument("--split", help="TFDS split to evaluate, e.g. test[:1000]; default: the run's eval_split")
+    parser.add_argument("--data_dir", help="where the data set is now, if not where the run found it")
+    parser.add_argument("--batch_size", type=int, help="images at once; default: the run's eval_batch_size")
+    parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the run")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run the command; the last line it prints is the JSON result."""
+    args = _parser().parse_args(argv[1:])
+    runtime.configure_logging()
+    config = settings.read(args.workdir / CONFIG)
+    if args.data_dir:
+        config.data_dir = args.data_dir
+    if args.batch_size is not None:
+        config.eval_batch_size = args.batch_size
+    settings.check(config)
+    if config.compilation_cache:
+        runtime.enable_compilation_cache()
+    devices = jax.local_devices()
+    # As many devices as share the batch evenly: a run of eight devices evaluates on three as well.
+    devices = devices[: max(d for d in range(1, len(devices) + 1) if config.eval_batch_size % d == 0)]
+    manager = checkpoint.open_manager(args.workdir)
+    at = checkpoint.find_step(manager, args.checkpoint)
+    split = data.open_split(
+        config.dataset, args.split or config.eval_split, config.data_dir, image_size=config.image_size
+    )
+    model, variables = load_model(config, manager, at, split.num_classes)
+    if args.ema:
+        variables = checkpoint.restore_ema(manager, at)
+        if variables is None:
+            raise UserError(f"the run in {args.workdir} kept no averaged weights (config.ema_decay was 0)")
+    metrics = make_evaluator(model, split, load_examples(split, config, devices), config, devices)(variables)
+    _print_table(metrics, split.class_names)
+    result = {
+        "eval_accuracy": metrics["accuracy"],
+        "eval_loss": metrics["loss"],
+        "eval_top5_accuracy": metrics["top5_accuracy"],
+        "num_examples": metrics["num_examples"],
+        "step": at,
+        "split": split.split,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)(sys.argv)

@@ -1,0 +1,68 @@
+"""The numbers of a run: `metrics.jsonl`, one object a line, and TensorBoard events."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+
+FILE = "metrics.jsonl"
+
+
+def read(workdir: Path) -> list[dict[str, Any]]:
+    """The records of a workdir in order; a last line that a kill tore is left out."""
+    try:
+        lines = (workdir / FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+class Journal:
+    """Appends records to `metrics.jsonl` and to TensorBoard; goes on from a given step."""
+
+    def __init__(self, workdir: Path, step: int, evaluated: bool):
+        """Drop what stands after `step`, the step of the restored checkpoint (0: a new run).
+
+        `evaluated` tells whether the checkpoint holds its evaluation; if not, that is dropped as well,
+        since it will be made again.
+        """
+        self.records = [
+            record
+            for record in read(workdir)
+            if record["step"] < step or record["step"] == step and (evaluated or "eval_loss" not in record)
+        ]
+        path = workdir / FILE
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        os.replace(scratch, path)
+        self._file = path.open("a")
+        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record, with at least `step` and `epoch`; on disk when this returns."""
+        self.records.append(record)
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        for name, value in record.items():
+            if name not in ("step", "epoch") and isinstance(value, int | float):
+                group = "eval" if "eval_" in name else "train"
+                self._tensorboard.add_scalar(f"{group}/{name}", value, record["step"])
+        self._tensorboard.flush()
+
+    def last_evaluation(self, step: int) -> dict[str, Any] | None:
+        """The evaluation recorded at `step`, if there is one."""
+        found = [record for record in self.records if record["step"] == step and "eval_loss" in record]
+        return found[-1] if found else None
+
+    def close(self) -> None:
+        self._file.close()
+        self._tensorboard.close()

@@ -1,0 +1,405 @@
+"""A training run from its configuration to its last number: set up, train by epochs, evaluate, save."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+
+from jaxnets import checkpoint, data, evaluate, optim, runtime, settings, state, step, workdir
+from jaxnets.errors import UserError
+from jaxnets.journal import Journal
+from jaxnets.progress import Progress
+from jaxnets.runtime import logger
+
+Totals = dict[str, float]  # sums over the training examples since the last report
+NO_TOTALS: Totals = {"loss": 0.0, "correct": 0, "count": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run is made of, before its first step."""
+
+    config: ml_collections.ConfigDict
+    devices: list[jax.Device]
+    train_split: data.Split
+    eval_split: data.Split
+    model: nn.Module
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.train_split) // self.config.batch_size
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.num_epochs * self.steps_per_epoch
+
+    def initial_state(self) -> state.TrainState:
+        config = self.config
+        key = jax.random.key(config.seed)
+        return state.create(key, self.model, self.optimizer, config.image_size, ema=config.ema_decay > 0)
+
+
+def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str, Any]:
+    """Train the run of `config` in a workdir, or go on with it; returns the last evaluation's record.
+
+    Raises UserError for bad input, before any long work, and for a loss that is no longer finite.
+    On SIGINT and SIGTERM the state is saved and SystemExit raised with the status the shell expects.
+    """
+    directory = Path(directory)
+    runtime.configure_logging()
+    settings.check(config)
+    if config.compilation_cache:
+        runtime.enable_compilation_cache()
+    plan = make_plan(config)
+    template = check_model(plan)
+    with (
+        workdir.claim(directory, config) as before,
+        closing(checkpoint.open_manager(directory, config.keep_checkpoints)) as manager,
+    ):
+        saved = checkpoint.restore_latest(manager, template) if before else None
+        start, totals = saved or (plan.initial_state(), dict(NO_TOTALS))
+        at = int(start.step)
+        announce(plan, directory, at, before)
+        evaluated = bool(saved and manager.metrics(at))
+        with closing(Journal(directory, at, evaluated)) as journal:
+            return fit(plan, start, totals, manager, journal)
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
+    """Everything that a configuration names, opened or built; UserError where it does not fit together."""
+    devices = jax.local_devices()
+    for field in ("batch_size", "eval_batch_size"):
+        if config[field] % len(devices):
+            raise UserError(
+                f"config.{field}={config[field]} must be a multiple of the {len(devices)} devices it is spread over"
+            )
+    open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size)
+    train_split = open_split(config.dataset, config.train_split)
+    eval_split = open_split(config.dataset, config.eval_split)
+    if config.batch_size > len(train_split):
+        raise UserError(
+            f"config.batch_size={config.batch_size} must be at most the {len(train_split)} examples "
+            f"of config.train_split={config.train_split!r}"
+        )
+    steps_per_epoch = len(train_split) // config.batch_size
+    rate = {name: value for name, value in config.schedule.items() if name != "name"}
+    schedule = optim.make_schedule(
+        config.schedule.name,
+        config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=config.num_epochs,
+        **rate,
+    )
+    update = {name: value for name, value in config.optimizer.items() if name not in ("name", "learning_rate")}
+    optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
+    axis_name = step.AXIS if config.sync_batch_norm else None
+    model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
+    return Plan(config, devices, train_split, eval_split, model, schedule, optimizer)
+
+
+def check_model(plan: Plan) -> state.TrainState:
+    """The shapes of the state, found without computing; UserError where the net cannot take the images."""
+    try:
+        return jax.eval_shape(plan.initial_state)
+    except ValueError as error:
+        size = plan.config.image_size
+        raise UserError(
+            f"config.model.name={plan.config.model.name!r} cannot take images of {size}x{size}: {error}"
+        ) from None
+
+
+def announce(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
+    """Say what starts, or goes on, and whether a changed horizon changes the learning rate."""
+    config = plan.config
+    logger.info(
+        "%s on %s: %d training and %d evaluation images, %d epochs of %d steps of %d images, %s, %d %s device(s)",
+        config.model.name,
+        config.dataset,
+        len(plan.train_split),
+        len(plan.eval_split),
+        config.num_epochs,
+        plan.steps_per_epoch,
+        config.batch_size,
+        settings.compute_dtype(config.model.dtype),
+        len(plan.devices),
+        plan.devices[0].platform,
+    )
+    if before is None:
+        logger.info("a new run in %s", directory)
+        return
+    logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
+    if before.num_epochs != config.num_epochs and config.schedule.name in optim.HORIZON_SCHEDULES:
+        logger.warning(
+            "num_epochs was %d and is now %d: the %s schedule follows the new length from step %d on, so this "
+            "run is neither the shorter nor the longer one made in one go (learning rate now %.3g)",
+            before.num_epochs,
+            config.num_epochs,
+            config.schedule.name,
+            at,
+            plan.schedule(at),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """What the epochs of a run share: its compiled steps, and where its numbers and states go."""
+
+    plan: Plan
+    dispatch: Callable  # (state, batches) -> (state, TrainMetrics) of one call
+    calls: Callable[[int], Iterator[dict[str, np.ndarray]]]  # from a step to the end of its epoch
+    evaluator: evaluate.Evaluator
+    manager: ocp.CheckpointManager
+    journal: Journal
+    progress: Progress
+    interruption: runtime.Interruption
+
+
+def fit(
+    plan: Plan, start: state.TrainState, totals: Totals, manager: ocp.CheckpointManager, journal: Journal
+) -> dict[str, Any]:
+    """Train from a state to the plan's last step; the last evaluation's record."""
+    at = int(start.step)
+    if at >= plan.total_steps and journal.last_evaluation(at):
+        logger.info("nothing left to do: the run has its %d epochs", at // plan.steps_per_epoch)
+        return journal.last_evaluation(at)
+    examples, eval_examples = load_examples(plan)
+    per_call = steps_per_call(plan.config.steps_per_call, plan.steps_per_epoch, at)
+    calls = partial(train_calls, plan, bool(examples), per_call)
+    current = step.replicate(start, plan.devices)
+    dispatch = compile_train(plan, current, examples, calls) if at < plan.total_steps else None
+    with (
+        runtime.deferred_interrupts() as interruption,
+        Progress(at, plan.total_steps, plan.steps_per_epoch) as progress,
+    ):
+        evaluator = evaluate.make_evaluator(
+            plan.model, plan.eval_split, eval_examples, plan.config, plan.devices, interruption.raise_if_asked
+        )
+        run = Running(plan, dispatch, calls, evaluator, manager, journal, progress, interruption)
+        try:
+            # A run that was interrupted while it evaluated goes on there.
+            if at and at % plan.steps_per_epoch == 0 and not manager.metrics(at):
+                finish_epoch(run, current, at)
+            while at < plan.total_steps:
+                current, at = train_epoch(run, current, at, totals)
+                totals = dict(NO_TOTALS)
+                finish_epoch(run, current, at)
+        except runtime.Interrupted:
+            manager.wait_until_finished()
+            logger.info("saved step %d; the same command goes on from there", manager.latest_step())
+            raise SystemExit(interruption.status) from None
+    return journal.last_evaluation(at)
+
+
+def load_examples(plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The decoded training and evaluation images on every device, or {} for what streams."""
+    config = plan.config
+    nbytes = plan.train_split.nbytes + plan.eval_split.nbytes
+    if not data.is_resident(config.resident, nbytes, config.resident_limit):
+        logger.info("streaming the images (%.1f GB decoded)", nbytes / 1e9)
+        return {}, {}
+    # Two names of one split are decoded and kept once.
+    decoded = {
+        split.split: step.replicate(data.decode(split), plan.devices) for split in (plan.train_split, plan.eval_split)
+    }
+    logger.info("%.0f MB of images on each device", nbytes / 1e6)
+    return decoded[plan.train_split.split], decoded[plan.eval_split.split]
+
+
+def steps_per_call(limit: int, steps_per_epoch: int, at: int) -> int:
+    """The most steps, up to `limit`, whose calls end exactly with every epoch when started at step `at`."""
+    span = math.gcd(steps_per_epoch, at % steps_per_epoch)
+    return max(k for k in range(1, min(limit, span) + 1) if span % k == 0)
+
+
+def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[dict[str, np.ndarray]]:
+    """What the mapped training step takes, call by call, from step `at` to the end of its epoch."""
+    config, size = plan.config, len(plan.train_split)
+    end = (at // plan.steps_per_epoch + 1) * plan.steps_per_epoch
+    if resident:
+        calls = (
+            {"index": data.train_indices(config.seed, size, config.batch_size, first, per_call)}
+            for first in range(at, end, per_call)
+        )
+    else:
+        calls = data.stream_train(
+            plan.train_split,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start_step=at,
+            end_step=end,
+            num_workers=config.num_workers,
+            steps_per_call=per_call,
+        )
+    for batches in calls:
+        yield step.shard(batches, len(plan.devices))
+
+
+def compile_train(plan: Plan, current: state.TrainState, examples, calls) -> Callable:
+    """The training step compiled for this run's shapes: `(state, batches) -> (state, metrics)`."""
+    config = plan.config
+    one_step = partial(
+        step.train_step,
+        model=plan.model,
+        optimizer=plan.optimizer,
+        augmentation={"mean": tuple(config.mean), "std": tuple(config.std), **config.augment},
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+        axis_name=step.AXIS,
+    )
+    with closing(calls(int(current.step))) as stream:
+        batches = next(stream)
+    key = step.replicate(jax.random.key(config.seed), plan.devices)
+    began = time.perf_counter()
+    compiled = step.pmap_train(one_step, plan.devices).lower(current, examples, batches, key).compile()
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    logger.info(
+        "compiled the training step in %.1f s; %d step(s) a call; a device holds %s",
+        seconds,
+        batches["label" if "label" in batches else "index"].shape[1],
+        f"{memory.argument_size_in_bytes / 1e6:.0f} MB of state and data, {memory.temp_size_in_bytes / 1e6:.0f} MB "
+        "of activations and gradients"
+        if memory
+        else "an amount of memory its platform does not tell",
+    )
+    return lambda current, batches: compiled(current, examples, batches, key)
+
+
+def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals) -> tuple[state.TrainState, int]:
+    """Train from step `at` to the end of its epoch, reporting on the way: the state and its step.
+
+    The devices work on one call while the host reads the metrics of the one before. An interruption
+    saves the state and raises Interrupted.
+    """
+    plan = run.plan
+    began, seen = time.perf_counter(), 0
+    in_flight = []
+
+    def settle() -> None:
+        nonlocal at, totals, began, seen
+        metrics = jax.tree.map(np.asarray, in_flight.pop(0))
+        require_finite(metrics.loss, at, run.manager)
+        before, at = at, at + len(metrics.loss)
+        images = len(metrics.loss) * plan.config.batch_size
+        seen += images
+        totals = add(totals, metrics, plan.config.batch_size)
+        run.progress.advance(at, totals, seen / (time.perf_counter() - began))
+        every = plan.config.log_every_steps
+        if at // every > before // every or at % plan.steps_per_epoch == 0:
+            report(run, at, totals, seen / (time.perf_counter() - began))
+            totals, began, seen = dict(NO_TOTALS), time.perf_counter(), 0
+
+    with closing(run.calls(at)) as calls:
+        for batches in calls:
+            current, metrics = run.dispatch(current, batches)
+            in_flight.append(metrics)
+            if len(in_flight) > 1:
+                settle()
+            if run.interruption.signum is not None:
+                break
+    while in_flight:
+        settle()
+    if run.interruption.signum is not None and at % plan.steps_per_epoch:
+        checkpoint.save(run.manager, current, totals, None)
+        run.interruption.raise_if_asked()
+    return current, at
+
+
+def add(totals: Totals, metrics: step.TrainMetrics, batch_size: int) -> Totals:
+    """The totals with the steps of one call added, in float64."""
+    return {
+        "loss": totals["loss"] + float(metrics.loss.astype(np.float64).sum()) * batch_size,
+        "correct": totals["correct"] + int(metrics.correct.sum()),
+        "count": totals["count"] + len(metrics.loss) * batch_size,
+    }
+
+
+def require_finite(losses: np.ndarray, at: int, manager: ocp.CheckpointManager) -> None:
+    """UserError naming the step of the first loss that is NaN or infinite; checkpoints stay as they are."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        manager.wait_until_finished()
+        kept = manager.latest_step()
+        raise UserError(
+            f"the loss became {losses[bad[0]]} at step {at + int(bad[0]) + 1}; "
+            + ("there is no checkpoint yet" if kept is None else f"the last good checkpoint is step {kept}")
+            + "; a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps"
+        )
+
+
+def report(run: Running, at: int, totals: Totals, images_per_second: float) -> None:
+    """Write one train record."""
+    record = {
+        "step": at,
+        "epoch": math.ceil(at / run.plan.steps_per_epoch),
+        "loss": totals["loss"] / totals["count"],
+        "accuracy": totals["correct"] / totals["count"],
+        "learning_rate": float(run.plan.schedule(at - 1)),
+        "images_per_second": round(images_per_second, 1),
+    }
+    run.journal.write(record)
+    if not run.progress.shown:
+        logger.info(
+            "step %(step)d, epoch %(epoch)d: loss %(loss).4f, accuracy %(accuracy).2%%, "
+            "learning rate %(learning_rate).3g, %(images_per_second).0f images/s",
+            record | {"accuracy": 100 * record["accuracy"]},
+        )
+
+
+def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
+    """Evaluate and save where the epoch that ends at step `at` is due for it."""
+    config = run.plan.config
+    epoch, last = at // run.plan.steps_per_epoch, at >= run.plan.total_steps
+    metrics = None
+    if last or epoch % config.eval_every_epochs == 0:
+        try:
+            metrics = evaluation(run, current, at)
+        except runtime.Interrupted:
+            checkpoint.save(run.manager, current, NO_TOTALS, None)
+            raise
+        run.journal.write({"step": at, "epoch": epoch} | metrics)
+        logger.info(
+            "epoch %d: evaluation loss %.4f, accuracy %.2f%%",
+            epoch,
+            metrics["eval_loss"],
+            100 * metrics["eval_accuracy"],
+        )
+    if last or epoch % config.checkpoint_every_epochs == 0:
+        checkpoint.save(run.manager, current, NO_TOTALS, metrics)
+    if run.interruption.signum is not None and not last:
+        if at not in run.manager.all_steps():
+            checkpoint.save(run.manager, current, NO_TOTALS, metrics)
+        run.interruption.raise_if_asked()
+
+
+def evaluation(run: Running, current: state.TrainState, at: int) -> dict[str, float]:
+    """The metrics of the weights, and of their moving average where the run keeps one."""
+    record = {}
+    for prefix, variables in (("eval", current.variables), ("ema_eval", current.ema)):
+        if variables is None:
+            continue
+        metrics = run.evaluator(variables)
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"the evaluation loss became {metrics['loss']} after step {at}, the last good checkpoint is "
+                f"step {run.manager.latest_step()}; a lower config.optimizer.learning_rate usually helps"
+            )
+        record |= {
+            f"{prefix}_loss": metrics["loss"],
+            f"{prefix}_accuracy": metrics["accuracy"],
+            f"{prefix}_top5_accuracy": metrics["top5_accuracy"],
+        }
+    return record | {"num_examples": metrics["num_examples"]}

@@ -1,0 +1,43 @@
+"""The progress bar of a training run; on a terminal only."""
+
+import sys
+
+import rich.progress
+from rich.console import Console
+
+
+class Progress:
+    """Epoch, loss, accuracy, images/s and time left on standard error; nothing where that is not a terminal."""
+
+    def __init__(self, at: int, total_steps: int, steps_per_epoch: int):
+        self.shown = sys.stderr.isatty()
+        self._steps_per_epoch = steps_per_epoch
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("{task.fields[metrics]}"),
+            rich.progress.TimeRemainingColumn(compact=True),
+            console=Console(stderr=True),
+            disable=not self.shown,
+        )
+        # `completed` steps of an earlier start do not count towards the speed that the time left is made of.
+        self._task = self._bar.add_task("", total=total_steps, completed=at, epoch="", metrics="")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.stop()
+
+    def advance(self, at: int, totals: dict[str, float], images_per_second: float) -> None:
+        """Show step `at` with the means of `totals`."""
+        count = totals["count"]
+        self._bar.update(
+            self._task,
+            completed=at,
+            epoch=-(-at // self._steps_per_epoch),
+            metrics=f"loss {totals['loss'] / count:.4f}  accuracy {totals['correct'] / count:.2%}  "
+            f"{images_per_second:.0f} images/s",
+        )

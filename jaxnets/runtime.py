@@ -1,0 +1,83 @@
+"""What every command sets up around its work: log lines, the compilation cache, a graceful end."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import absl.logging
+import jax
+
+logger = logging.getLogger("jaxnets")
+
+
+class _StandardError(logging.Handler):
+    """Writes to whatever standard error is now, since a progress bar takes its place for a while."""
+
+    def emit(self, record):
+        print(self.format(record), file=sys.stderr)
+
+
+def configure_logging() -> None:
+    """Our log lines on standard error, one format; of the libraries only errors."""
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    if not logger.handlers:
+        handler = _StandardError()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+def cache_directory() -> Path:
+    """Where this user keeps what can be made again: `$XDG_CACHE_HOME/jaxnets`, else `~/.cache/jaxnets`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxnets"
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs between starts, in `JAX_COMPILATION_CACHE_DIR` or this user's cache."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Interrupted(Exception):
+    """The run was asked to end, and its state is saved."""
+
+
+class Interruption:
+    """Whether the user or the system has asked this process to end, and by which signal."""
+
+    signum: int | None = None
+
+    def raise_if_asked(self) -> None:
+        if self.signum is not None:
+            raise Interrupted
+
+    @property
+    def status(self) -> int:
+        """The shell's exit status for a process that ended on the signal."""
+        return 128 + self.signum
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[Interruption]:
+    """Note the first SIGINT or SIGTERM for the caller to act on; a second one ends the process at once."""
+    interruption = Interruption()
+
+    def note(signum, _frame):
+        if interruption.signum is not None:
+            os._exit(128 + signum)
+        interruption.signum = signum
+        logger.info("%s: saving after the steps in flight; again to end at once", signal.Signals(signum).name)
+
+    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interruption
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

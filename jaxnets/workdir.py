@@ -1,0 +1,73 @@
+"""The folder of one run: claimed by one process, for one configuration."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_collections
+
+from jaxnets import settings
+from jaxnets.errors import UserError
+
+CONFIG = "config.json"
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDict | None]:
+    """Hold the workdir while training; yields the configuration of the run it holds, None if it is new.
+
+    Raises UserError if it cannot be written, is in use, belongs to something else, or to a run whose
+    configuration differs in what decides the result (the fields are listed).
+    """
+    with _locked(_created(workdir)):
+        path = workdir / CONFIG
+        before = None
+        if path.exists():
+            before = settings.read(path)
+            _require_same_run(path, before, config)
+        elif strangers := sorted(set(os.listdir(workdir)) - {LOCK, path.name + ".tmp"}):
+            raise UserError(
+                f"--workdir={workdir} holds {strangers[0]!r} but no {CONFIG}: it is not the folder of a run; "
+                "choose a new or an empty one"
+            )
+        scratch = path.with_name(path.name + ".tmp")
+        settings.write(config, scratch)
+        os.replace(scratch, path)
+        yield before
+
+
+def _created(workdir: Path) -> Path:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--workdir={workdir} is, or lies below, a file; it must be a folder") from None
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be created: {error.strerror}") from None
+    return workdir
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    try:
+        lock = (workdir / LOCK).open("w")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"--workdir={workdir} is in use by another run; choose another or wait") from None
+        yield
+
+
+def _require_same_run(path: Path, before: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> None:
+    differing = settings.differences(settings.as_dict(before), settings.as_dict(config))
+    if differing:
+        listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
+        raise UserError(
+            f"--workdir={path.parent} holds a run with another configuration ({listed}); "
+            "choose another workdir, or give the same fields to go on with it"
+        )
