@@ -3,6 +3,7 @@
 from functools import partial
 
 from jaxnets.models.mobilenet_v2 import CIFAR_STAGE_STRIDES, MobileNetV2
+from jaxnets.models.shufflenet_v2 import ShuffleNetV2
 from jaxnets.models.squeezenet import SqueezeNet
 
 MODELS = {
@@ -17,6 +18,14 @@ MODELS = {
         activation="relu",
         dropout=0.0,
     ),
+    "shufflenet_v2_x0_5": partial(ShuffleNetV2, width=0.5),
+    "shufflenet_v2_x0_5_cifar": partial(ShuffleNetV2, width=0.5, num_classes=10, stem_stride=1),
+    "shufflenet_v2_x1_0": partial(ShuffleNetV2, width=1.0),
+    "shufflenet_v2_x1_0_cifar": partial(ShuffleNetV2, width=1.0, num_classes=10, stem_stride=1),
+    "shufflenet_v2_x1_5": partial(ShuffleNetV2, width=1.5),
+    "shufflenet_v2_x1_5_cifar": partial(ShuffleNetV2, width=1.5, num_classes=10, stem_stride=1),
+    "shufflenet_v2_x2_0": partial(ShuffleNetV2, width=2.0),
+    "shufflenet_v2_x2_0_cifar": partial(ShuffleNetV2, width=2.0, num_classes=10, stem_stride=1),
     "squeezenet1_0": partial(SqueezeNet, version="1.0"),
     "squeezenet1_0_cifar": partial(SqueezeNet, version="1.0", num_classes=10, stem_stride=1),
     "squeezenet1_1": partial(SqueezeNet, version="1.1"),

@@ -243,6 +243,16 @@ def require_strides(net: nn.Module, field: str, count: int):
     setattr(net, field, tuple(map(int, value)))  # hashable, whatever the configuration file had
 
 
+def require_features(net: nn.Module, field: str, count: int | None = None, multiple_of: int = 1):
+    """`require` a sequence of channel counts (`count` of them, if given); the field becomes a tuple."""
+    value = getattr(net, field)
+    ok = isinstance(value, Sequence) and count in (None, len(value))
+    ok = ok and all(isinstance(v, Integral) and v > 0 and v % multiple_of == 0 for v in value)
+    what = "channel counts" if multiple_of == 1 else f"channel counts that {multiple_of} divides"
+    require(net, field, ok, what if count is None else f"{count} {what}")
+    setattr(net, field, tuple(map(int, value)))
+
+
 class SqueezeExcite(nn.Module):
     """Squeeze-and-excitation (1709.01507): every channel scaled by a gate on the global means.
 
