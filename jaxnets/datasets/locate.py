@@ -1,0 +1,140 @@
+"""Where prepared data is, and how it gets there."""
+
+import atexit
+import contextlib
+import io
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from jaxnets.datasets.cifar import Cifar10, Cifar100
+from jaxnets.datasets.digits import Digits
+from jaxnets.errors import UserError
+
+BUILDERS = {"cifar10": Cifar10, "cifar100": Cifar100, "digits": Digits}
+
+_RANDOM_ACCESS = "array_record"
+
+
+def data_root(data_dir: str | os.PathLike | None = None) -> Path:
+    """The directory with the prepared data sets: `data_dir`, else `TFDS_DATA_DIR`, else TFDS's default."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(chosen).expanduser().absolute()
+
+
+def open_builder(dataset: str, data_dir: str | os.PathLike | None = None) -> tfds.core.DatasetBuilder:
+    """A builder whose data is prepared and can be read at random; prepares cifar10, cifar100 and digits.
+
+    Args:
+      dataset: a TFDS name, also with configuration and version: `name[/config][:version]`.
+      data_dir: see `data_root`.
+
+    Raises:
+      UserError: the data set is unknown, not prepared, damaged, or in a format without random access.
+    """
+    root = data_root(data_dir)
+    roots = [root] if dataset != "digits" else [root, _cache_root()]
+    for place in roots:
+        if directory := _find(dataset, place):
+            return _open(directory)
+    if dataset not in BUILDERS:
+        raise UserError(
+            f"unknown dataset {dataset!r}: jaxnets prepares {', '.join(BUILDERS)}, and in data_dir {root} "
+            f"TFDS has prepared {', '.join(_prepared(root)) or 'nothing'}"
+        )
+    if dataset == "digits":
+        root = _writable(roots)
+    elif not _is_writable(root):
+        raise UserError(
+            f"{dataset} cannot be prepared: data_dir {root} is not a writable directory; "
+            "choose another with config.data_dir or TFDS_DATA_DIR"
+        )
+    return _open(_prepare(dataset, root))
+
+
+def _find(dataset: str, root: Path) -> Path | None:
+    """The directory of the newest prepared version, or None."""
+    name, _, version = dataset.partition(":")
+    parent = root / name
+    if ".." in name.split("/") or not name or not parent.is_dir():
+        return None
+    versions = [entry.name for entry in parent.iterdir() if tfds.core.Version.is_valid(entry.name)]
+    if version:
+        versions = [entry for entry in versions if entry == version]
+    return parent / max(versions, key=tfds.core.Version) if versions else None
+
+
+def _prepared(root: Path) -> list[str]:
+    """The names under which data sets lie prepared in `root`."""
+    files = [*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]
+    return sorted({str(file.parent.parent.relative_to(root)) for file in files})
+
+
+def _open(directory: Path) -> tfds.core.DatasetBuilder:
+    """The builder of a prepared directory, set to read array_record files."""
+    try:
+        builder = tfds.builder_from_directory(directory)
+        formats = {file_format.value for file_format in builder.info.available_file_formats()}
+        if _RANDOM_ACCESS in formats:
+            return tfds.builder_from_directory(directory, file_format=_RANDOM_ACCESS)
+    except Exception as error:  # TFDS raises anything from KeyError to protobuf's ParseError here
+        raise UserError(
+            f"{directory} does not hold a whole prepared data set ({_first_line(error)}); "
+            "delete it and have it prepared again"
+        ) from error
+    raise UserError(
+        f"{directory} is prepared as {', '.join(sorted(formats)) or 'an unknown format'}, which cannot be read "
+        f"at random; where TensorFlow is installed, `tfds convert_format --dataset_version_dir={directory} "
+        f"--out_file_format={_RANDOM_ACCESS}` adds files that can"
+    )
+
+
+def _prepare(dataset: str, root: Path) -> Path:
+    """Prepare one of our data sets under `root`; TFDS writes beside and renames, so it is whole or absent."""
+    builder = BUILDERS[dataset](data_dir=root)
+    logging.info("Preparing %s in %s", dataset, builder.data_path)
+    tfds.enable_progress_bar() if sys.stderr.isatty() else tfds.disable_progress_bar()
+    try:
+        # Standard output belongs to the result; TFDS prints there that it "downloads".
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except OSError as error:
+        # Another process may have been faster: the rename then fails, and its data is as good.
+        if _find(dataset, root) is None:
+            raise UserError(f"{dataset} could not be written to {root}: {_first_line(error)}") from error
+    return Path(builder.data_path)
+
+
+def _cache_root() -> Path:
+    """The user's own cache, for the embedded data set where `data_dir` cannot be written."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser().absolute() / "jaxnets" / "tensorflow_datasets"
+
+
+def _writable(roots: list[Path]) -> Path:
+    """The first writable of `roots`, else a directory that goes when the process does."""
+    for root in roots:
+        if _is_writable(root):
+            return root
+        logging.warning("data_dir %s is not writable: the embedded digits go elsewhere", root)
+    temporary = Path(tempfile.mkdtemp(prefix="jaxnets-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
+
+
+def _is_writable(root: Path) -> bool:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return True
+    except OSError:
+        return False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
