@@ -4,12 +4,14 @@ A split is either decoded whole (`decode`) and indexed by `train_indices` and `e
 fit and `stream_train` and `stream_eval` yield the very batches those indices name.
 """
 
+import atexit
 import io
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -36,6 +38,7 @@ from jaxnets.errors import UserError
 Batch = dict[str, np.ndarray]
 
 _CHUNK = 512  # records read at once while decoding
+_open_streams: weakref.WeakSet = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ def open_split(dataset: str, split: str, data_dir: str | os.PathLike | None = No
     Raises:
       UserError: data set or split is unknown or empty, or its files are damaged or missing.
     """
+    if image_size < 1:
+        raise UserError(f"config.image_size must be at least 1 pixel, not {image_size}")
     builder = open_builder(dataset, data_dir)
     splits = builder.info.splits
     known = ", ".join(f"{name} ({info.num_examples} examples)" for name, info in splits.items())
@@ -100,6 +105,8 @@ def _class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
         )
     if image.np_dtype != np.uint8:
         raise UserError(f"{builder.info.full_name} has {image.np_dtype} images; only uint8 ones can be read")
+    if not label.num_classes:
+        raise UserError(f"{builder.info.full_name} does not say how many classes it has")
     return tuple(label.int2str(index) for index in range(label.num_classes))
 
 
@@ -114,6 +121,7 @@ def _check_shards(instructions: Sequence[Any], directory: os.PathLike) -> None:
         if not reader.ok():
             return f"{path} is truncated or damaged"
         found = reader.num_records()
+        reader.close()
         return None if found == count else f"{path} holds {found} records in place of {count}"
 
     files = {(str(instruction.filename), instruction.examples_in_shard) for instruction in instructions}
@@ -289,7 +297,7 @@ def stream_train(
         raise UserError(f"config.steps_per_call must be at least 1, not {steps_per_call}")
     load = partial(_train_batch, split, seed, batch_size)
     batches = _stream(load, start_step, end_step, num_workers)
-    return _stack_calls(batches, start_step, end_step, per_epoch, steps_per_call)
+    return _closed_at_exit(_stack_calls(batches, start_step, end_step, per_epoch, steps_per_call))
 
 
 def stream_eval(split: Split, *, batch_size: int, num_workers: int) -> Iterator[Batch]:
@@ -298,7 +306,7 @@ def stream_eval(split: Split, *, batch_size: int, num_workers: int) -> Iterator[
     See `stream_train` for `num_workers`, closing, and errors.
     """
     indices, _ = eval_indices(len(split), batch_size)
-    return _stream(partial(_eval_batch, split, batch_size), 0, len(indices), num_workers)
+    return _closed_at_exit(_stream(partial(_eval_batch, split, batch_size), 0, len(indices), num_workers))
 
 
 def _train_batch(split: Split, seed: int, batch_size: int, step: int) -> Batch:
@@ -342,15 +350,39 @@ def _iterate(load: Callable[[int], Batch], start: int, stop: int, num_workers: i
     else:
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     with closing(iter(dataset)) as iterator:
-        yield from iterator
+        try:
+            for batch in iterator:
+                # Out of Grain's shared memory, which goes with the batch whoever still looks at it.
+                yield {name: np.array(value) for name, value in batch.items()}
+        except RuntimeError as error:
+            if not num_workers:
+                raise
+            raise UserError(
+                f"a process that reads the data has ended ({str(error).splitlines()[0]}); where memory is short, "
+                f"set config.num_workers below {num_workers}"
+            ) from error
+
+
+def _closed_at_exit(stream: Iterator[Batch]) -> Iterator[Batch]:
+    """The same stream; left open until Python tears its modules down, it could no longer end its processes."""
+    _open_streams.add(stream)
+    return stream
+
+
+@atexit.register
+def _close_open_streams() -> None:
+    for stream in list(_open_streams):
+        stream.close()
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Keep a worker process off the accelerator, deaf to Ctrl-C, and no longer alive than its parent."""
-    del index, count
+    """Keep a worker process off the accelerator, deaf to its parent's signals, and from outliving it."""
+    del index, count  # Grain passes them
     jax.config.update("jax_platforms", "cpu")
     os.environ.pop("XLA_FLAGS", None)  # the parent's simulated devices
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent finishes its step and closes us
+    # Both often reach the whole process group. The parent finishes its step, saves, and closes us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def follow_parent():
         connection.wait([multiprocessing.parent_process().sentinel])

@@ -10,7 +10,6 @@ import threading
 import urllib.request
 import zlib
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,12 +88,13 @@ def download(archive: Archive, path: Path) -> None:
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     partial = Path(name)
     try:
-        with response, os.fdopen(descriptor, "wb") as file, _progress(archive) as advance:
+        with response, os.fdopen(descriptor, "wb") as file, _progress_bar(archive) as bar:
+            task = bar.add_task(f"Downloading {archive.filename}", total=archive.size)
             received = 0
             while received <= archive.size and (block := response.read(_BLOCK)):
                 file.write(block)
                 received += len(block)
-                advance(len(block))
+                bar.advance(task, len(block))
         if received < archive.size:
             raise ConnectionError(f"the connection ended after {received:,} of {archive.size:,} bytes")
         verify(partial, archive)
@@ -125,28 +125,13 @@ def _connect(url: str):
     raise outcome.get("error") or TimeoutError(f"no answer within {CONNECT_SECONDS:.0f} seconds")
 
 
-def _progress(archive: Archive):
-    """A context whose value is called with the bytes received: a bar on a terminal, else one log line."""
-    if not sys.stderr.isatty():
+def _progress_bar(archive: Archive) -> Progress:
+    """A bar over the archive's bytes on standard error; off, with a log line, where that is no terminal."""
+    on_terminal = sys.stderr.isatty()
+    if not on_terminal:
         logging.info("Downloading %s (%d MB)", archive.url, archive.size // 1_000_000)
-        return nullcontext(lambda count: None)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    return _Bar(Progress(*columns, console=Console(stderr=True)), archive)
-
-
-class _Bar:
-    """A `rich` bar over the bytes of one archive."""
-
-    def __init__(self, progress: Progress, archive: Archive):
-        self._progress = progress
-        self._task = progress.add_task(f"Downloading {archive.filename}", total=archive.size)
-
-    def __enter__(self):
-        self._progress.start()
-        return lambda count: self._progress.advance(self._task, count)
-
-    def __exit__(self, *error):
-        self._progress.stop()
+    return Progress(*columns, console=Console(stderr=True), disable=not on_terminal)
 
 
 def read_members(path: Path, wanted: Mapping[str, int | None]) -> dict[str, bytes]:

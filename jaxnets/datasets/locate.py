@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from jaxnets.errors import UserError
 BUILDERS = {"cifar10": Cifar10, "cifar100": Cifar100, "digits": Digits}
 
 _RANDOM_ACCESS = "array_record"
+_NAME = re.compile(r"(\w+(?:/\w[\w.+-]*)?)(?::([\w.]+))?")  # data set, configuration; version
 
 
 def data_root(data_dir: str | os.PathLike | None = None) -> Path:
@@ -38,32 +40,36 @@ def open_builder(dataset: str, data_dir: str | os.PathLike | None = None) -> tfd
       UserError: the data set is unknown, not prepared, damaged, or in a format without random access.
     """
     root = data_root(data_dir)
-    roots = [root] if dataset != "digits" else [root, _cache_root()]
+    match = _NAME.fullmatch(dataset)
+    name, version = match.groups(default="") if match else ("", "")
+    roots = [root] if name != "digits" else [root, _cache_root()]
     for place in roots:
-        if directory := _find(dataset, place):
+        if directory := _find(name, version, place):
             return _open(directory)
-    if dataset not in BUILDERS:
+    if name not in BUILDERS or version not in ("", str(BUILDERS[name].VERSION)):
         raise UserError(
             f"unknown dataset {dataset!r}: jaxnets prepares {', '.join(BUILDERS)}, and in data_dir {root} "
             f"TFDS has prepared {', '.join(_prepared(root)) or 'nothing'}"
         )
-    if dataset == "digits":
+    if name == "digits":
         root = _writable(roots)
     elif not _is_writable(root):
         raise UserError(
             f"{dataset} cannot be prepared: data_dir {root} is not a writable directory; "
             "choose another with config.data_dir or TFDS_DATA_DIR"
         )
-    return _open(_prepare(dataset, root))
+    return _open(_prepare(name, root))
 
 
-def _find(dataset: str, root: Path) -> Path | None:
-    """The directory of the newest prepared version, or None."""
-    name, _, version = dataset.partition(":")
-    parent = root / name
-    if ".." in name.split("/") or not name or not parent.is_dir():
+def _find(name: str, version: str, root: Path) -> Path | None:
+    """The directory of `version`, or of the newest prepared one where that is empty; or None."""
+    if not name:
         return None
-    versions = [entry.name for entry in parent.iterdir() if tfds.core.Version.is_valid(entry.name)]
+    parent = root / name
+    try:
+        versions = [entry.name for entry in parent.iterdir() if tfds.core.Version.is_valid(entry.name)]
+    except OSError:  # absent, or not ours to read
+        return None
     if version:
         versions = [entry for entry in versions if entry == version]
     return parent / max(versions, key=tfds.core.Version) if versions else None
@@ -94,19 +100,22 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
     )
 
 
-def _prepare(dataset: str, root: Path) -> Path:
+def _prepare(name: str, root: Path) -> Path:
     """Prepare one of our data sets under `root`; TFDS writes beside and renames, so it is whole or absent."""
-    builder = BUILDERS[dataset](data_dir=root)
-    logging.info("Preparing %s in %s", dataset, builder.data_path)
-    tfds.enable_progress_bar() if sys.stderr.isatty() else tfds.disable_progress_bar()
+    builder = BUILDERS[name](data_dir=root)
+    logging.info("Preparing %s in %s", name, builder.data_path)
+    if sys.stderr.isatty():
+        tfds.enable_progress_bar()
+    else:
+        tfds.disable_progress_bar()
     try:
         # Standard output belongs to the result; TFDS prints there that it "downloads".
         with contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
     except OSError as error:
         # Another process may have been faster: the rename then fails, and its data is as good.
-        if _find(dataset, root) is None:
-            raise UserError(f"{dataset} could not be written to {root}: {_first_line(error)}") from error
+        if _find(name, str(builder.version), root) is None:
+            raise UserError(f"{name} could not be written to {root}: {_first_line(error)}") from error
     return Path(builder.data_path)
 
 
