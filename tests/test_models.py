@@ -10,8 +10,20 @@ import jaxnets
 
 # As published (torchvision, timm, the common CIFAR code) or counted on a PyTorch twin.
 PARAMETERS = {
+    "mobilenet_v1": 4_231_976,
+    "mobilenet_v1_cifar": 3_217_226,
     "mobilenet_v2": 3_504_872,
     "mobilenet_v2_cifar": 2_296_922,
+    "shufflenet_v1_g1": 1_531_936,
+    "shufflenet_v1_g1_cifar": 960_706,
+    "shufflenet_v1_g2": 1_733_848,
+    "shufflenet_v1_g2_cifar": 940_858,
+    "shufflenet_v1_g3": 1_865_728,
+    "shufflenet_v1_g3_cifar": 914_338,
+    "shufflenet_v1_g4": 1_968_344,
+    "shufflenet_v1_g4_cifar": 890_234,
+    "shufflenet_v1_g8": 2_434_768,
+    "shufflenet_v1_g8_cifar": 913_138,
     "shufflenet_v2_x0_5": 1_366_792,
     "shufflenet_v2_x0_5_cifar": 352_042,
     "shufflenet_v2_x1_0": 2_278_604,
@@ -64,6 +76,13 @@ def test_builds_and_runs_at_its_default_size(name):
         ("mobilenet_v2", {"width": 0.75}, 1_368_234),
         ("mobilenet_v2", {"width": 1.0}, 2_236_682),
         ("mobilenet_v2", {"width": 1.4}, 4_333_706),
+        ("shufflenet_v1_g3", {"width": 0.5, "variant": "megvii"}, 242_134),
+        ("shufflenet_v1_g8", {"width": 0.5, "variant": "megvii"}, 250_138),
+        ("shufflenet_v1_g3", {"width": 1.5, "variant": "megvii"}, 2_015_578),
+        ("shufflenet_v1_g8", {"width": 2.0, "variant": "megvii"}, 3_479_962),
+        ("shufflenet_v1_g2_cifar", {"variant": "kuangliu"}, 887_582),
+        ("shufflenet_v1_g3_cifar", {"variant": "kuangliu"}, 862_768),
+        ("shufflenet_v2_x1_0", {"variant": "megvii"}, 1_265_010),
     ],
 )
 def test_parameters_of_published_variants_with_10_classes(name, fields, parameters):

@@ -103,8 +103,7 @@ def _conv_padding(sides, kernel_size, strides, padding):
         pads = [((kernel_size - 1) // 2 if padding == "torch" else padding,) * 2] * 2
     if any(side + sum(pad) < kernel_size for side, pad in zip(sides, pads)):
         raise UserError(
-            f"the images are too small: a {kernel_size}x{kernel_size} convolution meets a map of "
-            f"{sides[0]}x{sides[1]}"
+            f"the images are too small: a {kernel_size}x{kernel_size} convolution meets a map of {sides[0]}x{sides[1]}"
         )
     return tuple(pads)
 
@@ -197,9 +196,7 @@ def _pool_padding(side, window, strides, padding, ceil_mode):
     if ceil_mode and (out - 1) * strides >= side + padding:
         out -= 1
     if out < 1:
-        raise UserError(
-            f"the images are too small: a {window}x{window} pooling meets a map with a side of {side}"
-        )
+        raise UserError(f"the images are too small: a {window}x{window} pooling meets a map with a side of {side}")
     return padding, max(padding, (out - 1) * strides + window - side - padding)
 
 

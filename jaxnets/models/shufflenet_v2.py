@@ -71,9 +71,7 @@ class ShuffleUnit(nn.Module):
         return jnp.split(x, 2, -1)
 
     def depthwise(self, channels, name):
-        return self.conv_bn(
-            channels, 3, self.strides, feature_group_count=channels, activation="identity", name=name
-        )
+        return self.conv_bn(channels, 3, self.strides, feature_group_count=channels, activation="identity", name=name)
 
 
 class ShuffleNetV2(Net):

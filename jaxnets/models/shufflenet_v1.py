@@ -1,0 +1,123 @@
+"""ShuffleNet: An Extremely Efficient CNN for Mobile Devices (arXiv 1707.01083)."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxnets import ops
+from jaxnets.models.layers import (
+    ACTIVATIONS,
+    ConvBN,
+    FeatureMap,
+    ResidualNet,
+    avg_pool,
+    drop_path,
+    last_of_each_stride,
+    make_divisible,
+    max_pool,
+    require_choice,
+)
+
+# Table 1: output channels of stage 2, by the number of groups; they double in stages 3 and 4
+STAGE2_FEATURES = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+STEM_FEATURES = 24
+REPEATS = (4, 8, 4)
+
+
+def stem_features(width: float, groups: int) -> int:
+    """The stem's channels: those of the authors' code at its widths (.5, 1, 1.5, 2), a multiple of `groups`."""
+    if width >= 1:
+        return STEM_FEATURES * int(width)
+    return groups * math.ceil(STEM_FEATURES * width / groups)
+
+
+class ShuffleUnit(nn.Module):
+    """Grouped 1x1, channel shuffle, depthwise 3x3, grouped 1x1 (figure 2b and, with stride 2, 2c)."""
+
+    features: int
+    strides: int
+    feature_group_count: int
+    first: bool  # of the net: its input has too few channels to group
+    variant: str
+    activation: str
+    conv_bn: Any = ConvBN
+    drop_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        groups = self.feature_group_count
+        kuangliu, megvii = self.variant == "kuangliu", self.variant == "megvii"
+        added = self.features - x.shape[-1] if self.strides == 2 else self.features
+        hidden = (added if kuangliu else self.features) // 4
+        y = self.conv_bn(hidden, 1, feature_group_count=1 if self.first else groups, name="pointwise1")(x, train)
+        if not (megvii or kuangliu and self.first):
+            y = ops.channel_shuffle(y, groups)
+        activation = self.activation if kuangliu else "identity"
+        depthwise = self.conv_bn(
+            hidden, 3, self.strides, feature_group_count=hidden, activation=activation, name="depthwise"
+        )
+        y = depthwise(y, train)
+        if megvii:  # the inverse permutation, and a layer later
+            y = ops.channel_shuffle(y, hidden // groups)
+        activation = self.activation if self.strides == 2 else "identity"
+        pointwise2 = self.conv_bn(added, 1, feature_group_count=groups, activation=activation, name="pointwise2")
+        y = pointwise2(y, train)
+        if self.strides == 1:
+            return ACTIVATIONS[self.activation](x + drop_path(y, self.drop_rate, train))
+        pooled = avg_pool(x, 3, 2, padding=1)
+        return jnp.concatenate((y, pooled) if kuangliu else (pooled, y), -1)
+
+
+class ShuffleNetV1(ResidualNet):
+    """Table 1 of the paper; `feature_group_count` is its g.
+
+    `stem_stride=1` is the net for 32x32 images, which also leaves the max-pool out. `variant`: "paper"; "megvii",
+    the authors' code, which shuffles after the depthwise convolution and by the inverse permutation; "kuangliu",
+    the common CIFAR net: a 1x1 stem, an activation after the depthwise convolution, the shortcut's channels last,
+    and in the units of stride 2 a bottleneck of a quarter of the channels that they add.
+    """
+
+    feature_group_count: int = 3
+    stem_stride: int = 2
+    variant: str = "paper"
+
+    def __post_init__(self):
+        require_choice(self, "feature_group_count", STAGE2_FEATURES)
+        require_choice(self, "stem_stride", (1, 2))
+        require_choice(self, "variant", ("paper", "megvii", "kuangliu"))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        x = self.prepare(images)
+        groups, stride = self.feature_group_count, self.stem_stride
+        kernel = 1 if self.variant == "kuangliu" else 3
+        x = self.conv_bn(stem_features(self.width, groups), kernel, stride, name="stem")(x, train)
+        maps = [FeatureMap(x, stride)]
+        if stride == 2:
+            x = max_pool(x, 3, 2, padding=1)
+            stride *= 2
+            maps.append(FeatureMap(x, stride))
+        # A bottleneck is a quarter of the channels, in groups.
+        features = make_divisible(STAGE2_FEATURES[groups] * self.width, 4 * groups)
+        drop_rates = iter(self.drop_rates(sum(REPEATS)))
+        for stage, repeats in enumerate(REPEATS, start=2):
+            for i in range(repeats):
+                unit = ShuffleUnit(
+                    features,
+                    2 if i == 0 else 1,
+                    groups,
+                    stage == 2 and i == 0,
+                    self.variant,
+                    self.activation,
+                    self.conv_bn,
+                    next(drop_rates),
+                    name=f"stage{stage}_block{i}",
+                )
+                x = unit(x, train)
+            features *= 2
+            stride *= 2
+            maps.append(FeatureMap(x, stride))
+        return last_of_each_stride(maps) if self.features_only else self.classify(x, train)
