@@ -1,0 +1,121 @@
+"""Schedules by their formulas, optimizers against PyTorch's, and what decays."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from jaxnets import optim
+
+STEPS, EPOCHS, PEAK = 10, 8, 0.4
+
+
+def rates(name, **fields):
+    schedule = optim.make_schedule(name, PEAK, steps_per_epoch=STEPS, num_epochs=EPOCHS, **fields)
+    return np.array([schedule(step) for step in range(STEPS * EPOCHS)])
+
+
+@pytest.mark.parametrize("name", optim.SCHEDULES)
+def test_warmup_rises_linearly_to_the_peak(name):
+    values = rates(name, warmup_epochs=2.0)
+    np.testing.assert_allclose(values[:20], PEAK * np.arange(1, 21) / 20, rtol=1e-6)
+    assert values.max() == pytest.approx(PEAK)
+    assert np.all(np.diff(values[20:]) <= 1e-7)
+
+
+def test_cosine_follows_its_formula_and_ends_at_the_end_factor():
+    values = rates("cosine", end_factor=0.1)
+    t = np.arange(80) / 80
+    np.testing.assert_allclose(values, PEAK * (0.1 + 0.9 * (1 + np.cos(np.pi * t)) / 2), rtol=1e-5)
+
+
+def test_linear_falls_evenly():
+    np.testing.assert_allclose(rates("linear"), PEAK * (1 - np.arange(80) / 80), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.0])
+def test_step_falls_at_fractions_of_the_whole_run(warmup):
+    values = rates("step", boundaries=(0.5, 0.75), decay=0.1, warmup_epochs=warmup)
+    np.testing.assert_allclose(values[[39, 41, 59, 61, 79]], PEAK * np.array([1, 0.1, 0.1, 0.01, 0.01]), rtol=1e-5)
+
+
+def test_exponential_falls_by_the_decay_every_epoch():
+    values = rates("exponential", decay=0.5)
+    np.testing.assert_allclose(values[::STEPS], PEAK * 0.5 ** np.arange(EPOCHS), rtol=1e-5)
+
+
+def test_unknown_names_list_what_exists():
+    with pytest.raises(ValueError, match="cosine, linear"):
+        optim.make_schedule("cosin", 0.1, steps_per_epoch=1, num_epochs=1)
+    with pytest.raises(ValueError, match="sgd, adamw"):
+        optim.make_optimizer("adamwe", optax.constant_schedule(0.1))
+
+
+PARAMS = {
+    "conv": {"kernel": jnp.full((3, 3, 8, 4), 0.5)},
+    "depthwise": {"kernel": jnp.full((3, 3, 1, 4), 0.5)},
+    "bn": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+    "classifier": {"kernel": jnp.ones((4, 2)), "bias": jnp.ones(2)},
+}
+
+
+@pytest.mark.parametrize("decay_depthwise", [True, False])
+def test_only_kernels_decay(decay_depthwise):
+    mask = optim.decay_mask(PARAMS, decay_depthwise)
+    assert mask == {
+        "conv": {"kernel": True},
+        "depthwise": {"kernel": decay_depthwise},
+        "bn": {"scale": False, "bias": False},
+        "classifier": {"kernel": True, "bias": False},
+    }
+
+
+TORCH = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.01),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, alpha=0.99, eps=1e-6, momentum=0.9, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("name", TORCH)
+def test_five_updates_equal_pytorch(name):
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(3, 4)).astype(np.float32)
+    gradients = rng.normal(size=(5, 3, 4)).astype(np.float32)
+    weight = torch.nn.Parameter(torch.tensor(start))
+    theirs = TORCH[name]([weight])
+    ours = optim.make_optimizer(
+        name, optax.constant_schedule(0.1), beta2=0.99, epsilon=1e-6, weight_decay=0.01, momentum=0.9, nesterov=True
+    )
+    params = {"kernel": jnp.asarray(start)}
+    state = ours.init(params)
+    for gradient in gradients:
+        weight.grad = torch.tensor(gradient)
+        theirs.step()
+        updates, state = ours.update({"kernel": jnp.asarray(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params["kernel"], weight.detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
+def test_lion_moves_every_weight_by_the_learning_rate():
+    optimizer = optim.make_optimizer("lion", optax.constant_schedule(0.1))
+    gradient = {"kernel": jnp.array([3.0, -0.001])}
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient), gradient)
+    np.testing.assert_allclose(updates["kernel"], [-0.1, 0.1], rtol=1e-6)
+
+
+def test_clipping_bounds_the_global_norm():
+    optimizer = optim.make_optimizer("sgd", optax.constant_schedule(1.0), momentum=0.0, clip_norm=1.0)
+    gradients = {"a": {"kernel": jnp.array([30.0])}, "b": {"bias": jnp.array([40.0])}}
+    updates, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    np.testing.assert_allclose(optax.global_norm(updates), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(updates["a"]["kernel"], [-0.6], rtol=1e-6)
+
+
+def test_ema_starts_fast_and_settles_at_its_decay():
+    old, new = {"w": jnp.zeros(())}, {"w": jnp.ones(())}
+    assert optim.update_ema(old, new, 0.999, jnp.int32(1))["w"] == pytest.approx(1 - 2 / 11)
+    assert optim.update_ema(old, new, 0.999, jnp.int32(10**6))["w"] == pytest.approx(1 - 0.999, rel=1e-3)
+    assert jax.tree.structure(optim.update_ema(old, new, 0.9, 1)) == jax.tree.structure(old)

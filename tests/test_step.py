@@ -1,0 +1,175 @@
+"""The steps on one and on four devices, against plain sums, and against themselves in other groupings."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxnets import augment, optim, state, step
+from jaxnets.models.layers import Net
+
+SIDE, CLASSES, COUNT, BATCH = 8, 7, 40, 16
+MOMENTS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
+KEY = jax.random.key(3)
+rng = np.random.default_rng(0)
+DATA = {
+    "image": rng.integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8),
+    "label": rng.integers(0, CLASSES, COUNT).astype(np.int32),
+}
+INDEX = {"index": rng.integers(0, COUNT, (6, BATCH)).astype(np.int32)}
+
+
+class TinyNet(Net):
+    """Two convolutions with BatchNorm, enough to have statistics and depthwise kernels."""
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        x = self.conv_bn(8, 3, 2)(self.prepare(images), train)
+        x = self.conv_bn(8, 3, feature_group_count=8)(x, train)
+        return self.classify(x, train)
+
+
+def start(ema=False, **fields):
+    model = TinyNet(num_classes=CLASSES, **fields)
+    optimizer = optim.make_optimizer("sgd", optax.constant_schedule(0.1), weight_decay=1e-3)
+    return model, optimizer, state.create(jax.random.key(0), model, optimizer, SIDE, ema)
+
+
+def one_step(model, optimizer, axis_name=None, **fields):
+    return partial(
+        step.train_step, model=model, optimizer=optimizer, augmentation=MOMENTS, axis_name=axis_name, **fields
+    )
+
+
+def run_mapped(num_devices, steps_a_call, streamed=False, **fields):
+    """Six steps in calls of some: the per-step metrics and the final state."""
+    devices = jax.devices()[:num_devices]
+    model, optimizer, current = start(bn_axis_name=step.AXIS)
+    call = step.pmap_train(one_step(model, optimizer, step.AXIS, **fields), devices)
+    current, examples = step.replicate(current, devices), step.replicate({} if streamed else DATA, devices)
+    losses, correct = [], []
+    for first in range(0, 6, steps_a_call):
+        batches = {"index": INDEX["index"][first : first + steps_a_call]}
+        if streamed:
+            batches = {name: values[batches["index"]] for name, values in DATA.items()}
+        current, metrics = call(current, examples, step.shard(batches, num_devices), KEY)
+        losses.append(np.asarray(metrics.loss))
+        correct.append(np.asarray(metrics.correct))
+    return np.concatenate(losses), np.concatenate(correct), jax.device_get(current)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return run_mapped(1, 3)
+
+
+def test_four_devices_with_shared_statistics_equal_one(on_one_device):
+    losses, correct, final = run_mapped(4, 3)
+    np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)
+    np.testing.assert_array_equal(correct, on_one_device[1])
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), final, on_one_device[2])
+
+
+def test_statistics_of_each_device_make_another_net(on_one_device):
+    devices = jax.devices()[:4]
+    model, optimizer, current = start()
+    call = step.pmap_train(one_step(model, optimizer, step.AXIS), devices)
+    batches = step.shard({"index": INDEX["index"][:1]}, 4)
+    _, metrics = call(step.replicate(current, devices), step.replicate(DATA, devices), batches, KEY)
+    assert abs(metrics.loss[0] - on_one_device[0][0]) > 1e-4
+
+
+def test_streamed_batches_equal_resident_ones(on_one_device):
+    losses, _, final = run_mapped(1, 3, streamed=True)
+    np.testing.assert_array_equal(losses, on_one_device[0])
+    jax.tree.map(np.testing.assert_array_equal, final.params, on_one_device[2].params)
+
+
+def test_the_grouping_of_steps_into_calls_does_not_matter(on_one_device):
+    np.testing.assert_allclose(run_mapped(1, 2)[0], on_one_device[0], rtol=1e-6)
+
+
+def test_a_step_under_plain_jit_equals_the_mapped_one(on_one_device):
+    model, optimizer, current = start()
+    batch = step.gather(DATA, {"index": INDEX["index"][0]})
+    _, metrics = jax.jit(one_step(model, optimizer))(current, batch, KEY)
+    np.testing.assert_allclose(metrics.loss, on_one_device[0][0], rtol=1e-6)
+
+
+def test_the_gradient_is_the_derivative_of_the_loss():
+    """With sgd and nothing else, the first update is minus the rate times the loss's numerical derivative."""
+    model, _, current = start()
+    optimizer = optim.make_optimizer("sgd", optax.constant_schedule(1.0), momentum=0.0)
+    current = current.replace(opt_state=optimizer.init(current.params))
+    batch = step.gather(DATA, {"index": INDEX["index"][0]})
+    call = jax.jit(one_step(model, optimizer, label_smoothing=0.1))
+    after, _ = call(current, batch, KEY)
+    direction = jax.tree.map(lambda old, new: old - new, current.params, after.params)
+    norm = optax.tree.norm(direction)
+
+    def loss_at(distance):
+        moved = jax.tree.map(lambda p, d: p + distance * d / norm, current.params, direction)
+        return call(current.replace(params=moved), batch, KEY)[1].loss
+
+    assert (loss_at(1e-2) - loss_at(-1e-2)) / 2e-2 == pytest.approx(float(norm), rel=2e-2)
+
+
+def test_the_average_follows_the_weights():
+    model, optimizer, current = start(ema=True)
+    before = jax.device_get(current)
+    batch = step.gather(DATA, {"index": INDEX["index"][0]})
+    after, _ = jax.jit(one_step(model, optimizer, ema_decay=0.9))(current, batch, KEY)
+    rate = 2 / 11  # (1 + 1) / (10 + 1), below the decay
+    expected = jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, before.variables, after.variables)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.ema, expected)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_evaluation_sums_the_unmasked_examples(num_devices):
+    model, _, current = start()
+    devices = jax.devices()[:num_devices]
+    call = step.pmap_eval(partial(step.eval_step, model=model, axis_name=step.AXIS, **MOMENTS), devices)
+    index = np.zeros((3, BATCH), np.int32)
+    index.flat[:COUNT] = np.arange(COUNT)
+    mask = (np.arange(3 * BATCH) < COUNT).reshape(3, BATCH)
+    batches = step.shard({"index": index, "mask": mask}, num_devices)
+    totals = call(step.replicate(current.variables, devices), step.replicate(DATA, devices), batches)
+
+    logits = np.asarray(model.apply(current.variables, augment.normalize(DATA["image"], **MOMENTS)), np.float64)
+    labels, best = DATA["label"], np.argsort(-logits, -1)
+    hit = best[:, 0] == labels
+    log_sum = np.log(np.exp(logits).sum(-1))
+    assert totals.count == COUNT and totals.correct == hit.sum()
+    assert totals.correct_top5 == (best[:, :5] == labels[:, None]).any(-1).sum() > totals.correct
+    np.testing.assert_allclose(totals.loss, (log_sum - logits[np.arange(COUNT), labels]).sum(), rtol=1e-5)
+    np.testing.assert_array_equal(totals.class_count, np.bincount(labels, minlength=CLASSES))
+    np.testing.assert_array_equal(totals.class_correct, np.bincount(labels[hit], minlength=CLASSES))
+
+
+def test_label_smoothing_is_pytorchs():
+    import torch
+
+    logits = rng.normal(size=(5, CLASSES)).astype(np.float32)
+    theirs = torch.nn.functional.cross_entropy(
+        torch.tensor(logits), torch.tensor(DATA["label"][:5]).long(), label_smoothing=0.1, reduction="none"
+    )
+    np.testing.assert_allclose(step.cross_entropy(logits, DATA["label"][:5], 0.1), theirs.numpy(), rtol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state():
+    model, optimizer, current = start(dtype=jnp.bfloat16)
+    after, metrics = jax.jit(one_step(model, optimizer))(current, step.gather(DATA, {"index": INDEX["index"][0]}), KEY)
+    assert metrics.loss.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.variables)} == {np.dtype("float32")}
+
+
+def test_shard_gives_every_device_a_slice_of_every_batch():
+    batches = {"index": np.arange(24).reshape(2, 12)}
+    np.testing.assert_array_equal(
+        step.shard(batches, 3)["index"],
+        [[[0, 1, 2, 3], [12, 13, 14, 15]], [[4, 5, 6, 7], [16, 17, 18, 19]], [[8, 9, 10, 11], [20, 21, 22, 23]]],
+    )
