@@ -1,0 +1,32 @@
+"""Bad input ends a command with one line and status 1; a bug keeps its stack trace."""
+
+import pytest
+
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+
+
+def test_a_user_error_is_one_line_and_status_1(capsys):
+    @exit_on_user_error
+    def main(argv):
+        raise UserError(f"{argv[1]} must be a number")
+
+    with pytest.raises(SystemExit) as caught:
+        main(["program", "x"])
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "error: x must be a number\n"
+
+
+def test_a_bug_is_not_hidden():
+    @exit_on_user_error
+    def main(argv):
+        return argv[7]
+
+    with pytest.raises(IndexError):
+        main([])
+
+
+def test_a_bad_argument_is_a_user_error():
+    parser = ArgumentParser(prog="tool")
+    parser.add_argument("--count", type=int)
+    with pytest.raises(UserError, match="count.*tool --help"):
+        parser.parse_args(["--count=x"])

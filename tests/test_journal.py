@@ -1,0 +1,75 @@
+"""The journal goes on exactly where a checkpoint stands."""
+
+import json
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from jaxnets import journal
+
+RECORDS = [
+    {"step": 5, "epoch": 1, "loss": 2.0, "accuracy": 0.1},
+    {"step": 10, "epoch": 1, "loss": 1.5, "accuracy": 0.2},
+    {"step": 10, "epoch": 1, "eval_loss": 1.4, "eval_accuracy": 0.3},
+    {"step": 15, "epoch": 2, "loss": 1.0, "accuracy": 0.4},
+]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    written = journal.Journal(tmp_path, 0, False)
+    for record in RECORDS:
+        written.write(record)
+    written.close()
+    return tmp_path
+
+
+def test_what_is_written_is_read(workdir):
+    assert journal.read(workdir) == RECORDS
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == RECORDS
+
+
+@pytest.mark.parametrize(
+    ("step", "evaluated", "kept"), [(0, False, 0), (5, False, 1), (10, False, 2), (10, True, 3), (15, False, 4)]
+)
+def test_going_on_drops_what_will_be_made_again(workdir, step, evaluated, kept):
+    again = journal.Journal(workdir, step, evaluated)
+    assert journal.read(workdir) == RECORDS[:kept]
+    again.write(RECORDS[3])
+    assert journal.read(workdir) == [*RECORDS[:kept], RECORDS[3]]
+
+
+def test_a_torn_last_line_is_dropped(workdir):
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "epo')
+    assert journal.read(workdir) == RECORDS
+    again = journal.Journal(workdir, 15, False)
+    again.write({"step": 20, "epoch": 2, "loss": 0.5})
+    assert journal.read(workdir) == [*RECORDS, {"step": 20, "epoch": 2, "loss": 0.5}]
+
+
+def test_the_last_evaluation_is_that_of_the_step(workdir):
+    again = journal.Journal(workdir, 15, True)
+    assert again.last_evaluation(10) == RECORDS[2]
+    assert again.last_evaluation(15) is None
+
+
+def test_tensorboard_gets_every_number(workdir):
+    (file,) = (workdir / "tensorboard").iterdir()
+    content, scalars, at = file.read_bytes(), set(), 0
+    while at < len(content):  # TFRecord framing: length, its CRC, the event, its CRC
+        length = int.from_bytes(content[at : at + 8], "little")
+        event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
+        scalars |= {(event.step, value.tag, round(value.simple_value, 4)) for value in event.summary.value}
+        at += length + 16
+    assert scalars == {
+        (5, "train/loss", 2.0),
+        (5, "train/accuracy", 0.1),
+        (10, "train/loss", 1.5),
+        (10, "train/accuracy", 0.2),
+        (10, "eval/eval_loss", 1.4),
+        (10, "eval/eval_accuracy", 0.3),
+        (15, "train/loss", 1.0),
+        (15, "train/accuracy", 0.4),
+    }

@@ -1,0 +1,110 @@
+"""Bad fields are refused by name; a configuration survives its file; what decides a result is compared."""
+
+import ml_collections
+import pytest
+from configs import default
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxnets import settings
+from jaxnets.errors import UserError
+
+
+def changed(**fields):
+    config = default.get_config()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+BAD = {
+    "batch_size": [0, -8],
+    "num_epochs": [0, -1],
+    "image_size": [0],
+    "steps_per_call": [0],
+    "eval_batch_size": [0],
+    "checkpoint_every_epochs": [0],
+    "log_every_steps": [0],
+    "seed": [-1, 2**32],
+    "optimizer__learning_rate": [0.0, -0.1, float("nan"), float("inf")],
+    "optimizer__momentum": [1.0, -0.1, float("nan")],
+    "optimizer__weight_decay": [-1e-4, float("inf")],
+    "optimizer__name": ["adamwe"],
+    "schedule__name": ["cosin"],
+    "schedule__warmup_epochs": [-1.0],
+    "schedule__boundaries": [(0.5, 1.0)],
+    "model__dtype": ["float8"],
+    "label_smoothing": [1.0],
+    "ema_decay": [1.0],
+    "augment__crop_padding": [32, -1],
+    "augment__cutout": [33],
+    "mean": [(0.5, 0.5)],
+    "std": [(0.5, 0.5, 0.0)],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in BAD.items() for value in values])
+def test_a_bad_value_is_refused_with_its_field(field, value):
+    name = field.replace("__", ".")
+    with pytest.raises(UserError, match=rf"^config\.{name} must be .*, not "):
+        settings.check(changed(**{field: value}))
+
+
+def test_the_defaults_pass():
+    settings.check(default.get_config())
+
+
+def test_a_configuration_survives_its_file(tmp_path):
+    config = changed(model__stage_strides=(1, 1, 2, 2, 1, 2, 1), optimizer__learning_rate=0.1 + 0.2)
+    settings.write(config, tmp_path / "config.json")
+    restored = settings.read(tmp_path / "config.json")
+    assert settings.as_dict(restored) == settings.as_dict(config)
+    settings.check(restored)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{}", '{"model": 3}', '{"model": {', "\x00\xff"])
+def test_a_broken_file_is_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="config.json"):
+        settings.read(tmp_path / "config.json")
+
+
+def test_a_missing_file_names_the_folder(tmp_path):
+    with pytest.raises(UserError, match="not the workdir of a run"):
+        settings.read(tmp_path / "config.json")
+
+
+@given(st.sampled_from(sorted(settings.flatten(default.get_config().to_dict()))))
+def test_every_field_but_the_free_ones_keeps_runs_apart(name):
+    saved = settings.as_dict(default.get_config())
+    new = settings.as_dict(default.get_config())
+    *path, last = name.split(".")
+    node = new
+    for part in path:
+        node = node[part]
+    node[last] = "changed"
+    assert list(settings.differences(saved, new)) == ([] if name in settings.FREE_FIELDS else [name])
+
+
+def test_the_free_fields_exist():
+    assert settings.FREE_FIELDS <= settings.flatten(default.get_config().to_dict()).keys()
+
+
+def test_the_model_takes_the_classes_of_the_data_set():
+    assert settings.make_model(changed(), 100).num_classes == 100
+    assert settings.make_model(changed(model__num_classes=12), 10).num_classes == 12
+    with pytest.raises(UserError, match="config.model.num_classes=5 is less than the 10 classes"):
+        settings.make_model(changed(model__num_classes=5), 10)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"model__name": "mobilenet_v9"}, {"model__width": 0.0}, {"model__activation": "rellu"}]
+)
+def test_a_bad_model_is_refused_with_its_field(fields):
+    (value,) = fields.values()
+    with pytest.raises(UserError, match=f"config.model.*{value}"):
+        settings.make_model(changed(**fields), 10)
+
+
+def test_flatten_joins_names_with_dots():
+    nested = ml_collections.ConfigDict({"a": 1, "b": {"c": 2, "d": {"e": 3}}})
+    assert settings.flatten(nested.to_dict()) == {"a": 1, "b.c": 2, "b.d.e": 3}

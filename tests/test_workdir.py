@@ -1,0 +1,74 @@
+"""A workdir is one run's, and one process's at a time."""
+
+import os
+
+import pytest
+from configs import default
+
+from jaxnets import settings, workdir
+from jaxnets.errors import UserError
+
+
+def config(**fields):
+    made = default.get_config()
+    made.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return made
+
+
+def test_a_new_folder_is_made_and_gets_its_configuration(tmp_path):
+    with workdir.claim(tmp_path / "a" / "b", config()) as before:
+        assert before is None
+    assert settings.as_dict(settings.read(tmp_path / "a" / "b" / "config.json")) == settings.as_dict(config())
+
+
+def test_the_same_run_goes_on_and_free_fields_may_change(tmp_path):
+    with workdir.claim(tmp_path, config()):
+        pass
+    with workdir.claim(tmp_path, config(num_epochs=99)) as before:
+        assert before.num_epochs == default.get_config().num_epochs
+    assert settings.read(tmp_path / "config.json").num_epochs == 99
+
+
+def test_another_run_is_refused_with_every_differing_field_and_changes_nothing(tmp_path):
+    with workdir.claim(tmp_path, config()):
+        pass
+    content = (tmp_path / "config.json").read_bytes()
+    other = config(seed=4, batch_size=32, model__width=0.5, optimizer__learning_rate=0.2)
+    with (
+        pytest.raises(
+            UserError, match=r"batch_size was 128, is 32; model.width was None, is 0.5; optimizer.learn.*; seed was 0"
+        ),
+        workdir.claim(tmp_path, other),
+    ):
+        pass
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
+def test_a_folder_with_strangers_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="thesis.tex"), workdir.claim(tmp_path, config()):
+        pass
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_two_runs_at_once_are_refused(tmp_path):
+    with workdir.claim(tmp_path, config()), pytest.raises(UserError, match="in use"):  # noqa: SIM117
+        with workdir.claim(tmp_path, config()):
+            pass
+    with workdir.claim(tmp_path, config()):
+        pass
+
+
+@pytest.mark.parametrize("below", ["file", "file/run"])
+def test_a_file_is_not_a_workdir(tmp_path, below):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="folder"), workdir.claim(tmp_path / below, config()):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_read_only_folder_is_refused(tmp_path):
+    tmp_path.chmod(0o500)
+    for folder in (tmp_path, tmp_path / "below"):
+        with pytest.raises(UserError, match="cannot be"), workdir.claim(folder, config()):
+            pass
