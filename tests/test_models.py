@@ -14,6 +14,17 @@ PARAMETERS = {
     "mobilenet_v1_cifar": 3_217_226,
     "mobilenet_v2": 3_504_872,
     "mobilenet_v2_cifar": 2_296_922,
+    "mobilenet_v2_mini": 28_698,
+    "resnet18": 11_689_512,
+    "resnet18_cifar": 11_173_962,
+    "resnet34": 21_797_672,
+    "resnet34_cifar": 21_282_122,
+    "resnet50": 25_557_032,
+    "resnet50_cifar": 23_520_842,
+    "resnet101": 44_549_160,
+    "resnet101_cifar": 42_512_970,
+    "resnet152": 60_192_808,
+    "resnet152_cifar": 58_156_618,
     "shufflenet_v1_g1": 1_531_936,
     "shufflenet_v1_g1_cifar": 960_706,
     "shufflenet_v1_g2": 1_733_848,
@@ -36,6 +47,14 @@ PARAMETERS = {
     "squeezenet1_0_cifar": 740_554,
     "squeezenet1_1": 1_235_496,
     "squeezenet1_1_cifar": 727_626,
+    "vgg16": 138_357_544,
+    "vgg16_bn": 138_365_992 - 4_224,  # no biases in front of a BatchNorm
+    "vgg16_bn_cifar": 14_728_266 - 4_224,
+    "vgg16_cifar": 14_719_818,
+    "vgg19": 143_667_240,
+    "vgg19_bn": 143_678_248 - 5_504,
+    "vgg19_bn_cifar": 20_040_522 - 5_504,
+    "vgg19_cifar": 20_029_514,
 }
 
 

@@ -4,9 +4,14 @@ from functools import partial
 
 from jaxnets.models.mobilenet_v1 import MobileNetV1
 from jaxnets.models.mobilenet_v2 import CIFAR_STAGE_STRIDES, MobileNetV2
+from jaxnets.models.mobilenet_v2_mini import MobileNetV2Mini
+from jaxnets.models.resnet import ResNet
 from jaxnets.models.shufflenet_v1 import ShuffleNetV1
 from jaxnets.models.shufflenet_v2 import ShuffleNetV2
 from jaxnets.models.squeezenet import SqueezeNet
+from jaxnets.models.vgg import VGG
+
+vgg_cifar = partial(VGG, num_classes=10, hidden_features=(), pool_size=1, dropout=0.0)
 
 MODELS = {
     "mobilenet_v1": MobileNetV1,
@@ -22,6 +27,17 @@ MODELS = {
         activation="relu",
         dropout=0.0,
     ),
+    "mobilenet_v2_mini": MobileNetV2Mini,
+    "resnet18": partial(ResNet, depth=18),
+    "resnet18_cifar": partial(ResNet, depth=18, num_classes=10, stem_stride=1),
+    "resnet34": partial(ResNet, depth=34),
+    "resnet34_cifar": partial(ResNet, depth=34, num_classes=10, stem_stride=1),
+    "resnet50": partial(ResNet, depth=50),
+    "resnet50_cifar": partial(ResNet, depth=50, num_classes=10, stem_stride=1),
+    "resnet101": partial(ResNet, depth=101),
+    "resnet101_cifar": partial(ResNet, depth=101, num_classes=10, stem_stride=1),
+    "resnet152": partial(ResNet, depth=152),
+    "resnet152_cifar": partial(ResNet, depth=152, num_classes=10, stem_stride=1),
     "shufflenet_v1_g1": partial(ShuffleNetV1, feature_group_count=1),
     "shufflenet_v1_g1_cifar": partial(ShuffleNetV1, feature_group_count=1, num_classes=10, stem_stride=1),
     "shufflenet_v1_g2": partial(ShuffleNetV1, feature_group_count=2),
@@ -44,4 +60,12 @@ MODELS = {
     "squeezenet1_0_cifar": partial(SqueezeNet, version="1.0", num_classes=10, stem_stride=1),
     "squeezenet1_1": partial(SqueezeNet, version="1.1"),
     "squeezenet1_1_cifar": partial(SqueezeNet, version="1.1", num_classes=10, stem_stride=1),
+    "vgg16": partial(VGG, depth=16),
+    "vgg16_bn": partial(VGG, depth=16, batch_norm=True),
+    "vgg16_bn_cifar": partial(vgg_cifar, depth=16, batch_norm=True),
+    "vgg16_cifar": partial(vgg_cifar, depth=16),
+    "vgg19": partial(VGG, depth=19),
+    "vgg19_bn": partial(VGG, depth=19, batch_norm=True),
+    "vgg19_bn_cifar": partial(vgg_cifar, depth=19, batch_norm=True),
+    "vgg19_cifar": partial(vgg_cifar, depth=19),
 }

@@ -6,16 +6,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxnets.models.layers import (
-    PADDINGS,
-    ConvBN,
-    FeatureMap,
-    Net,
-    last_of_each_stride,
-    make_divisible,
-    require_choice,
-    require_strides,
-)
+from jaxnets.models.layers import PADDINGS, ConvBN, make_divisible
+from jaxnets.models.net import FeatureMap, Net, last_of_each_stride, require_choice, require_strides
 
 # Table 1 after the stem: output channels c, repetitions n, stride s of the first depthwise convolution.
 # The table's stride of 2 in the last layer is a misprint: the map stays at 7x7.

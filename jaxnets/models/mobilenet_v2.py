@@ -6,17 +6,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxnets.models.layers import (
-    PADDINGS,
-    ConvBN,
-    FeatureMap,
-    ResidualNet,
-    drop_path,
-    last_of_each_stride,
-    make_divisible,
-    require_choice,
-    require_strides,
-)
+from jaxnets.models.layers import PADDINGS, ConvBN, drop_path, make_divisible
+from jaxnets.models.net import FeatureMap, ResidualNet, last_of_each_stride, require_choice, require_strides
 
 # Table 2: expansion t, output channels c, repetitions n, stride s of the first repetition
 TABLE = (

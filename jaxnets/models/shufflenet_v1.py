@@ -7,18 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxnets import ops
-from jaxnets.models.layers import (
-    ACTIVATIONS,
-    ConvBN,
-    FeatureMap,
-    ResidualNet,
-    avg_pool,
-    drop_path,
-    last_of_each_stride,
-    make_divisible,
-    max_pool,
-    require_choice,
-)
+from jaxnets.models.layers import ACTIVATIONS, ConvBN, avg_pool, drop_path, make_divisible, max_pool
+from jaxnets.models.net import FeatureMap, ResidualNet, last_of_each_stride, require_choice
 
 # Table 1: output channels of stage 2, by the number of groups; they double in stages 3 and 4
 STAGE2_FEATURES = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}

@@ -8,17 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets import ops
-from jaxnets.models.layers import (
-    ConvBN,
-    FeatureMap,
-    Net,
-    SqueezeExcite,
-    last_of_each_stride,
-    max_pool,
-    require_choice,
-    require_features,
-    require_number,
-)
+from jaxnets.models.layers import ConvBN, SqueezeExcite, max_pool
+from jaxnets.models.net import FeatureMap, Net, last_of_each_stride, require_choice, require_features, require_number
 
 # Table 5: output channels of stage 2 (they double in stages 3 and 4) and of conv5, by width
 STAGE2_FEATURES = {0.5: 48, 1.0: 116, 1.5: 176, 2.0: 244}

@@ -5,19 +5,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxnets.models.layers import (
-    Conv,
-    FeatureMap,
-    Net,
-    SqueezeExcite,
-    global_mean,
-    last_of_each_stride,
-    make_divisible,
-    max_pool,
-    require,
-    require_choice,
-    require_number,
-)
+from jaxnets.models.layers import Conv, SqueezeExcite, global_mean, make_divisible, max_pool
+from jaxnets.models.net import FeatureMap, Net, last_of_each_stride, require, require_choice, require_number
 
 # Table 1, fire2 to fire9: squeeze 1x1, and each of expand 1x1 and expand 3x3
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
