@@ -87,7 +87,8 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
         builder = tfds.builder_from_directory(directory)
         formats = {file_format.value for file_format in builder.info.available_file_formats()}
         if _RANDOM_ACCESS in formats:
-            return tfds.builder_from_directory(directory, file_format=_RANDOM_ACCESS)
+            builder.info.set_file_format(_RANDOM_ACCESS, override=True, override_if_initialized=True)
+            return builder
     except Exception as error:  # TFDS raises anything from KeyError to protobuf's ParseError here
         raise UserError(
             f"{directory} does not hold a whole prepared data set ({_first_line(error)}); "
