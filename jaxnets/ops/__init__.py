@@ -57,9 +57,7 @@ def conv(x, kernel, *, strides=(1, 1), padding=((0, 0), (0, 0)), feature_group_c
     if feature_group_count == x.shape[-1] and feature_group_count > 1:
         return depthwise_conv(x, kernel, strides=strides, padding=padding)
     if feature_group_count > 1:
-        return grouped_conv(
-            x, kernel, strides=strides, padding=padding, feature_group_count=feature_group_count
-        )
+        return grouped_conv(x, kernel, strides=strides, padding=padding, feature_group_count=feature_group_count)
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return pointwise_conv(x, kernel, strides=strides)
     return FORMULATIONS[formulation()].conv(x, kernel, strides, padding, 1)
