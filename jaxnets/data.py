@@ -8,6 +8,7 @@ import atexit
 import io
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -87,11 +88,11 @@ def open_split(dataset: str, split: str, data_dir: str | os.PathLike | None = No
     except Exception as error:  # ValueError, KeyError, AssertionError, by the kind of mistake
         reason = str(error).split("\n")[0] or type(error).__name__
         raise UserError(f"split {split!r} of {dataset} does not exist ({reason}); it has {known}") from error
-    if not sum(instruction.take for instruction in instructions):
+    if min((instruction.take for instruction in instructions), default=0) < 1:
         raise UserError(f"split {split!r} of {dataset} is empty; it has {known}")
     class_names = _class_names(builder)
     _check_shards(instructions, builder.data_path)
-    source = ArrayRecordDataSource([instruction for instruction in instructions if instruction.take])
+    source = ArrayRecordDataSource(instructions)
     return Split(dataset, split, str(builder.data_path), source, class_names, image_size)
 
 
@@ -296,8 +297,8 @@ def stream_train(
     if steps_per_call < 1:
         raise UserError(f"config.steps_per_call must be at least 1, not {steps_per_call}")
     load = partial(_train_batch, split, seed, batch_size)
-    batches = _stream(load, start_step, end_step, num_workers)
-    return _closed_at_exit(_stack_calls(batches, start_step, end_step, per_epoch, steps_per_call))
+    batches = _stream(load, start_step, end_step, num_workers, batch_size * split.nbytes // len(split))
+    return _stack_calls(batches, start_step, end_step, per_epoch, steps_per_call)
 
 
 def stream_eval(split: Split, *, batch_size: int, num_workers: int) -> Iterator[Batch]:
@@ -306,7 +307,8 @@ def stream_eval(split: Split, *, batch_size: int, num_workers: int) -> Iterator[
     See `stream_train` for `num_workers`, closing, and errors.
     """
     indices, _ = eval_indices(len(split), batch_size)
-    return _closed_at_exit(_stream(partial(_eval_batch, split, batch_size), 0, len(indices), num_workers))
+    load = partial(_eval_batch, split, batch_size)
+    return _stream(load, 0, len(indices), num_workers, batch_size * split.nbytes // len(split))
 
 
 def _train_batch(split: Split, seed: int, batch_size: int, step: int) -> Batch:
@@ -330,14 +332,18 @@ def _stack_calls(
             step += count
 
 
-def _stream(load: Callable[[int], Batch], start: int, stop: int, num_workers: int) -> Iterator[Batch]:
-    """`load(start)`, ..., `load(stop - 1)`, computed ahead of time by Grain."""
+def _stream(load: Callable[[int], Batch], start: int, stop: int, num_workers: int, batch_bytes: int) -> Iterator[Batch]:
+    """`load(start)`, ..., `load(stop - 1)`, each of `batch_bytes`, computed ahead of time by Grain."""
     if num_workers < 0:
         raise UserError(f"config.num_workers must not be negative, but is {num_workers}")
-    return _iterate(load, start, stop, min(num_workers, stop - start))
+    stream = _iterate(load, start, stop, min(num_workers, stop - start), batch_bytes)
+    _open_streams.add(stream)
+    return stream
 
 
-def _iterate(load: Callable[[int], Batch], start: int, stop: int, num_workers: int) -> Iterator[Batch]:
+def _iterate(
+    load: Callable[[int], Batch], start: int, stop: int, num_workers: int, batch_bytes: int
+) -> Iterator[Batch]:
     if start >= stop:
         return
     dataset = grain.MapDataset.range(start, stop).map(load)
@@ -345,6 +351,10 @@ def _iterate(load: Callable[[int], Batch], start: int, stop: int, num_workers: i
         if not flags.FLAGS.is_parsed():  # Grain reads its flags here, also in a program that parses none
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        # In shared memory, or through pipes at a third of the speed: containers often have only 64 MB of it.
+        shared = _shared_memory_bytes() > 16 * num_workers * batch_bytes
+        options = grain.experimental.DatasetOptions(min_shm_size=0 if shared else sys.maxsize)
+        dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
         workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
     else:
@@ -352,7 +362,7 @@ def _iterate(load: Callable[[int], Batch], start: int, stop: int, num_workers: i
     with closing(iter(dataset)) as iterator:
         try:
             for batch in iterator:
-                # Out of Grain's shared memory, which goes with the batch whoever still looks at it.
+                # Shared memory goes with Grain's array, whoever still looks at it.
                 yield {name: np.array(value) for name, value in batch.items()}
         except RuntimeError as error:
             if not num_workers:
@@ -363,14 +373,16 @@ def _iterate(load: Callable[[int], Batch], start: int, stop: int, num_workers: i
             ) from error
 
 
-def _closed_at_exit(stream: Iterator[Batch]) -> Iterator[Batch]:
-    """The same stream; left open until Python tears its modules down, it could no longer end its processes."""
-    _open_streams.add(stream)
-    return stream
+def _shared_memory_bytes() -> int:
+    """Free shared memory; where it has no file system of its own (macOS, Windows), what is free is not limited."""
+    if not os.path.isdir("/dev/shm"):
+        return sys.maxsize
+    return shutil.disk_usage("/dev/shm").free
 
 
 @atexit.register
 def _close_open_streams() -> None:
+    """Left open until Python tears its modules down, a stream could no longer end its processes."""
     for stream in list(_open_streams):
         stream.close()
 

@@ -1,0 +1,585 @@
+import gc
+import io
+import itertools
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import closing
+from multiprocessing import shared_memory
+from pathlib import Path
+
+import jax
+import numpy as np
+import psutil
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from jaxnets import data
+from jaxnets.errors import UserError
+
+MODES = {  # width, height, mode, file format
+    0: (32, 32, "RGB", "PNG"),
+    1: (32, 32, "L", "PNG"),
+    2: (48, 32, "RGB", "JPEG"),
+    3: (100, 140, "RGB", "PNG"),
+    4: (20, 20, "RGBA", "PNG"),
+    5: (32, 32, "P", "PNG"),
+    6: (32, 32, "L", "JPEG"),
+    7: (32, 32, "RGB", "BMP"),
+}
+
+
+def noise(index: int) -> Image.Image:
+    width, height, mode, _ = MODES[index]
+    rng = np.random.default_rng(index)
+    channels = {"L": 1, "P": 1, "RGB": 3, "RGBA": 4}[mode]
+    pixels = rng.integers(0, 256, (height, width, channels), np.uint8)
+    if mode == "RGBA":
+        pixels[..., 3] = 255
+    image = Image.fromarray(pixels.squeeze())
+    return image.convert("P") if mode == "P" else image
+
+
+class Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A foreign image classification set: no class names, images of many sizes and kinds."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    LABEL = tfds.features.ClassLabel(num_classes=4)
+    labels = tuple(range(4)) * 2
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": self.LABEL})
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(), "validation": self._generate_examples()}
+
+    def _generate_examples(self):
+        for index, (_, _, _, file_format) in MODES.items():
+            file = io.BytesIO()
+            noise(index).save(file, file_format)
+            yield index, {"image": file.getvalue(), "label": self.labels[index]}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A data directory with the digits and a foreign data set."""
+    root = tmp_path_factory.mktemp("data")
+    Photos(data_dir=root, file_format="array_record").download_and_prepare()
+    data.open_split("digits", "train", root, image_size=8)
+    return root
+
+
+@pytest.fixture(scope="module")
+def digits(root) -> data.Split:
+    return data.open_split("digits", "train", root, image_size=8)
+
+
+@pytest.fixture(scope="module")
+def decoded(digits) -> data.Batch:
+    return data.decode(digits, progress=False)
+
+
+# Opening
+
+
+def test_split_describes_itself(digits):
+    assert (digits.name, digits.split, digits.image_size) == ("digits", "train", 8)
+    assert digits.num_classes == 10
+    assert digits.class_names == tuple("0123456789")
+    assert len(digits) == 1437
+    assert digits.nbytes == 1437 * 8 * 8 * 3
+
+
+def test_decoded_size_is_what_nbytes_says(digits, decoded):
+    assert decoded["image"].nbytes == digits.nbytes
+    assert (decoded["image"].dtype, decoded["image"].shape) == (np.uint8, (1437, 8, 8, 3))
+    assert (decoded["label"].dtype, decoded["label"].shape) == (np.int32, (1437,))
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train[:1000]", np.s_[:1000]),
+        ("train[1000:]", np.s_[1000:]),
+        ("train[-7:]", np.s_[-7:]),
+        ("train[100:101]", np.s_[100:101]),
+        ("train[:50%]", np.s_[:718]),
+        ("train[50%:]", np.s_[718:]),
+    ],
+)
+def test_slices_are_tfds_slices(split, expected, root, decoded):
+    part = data.decode(data.open_split("digits", split, root, image_size=8), progress=False)
+    np.testing.assert_array_equal(part["image"], decoded["image"][expected])
+    np.testing.assert_array_equal(part["label"], decoded["label"][expected])
+
+
+def test_splits_can_be_added(root, decoded):
+    both = data.decode(data.open_split("digits", "test+train[:10]", root, image_size=8), progress=False)
+    test = data.decode(data.open_split("digits", "test", root, image_size=8), progress=False)
+    for name in ("image", "label"):
+        np.testing.assert_array_equal(both[name], np.concatenate([test[name], decoded[name][:10]]))
+
+
+@pytest.mark.parametrize(
+    "split",
+    ["tset", "train[:0]", "train[10:10]", "train[5000:]", "train[200:100]", "train[", "train[:x]", "", "train+nope"],
+)
+def test_bad_split_lists_what_exists(split, root):
+    with pytest.raises(UserError, match=r"train \(1437 examples\), test \(360 examples\)") as error:
+        data.open_split("digits", split, root, image_size=8)
+    assert repr(split) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_bad_image_size(root):
+    with pytest.raises(UserError, match="image_size"):
+        data.open_split("digits", "test", root, image_size=0)
+
+
+def test_environment_chooses_the_place(root, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(root))
+    assert data.open_split("photos", "train", image_size=8).directory == str(root / "photos" / "2.0.0")
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"image": tfds.features.Image(), "answer": tfds.features.Text()}, "image classification"),
+        ({"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)}, "image classification"),
+        ({"image": tfds.features.Image(dtype=np.uint16), "label": tfds.features.ClassLabel(num_classes=2)}, "uint16"),
+        ({"image": tfds.features.Image(), "label": tfds.features.ClassLabel()}, "how many classes"),
+    ],
+)
+def test_data_set_of_another_kind(features, message, root, tmp_path):
+    directory = tmp_path / "photos" / "2.0.0"
+    shutil.copytree(root / "photos" / "2.0.0", directory)
+    tfds.features.FeaturesDict(features).save_metadata(directory)
+    (directory / "features.json").write_text(json.dumps(tfds.features.FeaturesDict(features).to_json()))
+    with pytest.raises(UserError, match=message):
+        data.open_split("photos", "train", tmp_path, image_size=8)
+
+
+def test_split_survives_pickling(digits, decoded):
+    again = pickle.loads(pickle.dumps(digits))
+    assert (again.class_names, len(again)) == (digits.class_names, len(digits))
+    np.testing.assert_array_equal(data.decode(again, progress=False)["image"], decoded["image"])
+
+
+# Decoding
+
+
+def test_digits_are_upsampled_like_jax_does(root, decoded):
+    """Half-pixel-centred bilinear interpolation, up to PIL's rounding between its two passes."""
+    large = data.decode(data.open_split("digits", "train[:50]", root, image_size=32), progress=False)
+    small = decoded["image"][:50].astype(np.float32)
+    expected = jax.image.resize(small, (50, 32, 32, 3), "bilinear")
+    assert np.abs(large["image"] - np.asarray(expected)).max() <= 1.01
+
+
+def test_digits_have_scikit_learns_values(decoded):
+    """As a multiset: every image of the split is one of scikit-learn's, with its label."""
+    digits = load_digits()
+    known = {
+        (np.rint(image * 255 / 16).astype(np.uint8).tobytes(), target)
+        for image, target in zip(digits.images, digits.target)
+    }
+    found = {(image[..., 0].tobytes(), label) for image, label in zip(decoded["image"], decoded["label"])}
+    assert found <= known
+    assert (decoded["image"] == decoded["image"][..., :1]).all()
+
+
+def test_all_kinds_of_images(root):
+    split = data.open_split("photos", "train", root, image_size=32)
+    assert split.class_names == ("0", "1", "2", "3")
+    batch = data.decode(split, progress=False)
+    np.testing.assert_array_equal(batch["label"], Photos.labels)
+    for index, (width, height, mode, file_format) in MODES.items():
+        image = noise(index).convert("RGB")
+        if file_format == "JPEG":
+            file = io.BytesIO()
+            noise(index).save(file, "JPEG")
+            image = Image.open(file).convert("RGB")
+        pixels = np.asarray(image, np.float32)
+        # jax.image.resize antialiases where it shrinks, as PIL does.
+        expected = np.asarray(jax.image.resize(pixels, (32, 32, 3), "bilinear"))
+        assert np.abs(batch["image"][index] - expected).max() <= 1.01, (width, height, mode)
+
+
+def test_decoding_agrees_with_tfds(shared_dir):
+    place = shared_dir / "tensorflow_datasets"
+    split = data.open_split("cifar10", "test[100:140]", place, image_size=32)
+    ours = data.decode(split, progress=False)
+    theirs = tfds.builder("cifar10", data_dir=place).as_data_source("test[100:140]")
+    for index, example in enumerate(theirs):
+        np.testing.assert_array_equal(ours["image"][index], example["image"])
+        assert ours["label"][index] == example["label"]
+    assert split.class_names[:2] == ("airplane", "automobile")
+
+
+def test_progress_is_a_bar_on_a_terminal_only(root, capsys, monkeypatch):
+    split = data.open_split("digits", "test", root, image_size=8)
+    data.decode(split)
+    assert "Decoding" not in capsys.readouterr().err
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    data.decode(split)
+    shown = capsys.readouterr()
+    assert "Decoding digits test" in shown.err and shown.out == ""
+
+
+# Order
+
+
+def test_epoch_order_is_pinned():
+    """Runs resume on other machines and under other NumPy versions: these numbers may never change."""
+    assert data.epoch_order(0, 0, 8).tolist() == [3, 2, 1, 6, 0, 7, 4, 5]
+    assert data.epoch_order(42, 7, 8).tolist() == [5, 7, 1, 6, 2, 0, 4, 3]
+    assert data.epoch_order(0, 0, 8).dtype == np.int32
+
+
+@given(seed=st.integers(-(2**63), 2**64 - 1), epoch=st.integers(0, 10_000), size=st.integers(0, 300))
+@settings(max_examples=50, deadline=None)
+def test_epoch_order_is_a_permutation_of_seed_and_epoch(seed, epoch, size):
+    order = data.epoch_order(seed, epoch, size)
+    np.testing.assert_array_equal(np.sort(order), np.arange(size))
+    np.testing.assert_array_equal(order, data.epoch_order(seed, epoch, size))
+
+
+def test_epoch_orders_are_uniform_and_differ():
+    orders = np.stack([data.epoch_order(seed, epoch, 6) for seed in range(30) for epoch in range(40)])
+    counts = np.stack([np.bincount(orders[:, position], minlength=6) for position in range(6)])
+    assert abs(counts - 200).max() < 5 * np.sqrt(200)
+    assert len(np.unique(orders, axis=0)) > 0.75 * 720  # 1,200 draws of 720 permutations: 584 expected
+    large = [data.epoch_order(seed, epoch, 1000).tobytes() for seed in range(5) for epoch in range(5)]
+    assert len(set(large)) == 25
+
+
+@given(
+    seed=st.integers(0, 9),
+    size=st.integers(1, 40),
+    batch=st.integers(1, 40),
+    start=st.integers(0, 60),
+    steps=st.integers(0, 60),
+)
+@settings(max_examples=100, deadline=None)
+def test_train_indices_follow_the_epochs(seed, size, batch, start, steps):
+    if batch > size:
+        with pytest.raises(UserError, match=f"batch_size must be between 1 and the {size} examples, not {batch}"):
+            data.train_indices(seed, size, batch, start, steps)
+        return
+    found = data.train_indices(seed, size, batch, start, steps)
+    assert (found.dtype, found.shape) == (np.int32, (steps, batch))
+    # Defined by hand: whole batches of every epoch's order, one after the other.
+    stream = (
+        data.epoch_order(seed, epoch, size)[first : first + batch]
+        for epoch in itertools.count()
+        for first in range(0, size - batch + 1, batch)
+    )
+    for row, expected in zip(found, itertools.islice(stream, start, start + steps), strict=True):
+        np.testing.assert_array_equal(row, expected)
+
+
+def test_train_indices_can_be_written_to():
+    first = data.train_indices(0, 10, 5, 0, 2)
+    first[:] = -1
+    assert data.train_indices(0, 10, 5, 0, 2).min() == 0
+
+
+@given(size=st.integers(1, 200), batch=st.integers(1, 250))
+@settings(max_examples=100, deadline=None)
+def test_eval_indices_see_every_example_once(size, batch):
+    index, mask = data.eval_indices(size, batch)
+    assert index.shape == mask.shape == (-(-size // batch), batch)
+    assert (index.dtype, mask.dtype) == (np.int32, np.bool_)
+    np.testing.assert_array_equal(index[mask], np.arange(size))
+    assert not index[~mask].any()
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_bad_batch_sizes(batch):
+    with pytest.raises(UserError, match="batch"):
+        data.eval_indices(10, batch)
+    with pytest.raises(UserError, match="batch"):
+        data.steps_per_epoch(10, batch)
+
+
+@pytest.mark.parametrize(
+    ("resident", "expected"),
+    [(True, True), (False, False), ("true", True), ("FALSE", False), ("True", True), ("auto", None), ("Auto", None)],
+)
+def test_is_resident(resident, expected):
+    for nbytes, fits in ((99, True), (100, True), (101, False)):
+        assert data.is_resident(resident, nbytes, 100) is (fits if expected is None else expected)
+
+
+@pytest.mark.parametrize("resident", ["yes", "", None, 1, "on device"])
+def test_is_resident_refuses(resident):
+    with pytest.raises(UserError, match=r"config\.resident must be auto, true or false"):
+        data.is_resident(resident, 1, 1)
+
+
+# Streaming
+
+
+def assert_plain(batch):
+    """Ordinary arrays of their own, not windows into memory that a worker's queue will free."""
+    for value in batch.values():
+        assert type(value) is np.ndarray and (value.base is None or type(value.base) is np.ndarray)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_streams_the_resident_batches(num_workers, digits, decoded):
+    """22 steps an epoch, from the middle of epoch 1 into epoch 3, calls of at most 5 steps."""
+    start, end = 30, 70
+    indices = data.train_indices(3, len(digits), 64, start, end - start)
+    stream = data.stream_train(
+        digits, seed=3, batch_size=64, start_step=start, end_step=end, num_workers=num_workers, steps_per_call=5
+    )
+    calls = list(stream)
+    assert [len(call["label"]) for call in calls] == [5, 5, 4, 5, 5, 5, 5, 2, 4]
+    for call in calls:
+        assert_plain(call)
+        assert (call["image"].dtype, call["label"].dtype) == (np.uint8, np.int32)
+    for name in ("image", "label"):
+        np.testing.assert_array_equal(np.concatenate([call[name] for call in calls]), decoded[name][indices])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_streams_the_resident_batches(num_workers, digits, decoded, monkeypatch):
+    """With the little shared memory that a container has, the batches come through pipes."""
+
+    class Refused(shared_memory.SharedMemory):
+        def __init__(self, *args, **kwargs):
+            raise AssertionError("shared memory was used")
+
+    gc.collect()  # arrays of an earlier stream look for the class that is replaced here
+    monkeypatch.setattr(data, "_shared_memory_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(shared_memory, "SharedMemory", Refused)
+    index, mask = data.eval_indices(len(digits), 400)
+    batches = list(data.stream_eval(digits, batch_size=400, num_workers=num_workers))
+    assert len(batches) == 4
+    for batch, expected_index, expected_mask in zip(batches, index, mask):
+        assert_plain(batch)
+        np.testing.assert_array_equal(batch["mask"], expected_mask)
+        np.testing.assert_array_equal(batch["image"], decoded["image"][expected_index])
+        np.testing.assert_array_equal(batch["label"], decoded["label"][expected_index])
+
+
+def test_empty_stream(digits):
+    sizes = {"seed": 0, "batch_size": 64, "num_workers": 2, "steps_per_call": 5}
+    assert list(data.stream_train(digits, start_step=10, end_step=10, **sizes)) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"batch_size": 2000}, "batch_size"), ({"num_workers": -1}, "num_workers"), ({"steps_per_call": 0}, "steps_per")],
+)
+def test_stream_refuses_at_once(changed, message, digits):
+    sizes = {"batch_size": 64, "num_workers": 0, "steps_per_call": 5} | changed
+    with pytest.raises(UserError, match=message):
+        data.stream_train(digits, seed=0, start_step=0, end_step=10, **sizes)
+
+
+def workers() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_closing_ends_the_workers(digits):
+    sizes = {"seed": 0, "batch_size": 16, "num_workers": 2, "steps_per_call": 2}
+    stream = data.stream_train(digits, start_step=0, end_step=10_000, **sizes)
+    next(stream)
+    started = workers()
+    assert len(started) == 2
+    for worker in started:  # what a terminal or a batch system sends to the whole group
+        worker.send_signal(signal.SIGINT)
+        worker.send_signal(signal.SIGTERM)
+    for _ in range(10):
+        next(stream)
+    stream.close()
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert not alive
+
+
+def report(number: int) -> data.Batch:
+    """What a worker process is like from inside."""
+    from jax._src import xla_bridge
+
+    return {
+        "pid": np.array([os.getpid()]),
+        "backends": np.array([len(xla_bridge._backends)]),
+        "on_cpu": np.array([jax.config.jax_platforms == "cpu"]),
+        "simulated": np.array(["XLA_FLAGS" in os.environ]),
+    }
+
+
+def test_workers_stay_off_the_accelerator(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    reports = list(data._stream(report, 0, 4, num_workers=2, batch_bytes=100))
+    pids = [int(report["pid"][0]) for report in reports]
+    assert pids[0] == pids[2] != pids[1] == pids[3] and os.getpid() not in pids
+    assert not any(report["backends"] for report in reports)
+    assert all(report["on_cpu"] for report in reports)
+    assert not any(report["simulated"] for report in reports)
+
+
+SCRIPT = """
+    import sys, time
+    import psutil
+    from jaxnets import data
+
+    if __name__ == "__main__":
+        split = data.open_split("digits", "train", sys.argv[1], image_size=8)
+        sizes = {"seed": 0, "batch_size": 16, "num_workers": 2, "steps_per_call": 2}
+        stream = data.stream_train(split, start_step=0, end_step=10_000, **sizes)
+        next(stream)
+        print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
+        if sys.argv[2] == "hang":
+            time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("ending", ["hang", "exit"])
+def test_workers_end_with_their_parent(ending, root, tmp_path):
+    """Killed with no chance to clean up, or leaving the stream open when it exits."""
+    script = tmp_path / "parent.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    command = [sys.executable, str(script), str(root), ending]
+    environment = os.environ | {"PYTHONPATH": str(Path(data.__file__).parents[1])}
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 3  # two workers and multiprocessing's resource tracker
+    if ending == "hang":
+        parent.kill()
+    _, stderr = parent.communicate(timeout=60)
+
+    def alive(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    deadline = time.monotonic() + 30
+    while any(map(alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, pids))
+    if ending == "exit":
+        assert parent.returncode == 0 and "Traceback" not in stderr
+
+
+def test_killed_worker_is_reported(digits):
+    sizes = {"seed": 0, "batch_size": 16, "num_workers": 1, "steps_per_call": 2}
+    with closing(data.stream_train(digits, start_step=0, end_step=10_000, **sizes)) as stream:
+        next(stream)
+        workers()[0].kill()
+        with pytest.raises(UserError, match="process that reads the data has ended"):
+            for _ in stream:
+                pass
+
+
+# Damaged files
+
+
+@pytest.fixture
+def damaged(root, tmp_path) -> Path:
+    """A copy of the digits, to be damaged."""
+    shutil.copytree(root / "digits", tmp_path / "digits")
+    return tmp_path / "digits" / "1.0.0"
+
+
+def open_test(damaged: Path) -> data.Split:
+    return data.open_split("digits", "test", damaged.parents[1], image_size=8)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 1000, 0.5, -1, -(1 << 16)])
+def test_truncated_shard_does_not_open(keep, damaged):
+    shard = damaged / "digits-test.array_record-00000-of-00001"
+    content = shard.read_bytes()
+    shard.write_bytes(content[: int(keep * len(content)) if keep == 0.5 else keep])
+    with pytest.raises(UserError, match="truncated or damaged") as error:
+        open_test(damaged)
+    assert str(shard) in str(error.value) and "\n" not in str(error.value)
+    data.open_split("digits", "train", damaged.parents[1], image_size=8)  # the other files are whole
+
+
+def test_missing_shard_does_not_open(damaged):
+    shard = damaged / "digits-test.array_record-00000-of-00001"
+    shard.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        open_test(damaged)
+
+
+def test_shard_with_other_records_does_not_open(damaged):
+    shard = damaged / "digits-test.array_record-00000-of-00001"
+    shutil.copy(damaged / "digits-train.array_record-00000-of-00001", shard)
+    with pytest.raises(UserError, match="holds 1437 records in place of 360"):
+        open_test(damaged)
+
+
+def test_shard_that_is_no_array_record(damaged):
+    shard = damaged / "digits-test.array_record-00000-of-00001"
+    shard.write_bytes(np.random.default_rng(0).bytes(300_000))
+    with pytest.raises(UserError, match="truncated or damaged"):
+        open_test(damaged)
+
+
+def flip_one_record(directory: Path, index: int) -> None:
+    """Change a byte inside the record at `index` of the test split."""
+    shard = directory / "digits-test.array_record-00000-of-00001"
+    record = open_test(directory).source[index]
+    content = bytearray(shard.read_bytes())
+    content[content.index(record) + len(record) // 2] ^= 0xFF
+    shard.write_bytes(content)
+
+
+def test_damaged_record_is_named(damaged):
+    flip_one_record(damaged, 123)
+    split = open_test(damaged)
+    readers = {
+        "decode": lambda: data.decode(split, progress=False),
+        "threads": lambda: list(data.stream_eval(split, batch_size=50, num_workers=0)),
+        "processes": lambda: list(data.stream_eval(split, batch_size=50, num_workers=2)),
+    }
+    for read in readers.values():
+        with pytest.raises(UserError, match="record 123 of digits test") as error:
+            read()
+        assert str(damaged) in str(error.value) and "\n" not in str(error.value)
+    assert not workers()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": (0, 1, 4, 0, 0, 0, 0, 0)}, "record 2 of photos train.*label 4 is none of 4 classes"),
+        ({"labels": (-1,) + (0,) * 7}, "record 0 of photos train.*label -1"),
+        ({"picture": b"not an image"}, "record 3 of photos train.*cannot identify image"),
+        ({"picture": None}, "record 3 of photos train.*truncated"),
+    ],
+)
+def test_record_that_is_no_example_is_named(change, message, tmp_path):
+    class Broken(Photos, skip_registration=True):
+        name = "photos"
+        LABEL = tfds.features.Scalar(np.int64)  # takes any number
+        labels = change.get("labels", Photos.labels)
+
+        def _generate_examples(self):
+            for index, example in super()._generate_examples():
+                if index == 3 and "picture" in change:
+                    example["image"] = change["picture"] or example["image"][:500]
+                yield index, example
+
+    Broken(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": Photos.LABEL})
+    (tmp_path / "photos" / "2.0.0" / "features.json").write_text(json.dumps(features.to_json()))
+    split = data.open_split("photos", "train", tmp_path, image_size=32)
+    with pytest.raises(UserError, match=message):
+        data.decode(split, progress=False)
