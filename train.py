@@ -6,6 +6,7 @@ the last line on standard output is one JSON object with the final evaluation.
 """
 
 import json
+import re
 from pathlib import Path
 
 import ml_collections
@@ -22,19 +23,25 @@ WORKDIR = flags.DEFINE_string(
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's flags, with one sentence for a field or a file that does not exist."""
+    """absl's flags; UserError for what is no flag, no field of the configuration, or no value for it."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{' '.join(argv[1:])}: {' '.join(str(error).split())}") from None
+        return flags.FLAGS(argv)
+    except flags.Error as error:  # of a configuration file that fails, the last line says why
+        raise UserError(" ".join((str(error).splitlines()[0], *str(error).strip().splitlines()[1:][-1:]))) from None
+    except (AttributeError, KeyError) as error:
+        fields = [arg.lstrip("-").split("=")[0] for arg in argv if "config." in arg]
+        unknown = [field for field in fields if f"'{field.split('.')[-1]}" in str(error)] or fields
+        hint = re.search(r'Did you mean "(\w+)"', str(error))
+        hint = f"did you mean {hint[1]}? " if hint else ""
+        raise UserError(f"there is no field {unknown[0]}; {hint}configs/default.py lists them all") from None
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}; fields are set as --config.FIELD=VALUE")
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not path:
+    if not flags.FLAGS["config"].present:
         raise UserError("--config is missing; try --config=configs/digits.py (--help lists the flags)")
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
     if not isinstance(CONFIG.value, ml_collections.ConfigDict):
         raise UserError(f"--config={path} cannot be loaded: there is no such file, or it fails when it is run")
     name = "_".join([Path(path.split(":")[0]).stem, *path.split(":")[1:]])

@@ -13,7 +13,8 @@ def get_config():
     config.augment.crop_padding = 3
     config.model.width = 0.35
     config.model.stem_stride = 2
-    config.batch_size = 64
+    config.batch_size = 32
     config.num_epochs = 20
-    config.log_every_steps = 22
+    config.optimizer.learning_rate = 0.05
+    config.schedule.warmup_epochs = 2.0
     return config

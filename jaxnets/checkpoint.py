@@ -92,7 +92,7 @@ def save(
     )
 
 
-def _restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
+def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
     """One item as a tree of NumPy arrays, whatever devices it was written from."""
     where = f"checkpoint {step} in {manager.directory}"
     try:
@@ -134,7 +134,7 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, expected) -> di
 
     Raises DamagedError, and UserError if the checkpoint is of another model.
     """
-    tree = {"params": {}, "batch_stats": {}} | _restore_item(manager, step, "variables")
+    tree = {"params": {}, "batch_stats": {}} | restore_item(manager, step, "variables")
     _require_same_shapes(tree, expected, f"checkpoint {step} in {manager.directory}")
     return tree
 
@@ -143,7 +143,7 @@ def restore_ema(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | N
     """The averaged variables of one checkpoint, or None where the run kept none."""
     if "rest" not in manager.item_metadata(step):
         return None
-    return _restore_item(manager, step, "rest").get("ema")
+    return restore_item(manager, step, "rest").get("ema")
 
 
 def restore_state(
@@ -154,7 +154,7 @@ def restore_state(
     Raises DamagedError, and UserError if the checkpoint is of another model or optimizer.
     """
     variables = restore_variables(manager, step, template.variables)
-    rest = _restore_item(manager, step, "rest")
+    rest = restore_item(manager, step, "rest")
     expected = {name: getattr(template, name) for name in ("step", "opt_state", "ema")}
     where = f"the optimizer state of checkpoint {step} in {manager.directory}"
     _require_same_shapes(rest, flax.serialization.to_state_dict(expected), where)

@@ -102,6 +102,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             raise UserError(
                 f"config.{field}={config[field]} must be a multiple of the {len(devices)} devices it is spread over"
             )
+    data.is_resident(config.resident, 0, config.resident_limit)  # refuses what it does not know
     open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size)
     train_split = open_split(config.dataset, config.train_split)
     eval_split = open_split(config.dataset, config.eval_split)

@@ -126,7 +126,8 @@ def compute_dtype(name: str) -> str:
 
 def make_model(config: ml_collections.ConfigDict, num_classes: int, **fields):
     """The net of `config.model` for a data set of `num_classes`; UserError for what it cannot be."""
-    model = dict(config.model)
+    # None is a field left to the net, which may not even have it: `shortcut` is of no use to a SqueezeNet.
+    model = {name: value for name, value in config.model.items() if value is not None}
     if model.get("num_classes") is None:
         model["num_classes"] = num_classes
     elif model["num_classes"] < num_classes:

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ import optax
 import pytest
 
 from jaxnets import augment, optim, state, step
+from tests.tiny_net import TinyNet
 from jaxnets.models.net import Net
 
 SIDE, CLASSES, COUNT, BATCH = 8, 7, 40, 16
@@ -21,16 +21,6 @@ DATA = {
     "label": rng.integers(0, CLASSES, COUNT).astype(np.int32),
 }
 INDEX = {"index": rng.integers(0, COUNT, (6, BATCH)).astype(np.int32)}
-
-
-class TinyNet(Net):
-    """Two convolutions with BatchNorm, enough to have statistics and depthwise kernels."""
-
-    @nn.compact
-    def __call__(self, images, train=False):
-        x = self.conv_bn(8, 3, 2)(self.prepare(images), train)
-        x = self.conv_bn(8, 3, feature_group_count=8)(x, train)
-        return self.classify(x, train)
 
 
 def start(ema=False, **fields):

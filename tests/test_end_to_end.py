@@ -1,0 +1,223 @@
+"""The commands as a user runs them: train, kill, go on, evaluate, and every way to ask for the wrong thing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxnets import checkpoint, journal
+
+# A narrow net on small images of few digits: seconds to compile and train, and BatchNorm to get wrong.
+SMALL = [
+    "--config=configs/digits.py",
+    "--config.train_split=train[:160]",
+    "--config.eval_split=test[:50]",
+    "--config.image_size=16",
+    "--config.model.name=mobilenet_v1_cifar",
+    "--config.model.width=0.25",
+    "--config.num_epochs=3",
+    "--config.batch_size=16",
+    "--config.steps_per_call=1",
+    "--config.log_every_steps=1",
+    "--config.ema_decay=0.9",
+]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """A user's: no simulated devices, data sets in a folder of their own."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds"))}
+
+
+@pytest.fixture(scope="module")
+def start(repository, environment):
+    """Start one of the project's commands."""
+
+    def start(*args, **env):
+        return subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            cwd=repository,
+            env=environment | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def finish(start):
+    """Run a command to its end: (status, standard output, standard error)."""
+
+    def finish(*args, **env):
+        process = start(*args, **env)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    return finish
+
+
+def wait_for_step(workdir, step, process):
+    """Wait until the journal of a running command has reached a step."""
+    deadline = time.monotonic() + 240
+    while not any(record["step"] >= step for record in journal.read(workdir)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def numbers(workdir):
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in journal.read(workdir)]
+
+
+def everything_saved(workdir):
+    manager = checkpoint.open_manager(workdir)
+    step = checkpoint.find_step(manager, "latest")
+    return step, [checkpoint.restore_item(manager, step, item) for item in ("variables", "rest")]
+
+
+@pytest.fixture(scope="module")
+def whole(finish, tmp_path_factory):
+    """A run that nothing disturbed: its workdir and its result."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    status, out, err = finish("train.py", *SMALL, f"--workdir={workdir}")
+    assert status == 0, err
+    assert len(out.splitlines()) == 1
+    return workdir, json.loads(out)
+
+
+def test_a_killed_and_a_terminated_run_end_as_if_undisturbed(start, finish, whole, tmp_path):
+    workdir = tmp_path / "run"
+    command = ["train.py", *SMALL, f"--workdir={workdir}"]
+    process = start(*command)
+    wait_for_step(workdir, 13, process)  # in the second epoch
+    process.kill()
+    process.communicate()
+
+    process = start(*command)
+    wait_for_step(workdir, 17, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "the same command goes on" in err and out == ""
+
+    status, out, err = finish(*command)
+    assert status == 0, err
+    assert json.loads(out) == whole[1]
+    assert numbers(workdir) == numbers(whole[0])
+    jax.tree.map(np.testing.assert_array_equal, everything_saved(workdir), everything_saved(whole[0]))
+
+
+def test_evaluation_gives_the_numbers_of_the_log(finish, whole):
+    workdir, result = whole
+    status, out, err = finish("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--checkpoint=latest")
+    assert status == 0, err
+    evaluated = json.loads(out.splitlines()[-1])
+    assert {name: evaluated[name] for name in ("eval_accuracy", "eval_loss", "num_examples", "step")} == {
+        name: result[name] for name in ("eval_accuracy", "eval_loss", "num_examples", "step")
+    }
+    assert all(str(digit) in out for digit in range(10)) and "top-5" in out
+
+
+def test_evaluation_of_the_best_of_another_split_and_of_the_average(finish, whole):
+    workdir, result = whole
+    best = max(r["eval_accuracy"] for r in journal.read(workdir) if "eval_accuracy" in r)
+    _, out, _ = finish("-m", "jaxnets.evaluate", f"--workdir={workdir}")
+    assert json.loads(out.splitlines()[-1])["eval_accuracy"] == best
+    _, out, _ = finish("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--split=train[:7]", "--checkpoint=20")
+    evaluated = json.loads(out.splitlines()[-1])
+    assert evaluated["num_examples"] == 7 and evaluated["step"] == 20
+    _, out, _ = finish("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--checkpoint=latest", "--ema")
+    assert json.loads(out.splitlines()[-1])["eval_loss"] == result["ema_eval_loss"]
+
+
+def test_evaluation_on_four_devices_agrees(finish, whole):
+    flags = "--xla_force_host_platform_device_count=4"
+    _, out, _ = finish(
+        "-m", "jaxnets.evaluate", f"--workdir={whole[0]}", "--checkpoint=latest", "--batch_size=20", XLA_FLAGS=flags
+    )
+    evaluated = json.loads(out.splitlines()[-1])
+    assert evaluated["eval_accuracy"] == whole[1]["eval_accuracy"]
+    assert evaluated["eval_loss"] == pytest.approx(whole[1]["eval_loss"], rel=1e-5)
+
+
+REFUSED = {
+    "no configuration": ([], "--config is missing"),
+    "a missing file": (["--config=configs/mnv9.py"], "configs/mnv9.py"),
+    "an unknown field": (["--config=configs/digits.py", "--config.model.widht=1"], "width"),
+    "a word for a number": (["--config=configs/digits.py", "--config.batch_size=abc"], "batch_size"),
+    "an unknown flag": (["--config=configs/digits.py", "--wrkdir=x"], "workdir"),
+    "a stray argument": (["--config=configs/digits.py", "batch_size=3"], "batch_size=3"),
+    "an unknown net": ([*SMALL, "--config.model.name=mobilenet_v8"], "mobilenet_v2"),
+    "an unknown optimizer": ([*SMALL, "--config.optimizer.name=adamx"], "sgd, adamw"),
+    "an unknown schedule": ([*SMALL, "--config.schedule.name=cos"], "cosine, linear"),
+    "an unknown dtype": ([*SMALL, "--config.model.dtype=float17"], "bfloat16"),
+    "an unknown data set": ([*SMALL, "--config.dataset=mnistt"], "digits"),
+    "an empty split": ([*SMALL, "--config.eval_split=test[5:5]"], "test[5:5]"),
+    "no batch": ([*SMALL, "--config.batch_size=0"], "config.batch_size"),
+    "too large a batch": ([*SMALL, "--config.batch_size=1000"], "160 examples"),
+    "a workdir that is a file": ([*SMALL, "--workdir=pyproject.toml"], "pyproject.toml"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_is_one_sentence_and_status_1(finish, tmp_path, case):
+    arguments, hint = REFUSED[case]
+    workdir = [] if any(a.startswith("--workdir") for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
+    status, out, err = finish("train.py", *arguments, *workdir)
+    assert status == 1 and out == ""
+    assert hint in err and "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(finish, whole):
+    before = numbers(whole[0])
+    status, _, err = finish("train.py", *SMALL, "--config.seed=3", f"--workdir={whole[0]}")
+    assert status == 1 and "seed was 0, is 3" in err
+    assert numbers(whole[0]) == before
+
+
+def test_evaluating_what_is_not_there_is_refused(finish, whole, tmp_path):
+    for arguments, hint in {
+        (f"--workdir={tmp_path}",): "not the workdir of a run",
+        (f"--workdir={whole[0]}", "--checkpoint=7"): "best, latest",
+        (f"--workdir={whole[0]}", "--split=tset"): "tset",
+        (): "--workdir",
+    }.items():
+        status, out, err = finish("-m", "jaxnets.evaluate", *arguments)
+        assert status == 1 and out == "" and hint in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("command", [["train.py"], ["-m", "jaxnets.evaluate"]])
+def test_help_names_the_workdir(finish, command):
+    _, out, _ = finish(*command, "--help")
+    assert "workdir" in out
+
+
+def test_cifar10_trains_where_the_data_is(finish, shared_dir, tmp_path):
+    """The main configuration on real CIFAR-10, as few images as say that it learns something."""
+    status, out, err = finish(
+        "train.py",
+        "--config=configs/mnv2.py",
+        f"--config.data_dir={shared_dir / 'tensorflow_datasets'}",
+        "--config.train_split=train[:512]",
+        "--config.eval_split=train[:512]",
+        "--config.model.width=0.25",
+        "--config.model.stem_stride=2",
+        "--config.batch_size=32",
+        "--config.num_epochs=4",
+        "--config.optimizer.learning_rate=0.02",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert status == 0, err
+    assert json.loads(out)["num_examples"] == 512
+    losses = [record["loss"] for record in journal.read(tmp_path / "run") if "loss" in record]
+    assert losses[-1] < losses[0] - 0.1

@@ -1,0 +1,235 @@
+"""Whole runs in one process, on four simulated devices: resumed, streamed, averaged, diverging, refused."""
+
+import json
+import math
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from configs import digits
+
+from jaxnets import checkpoint, data, journal, loop, models, runtime
+from jaxnets.errors import UserError
+from tests.tiny_net import TinyNet
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory):
+    """Two epochs of five steps of a tiny net on a few small digits."""
+    data_dir = str(tmp_path_factory.mktemp("tfds"))
+    models.MODELS["tiny"] = TinyNet
+
+    def make(**fields):
+        config = digits.get_config()
+        config.data_dir = data_dir
+        config.train_split, config.eval_split = "train[:160]", "test[:50]"
+        config.image_size = 16
+        config.augment.crop_padding = 1
+        config.model.name = "tiny"
+        config.model.stem_stride = None
+        config.model.width = None
+        config.batch_size, config.eval_batch_size = 32, 16
+        config.num_epochs = 2
+        config.log_every_steps = 2
+        config.sync_batch_norm = True
+        config.num_workers = 0
+        config.compilation_cache = False  # the suite's own is set in conftest.py
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        return config
+
+    yield make
+    del models.MODELS["tiny"]
+
+
+def numbers(workdir):
+    """The records of a run without what depends on the clock."""
+    return [{k: v for k, v in r.items() if k != "images_per_second"} for r in journal.read(workdir)]
+
+
+def weights(workdir):
+    """The newest variables of a run, bit for bit."""
+    manager = checkpoint.open_manager(workdir)
+    step = checkpoint.find_step(manager, "latest")
+    return step, checkpoint.restore_item(manager, step, "variables")
+
+
+def assert_same_run(one, other):
+    assert numbers(one) == numbers(other)
+    jax.tree.map(np.testing.assert_array_equal, weights(one), weights(other))
+
+
+@pytest.fixture(scope="module")
+def finished(make_config, tmp_path_factory):
+    """A run in one go, to compare others with."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    result = loop.train(make_config(), workdir)
+    return workdir, result
+
+
+def test_a_run_leaves_its_records_and_returns_the_last(finished):
+    workdir, result = finished
+    records = numbers(workdir)
+    trained = [r for r in records if "loss" in r]
+    evaluated = [r for r in records if "eval_loss" in r]
+    assert [r["step"] for r in trained] == [5, 10]  # five steps a call
+    assert [(r["step"], r["epoch"]) for r in evaluated] == [(5, 1), (10, 2)]
+    assert all({"step", "epoch", "loss", "accuracy", "learning_rate"} <= r.keys() for r in trained)
+    assert result == evaluated[-1]
+    assert result["num_examples"] == 50 and 0 <= result["eval_accuracy"] <= result["eval_top5_accuracy"] <= 1
+    assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "tiny"
+
+
+def test_a_finished_run_has_nothing_left_to_do(finished, make_config):
+    workdir, result = finished
+    before = numbers(workdir)
+    assert loop.train(make_config(), workdir) == result
+    assert numbers(workdir) == before
+
+
+def test_the_same_seed_makes_the_same_run_and_another_does_not(finished, make_config, tmp_path):
+    loop.train(make_config(), tmp_path / "same")
+    assert_same_run(tmp_path / "same", finished[0])
+    loop.train(make_config(seed=1), tmp_path / "other")
+    assert numbers(tmp_path / "other") != numbers(finished[0])
+
+
+def test_a_streamed_run_equals_a_resident_one(finished, make_config, tmp_path):
+    loop.train(make_config(resident="false"), tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+class Stop(Exception):
+    """What the tests raise to kill a run at a chosen place."""
+
+
+@pytest.mark.parametrize("place", ["dispatch", "evaluate", "save"])
+def test_a_run_that_dies_and_goes_on_equals_one_in_one_go(finished, make_config, tmp_path, monkeypatch, place):
+    """Killed in the second epoch: while training, while evaluating, before its checkpoint is written."""
+    calls = 0
+    module, name = {
+        "dispatch": (loop, "add"),
+        "evaluate": (loop, "evaluation"),
+        "save": (checkpoint, "save"),
+    }[place]
+    original = getattr(module, name)
+    steps = 5 // loop.steps_per_call(make_config().steps_per_call, 5, 0)
+
+    def dies(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == (steps + 1 if place == "dispatch" else 2):
+            raise Stop
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(module, name, dies)
+        loop.train(make_config(), tmp_path / "run")
+    assert weights(tmp_path / "run")[0] == 5
+    loop.train(make_config(), tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+@pytest.mark.parametrize(("place", "at", "saved"), [("add", 6, 7), ("evaluation", 2, 10)])
+def test_an_interrupted_run_saves_where_it_is(make_config, tmp_path, monkeypatch, place, at, saved):
+    """SIGTERM in the middle of the second epoch and of its evaluation; then on to the same end."""
+    config = make_config(steps_per_call=1)
+    loop.train(config, tmp_path / "whole")
+    calls = 0
+
+    def signalled(original, when):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == when:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(loop, place, signalled(getattr(loop, place), at))
+        loop.train(config, tmp_path / "run")
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert weights(tmp_path / "run")[0] == saved  # the step in flight is finished too
+    loop.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_config, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(runtime.logger, "propagate", True)
+    loop.train(make_config(num_epochs=1), tmp_path / "run")
+    result = loop.train(make_config(num_epochs=2), tmp_path / "run")
+    assert result["step"] == 10
+    assert "cosine schedule follows the new length from step 5" in caplog.text
+
+
+def test_the_averaged_weights_are_evaluated_beside_the_raw_ones(make_config, tmp_path):
+    result = loop.train(make_config(ema_decay=0.9, num_epochs=1), tmp_path / "run")
+    assert result["ema_eval_loss"] != result["eval_loss"]
+    assert math.isfinite(result["ema_eval_loss"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_config, tmp_path, monkeypatch):
+    loop.train(make_config(num_epochs=1), tmp_path / "run")
+    real = loop.require_finite
+
+    def poisoned(losses, at, manager):
+        real(np.where(np.arange(len(losses)) + at == 6, np.nan, losses), at, manager)
+
+    monkeypatch.setattr(loop, "require_finite", poisoned)
+    with pytest.raises(UserError, match=r"the loss became nan at step 7; the last good checkpoint is step 5"):
+        loop.train(make_config(), tmp_path / "run")
+    assert weights(tmp_path / "run")[0] == 5
+
+
+def test_a_rate_that_explodes_is_noticed(make_config, tmp_path):
+    with pytest.raises(UserError, match=r"loss became (nan|inf) (at|after) step \d+"):
+        loop.train(make_config(optimizer__learning_rate=1e30, schedule__warmup_epochs=0.0), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"batch_size": 30}, "config.batch_size=30 must be a multiple of the 4 devices"),
+        ({"eval_batch_size": 30}, "config.eval_batch_size=30 must be a multiple of the 4 devices"),
+        ({"batch_size": 164}, "config.batch_size=164 must be at most the 160 examples"),
+        ({"batch_size": 0}, "config.batch_size"),
+        ({"num_epochs": 0}, "config.num_epochs"),
+        ({"dataset": "digitz"}, "digitz"),
+        ({"train_split": "trian"}, "trian"),
+        ({"train_split": "train[:0]"}, "train"),
+        ({"model__name": "mobilenet_v7"}, "mobilenet_v7"),
+        ({"model__activation": "projekt"}, "projekt"),
+        ({"resident": "perhaps"}, "perhaps"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_made(make_config, tmp_path, fields, message):
+    with pytest.raises(UserError) as caught:
+        loop.train(make_config(**fields), tmp_path / "run")
+    assert message in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_net_that_cannot_take_the_images_is_refused(make_config, tmp_path):
+    fields = {"model__name": "squeezenet1_0", "image_size": 8, "augment__crop_padding": 0}
+    with pytest.raises(UserError, match="cannot take images of 8x8"):
+        loop.train(make_config(**fields), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("limit", "per_epoch", "at", "expected"),
+    [(10, 390, 0, 10), (10, 195, 0, 5), (10, 97, 0, 1), (10, 390, 20, 10), (10, 390, 15, 5), (4, 3, 0, 3), (7, 7, 14, 7)],
+)
+def test_calls_end_with_the_epoch(limit, per_epoch, at, expected):
+    per_call = loop.steps_per_call(limit, per_epoch, at)
+    assert per_call == expected and per_epoch % per_call == 0 and at % per_call == 0
+
+
+def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(make_config):
+    plan = loop.make_plan(make_config(seed=5))
+    calls = list(loop.train_calls(plan, True, 5, 5))
+    assert len(calls) == 1 and calls[0]["index"].shape == (4, 5, 8)
+    fed = calls[0]["index"].swapaxes(0, 1).reshape(-1)
+    np.testing.assert_array_equal(fed, data.epoch_order(5, 1, 160))
