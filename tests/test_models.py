@@ -4,9 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxnets
+from jaxnets.models.net import FeatureMap
+from jaxnets.models.shufflenet_v1 import stem_features
+from jaxnets.models.shufflenet_v2 import features_at
 
 # As published (torchvision, timm, the common CIFAR code) or counted on a PyTorch twin.
 PARAMETERS = {
@@ -58,34 +62,153 @@ PARAMETERS = {
 }
 
 
+# A small one of every family, with the options that add layers
+SMALL = {
+    "mobilenet_v1_cifar": {"width": 0.25},
+    "mobilenet_v2_cifar": {"width": 0.35, "stochastic_depth": 0.1},
+    "mobilenet_v2_mini": {"dropout": 0.1},
+    "resnet18_cifar": {"width": 0.125},
+    "shufflenet_v1_g3_cifar": {"width": 0.25},
+    "shufflenet_v2_x0_5_cifar": {"se_ratio": 2},
+    "squeezenet1_1_cifar": {"width": 0.25, "bypass": "complex", "se_ratio": 2, "batch_norm": True},
+    "vgg16_cifar": {"width": 0.125, "hidden_features": (64, 64), "pool_size": 2},
+}
+# Compiling takes most of these tests' time: no optimisation is quickest.
+FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
 def image_size(name):
     return 32 if name.endswith(("_cifar", "_mini")) else 224
 
 
-def shapes(model, size, batch=1):
-    """The variables' and the logits' shapes, without computing anything."""
+def trace(model, size, batch=1):
+    """The output's and the variables' shapes, without computing anything."""
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.float32)
-    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
-    return variables, jax.eval_shape(functools.partial(model.apply, train=False), variables, images)
+    return jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), images)
 
 
-def count(model, size):
-    variables, _ = shapes(model, size)
+def count(variables):
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def random_variables(model):
+    """He-scaled kernels and statistics near the identity, drawn by NumPy."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        name, noise = path[-1].key, rng.normal(size=leaf.shape)
+        if name == "kernel":
+            noise *= np.sqrt(2 / np.prod(leaf.shape[:-1]))
+        offset, scale = {"kernel": (0, 1), "scale": (1, 0.1), "var": (1, 0.01)}.get(name, (0.05, 0.1))
+        return (offset + scale * noise).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, trace(model, 32)[1])
+
+
+def images(batch, size=32):
+    return np.random.default_rng(1).normal(size=(batch, size, size, 3)).astype(np.float32)
+
+
+def compiled(f):
+    return jax.jit(f, compiler_options=FAST_COMPILATION)
 
 
 def test_every_net_has_a_pinned_parameter_count():
     assert sorted(PARAMETERS) == jaxnets.list_models()
 
 
-@pytest.mark.parametrize("name", sorted(PARAMETERS))
+@pytest.mark.parametrize("name", jaxnets.list_models())
 def test_builds_and_runs_at_its_default_size(name):
-    model = jaxnets.create_model(name)
-    variables, logits = shapes(model, image_size(name), batch=2)
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == PARAMETERS[name]
+    logits, variables = trace(jaxnets.create_model(name), image_size(name), batch=2)
+    assert count(variables) == PARAMETERS[name]
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert logits.shape == (2, 1000 if image_size(name) == 224 else 10)
     assert logits.dtype == jnp.float32
+
+
+def strides_of(name):
+    if name == "mobilenet_v2_mini":
+        return [1, 2, 4]
+    if name.startswith("vgg"):
+        return [1, 2, 4, 8, 16, 32]
+    if name == "mobilenet_v1_cifar":
+        return [1, 2, 4, 8, 16]
+    if name.endswith("_cifar"):
+        return [1, 2, 4, 8]
+    return [2, 4, 8, 16] if name.startswith("squeezenet") else [2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("name", jaxnets.list_models())
+def test_feature_maps_have_their_strides_and_the_compute_dtype(name):
+    size = image_size(name)
+    maps, variables = trace(jaxnets.create_model(name, features_only=True, dtype="bfloat16"), size)
+    assert all(isinstance(m, FeatureMap) for m in maps)
+    assert [m.stride for m in maps] == strides_of(name)
+    for m in maps:
+        height, width, channels = m.array.shape[1:]
+        assert height == width
+        # Exact but for SqueezeNet, whose stem does not pad.
+        assert size / m.stride - (3 if name.startswith("squeezenet") else 0) <= height <= size / m.stride
+        assert m.array.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_classes_gives_the_means_of_the_deepest_map(name):
+    features, without = trace(jaxnets.create_model(name, num_classes=0, **SMALL[name]), 32)
+    _, variables = trace(jaxnets.create_model(name, **SMALL[name]), 32)
+    maps, _ = trace(jaxnets.create_model(name, features_only=True, **SMALL[name]), 32)
+    classifier = variables["params"].pop("classifier")
+    assert without == variables
+    assert features.shape == (1, classifier["kernel"].shape[-2])
+    assert features.dtype == jnp.float32
+    if "hidden0" not in variables["params"] and "hidden" not in variables["params"]:
+        assert features.shape[-1] == maps[-1].array.shape[-1]
+
+
+def test_the_means_of_the_deepest_map_are_the_features():
+    model = jaxnets.create_model("resnet18_cifar", width=0.125, num_classes=0)
+    variables = random_variables(model)
+    both = compiled(lambda x: (model.apply(variables, x), model.clone(features_only=True).apply(variables, x)))
+    features, maps = both(images(2))
+    np.testing.assert_allclose(features, maps[-1].array.mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v1_cifar", "mobilenet_v2_mini", "resnet18_cifar", "squeezenet1_1_cifar", "vgg16_cifar"]
+)
+def test_bfloat16_agrees_with_float32(name):
+    model = jaxnets.create_model(name, **SMALL[name])
+    variables = random_variables(model)
+    x = images(2)
+    exact = np.asarray(compiled(model.apply)(variables, x))
+    rounded = compiled(model.clone(dtype=jnp.bfloat16).apply)(variables, x)
+    assert rounded.dtype == exact.dtype == np.float32
+    error = np.abs(rounded - exact).max() / np.abs(exact).max()
+    assert 1e-5 < error < 0.1  # bfloat16 has 8 bits; no error at all would mean it was not used
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_gradients_reach_every_parameter(name):
+    model = jaxnets.create_model(name, **SMALL[name])
+    variables = random_variables(model)
+    x = images(4)
+
+    def loss(params):
+        logits, updated = model.apply(
+            variables | {"params": params}, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+        )
+        return -jax.nn.log_softmax(logits)[:, 3].mean(), updated
+
+    gradients, updated = compiled(jax.grad(loss, has_aux=True))(variables["params"])
+    dead = [
+        jax.tree_util.keystr(path)
+        for path, g in jax.tree_util.tree_leaves_with_path(gradients)
+        if not np.any(np.asarray(g)) or not np.all(np.isfinite(g))
+    ]
+    assert dead == []
+    for old, new in zip(jax.tree.leaves(variables.get("batch_stats")), jax.tree.leaves(updated)):
+        assert not np.any(old == new)
 
 
 @pytest.mark.parametrize(
@@ -102,15 +225,20 @@ def test_builds_and_runs_at_its_default_size(name):
         ("shufflenet_v1_g2_cifar", {"variant": "kuangliu"}, 887_582),
         ("shufflenet_v1_g3_cifar", {"variant": "kuangliu"}, 862_768),
         ("shufflenet_v2_x1_0", {"variant": "megvii"}, 1_265_010),
+        ("shufflenet_v2_x2_0_cifar", {"stage_features": (224, 488, 976, 2048)}, 5_338_026),
+        # Bypasses: 1x1 convolutions with biases at fire2, 4, 6, 8.
+        ("squeezenet1_0", {"bypass": "simple"}, 740_554),
+        ("squeezenet1_0", {"bypass": "complex"}, 740_554 + 12_416 + 33_024 + 98_688 + 197_120),
     ],
 )
 def test_parameters_of_published_variants_with_10_classes(name, fields, parameters):
-    assert count(jaxnets.create_model(name, num_classes=10, **fields), image_size(name)) == parameters
+    _, variables = trace(jaxnets.create_model(name, num_classes=10, **fields), 64)
+    assert count(variables) == parameters
 
 
 def test_list_models_is_sorted_and_filters():
     assert jaxnets.list_models() == sorted(jaxnets.list_models())
-    assert jaxnets.list_models("mobilenet_v2*") == ["mobilenet_v2", "mobilenet_v2_cifar"]
+    assert jaxnets.list_models("mobilenet_v2*") == ["mobilenet_v2", "mobilenet_v2_cifar", "mobilenet_v2_mini"]
     assert jaxnets.list_models("nothing") == []
 
 
@@ -148,6 +276,114 @@ BAD_VALUES = [
 def test_bad_field_value_is_refused(field, value):
     with pytest.raises(ValueError, match=f"MobileNetV2: {field}=.* must be"):
         jaxnets.create_model("mobilenet_v2", **{field: value})
+
+
+BAD_VALUES_ELSEWHERE = [
+    ("shufflenet_v1_g3", "feature_group_count", 5, "one of 1, 2, 3, 4, 8"),
+    ("shufflenet_v1_g3", "variant", "torchvision", "'paper', 'megvii', 'kuangliu'"),
+    ("shufflenet_v2_x1_0", "variant", "paper", "'torchvision', 'megvii'"),
+    ("shufflenet_v2_x1_0", "stage_features", (48, 96, 191, 1024), "4 channel counts that 2 divides"),
+    ("shufflenet_v2_x1_0", "se_ratio", -1, "a number at least 0"),
+    ("squeezenet1_0", "version", "1.2", "'1.0', '1.1'"),
+    ("squeezenet1_0", "bypass", "both", "'none', 'simple', 'complex'"),
+    ("squeezenet1_0", "batch_norm", "yes", "True or False"),
+    ("resnet18", "depth", 20, "18, 34, 50, 101, 152"),
+    ("vgg16", "depth", 11, "16, 19"),
+    ("vgg16", "hidden_features", (4096, 0), "channel counts"),
+    ("mobilenet_v1", "stage_strides", (1, 2, 2, 2), "5 strides"),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value", "allowed"), BAD_VALUES_ELSEWHERE)
+def test_bad_value_of_a_nets_own_field_is_refused(name, field, value, allowed):
+    with pytest.raises(ValueError, match=f"{field}=.* must be .*{allowed}"):
+        jaxnets.create_model(name, **{field: value})
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "shufflenet_v2_x1_0", "squeezenet1_0", "vgg16"])
+def test_nets_without_residuals_refuse_stochastic_depth(name):
+    with pytest.raises(ValueError, match=f"{name} has no field 'stochastic_depth'"):
+        jaxnets.create_model(name, stochastic_depth=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "too_small"), [("squeezenet1_0", 21, 20), ("squeezenet1_1", 17, 16), ("vgg16", 32, 31)]
+)
+def test_too_small_images_are_refused(name, size, too_small):
+    trace(jaxnets.create_model(name), size)
+    with pytest.raises(ValueError, match="the images are too small: a .* meets a map"):
+        trace(jaxnets.create_model(name), too_small)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "shufflenet_v1_g3", "shufflenet_v2_x0_5"])
+def test_padded_nets_take_a_single_pixel(name):
+    logits, _ = trace(jaxnets.create_model(name), 1)
+    assert logits.shape == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((2, 32, 32, 1), jnp.float32, "shape .N, H, W, 3., not .2, 32, 32, 1."),
+        ((32, 32, 3), jnp.float32, "shape .N, H, W, 3., not .32, 32, 3."),
+        ((2, 32, 32, 3), jnp.uint8, "normalised floats, not uint8"),
+    ],
+)
+def test_other_arrays_than_float_rgb_images_are_refused(shape, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        jaxnets.create_model("mobilenet_v2_mini").init(jax.random.key(0), jnp.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize("width", [0.25, 0.35, 0.6, 1.3, 3.0])
+@pytest.mark.parametrize(
+    "name", [f"shufflenet_v1_g{g}" for g in (1, 2, 3, 4, 8)] + ["shufflenet_v2_x1_0", "mobilenet_v2_mini"]
+)
+def test_every_width_builds(name, width):
+    trace(jaxnets.create_model(name, width=width), 32)
+
+
+def test_shufflenet_v2_channels_between_the_published_widths():
+    published = {
+        0.5: (48, 96, 192, 1024),
+        1.0: (116, 232, 464, 1024),
+        1.5: (176, 352, 704, 1024),
+        2.0: (244, 488, 976, 2048),
+    }
+    for width, channels in published.items():
+        assert features_at(width) == channels
+    assert features_at(0.25)[:3] == (24, 48, 96)  # as in other code bases, like .33
+    assert features_at(0.33)[:3] == (32, 64, 128)
+    stage2 = [features_at(w)[0] for w in np.linspace(0.1, 4, 200)]
+    assert stage2 == sorted(stage2)
+
+
+def test_shufflenet_v1_stem_follows_the_authors_code():
+    assert [stem_features(w, 3) for w in (0.5, 1.0, 1.5, 2.0)] == [12, 24, 24, 48]
+    assert [stem_features(w, 8) for w in (0.5, 1.0, 1.5, 2.0)] == [16, 24, 24, 48]
+
+
+def test_stochastic_depth_grows_linearly_and_acts_in_training_only():
+    model = jaxnets.create_model("mobilenet_v2_mini", stochastic_depth=0.8)
+    assert model.drop_rates(4) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    variables = random_variables(model)
+    x = images(4)
+    train = compiled(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
+    evaluate = compiled(model.apply)(variables, x)
+    never = compiled(model.clone(stochastic_depth=0.0).apply)(variables, x)
+    np.testing.assert_array_equal(evaluate, never)
+    assert np.abs(train(jax.random.key(0)) - train(jax.random.key(1))).max() > 1e-3
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_mini", "squeezenet1_1_cifar", "vgg16_cifar"])
+def test_dropout_acts_in_training_only(name):
+    model = jaxnets.create_model(name, width=0.25, dropout=0.5)
+    variables = random_variables(model)
+    x = images(2)
+    train = compiled(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
+    one, same, other = (np.asarray(train(jax.random.key(k))) for k in (0, 0, 1))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-4
+    assert np.abs(one - compiled(model.apply)(variables, x)).max() > 1e-4
 
 
 def test_a_field_of_none_keeps_the_nets_own_value():
