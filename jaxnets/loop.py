@@ -176,7 +176,7 @@ class Running:
 
     plan: Plan
     dispatch: Callable  # (state, batches) -> (state, TrainMetrics) of one call
-    calls: Callable[[int], Iterator[dict[str, np.ndarray]]]  # from a step to the end of its epoch
+    calls: Iterator[dict[str, np.ndarray]]  # what is dispatched, from the first step of this start on
     evaluator: evaluate.Evaluator
     manager: ocp.CheckpointManager
     journal: Journal
@@ -194,10 +194,10 @@ def fit(
         return journal.last_evaluation(at)
     examples, eval_examples = load_examples(plan)
     per_call = steps_per_call(plan.config.steps_per_call, plan.steps_per_epoch, at)
-    calls = partial(train_calls, plan, bool(examples), per_call)
     current = step.replicate(start, plan.devices)
-    dispatch = compile_train(plan, current, examples, calls) if at < plan.total_steps else None
+    dispatch = compile_train(plan, current, examples, per_call) if at < plan.total_steps else None
     with (
+        closing(train_calls(plan, bool(examples), per_call, at)) as calls,
         runtime.deferred_interrupts() as interruption,
         Progress(at, plan.total_steps, plan.steps_per_epoch) as progress,
     ):
@@ -242,13 +242,12 @@ def steps_per_call(limit: int, steps_per_epoch: int, at: int) -> int:
 
 
 def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[dict[str, np.ndarray]]:
-    """What the mapped training step takes, call by call, from step `at` to the end of its epoch."""
+    """What the mapped training step takes, call by call, from step `at` to the last one."""
     config, size = plan.config, len(plan.train_split)
-    end = (at // plan.steps_per_epoch + 1) * plan.steps_per_epoch
     if resident:
         calls = (
             {"index": data.train_indices(config.seed, size, config.batch_size, first, per_call)}
-            for first in range(at, end, per_call)
+            for first in range(at, plan.total_steps, per_call)
         )
     else:
         calls = data.stream_train(
@@ -256,7 +255,7 @@ def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[
             seed=config.seed,
             batch_size=config.batch_size,
             start_step=at,
-            end_step=end,
+            end_step=plan.total_steps,
             num_workers=config.num_workers,
             steps_per_call=per_call,
         )
@@ -264,7 +263,19 @@ def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[
         yield step.shard(batches, len(plan.devices))
 
 
-def compile_train(plan: Plan, current: state.TrainState, examples, calls) -> Callable:
+def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and types of one item of `train_calls`."""
+    lead = (len(plan.devices), per_call, plan.config.batch_size // len(plan.devices))
+    if resident:
+        return {"index": jax.ShapeDtypeStruct(lead, np.int32)}
+    side = plan.config.image_size
+    return {
+        "image": jax.ShapeDtypeStruct((*lead, side, side, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct(lead, np.int32),
+    }
+
+
+def compile_train(plan: Plan, current: state.TrainState, examples, per_call: int) -> Callable:
     """The training step compiled for this run's shapes: `(state, batches) -> (state, metrics)`."""
     config = plan.config
     one_step = partial(
@@ -276,8 +287,7 @@ def compile_train(plan: Plan, current: state.TrainState, examples, calls) -> Cal
         ema_decay=config.ema_decay,
         axis_name=step.AXIS,
     )
-    with closing(calls(int(current.step))) as stream:
-        batches = next(stream)
+    batches = call_shapes(plan, bool(examples), per_call)
     key = step.replicate(jax.random.key(config.seed), plan.devices)
     began = time.perf_counter()
     compiled = step.pmap_train(one_step, plan.devices).lower(current, examples, batches, key).compile()
@@ -286,7 +296,7 @@ def compile_train(plan: Plan, current: state.TrainState, examples, calls) -> Cal
     logger.info(
         "compiled the training step in %.1f s; %d step(s) a call; a device holds %s",
         seconds,
-        batches["label" if "label" in batches else "index"].shape[1],
+        per_call,
         f"{memory.argument_size_in_bytes / 1e6:.0f} MB of state and data, {memory.temp_size_in_bytes / 1e6:.0f} MB "
         "of activations and gradients"
         if memory
@@ -302,6 +312,8 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
     saves the state and raises Interrupted.
     """
     plan = run.plan
+    end = (at // plan.steps_per_epoch + 1) * plan.steps_per_epoch
+    dispatched = at
     began, seen = time.perf_counter(), 0
     in_flight = []
 
@@ -319,14 +331,12 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
             report(run, at, totals, seen / (time.perf_counter() - began))
             totals, began, seen = dict(NO_TOTALS), time.perf_counter(), 0
 
-    with closing(run.calls(at)) as calls:
-        for batches in calls:
-            current, metrics = run.dispatch(current, batches)
-            in_flight.append(metrics)
-            if len(in_flight) > 1:
-                settle()
-            if run.interruption.signum is not None:
-                break
+    while dispatched < end and run.interruption.signum is None:
+        current, metrics = run.dispatch(current, next(run.calls))
+        in_flight.append(metrics)
+        dispatched += metrics.loss.shape[0]
+        if len(in_flight) > 1:
+            settle()
     while in_flight:
         settle()
     if run.interruption.signum is not None and at % plan.steps_per_epoch:

@@ -96,7 +96,7 @@ def test_the_same_seed_makes_the_same_run_and_another_does_not(finished, make_co
 
 
 def test_a_streamed_run_equals_a_resident_one(finished, make_config, tmp_path):
-    loop.train(make_config(resident="false"), tmp_path / "run")
+    loop.train(make_config(resident="false", num_workers=1), tmp_path / "run")
     assert_same_run(tmp_path / "run", finished[0])
 
 
@@ -231,5 +231,6 @@ def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(make_conf
     plan = loop.make_plan(make_config(seed=5))
     calls = list(loop.train_calls(plan, True, 5, 5))
     assert len(calls) == 1 and calls[0]["index"].shape == (4, 5, 8)
+    assert loop.call_shapes(plan, True, 5)["index"].shape == calls[0]["index"].shape
     fed = calls[0]["index"].swapaxes(0, 1).reshape(-1)
     np.testing.assert_array_equal(fed, data.epoch_order(5, 1, 160))
