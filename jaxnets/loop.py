@@ -9,63 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
-import optax
 import orbax.checkpoint as ocp
 
 from jaxnets import checkpoint, data, evaluate, optim, runtime, settings, state, step, workdir
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
+from jaxnets.plan import Plan, check_model, compile_and_create_state, make_plan
 from jaxnets.progress import Progress
 from jaxnets.runtime import logger
 
 Totals = dict[str, float]  # sums over the training examples since the last report
 NO_TOTALS: Totals = {"loss": 0.0, "correct": 0, "count": 0}
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a run is made of, before its first step."""
-
-    config: ml_collections.ConfigDict
-    devices: list[jax.Device]
-    train_split: data.Split
-    eval_split: data.Split
-    model: nn.Module
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return len(self.train_split) // self.config.batch_size
-
-    @property
-    def total_steps(self) -> int:
-        return self.config.num_epochs * self.steps_per_epoch
-
-
-def create_state(plan: Plan) -> state.TrainState:
-    """The state before the first step, a function of the plan's seed alone."""
-    return state.create(
-        jax.random.key(plan.config.seed),
-        plan.model,
-        plan.optimizer,
-        plan.config.image_size,
-        ema=plan.config.ema_decay > 0,
-    )
-
-
-def compile_and_create_state(plan: Plan) -> state.TrainState:
-    """`create_state` in one program.
-
-    There the forward pass of initialisation is dead code; op by op it would run, and compile every op.
-    """
-    # What runs once is not worth optimising: this halves its compilation on the CPU.
-    options = {"xla_backend_optimization_level": 0} if plan.devices[0].platform == "cpu" else None
-    return jax.jit(partial(create_state, plan), compiler_options=options)()
 
 
 def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str, Any]:
@@ -79,6 +36,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     settings.check(config)
     if config.compilation_cache:
         runtime.enable_compilation_cache()
+    workdir.check(directory, config)
     plan = make_plan(config)
     template = check_model(plan)
     with (
@@ -92,50 +50,6 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
         evaluated = bool(saved and manager.metrics(at))
         with closing(Journal(directory, at, evaluated)) as journal:
             return fit(plan, start, totals, manager, journal)
-
-
-def make_plan(config: ml_collections.ConfigDict) -> Plan:
-    """Everything that a configuration names, opened or built; UserError where it does not fit together."""
-    devices = jax.local_devices()
-    for field in ("batch_size", "eval_batch_size"):
-        if config[field] % len(devices):
-            raise UserError(
-                f"config.{field}={config[field]} must be a multiple of the {len(devices)} devices it is spread over"
-            )
-    data.is_resident(config.resident, 0, config.resident_limit)  # refuses what it does not know
-    open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size)
-    train_split = open_split(config.dataset, config.train_split)
-    eval_split = open_split(config.dataset, config.eval_split)
-    if config.batch_size > len(train_split):
-        raise UserError(
-            f"config.batch_size={config.batch_size} must be at most the {len(train_split)} examples "
-            f"of config.train_split={config.train_split!r}"
-        )
-    steps_per_epoch = len(train_split) // config.batch_size
-    rate = {name: value for name, value in config.schedule.items() if name != "name"}
-    schedule = optim.make_schedule(
-        config.schedule.name,
-        config.optimizer.learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        num_epochs=config.num_epochs,
-        **rate,
-    )
-    update = {name: value for name, value in config.optimizer.items() if name not in ("name", "learning_rate")}
-    optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
-    axis_name = step.AXIS if config.sync_batch_norm else None
-    model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
-    return Plan(config, devices, train_split, eval_split, model, schedule, optimizer)
-
-
-def check_model(plan: Plan) -> state.TrainState:
-    """The shapes of the state, found without computing; UserError where the net cannot take the images."""
-    try:
-        return jax.eval_shape(partial(create_state, plan))
-    except ValueError as error:
-        size = plan.config.image_size
-        raise UserError(
-            f"config.model.name={plan.config.model.name!r} cannot take images of {size}x{size}: {error}"
-        ) from None
 
 
 def announce(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:

@@ -12,6 +12,7 @@ from jaxnets import settings
 from jaxnets.errors import UserError
 
 CONFIG = "config.json"
+SCRATCH = "config.json.tmp"
 LOCK = ".lock"
 
 
@@ -19,24 +20,41 @@ LOCK = ".lock"
 def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDict | None]:
     """Hold the workdir while training; yields the configuration of the run it holds, None if it is new.
 
-    Raises UserError if it cannot be written, is in use, belongs to something else, or to a run whose
-    configuration differs in what decides the result (the fields are listed).
+    Raises UserError as `check` does, and if the workdir cannot be written or is in use.
     """
     with _locked(_created(workdir)):
+        before = check(workdir, config)
         path = workdir / CONFIG
-        before = None
-        if path.exists():
-            before = settings.read(path)
-            _require_same_run(path, before, config)
-        elif strangers := sorted(set(os.listdir(workdir)) - {LOCK, path.name + ".tmp"}):
-            raise UserError(
-                f"--workdir={workdir} holds {strangers[0]!r} but no {CONFIG}: it is not the folder of a run; "
-                "choose a new or an empty one"
-            )
-        scratch = path.with_name(path.name + ".tmp")
+        scratch = path.with_name(SCRATCH)
         settings.write(config, scratch)
         os.replace(scratch, path)
         yield before
+
+
+def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
+    """The configuration of the run in a workdir, None where it is new or missing; touches nothing.
+
+    Raises UserError if the workdir is a file, belongs to something else, or to a run whose configuration
+    differs in what decides the result (the fields are listed).
+    """
+    try:
+        present = set(os.listdir(workdir))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise UserError(f"--workdir={workdir} is, or lies below, a file; it must be a folder") from None
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be read: {error.strerror}") from None
+    if CONFIG in present:
+        before = settings.read(workdir / CONFIG)
+        _require_same_run(workdir, before, config)
+        return before
+    if strangers := sorted(present - {LOCK, SCRATCH}):
+        raise UserError(
+            f"--workdir={workdir} holds {strangers[0]!r} but no {CONFIG}: it is not the folder of a run; "
+            "choose a new or an empty one"
+        )
+    return None
 
 
 def _created(workdir: Path) -> Path:
@@ -63,11 +81,11 @@ def _locked(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _require_same_run(path: Path, before: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> None:
+def _require_same_run(workdir: Path, before: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> None:
     differing = settings.differences(settings.as_dict(before), settings.as_dict(config))
     if differing:
         listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
         raise UserError(
-            f"--workdir={path.parent} holds a run with another configuration ({listed}); "
+            f"--workdir={workdir} holds a run with another configuration ({listed}); "
             "choose another workdir, or give the same fields to go on with it"
         )

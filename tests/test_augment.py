@@ -43,9 +43,7 @@ def test_cutout_clears_one_square_clipped_at_the_border(size):
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3), st.lists(st.floats(0.05, 1.0), min_size=3, max_size=3)
-)
+@given(st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3), st.lists(st.floats(0.05, 1.0), min_size=3, max_size=3))
 def test_normalize_is_torchvisions_to_tensor_and_normalize(mean, std):
     import torch
     from torchvision.transforms import v2

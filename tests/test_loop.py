@@ -8,10 +8,11 @@ import signal
 import jax
 import numpy as np
 import pytest
-from configs import digits
 
+from configs import digits
 from jaxnets import checkpoint, data, journal, loop, models, runtime
 from jaxnets.errors import UserError
+from jaxnets.plan import make_plan
 from tests.tiny_net import TinyNet
 
 
@@ -220,7 +221,15 @@ def test_a_net_that_cannot_take_the_images_is_refused(make_config, tmp_path):
 
 @pytest.mark.parametrize(
     ("limit", "per_epoch", "at", "expected"),
-    [(10, 390, 0, 10), (10, 195, 0, 5), (10, 97, 0, 1), (10, 390, 20, 10), (10, 390, 15, 5), (4, 3, 0, 3), (7, 7, 14, 7)],
+    [
+        (10, 390, 0, 10),
+        (10, 195, 0, 5),
+        (10, 97, 0, 1),
+        (10, 390, 20, 10),
+        (10, 390, 15, 5),
+        (4, 3, 0, 3),
+        (7, 7, 14, 7),
+    ],
 )
 def test_calls_end_with_the_epoch(limit, per_epoch, at, expected):
     per_call = loop.steps_per_call(limit, per_epoch, at)
@@ -228,7 +237,7 @@ def test_calls_end_with_the_epoch(limit, per_epoch, at, expected):
 
 
 def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(make_config):
-    plan = loop.make_plan(make_config(seed=5))
+    plan = make_plan(make_config(seed=5))
     calls = list(loop.train_calls(plan, True, 5, 5))
     assert len(calls) == 1 and calls[0]["index"].shape == (4, 5, 8)
     assert loop.call_shapes(plan, True, 5)["index"].shape == calls[0]["index"].shape

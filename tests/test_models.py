@@ -14,6 +14,7 @@ from jaxnets.models.shufflenet_v2 import features_at
 
 # As published (torchvision, timm, the common CIFAR code) or counted on a PyTorch twin.
 PARAMETERS = {
+    "googlenet": 6_624_904,
     "mobilenet_v1": 4_231_976,
     "mobilenet_v1_cifar": 3_217_226,
     "mobilenet_v2": 3_504_872,
@@ -64,6 +65,7 @@ PARAMETERS = {
 
 # A small one of every family, with the options that add layers
 SMALL = {
+    "googlenet": {"width": 0.125},
     "mobilenet_v1_cifar": {"width": 0.25},
     "mobilenet_v2_cifar": {"width": 0.35, "stochastic_depth": 0.1},
     "mobilenet_v2_mini": {"dropout": 0.1},
@@ -290,11 +292,17 @@ BAD_VALUES_ELSEWHERE = [
     ("resnet18", "depth", 20, "18, 34, 50, 101, 152"),
     ("vgg16", "depth", 11, "16, 19"),
     ("vgg16", "hidden_features", (4096, 0), "channel counts"),
+    ("googlenet", "large_kernel", 7, "3, 5"),
     ("mobilenet_v1", "stage_strides", (1, 2, 2, 2), "5 strides"),
 ]
 
 
 @pytest.mark.parametrize(("name", "field", "value", "allowed"), BAD_VALUES_ELSEWHERE)
+def test_megvii_needs_more_channels_than_the_stem():
+    with pytest.raises(ValueError, match="no more than the stem's 24 channels"):
+        jaxnets.create_model("shufflenet_v2_x0_5", width=0.25, variant="megvii")
+
+
 def test_bad_value_of_a_nets_own_field_is_refused(name, field, value, allowed):
     with pytest.raises(ValueError, match=f"{field}=.* must be .*{allowed}"):
         jaxnets.create_model(name, **{field: value})

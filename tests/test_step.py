@@ -10,7 +10,6 @@ import pytest
 
 from jaxnets import augment, optim, state, step
 from tests.tiny_net import TinyNet
-from jaxnets.models.net import Net
 
 SIDE, CLASSES, COUNT, BATCH = 8, 7, 40, 16
 MOMENTS = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}

@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from configs import default
 
+from configs import default
 from jaxnets import settings, workdir
 from jaxnets.errors import UserError
 
