@@ -45,7 +45,8 @@ class Conv(nn.Module):
     """2-D convolution with bias and activation.
 
     `padding`: pixels on every side, or "torch", the `(k - 1) / 2` that PyTorch's nets use, or "same",
-    TensorFlow's, which leaves out the first row and column where a stride of 2 meets an even side.
+    TensorFlow's, which leaves out the first row and column where a stride of 2 meets an even side, or "keras",
+    that of Keras's MobileNet, which leaves them out at every side where the stride is 2.
     `train` has no effect: it makes `Conv` a stand-in for `ConvBN`.
     """
 
@@ -82,6 +83,8 @@ class Conv(nn.Module):
 def _conv_padding(sides, kernel_size, strides, padding):
     if padding == "same":
         pads = lax.padtype_to_pads(sides, (kernel_size,) * 2, (strides,) * 2, "SAME")
+    elif padding == "keras":
+        pads = [(0, kernel_size - 2) if strides == 2 else ((kernel_size - 1) // 2,) * 2] * 2
     else:
         pads = [((kernel_size - 1) // 2 if padding == "torch" else padding,) * 2] * 2
     if any(side + sum(pad) < kernel_size for side, pad in zip(sides, pads)):

@@ -38,7 +38,7 @@ class MobileNetV1(Net):
     """Table 1 of the paper; `width` is its width multiplier, the image size its resolution multiplier.
 
     The ReLU6 of TensorFlow's, Keras's and timm's weights is `activation="relu6"`.
-    Keras's weights want `padding="same"` and `bn_epsilon=1e-3` too.
+    Keras's weights want `padding="keras"` and `bn_epsilon=1e-3` too.
     """
 
     stem_stride: int = 2
@@ -48,7 +48,7 @@ class MobileNetV1(Net):
     def __post_init__(self):
         require_choice(self, "stem_stride", (1, 2))
         require_strides(self, "stage_strides", len(TABLE))
-        require_choice(self, "padding", PADDINGS)
+        require_choice(self, "padding", (*PADDINGS, "keras"))
         super().__post_init__()
 
     @property
@@ -59,7 +59,8 @@ class MobileNetV1(Net):
     def __call__(self, images, train: bool = False):
         x = self.prepare(images)
         stride = self.stem_stride
-        x = self.conv_bn(make_divisible(32 * self.width), 3, stride, name="stem")(x, train)
+        padding = "same" if self.padding == "keras" else self.padding  # Keras's own is the depthwise layers'
+        x = self.conv_bn(make_divisible(32 * self.width), 3, stride, padding=padding, name="stem")(x, train)
         maps = []
         for stage, ((c, n, _), s) in enumerate(zip(TABLE, self.stage_strides)):
             for i in range(n):

@@ -1,0 +1,65 @@
+"""The layers of a net that hold weights, in the order in which its forward pass calls them."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxnets.models.layers import BatchNorm, Conv, conv_init
+
+TRACED_SIDE = 224  # any image side that every net takes: no weight depends on it
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution, BatchNorm or dense layer: where its variables stand, and their shapes."""
+
+    path: tuple[str, ...]
+    kind: str  # "conv", "batch_norm" or "dense"
+    shape: tuple[int, ...]  # of the kernel (HWIO, or inputs x outputs), or the channels of a BatchNorm
+    use_bias: bool = True
+    normalised: bool = False  # a BatchNorm comes next
+    kernel_init: Callable | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.path)
+
+    def with_outputs(self, count: int) -> "Layer":
+        """The same layer with another number of output channels."""
+        return replace(self, shape=(*self.shape[:-1], count))
+
+
+@functools.lru_cache(maxsize=16)
+def layers_of(model: nn.Module) -> tuple[Layer, ...]:
+    """The layers of `model` in the order of their calls; traced, nothing is computed."""
+    found: dict[tuple[str, ...], Layer] = {}
+
+    def record(call, args, kwargs, context):
+        module = context.module
+        if context.method_name != "__call__" or not isinstance(module, (Conv, BatchNorm, nn.Dense)):
+            return call(*args, **kwargs)
+        inputs = args[0].shape[-1]
+        if isinstance(module, Conv):
+            groups, k = module.feature_group_count, module.kernel_size
+            shape = (k, k, inputs // groups, module.features)
+            layer = Layer(module.path, "conv", shape, module.use_bias, kernel_init=conv_init(groups))
+        elif isinstance(module, nn.Dense):
+            shape = (inputs, module.features)
+            layer = Layer(module.path, "dense", shape, module.use_bias, kernel_init=module.kernel_init)
+        else:
+            layer = Layer(module.path, "batch_norm", (inputs,))
+        found.setdefault(module.path, layer)
+        return call(*args, **kwargs)
+
+    images = jax.ShapeDtypeStruct((1, TRACED_SIDE, TRACED_SIDE, 3), jnp.float32)
+    with nn.intercept_methods(record):
+        jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    layers = list(found.values())
+    return tuple(
+        replace(layer, normalised=layer.kind == "conv" and after is not None and after.kind == "batch_norm")
+        for layer, after in zip(layers, [*layers[1:], None])
+    )

@@ -1,0 +1,358 @@
+"""What the layers of each net are called in the code bases that publish weights for it."""
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+import flax.linen as nn
+
+from jaxnets import megvii_weights
+from jaxnets.errors import UserError
+from jaxnets.layer_list import Layer
+from jaxnets.models.mobilenet_v1 import MobileNetV1
+from jaxnets.models.mobilenet_v2 import MobileNetV2
+from jaxnets.models.resnet import ResNet
+from jaxnets.models.shufflenet_v1 import ShuffleNetV1
+from jaxnets.models.shufflenet_v2 import ShuffleNetV2
+from jaxnets.models.squeezenet import SqueezeNet
+from jaxnets.models.vgg import VGG
+
+Layers = Sequence[Layer]
+Names = list[str] | None
+Pair = tuple[str, str]  # a convolution and its BatchNorm
+PLACE = r"stage(\d+)_block(\d+)"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a code base names a net's layers, and in what else its net differs from ours."""
+
+    # The layers, in the order of their calls, to the names of the modules in the same order; None where the
+    # code base has no such net.
+    names: Callable[[Layers], Names]
+    classifier_bias: bool = True
+    bias_before_batch_norm: bool = False
+    convolutions: dict[str, int] = field(default_factory=dict)  # our dense layers that are some there, with their k
+    writable: bool = True
+    hint: str = ""  # what to try where the shapes do not fit
+    required: dict[str, Any] = field(default_factory=dict)  # fields without which the weights mean another net
+    usual: dict[str, Any] = field(default_factory=dict)  # fields of the published net, which may be changed
+    # What channels of the file's layers are ours: see `megvii_weights.ChannelOrder`.
+    channel_orders: Callable[[nn.Module, Layers], dict] = lambda model, layers: {}
+
+    def expected(self, layers: Layers) -> Layers:
+        """The layers as this code base has them."""
+        return [self._expected(layer, layer is layers[-1]) for layer in layers]
+
+    def _expected(self, layer: Layer, last: bool) -> Layer:
+        use_bias = layer.use_bias or layer.normalised and self.bias_before_batch_norm
+        layer = replace(layer, use_bias=use_bias and (self.classifier_bias or not last))
+        if (k := self.convolutions.get(layer.name)) is None:
+            return layer
+        inputs, outputs = layer.shape
+        return replace(layer, kind="conv", shape=(k, k, inputs // (k * k), outputs))
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether every net of our kind, trained or not, can be written in this layout."""
+        return self.classifier_bias and all(getattr(model, k) == value for k, value in self.required.items())
+
+    def check(self, model: nn.Module, code_base: str):
+        """UserError if the net lacks a required field; a warning for other values than the usual ones."""
+        for name, value in self.required.items():
+            if getattr(model, name) != value:
+                raise UserError(
+                    f"these are {code_base}'s weights: they need {name}={value!r}, but the "
+                    f"{type(model).__name__} has {name}={getattr(model, name)!r}"
+                )
+        differing = {name: value for name, value in self.usual.items() if getattr(model, name) != value}
+        if differing:
+            published, ours = (
+                ", ".join(f"{name}={pick(name)!r}" for name in differing)
+                for pick in (differing.get, lambda name: getattr(model, name))
+            )
+            logger.warning("%s's net has %s, this one %s: its outputs will differ", code_base, published, ours)
+
+
+def own_names(layers: Layers) -> Names:
+    """Our own module paths, for nets that no other code base has."""
+    return [layer.name for layer in layers]
+
+
+def _names(layers: Layers, outside: dict[str, str | Pair], prefix: str, units: Callable[[list[str]], dict]) -> Names:
+    """The names of all layers, given those outside the blocks and, after a prefix, those of a block's units.
+
+    The latter may mention {stage}, {block} (in its stage) and {index} (over all blocks), from 0, and {count}
+    and {previous}, the next index and the stage before. None if a layer is left without a name.
+    """
+    names = _flat(outside)
+    blocks = [(name, list(members)) for name, members in groupby(layers, lambda layer: layer.path[0])]
+    placed = [(name, members) for name, members in blocks if re.fullmatch(PLACE, name)]
+    for index, (name, members) in enumerate(placed):
+        stage, block = map(int, re.fullmatch(PLACE, name).groups())
+        places = {"stage": stage, "block": block, "index": index, "count": index + 1, "previous": stage - 1}
+        inside = units(list(dict.fromkeys(layer.path[1] for layer in members)))
+        names |= {f"{name}.{ours}": (prefix + theirs).format(**places) for ours, theirs in _flat(inside).items()}
+    found = [names.get(layer.name) for layer in layers]
+    return None if None in found else found
+
+
+def _flat(names: dict[str, str | Pair]) -> dict[str, str]:
+    """Every layer on its own, in place of pairs."""
+    flat = {}
+    for ours, theirs in names.items():
+        if isinstance(theirs, str):
+            flat[ours] = theirs
+        else:
+            flat[f"{ours}.conv"], flat[f"{ours}.bn"] = theirs
+    return flat
+
+
+def _numbered(units: list[str]) -> dict[str, Pair]:
+    """conv1, bn1, conv2, bn2, ... in the order of the units."""
+    return {unit: (f"conv{i}", f"bn{i}") for i, unit in enumerate(units, start=1)}
+
+
+def mobilenet_v1_kuangliu(layers: Layers) -> Names:
+    return _names(layers, {"stem": ("conv1", "bn1"), "classifier": "linear"}, "layers.{index}.", _numbered)
+
+
+def mobilenet_v1_timm(layers: Layers) -> Names:
+    outside = {"stem": ("conv_stem", "bn1"), "classifier": "classifier"}
+    units = {"depthwise": ("conv_dw", "bn1"), "pointwise": ("conv_pw", "bn2")}
+    return _names(layers, outside, "blocks.{stage}.{block}.", lambda _: units)
+
+
+def mobilenet_v1_keras(layers: Layers) -> Names:
+    outside = {"stem": ("conv1", "conv1_bn"), "classifier": "conv_preds"}
+    units = {"depthwise": ("dw_{count}", "dw_{count}_bn"), "pointwise": ("pw_{count}", "pw_{count}_bn")}
+    return _names(layers, outside, "conv_", lambda _: units)
+
+
+def mobilenet_v2_torchvision(layers: Layers) -> Names:
+    outside = {"stem": ("features.0.0", "features.0.1"), "classifier": "classifier.1"}
+    outside["head"] = ("features.18.0", "features.18.1")
+
+    def units(ours):
+        last = len(ours) - 1
+        names = {unit: (f"conv.{i}.0", f"conv.{i}.1") for i, unit in enumerate(ours[:-1])}
+        return names | {"project": (f"conv.{last}", f"conv.{last + 1}")}
+
+    return _names(layers, outside, "features.{count}.", units)
+
+
+def mobilenet_v2_timm(layers: Layers) -> Names:
+    outside = {"stem": ("conv_stem", "bn1"), "head": ("conv_head", "bn2"), "classifier": "classifier"}
+
+    def units(ours):
+        convs = ("conv_pw", "conv_dw", "conv_pwl") if "expand" in ours else ("conv_dw", "conv_pw")
+        return {unit: (conv, f"bn{i}") for i, (unit, conv) in enumerate(zip(ours, convs), start=1)}
+
+    return _names(layers, outside, "blocks.{stage}.{block}.", units)
+
+
+def mobilenet_v2_kuangliu(layers: Layers) -> Names:
+    outside = {"stem": ("conv1", "bn1"), "head": ("conv2", "bn2"), "classifier": "linear"}
+
+    def units(ours):
+        # That code base expands the first block too.
+        return _numbered(ours) | {"shortcut": ("shortcut.0", "shortcut.1")} if "expand" in ours else {}
+
+    return _names(layers, outside, "layers.{index}.", units)
+
+
+def mobilenet_v2_keras(layers: Layers) -> Names:
+    outside = {"stem": ("Conv1", "bn_Conv1"), "head": ("Conv_1", "Conv_1_bn"), "classifier": "predictions"}
+
+    def units(ours):
+        block = "block_{index}" if "expand" in ours else "expanded_conv"
+        return {unit: (f"{block}_{unit}", f"{block}_{unit}_BN") for unit in ("expand", "depthwise", "project")}
+
+    return _names(layers, outside, "", units)
+
+
+def keras_classes(layers: Layers) -> Names:
+    """Keras's names for layers in a `.keras` file: their classes, numbered in the order of their calls."""
+    numbers: Counter[str] = Counter()
+    names = []
+    for layer in layers:
+        depthwise = layer.kind == "conv" and layer.shape[-2] == 1
+        name = {"conv": "conv2d", "batch_norm": "batch_normalization", "dense": "dense"}[layer.kind]
+        name = "depthwise_conv2d" if depthwise else name
+        names.append(f"{name}_{numbers[name]}" if numbers[name] else name)
+        numbers[name] += 1
+    return names
+
+
+def keras_classes_mobilenet_v1(layers: Layers) -> Names:
+    # Keras's classifier is a 1x1 convolution there.
+    return keras_classes([replace(layer, kind="conv") if layer.kind == "dense" else layer for layer in layers])
+
+
+def resnet_torchvision(layers: Layers) -> Names:
+    return _resnet(layers, "downsample", "fc")
+
+
+def resnet_kuangliu(layers: Layers) -> Names:
+    return _resnet(layers, "shortcut", "linear")
+
+
+def _resnet(layers: Layers, shortcut: str, classifier: str) -> Names:
+    def units(ours):
+        return _numbered(ours) | {"shortcut": (f"{shortcut}.0", f"{shortcut}.1")}
+
+    return _names(layers, {"stem": ("conv1", "bn1"), "classifier": classifier}, "layer{stage}.{block}.", units)
+
+
+def vgg_torchvision(layers: Layers) -> Names:
+    hidden = [layer.name for layer in layers if layer.path[0].startswith("hidden")]
+    names = {name: f"classifier.{3 * i}" for i, name in enumerate(hidden)}
+    return _vgg(layers, names | {"classifier": f"classifier.{3 * len(hidden)}"}) if hidden else None
+
+
+def vgg_timm(layers: Layers) -> Names:
+    return _vgg(layers, {"hidden0": "pre_logits.fc1", "hidden1": "pre_logits.fc2", "classifier": "head.fc"})
+
+
+def vgg_kuangliu(layers: Layers) -> Names:
+    return _vgg(layers, {"classifier": "classifier"})
+
+
+def _vgg(layers: Layers, outside: dict[str, str]) -> Names:
+    """The convolutions numbered as in one sequence with BatchNorms, activations and pools."""
+    names, number, stage = dict(outside), 0, "stage1"
+    for layer in layers:
+        if layer.kind == "conv":
+            number += layer.path[0].partition("_")[0] != stage  # a pool
+            stage = layer.path[0].partition("_")[0]
+            names[layer.name] = f"features.{number}"
+            if layer.normalised:
+                names[layer.path[0] + ".bn"] = f"features.{number + 1}"
+            number += 3 if layer.normalised else 2
+    found = [names.get(layer.name) for layer in layers]
+    return None if None in found else found
+
+
+def squeezenet_torchvision(layers: Layers) -> Names:
+    # The pools, which hold no weights, are counted too.
+    numbers = (3, 4, 5, 7, 8, 9, 10, 12) if layers[0].shape[0] == 7 else (3, 4, 6, 7, 9, 10, 11, 12)
+    names = {"stem": "features.0", "classifier": "classifier.1"}
+    for fire, number in enumerate(numbers, start=2):
+        for conv in ("squeeze", "expand1x1", "expand3x3"):
+            names[f"fire{fire}.{conv}"] = f"features.{number}.{conv}"
+    found = [names.get(layer.name) for layer in layers]
+    return None if None in found else found
+
+
+def shufflenet_v1_kuangliu(layers: Layers) -> Names:
+    return _names(layers, {"stem": ("conv1", "bn1"), "classifier": "linear"}, "layer{previous}.{block}.", _numbered)
+
+
+def shufflenet_v1_megvii(layers: Layers) -> Names:
+    outside = {"stem": ("first_conv.0", "first_conv.1"), "classifier": "classifier.0"}
+    units = {
+        "pointwise1": ("1.0", "1.1"),
+        "depthwise": ("1.3", "1.4"),
+        "pointwise2": ("2.0", "2.1"),
+    }
+    return _names(layers, outside, "features.{index}.branch_main_", lambda _: units)
+
+
+def shufflenet_v2_torchvision(layers: Layers) -> Names:
+    outside = {"stem": ("conv1.0", "conv1.1"), "conv5": ("conv5.0", "conv5.1"), "classifier": "fc"}
+    units = {
+        "left_depthwise": ("branch1.0", "branch1.1"),
+        "left_pointwise": ("branch1.2", "branch1.3"),
+        "pointwise1": ("branch2.0", "branch2.1"),
+        "depthwise": ("branch2.3", "branch2.4"),
+        "pointwise2": ("branch2.5", "branch2.6"),
+    }
+    return _names(layers, outside, "stage{stage}.{block}.", lambda _: units)
+
+
+def shufflenet_v2_kuangliu(layers: Layers) -> Names:
+    outside = {"stem": ("conv1", "bn1"), "conv5": ("conv2", "bn2"), "classifier": "linear"}
+
+    def units(ours):
+        return {} if "se" in ours else _numbered(ours)
+
+    return _names(layers, outside, "layer{previous}.{block}.", units)
+
+
+def shufflenet_v2_megvii(layers: Layers) -> Names:
+    outside = {"stem": ("first_conv.0", "first_conv.1"), "conv5": ("conv_last.0", "conv_last.1")}
+    outside["classifier"] = "classifier.0"
+    units = {
+        "left_depthwise": ("proj.0", "proj.1"),
+        "left_pointwise": ("proj.2", "proj.3"),
+        "pointwise1": ("main.0", "main.1"),
+        "depthwise": ("main.3", "main.4"),
+        "pointwise2": ("main.5", "main.6"),
+    }
+    return _names(layers, outside, "features.{index}.branch_", lambda _: units)
+
+
+RELU6 = {"activation": "relu6"}
+KERAS_V1 = {"activation": "relu6", "padding": "keras", "bn_epsilon": 1e-3}
+KERAS_V2 = {"activation": "relu6", "padding": "same", "bn_epsilon": 1e-3}
+TORCHVISION_MOBILENET_V2 = Layout(mobilenet_v2_torchvision, usual=RELU6)
+TORCHVISION_SHUFFLENET_V2 = Layout(shufflenet_v2_torchvision, required={"variant": "torchvision"})
+TORCHVISION_VGG = Layout(vgg_torchvision, bias_before_batch_norm=True)
+# The first layout of each net is the one that `export` takes by itself.
+LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
+    MobileNetV1: {
+        "kuangliu": Layout(mobilenet_v1_kuangliu, usual={"activation": "relu"}),
+        "timm": Layout(mobilenet_v1_timm, usual=RELU6),
+        "Keras": Layout(mobilenet_v1_keras, usual=KERAS_V1, writable=False, convolutions={"classifier": 1}),
+        "Keras, by class": Layout(
+            keras_classes_mobilenet_v1, usual=KERAS_V1, writable=False, convolutions={"classifier": 1}
+        ),
+    },
+    MobileNetV2: {
+        "torchvision": TORCHVISION_MOBILENET_V2,
+        "timm": Layout(mobilenet_v2_timm, usual=RELU6),
+        "kuangliu": Layout(mobilenet_v2_kuangliu, usual={"activation": "relu"}),
+        "chenyaofo": TORCHVISION_MOBILENET_V2,
+        "Keras": Layout(mobilenet_v2_keras, usual=KERAS_V2, writable=False),
+        "Keras, by class": Layout(keras_classes, usual=KERAS_V2, writable=False),
+    },
+    ResNet: {
+        "torchvision": Layout(resnet_torchvision),
+        "timm": Layout(resnet_torchvision),
+        "kuangliu": Layout(resnet_kuangliu),
+    },
+    SqueezeNet: {"torchvision": Layout(squeezenet_torchvision)},
+    ShuffleNetV1: {
+        "kuangliu": Layout(shufflenet_v1_kuangliu, required={"variant": "kuangliu"}),
+        "megvii": Layout(
+            shufflenet_v1_megvii, classifier_bias=False, channel_orders=megvii_weights.shufflenet_v1_orders
+        ),
+    },
+    ShuffleNetV2: {
+        "torchvision": TORCHVISION_SHUFFLENET_V2,
+        "kuangliu": Layout(shufflenet_v2_kuangliu, required={"variant": "torchvision"}),
+        "chenyaofo": TORCHVISION_SHUFFLENET_V2,
+        "megvii": Layout(
+            shufflenet_v2_megvii,
+            classifier_bias=False,
+            channel_orders=megvii_weights.shufflenet_v2_orders,
+            hint="megvii's nets of width 1 and more need variant='megvii'",
+        ),
+    },
+    VGG: {
+        "torchvision": TORCHVISION_VGG,
+        "timm": Layout(vgg_timm, bias_before_batch_norm=True, convolutions={"hidden0": 7, "hidden1": 1}),
+        "kuangliu": Layout(vgg_kuangliu, bias_before_batch_norm=True),
+        "chenyaofo": TORCHVISION_VGG,
+    },
+}
+
+
+def layouts_of(model: nn.Module) -> dict[str, Layout]:
+    """The layouts known for a net, by name."""
+    return LAYOUTS.get(type(model), {}) | {"jaxnets": Layout(own_names)}

@@ -1,0 +1,216 @@
+"""PyTorch weights in and out: a state_dict to a net's variables and back, strictly.
+
+Names of a known layout (`layouts`) decide which entry goes where; for all others the order of the modules does,
+which must be the order in which the net calls its layers. Every entry must find its place.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnets import create_model, keras_weights, weight_files
+from jaxnets.errors import UserError
+from jaxnets.layer_list import Layer, layers_of
+from jaxnets.layouts import Layout, layouts_of
+from jaxnets.megvii_weights import ChannelOrder
+from jaxnets.module_match import ANY, STATISTICS, TRACKED, Match, Module, explain_mismatch, find_match, group
+
+Tree = dict[str, Any]
+Arrays = dict[str, np.ndarray]  # of one layer: kernel, bias, or scale, bias, mean, var
+
+BATCH_NORM = dict(zip(("scale", "bias", "mean", "var"), STATISTICS))
+BATCH_STATS = ("mean", "var")
+
+
+def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> dict[str, Tree]:
+    """The variables `{'params', 'batch_stats'}`, float32, of a net from published or PyTorch weights.
+
+    `model` is a net, or a name for `create_model`; `overrides` are its fields. `source` is a `.pth`/`.pt` file
+    (read by PyTorch with `weights_only=True`), a `.safetensors` file, a `.h5`/`.keras` file of Keras's MobileNet
+    or MobileNetV2, or a mapping name -> tensor or array. Layouts: torchvision, timm, kuangliu's pytorch-cifar,
+    chenyaofo's pytorch-cifar-models, megvii's ShuffleNet-Series (images stay RGB), and any PyTorch net of the
+    same architecture whose modules stand in forward order. A convolution's bias in front of a BatchNorm is
+    folded into its running mean. `head="drop"`: where the number of classes differs, the file's classifier is
+    left out and ours initialised.
+
+    Raises UserError (a ValueError) that names both sides if an entry is missing, left over, or of a wrong shape.
+    """
+    if head not in ("strict", "drop"):
+        raise UserError(f"head={head!r} must be 'strict' or 'drop'")
+    model = create_model(model, **overrides) if isinstance(model, str) else model.clone(**overrides)
+    weights = (keras_weights if keras_weights.is_keras_file(source) else weight_files).read(source)
+    *body, classifier = _complete_layers(model)
+    wanted = [*body, classifier] if _has_classifier(model) else body
+    candidates = [wanted]
+    if head == "drop":
+        candidates = [[*body, replace(classifier, shape=(*classifier.shape[:-1], ANY))], body]
+    modules = group(weights)
+    found = next(filter(None, (find_match(model, layers, weights, modules) for layers in candidates)), None)
+    if found is None:
+        raise UserError(explain_mismatch(model, candidates[0], weights, modules))
+    arrays = _arrays_of(model, found, weights.origin)
+    variables: dict[str, Tree] = {"params": {}, "batch_stats": {}}
+    for layer in wanted:
+        values = arrays.get(layer.path, {})
+        if layer is classifier and np.shape(values.get("kernel")) != layer.shape:
+            values = _initial(layer)
+        _insert(variables, layer, values)
+    return jax.tree.map(jnp.asarray, variables)
+
+
+def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = None) -> dict[str, np.ndarray]:
+    """The state_dict of a net as the code base `layout` names and shapes it, ready for `load_state_dict`.
+
+    `layout`: torchvision, timm, kuangliu, chenyaofo, megvii, as far as it has the net, or "jaxnets", our own
+    names, for every net. Left out: torchvision's where it has the net, otherwise the first that has. Float32
+    arrays, and an int64 0 for each BatchNorm's `num_batches_tracked`; `load` gives back the same bits.
+
+    Raises UserError for a layout without this net, and for variables of another net.
+    """
+    layers = _complete_layers(model)
+    layers = layers if _has_classifier(model) else layers[:-1]
+    chosen, names = _choose_layout(model, layers, layout)
+    orders = chosen.channel_orders(model, layers)
+    state_dict = {}
+    for layer, expected, name in zip(layers, chosen.expected(layers), names):
+        module = _to_torch(layer, expected, _extract(variables, layer))
+        module = _reordered(module, orders.get(layer.path), inverse=True)
+        state_dict |= {f"{name}.{suffix}": np.array(value, order="C") for suffix, value in module.items()}
+    _require_no_more(variables, layers)
+    return state_dict
+
+
+def _has_classifier(model: nn.Module) -> bool:
+    return bool(model.num_classes) and not model.features_only
+
+
+def _complete_layers(model: nn.Module) -> tuple[Layer, ...]:
+    """The layers of the net with its classifier, or with one of a single class where it has none."""
+    return layers_of(model if _has_classifier(model) else model.clone(num_classes=1, features_only=False))
+
+
+def _choose_layout(model: nn.Module, layers: Sequence[Layer], name: str | None) -> tuple[Layout, list[str]]:
+    known = layouts_of(model)
+    names = {key: names for key, layout in known.items() if (names := layout.names(layers)) and layout.writable}
+    if name is None:
+        name = next(key for key in names if known[key].fits(model))
+    if name not in names:
+        raise UserError(f"layout={name!r} has no such {type(model).__name__}: take one of {', '.join(names)}")
+    known[name].check(model, name)
+    return known[name], names[name]
+
+
+def _arrays_of(model: nn.Module, found: Match, origin: str) -> dict[tuple[str, ...], Arrays]:
+    """Every layer's arrays, in our shapes and order of channels."""
+    orders = found.layout.channel_orders(model, found.layers) if found.layout else {}
+    arrays: dict[tuple[str, ...], Arrays] = {}
+    before: Module = {}
+    for layer, module in zip(found.layers, found.modules):
+        converted = {}
+        for suffix, value in module.items():
+            try:
+                converted[suffix] = weight_files.to_numpy(value)
+            except UserError as error:
+                raise UserError(f"{origin}: {suffix} for the net's {layer.name}: {error}") from error
+        module = _reordered(converted, orders.get(layer.path))
+        if layer.kind == "batch_norm" and "bias" in before:
+            module["running_mean"] = module["running_mean"] - before["bias"]
+        arrays[layer.path] = _from_torch(layer, module)
+        before = module if layer.normalised and not layer.use_bias else {}
+    return arrays
+
+
+def _from_torch(layer: Layer, module: dict[str, np.ndarray]) -> Arrays:
+    if layer.kind == "batch_norm":
+        return {ours: module[theirs] for ours, theirs in BATCH_NORM.items()}
+    weight = module["weight"]
+    kernel = weight.transpose(2, 3, 1, 0) if layer.kind == "conv" else weight.reshape(len(weight), -1).T
+    bias = {"bias": module.get("bias", np.zeros(len(weight), np.float32))} if layer.use_bias else {}
+    return {"kernel": kernel} | bias
+
+
+def _to_torch(layer: Layer, expected: Layer, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The entries of a layer's module in a layout that has it as `expected`."""
+    if layer.kind == "batch_norm":
+        return {theirs: arrays[ours] for ours, theirs in BATCH_NORM.items()} | {TRACKED: np.array(0, np.int64)}
+    kernel = arrays["kernel"]
+    weight = kernel.transpose(3, 2, 0, 1) if layer.kind == "conv" else kernel.T
+    *inside, inputs, outputs = expected.shape
+    module = {"weight": weight.reshape(outputs, inputs, *inside)}
+    bias = arrays.get("bias", np.zeros(outputs, np.float32))
+    if expected.use_bias:
+        return module | {"bias": bias}
+    if np.any(bias):
+        raise UserError(f"this layout has no bias for {layer.name}, but the net's is not 0")
+    return module
+
+
+def _reordered(module: dict[str, np.ndarray], order: ChannelOrder | None, inverse: bool = False) -> Module:
+    """The entries of a module with the file's channels in our order, or the `inverse`."""
+    if order is None:
+        return module
+    result = {}
+    for suffix, value in module.items():
+        index = _index(order, value)
+        result[suffix] = np.empty_like(value) if inverse else value[index]
+        if inverse:
+            result[suffix][index] = value
+    return result
+
+
+def _index(order: ChannelOrder, value: np.ndarray) -> tuple:
+    if value.ndim == 0:
+        return ()
+    outputs = np.arange(len(value)) if order.outputs is None else order.outputs
+    if value.ndim == 1 or order.inputs is None:
+        return (outputs,)
+    return outputs[:, None], order.inputs
+
+
+def _initial(layer: Layer) -> Arrays:
+    """The arrays of an untrained layer, always the same."""
+    kernel = layer.kernel_init(jax.random.key(0), layer.shape, jnp.float32)
+    return {"kernel": kernel} | ({"bias": np.zeros(layer.shape[-1], np.float32)} if layer.use_bias else {})
+
+
+def _collection(layer: Layer, name: str) -> str:
+    return "batch_stats" if layer.kind == "batch_norm" and name in BATCH_STATS else "params"
+
+
+def _insert(variables: dict[str, Tree], layer: Layer, arrays: Arrays):
+    for name, array in arrays.items():
+        tree = variables[_collection(layer, name)]
+        for key in layer.path:
+            tree = tree.setdefault(key, {})
+        tree[name] = array
+
+
+def _extract(variables: dict[str, Tree], layer: Layer) -> Arrays:
+    """A layer's arrays, float32; UserError if one is missing or has another shape."""
+    names = BATCH_NORM if layer.kind == "batch_norm" else ("kernel", "bias") if layer.use_bias else ("kernel",)
+    arrays = {}
+    for name in names:
+        collection = _collection(layer, name)
+        tree = variables.get(collection, {})
+        for key in (*layer.path, name):
+            tree = tree.get(key, {}) if isinstance(tree, Mapping) else {}
+        shape = layer.shape if name == "kernel" else layer.shape[-1:]
+        if np.shape(tree) != shape:
+            has = f"has the shape {np.shape(tree)}" if hasattr(tree, "shape") else "is missing"
+            raise UserError(f"{collection}.{layer.name}.{name} {has}, where the net has {shape}")
+        arrays[name] = np.asarray(tree, np.float32)
+    return arrays
+
+
+def _require_no_more(variables: dict[str, Tree], layers: Sequence[Layer]):
+    """UserError if there are variables that belong to none of the layers."""
+    known = {(_collection(layer, name), *layer.path, name) for layer in layers for name in (*BATCH_NORM, "kernel")}
+    for path, _ in jax.tree_util.tree_leaves_with_path(dict(variables)):
+        place = tuple(key.key for key in path)
+        if place not in known:
+            raise UserError(f"{'.'.join(place)} is left over: the net has no such variable")

@@ -1,0 +1,211 @@
+"""Weight files and state_dicts as they come: read without running anything, unwrapped, names made plain."""
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnets.errors import UserError
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
+SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", *KERAS_SUFFIXES)
+# Under these names training scripts keep the state_dict in a larger checkpoint; the first one present counts.
+WRAPPERS = ("state_dict", "model", "net", "state_dict_ema")
+WRAPPING_MODULES = {"module", "_orig_mod"}  # DataParallel, torch.compile: anywhere in a name
+SAFETENSORS_TYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+}
+ORDER = "order"  # metadata of our safetensors files, which themselves sort their entries
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The entries of a state_dict: name -> array or tensor, not converted yet."""
+
+    entries: dict[str, Any]
+    ordered: bool  # whether their order is the order of the modules in the net they come from
+    origin: str  # for messages
+
+
+def read(source: str | os.PathLike | Mapping) -> Weights:
+    """The state_dict in a `.pth`/`.pt` or `.safetensors` file, or in a mapping name -> array or tensor.
+
+    Wrappers and prefixes are taken off. Raises UserError for anything else, and for a damaged or hostile file.
+    """
+    if isinstance(source, Mapping):
+        return Weights(unwrap(source, "the mapping"), True, "the mapping")
+    if not isinstance(source, (str, os.PathLike)):
+        raise UserError(f"weights come from a file or a mapping name -> array, not from a {type(source).__name__}")
+    path = Path(source)
+    require_file(path)
+    if path.suffix == ".safetensors":
+        entries, ordered = _read_safetensors(path)
+    elif path.suffix in TORCH_SUFFIXES:
+        entries, ordered = _read_torch(path), True
+    else:
+        raise UserError(f"{path} is no weight file: its name must end in one of {', '.join(SUFFIXES)}")
+    return Weights(unwrap(entries, str(path)), ordered, str(path))
+
+
+def require_file(path: Path):
+    """UserError unless `path` is an existing file."""
+    if not path.exists():
+        raise UserError(f"there is no weight file {path}")
+    if not path.is_file():
+        raise UserError(f"{path} is not a file: weights come from a {', '.join(SUFFIXES)} file")
+
+
+def _read_torch(path: Path) -> Mapping:
+    torch = import_torch(f"reading {path}")
+    _refuse_inflating_archive(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} is refused: it is damaged, or holds objects beside tensors, which could run code when "
+            "loaded; save the net's state_dict() alone"
+        ) from error
+    except Exception as error:  # a damaged file makes PyTorch raise nearly anything
+        raise UserError(f"{path} is not a whole PyTorch file: {first_line(error)}") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict (name -> tensor)")
+    return content
+
+
+def _refuse_inflating_archive(path: Path):
+    # PyTorch stores its archives uncompressed: contents larger than the file would be a decompression bomb.
+    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        with zipfile.ZipFile(path) as archive:
+            inflated = sum(entry.file_size for entry in archive.infolist())
+        if inflated > path.stat().st_size:
+            raise UserError(f"{path} is refused: it claims to hold {inflated} bytes, more than the file has")
+
+
+def import_torch(purpose: str):
+    """The torch module; UserError saying what it is needed for where it is not installed."""
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{purpose} needs PyTorch (pip install 'jaxnets[torch]'); .safetensors files do not") from error
+    return torch
+
+
+def _read_safetensors(path: Path) -> tuple[dict, bool]:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+        entries = {
+            name: np.frombuffer(entry["data"], SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in safetensors.deserialize(path.read_bytes())
+        }
+    except KeyError as error:
+        raise UserError(f"{path} has an entry of type {error}, where weights are floats") from error
+    except Exception as error:  # SafetensorError, OSError, and whatever else a damaged file leads to
+        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+    try:
+        order = json.loads(metadata.get(ORDER, "null"))
+    except ValueError:
+        order = None
+    if isinstance(order, list) and sorted(map(str, order)) == sorted(entries):
+        return {name: entries[name] for name in order}, True
+    return entries, False
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def is_array(value) -> bool:
+    """Whether `value` is a NumPy or JAX array or a PyTorch tensor."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def unwrap(content: Mapping, origin: str) -> dict[str, Any]:
+    """The entries of the state_dict in `content`, without wrappers and prefixes; UserError if there is none."""
+    while wrappers := [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]:
+        if len(wrappers) > 1:
+            logger.warning("%s holds %s; %s is taken", origin, " and ".join(wrappers), wrappers[0])
+        content = content[wrappers[0]]
+    odd = [key for key, value in content.items() if not isinstance(key, str) or not is_array(value)]
+    if odd or not content:
+        listed = ", ".join(map(repr, odd[:3])) or "nothing at all"
+        raise UserError(
+            f"{origin} holds {listed} where a state_dict has only names and tensors (and none of the wrappers "
+            f"{', '.join(WRAPPERS)})"
+        )
+    entries = {}
+    for key, value in content.items():
+        name = ".".join(part for part in key.split(".") if part not in WRAPPING_MODULES)
+        if name in entries:
+            raise UserError(f"{origin} has two entries called {name}, with and without a wrapping module")
+        entries[name] = value
+    return entries
+
+
+def to_numpy(value) -> np.ndarray:
+    """An array or tensor as a NumPy array, of float32 if it holds floats (half precision is widened).
+
+    Raises UserError for a tensor without plain floats or integers: sparse, quantized, complex, text.
+    """
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = (value.float() if value.is_floating_point() else value).numpy()
+        array = np.asarray(value)
+        floats = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
+        array = array.astype(np.float32) if floats else array
+    except Exception as error:  # PyTorch's many kinds of tensors fail in many ways
+        raise UserError(f"a tensor of type {value.dtype} has no plain numbers: {first_line(error)}") from error
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"a tensor has type {array.dtype}, where weights are floating-point numbers")
+    return array
+
+
+def write(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Write a state_dict to a new `.pth`/`.pt` or `.safetensors` file, whole or not at all.
+
+    Raises UserError for another suffix, an existing file, or a place that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".pth", ".pt", ".safetensors"):
+        raise UserError(f"cannot write {path}: the name must end in .pth, .pt or .safetensors")
+    if path.exists():
+        raise UserError(f"{path} exists already: choose another name, or remove it first")
+    part = path.with_name(path.name + ".part")
+    try:
+        _write_to(part, path.suffix, {name: np.asarray(value) for name, value in state_dict.items()})
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer has RuntimeErrors of its own
+        part.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {first_line(error)}") from error
+
+
+def _write_to(path: Path, suffix: str, state_dict: dict[str, np.ndarray]):
+    if suffix == ".safetensors":
+        import safetensors.numpy
+
+        metadata = {"format": "pt", ORDER: json.dumps(list(state_dict))}
+        safetensors.numpy.save_file(state_dict, path, metadata=metadata)
+        return
+    torch = import_torch(f"writing {path}")
+    torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, path)
