@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from jaxnets.models.googlenet import GoogLeNet
 from jaxnets.models.mobilenet_v1 import MobileNetV1
 from jaxnets.models.mobilenet_v2 import CIFAR_STAGE_STRIDES, MobileNetV2
 from jaxnets.models.mobilenet_v2_mini import MobileNetV2Mini
@@ -14,6 +15,7 @@ from jaxnets.models.vgg import VGG
 vgg_cifar = partial(VGG, num_classes=10, hidden_features=(), pool_size=1, dropout=0.0)
 
 MODELS = {
+    "googlenet": GoogLeNet,
     "mobilenet_v1": MobileNetV1,
     "mobilenet_v1_cifar": partial(MobileNetV1, num_classes=10, stem_stride=1),
     "mobilenet_v2": MobileNetV2,

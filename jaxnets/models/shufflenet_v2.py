@@ -9,7 +9,15 @@ import numpy as np
 
 from jaxnets import ops
 from jaxnets.models.layers import ConvBN, SqueezeExcite, max_pool
-from jaxnets.models.net import FeatureMap, Net, last_of_each_stride, require_choice, require_features, require_number
+from jaxnets.models.net import (
+    FeatureMap,
+    Net,
+    last_of_each_stride,
+    require,
+    require_choice,
+    require_features,
+    require_number,
+)
 
 # Table 5: output channels of stage 2 (they double in stages 3 and 4) and of conv5, by width
 STAGE2_FEATURES = {0.5: 48, 1.0: 116, 1.5: 176, 2.0: 244}
@@ -86,6 +94,10 @@ class ShuffleNetV2(Net):
         if self.stage_features is not None:
             require_features(self, "stage_features", 4, multiple_of=2)
         super().__post_init__()
+        if self.variant == "megvii":  # its first unit adds to the stem's channels
+            stage2, *_ = self.stage_features or features_at(self.width)
+            allowed = f"'torchvision' where stage 2 has no more than the stem's {STEM_FEATURES} channels"
+            require(self, "variant", stage2 > STEM_FEATURES, allowed)
 
     @nn.compact
     def __call__(self, images, train: bool = False):
