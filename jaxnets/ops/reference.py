@@ -48,7 +48,7 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     y = (x32 - mean) * (scale * lax.rsqrt(var + epsilon)) + bias
     low, high = bounds
     if low != -jnp.inf or high != jnp.inf:
-        y = jnp.clip(y, low, high)
+        y = lax.clamp(low, y, high)
     return y.astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
 
 

@@ -23,106 +23,103 @@ def depthwise_conv(x, kernel, strides, padding):
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise(x, kernel, strides, padding):
     """x `(N, H, W, C)`, kernel `(h, w, C)`."""
-    sizes = _output_sizes(x.shape, kernel.shape, strides, padding)
-    x, kernel, dtype = _widen(x, kernel)
-    y = jnp.zeros((x.shape[0], *sizes, x.shape[3]), kernel.dtype)
-    for tap, of_image, of_output in _taps(x.shape, kernel.shape, strides, padding):
-        y += _put(_take(x, of_image, strides) * kernel[tap], of_output, sizes, (1, 1))
-    return y.astype(dtype)
+    return _forward(x, kernel, strides, padding)[0]
 
 
 def _forward(x, kernel, strides, padding):
-    return _depthwise(x, kernel, strides, padding), (x, kernel)
+    padded = _pad(x, padding)
+    sizes = [
+        max(0, (size - taps) // stride + 1) for size, taps, stride in zip(padded.shape[1:3], kernel.shape, strides)
+    ]
+    wide, taps = _widen(padded, kernel)
+    y = jnp.zeros((x.shape[0], *sizes, x.shape[3]), taps.dtype)
+    if y.size:
+        y = sum(_window(wide, tap, sizes, strides) * taps[tap] for tap in _indices(kernel.shape))
+    # What is saved for the gradients is the padded image: it has to be written out anyway, the image not.
+    return y.astype(x.dtype), (padded, kernel)
 
 
 def _backward(strides, padding, saved, dy):
-    x, kernel = saved
-    dx = _input_gradient(dy, x.shape, kernel, strides, padding)
-    return dx, _kernel_gradient(x, dy, kernel, strides, padding)
+    padded, kernel = saved
+    size = [n - low - high for n, (low, high) in zip(padded.shape[1:3], padding)]
+    if not dy.size:
+        return jnp.zeros((dy.shape[0], *size, dy.shape[3]), padded.dtype), jnp.zeros_like(kernel)
+    dx = _input_gradient(dy, kernel, strides, padding, size)
+    return dx, _kernel_gradient(padded, dy, kernel, strides, padding)
 
 
 _depthwise.defvjp(_forward, _backward)
 
 
-def _input_gradient(dy, shape, kernel, strides, padding):
-    """Each output's gradient, times the taps, goes back to where they met the image."""
-    taps = _taps(shape, kernel.shape, strides, padding)
-    dy, kernel, dtype = _widen(dy, kernel)
-    dx = jnp.zeros(shape, kernel.dtype)
-    for tap, of_image, of_output in taps:
-        dx += _put(_take(dy, of_output, (1, 1)) * kernel[tap], of_image, shape[1:3], strides)
-    return dx.astype(dtype)
+def _input_gradient(dy, kernel, strides, padding, size):
+    """Input `cell * stride + phase` met only every stride-th tap: each phase is a convolution of its own."""
+    wide, taps = _widen(dy, kernel)
+    cells = [-(-n // stride) for n, stride in zip(size, strides)]
+    rows = []
+    for row in range(strides[0]):
+        phases = []
+        for column in range(strides[1]):
+            total = jnp.zeros((dy.shape[0], *cells, dy.shape[3]), wide.dtype)
+            for tap in _indices(kernel.shape):
+                steps = [
+                    divmod(phase + low - t, stride)
+                    for phase, t, stride, (low, _) in zip((row, column), tap, strides, padding)
+                ]
+                if all(rest == 0 for _, rest in steps):
+                    total += _place(wide * taps[tap], [step for step, _ in steps], cells)
+            phases.append(total)
+        rows.append(jnp.stack(phases, 3))
+    dx = jnp.stack(rows, 2).reshape(dy.shape[0], *(n * s for n, s in zip(cells, strides)), dy.shape[3])
+    return dx[:, : size[0], : size[1]].astype(dy.dtype)
 
 
-def _kernel_gradient(x, dy, kernel, strides, padding):
+def _kernel_gradient(padded, dy, kernel, strides, padding):
     """Sum of the products of dy with every tap's window, a few images at a time.
 
     XLA reduces all taps in one loop only as one reduction with as many operands, and vectorises over the
-    channels only where the inner loop, here over `GROUP` images, is short enough to be unrolled. What is
-    left, one image for each tap, stays in the cache and is reduced at memory speed.
+    channels only where the inner loop, here over the images of a group, is short enough to be unrolled.
+    What is left, one image for each tap, stays in the cache and is reduced at memory speed.
     """
-    groups, rest = divmod(x.shape[0] if dy.size else 0, GROUP)
-    split = groups * GROUP
-    gradient = jnp.zeros(kernel.shape, jnp.promote_types(kernel.dtype, jnp.float32))
-    of_group = partial(_group_gradient, kernel_shape=kernel.shape, strides=strides, padding=padding)
+
+    def of_group(start, count):
+        x, d = (lax.dynamic_slice_in_dim(a, start, count) for a in (padded, dy))
+        # Cropped and padded anew, the group is copied into the cache; as a mere slice it is not.
+        x = _pad(_pad(x, [(-low, -high) for low, high in padding]), padding)
+        x, d = _widen(x, d)
+        products = [_window(x, tap, d.shape[1:3], strides) * d for tap in taps]
+        zeros = [jnp.zeros((), d.dtype)] * len(taps)
+        of_images = lax.reduce(products, zeros, lambda a, b: [p + q for p, q in zip(a, b)], (0,))
+        return jnp.stack([tap.sum((0, 1)) for tap in of_images])
+
+    taps = _indices(kernel.shape)
+    groups, rest = divmod(dy.shape[0], GROUP)
+    gradient = jnp.zeros((len(taps), kernel.shape[2]), jnp.promote_types(dy.dtype, jnp.float32))
     if groups:
-        stacked = [a[:split].reshape(groups, GROUP, *a.shape[1:]) for a in (x, dy)]
-        gradient += lax.map(lambda pair: of_group(*pair), stacked).sum(0)
+        gradient = lax.fori_loop(0, groups, lambda i, total: total + of_group(i * GROUP, GROUP), gradient)
     if rest:
-        gradient += of_group(x[split:], dy[split:])
-    return gradient.astype(kernel.dtype)
+        gradient += of_group(groups * GROUP, rest)
+    return gradient.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _group_gradient(x, dy, kernel_shape, strides, padding):
-    x, dy, _ = _widen(lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0))), dy)
-    products = []
-    for start in product(*map(range, kernel_shape[:2])):
-        box = [(a, a + (size - 1) * stride + 1) for a, size, stride in zip(start, dy.shape[1:3], strides)]
-        products.append(_take(x, box, strides) * dy)
-    zeros = [jnp.zeros((), dy.dtype)] * len(products)
-    of_images = lax.reduce(products, zeros, lambda a, b: [p + q for p, q in zip(a, b)], (0,))
-    return jnp.stack([taps.sum((0, 1)) for taps in of_images]).reshape(kernel_shape)
+def _indices(shape):
+    return list(product(range(shape[0]), range(shape[1])))
 
 
-def _widen(x, other):
-    """Both at least in float32, since bfloat16 would round after every tap; and what to round to in the end."""
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return x.astype(wide), other.astype(wide), x.dtype
+def _widen(*arrays):
+    """At least float32: bfloat16 would round after every tap."""
+    return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays]
 
 
-def _output_sizes(shape, kernel_shape, strides, padding):
-    return tuple(
-        max(0, (size + low + high - taps) // stride + 1)
-        for size, taps, stride, (low, high) in zip(shape[1:3], kernel_shape, strides, padding)
-    )
+def _pad(x, padding):
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)))
 
 
-def _taps(shape, kernel_shape, strides, padding):
-    """Of every tap that meets the image: its index, the box it meets there, and the box of its outputs.
-
-    A box is `(first, last + 1)` of each axis; the positions in the image are a stride apart.
-    """
-    outputs = _output_sizes(shape, kernel_shape, strides, padding)
-    taps = []
-    for tap in product(*map(range, kernel_shape[:2])):
-        of_image, of_output = [], []
-        for index, size, out, stride, (low, _) in zip(tap, shape[1:3], outputs, strides, padding):
-            offset = index - low  # output o meets the image at o * stride + offset
-            first = max(0, -(offset // stride))
-            end = min(out, (size - 1 - offset) // stride + 1)
-            of_output.append((first, end))
-            of_image.append((first * stride + offset, (end - 1) * stride + offset + 1))
-        if all(first < end for first, end in of_output):
-            taps.append((tap, of_image, of_output))
-    return taps
+def _place(x, steps, sizes):
+    """x, from `steps` on, on a plane of zeros of `sizes`."""
+    return _pad(x, [(-step, n + step - have) for step, n, have in zip(steps, sizes, x.shape[1:3])])
 
 
-def _take(x, box, strides):
-    starts, limits = zip(*box)
-    return lax.slice(x, (0, *starts, 0), (x.shape[0], *limits, x.shape[3]), (1, *strides, 1))
-
-
-def _put(x, box, sizes, strides):
-    """x on a plane of zeros of `sizes`."""
-    edges = ((first, size - end, stride - 1) for (first, end), size, stride in zip(box, sizes, strides))
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+def _window(x, start, sizes, strides):
+    """The `sizes` positions, a stride apart, that a tap at `start` meets."""
+    limits = [first + (n - 1) * stride + 1 for first, n, stride in zip(start, sizes, strides)]
+    return lax.slice(x, (0, *start, 0), (x.shape[0], *limits, x.shape[3]), (1, *strides, 1))
