@@ -138,7 +138,7 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv[1:])
     runtime.configure_logging()
     config = settings.read(args.workdir / CONFIG)
-    if args.data_dir:
+    if args.data_dir or not Path(config.data_dir or "").is_dir():  # or the run was made elsewhere
         config.data_dir = args.data_dir
     if args.batch_size is not None:
         config.eval_batch_size = args.batch_size

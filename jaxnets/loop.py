@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxnets import checkpoint, data, evaluate, optim, runtime, settings, state, step, workdir
+from jaxnets.datasets import data_root
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plan import Plan, check_model, compile_and_create_state, make_plan
@@ -34,6 +35,9 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     directory = Path(directory)
     runtime.configure_logging()
     settings.check(config)
+    config = config.copy_and_resolve_references()
+    # Kept in the workdir, so that evaluation finds the data wherever it is started, in whatever environment.
+    config.data_dir = str(data_root(config.data_dir).resolve())
     if config.compilation_cache:
         runtime.enable_compilation_cache()
     workdir.check(directory, config)

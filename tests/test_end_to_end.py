@@ -116,9 +116,10 @@ def test_a_killed_and_a_terminated_run_end_as_if_undisturbed(start, finish, whol
     jax.tree.map(np.testing.assert_array_equal, everything_saved(workdir), everything_saved(whole[0]))
 
 
-def test_evaluation_gives_the_numbers_of_the_log(finish, whole):
+def test_evaluation_gives_the_numbers_of_the_log_and_needs_only_the_workdir(finish, whole):
     workdir, result = whole
-    status, out, err = finish("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--checkpoint=latest")
+    arguments = [f"--workdir={workdir}", "--checkpoint=latest"]
+    status, out, err = finish("-m", "jaxnets.evaluate", *arguments, TFDS_DATA_DIR="/nowhere")
     assert status == 0, err
     evaluated = json.loads(out.splitlines()[-1])
     assert {name: evaluated[name] for name in ("eval_accuracy", "eval_loss", "num_examples", "step")} == {
@@ -213,11 +214,12 @@ def test_cifar10_trains_where_the_data_is(finish, shared_dir, tmp_path):
         "--config.model.width=0.25",
         "--config.model.stem_stride=2",
         "--config.batch_size=32",
-        "--config.num_epochs=4",
-        "--config.optimizer.learning_rate=0.02",
+        "--config.num_epochs=6",
+        "--config.optimizer.name=adamw",
+        "--config.optimizer.learning_rate=0.003",
+        "--config.augment.crop_padding=0",
         f"--workdir={tmp_path / 'run'}",
     )
     assert status == 0, err
-    assert json.loads(out)["num_examples"] == 512
-    losses = [record["loss"] for record in journal.read(tmp_path / "run") if "loss" in record]
-    assert losses[-1] < losses[0] - 0.1
+    result = json.loads(out)
+    assert result["num_examples"] == 512 and result["eval_accuracy"] > 0.2
