@@ -1,6 +1,7 @@
 """How the commands speak to their user when something is wrong: one sentence, status 1."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -17,13 +18,22 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def exit_on_user_error(main: Callable) -> Callable:
-    """Wrap a command's `main(argv)`: a `UserError` ends it with one line on standard error and status 1."""
+    """Wrap a command's `main(argv)`: a `UserError` ends it with one line on standard error and status 1.
+
+    It ends quietly, with status 1 too, where nobody reads its output any longer, as with `| head`.
+    """
 
     def wrapped(argv):
         try:
-            return main(argv)
+            result = main(argv)
+            sys.stdout.flush()
+            return result
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except BrokenPipeError:
+            # Python flushes once more as it exits: to where it does not fail again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
 
     return wrapped

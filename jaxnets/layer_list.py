@@ -23,6 +23,8 @@ class Layer:
     use_bias: bool = True
     normalised: bool = False  # a BatchNorm comes next
     kernel_init: Callable | None = field(default=None, compare=False)
+    input_shape: tuple[int, ...] = field(default=(), compare=False)  # of one image: (H, W, C), or (C,)
+    output_shape: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def name(self) -> str:
@@ -34,8 +36,11 @@ class Layer:
 
 
 @functools.lru_cache(maxsize=16)
-def layers_of(model: nn.Module) -> tuple[Layer, ...]:
-    """The layers of `model` in the order of their calls; traced, nothing is computed."""
+def layers_of(model: nn.Module, image_size: int = TRACED_SIDE) -> tuple[Layer, ...]:
+    """The layers of `model` in the order of their calls; traced, nothing is computed.
+
+    `image_size`, the side of the image in pixels, decides `input_shape` and `output_shape` and nothing else.
+    """
     found: dict[tuple[str, ...], Layer] = {}
 
     def record(call, args, kwargs, context):
@@ -52,10 +57,11 @@ def layers_of(model: nn.Module) -> tuple[Layer, ...]:
             layer = Layer(module.path, "dense", shape, module.use_bias, kernel_init=module.kernel_init)
         else:
             layer = Layer(module.path, "batch_norm", (inputs,))
-        found.setdefault(module.path, layer)
-        return call(*args, **kwargs)
+        outputs = call(*args, **kwargs)
+        found.setdefault(module.path, replace(layer, input_shape=args[0].shape[1:], output_shape=outputs.shape[1:]))
+        return outputs
 
-    images = jax.ShapeDtypeStruct((1, TRACED_SIDE, TRACED_SIDE, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     with nn.intercept_methods(record):
         jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
     layers = list(found.values())

@@ -1,5 +1,9 @@
 """Bad input ends a command with one line and status 1; a bug keeps its stack trace."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
@@ -30,3 +34,23 @@ def test_a_bad_argument_is_a_user_error():
     parser.add_argument("--count", type=int)
     with pytest.raises(UserError, match="count.*tool --help"):
         parser.parse_args(["--count=x"])
+
+
+def test_output_that_nobody_reads_any_longer_ends_it_quietly(repository):
+    program = (
+        "from jaxnets.errors import exit_on_user_error\n"
+        "main = exit_on_user_error(lambda argv: print('line\\n' * {count}))\n"
+        "main([])"
+    )
+    for count in (1, 100_000):  # less and more than Python buffers
+        reader, writer = os.pipe()
+        os.close(reader)
+        process = subprocess.run(
+            [sys.executable, "-c", program.format(count=count)],
+            cwd=repository,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(writer)
+        assert (process.returncode, process.stderr) == (1, "")

@@ -71,3 +71,8 @@ MODELS = {
     "vgg19_bn_cifar": partial(vgg_cifar, depth=19, batch_norm=True),
     "vgg19_cifar": partial(vgg_cifar, depth=19),
 }
+
+
+def default_image_size(name: str) -> int:
+    """Side in pixels of the images for which the net `name` is made: 32 for the `_cifar` and `_mini` nets, else 224."""
+    return 32 if name.endswith(("_cifar", "_mini")) else 224
