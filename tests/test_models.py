@@ -372,6 +372,13 @@ def test_shufflenet_v1_stem_follows_the_authors_code():
     assert [stem_features(w, 8) for w in (0.5, 1.0, 1.5, 2.0)] == [16, 24, 24, 48]
 
 
+@pytest.mark.parametrize("name", ["mobilenet_v2_mini", "resnet18_cifar", "squeezenet1_1_cifar", "vgg16_cifar"])
+def test_training_starts_with_even_chances(name):
+    model = jaxnets.create_model(name, width=0.25)
+    logits, _ = compiled(functools.partial(model.init_with_output, train=False))(jax.random.key(0), images(2))
+    assert np.abs(jax.nn.softmax(logits) - 0.1).max() < 0.05
+
+
 def test_stochastic_depth_grows_linearly_and_acts_in_training_only():
     model = jaxnets.create_model("mobilenet_v2_mini", stochastic_depth=0.8)
     assert model.drop_rates(4) == pytest.approx([0.2, 0.4, 0.6, 0.8])

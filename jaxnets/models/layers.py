@@ -58,6 +58,7 @@ class Conv(nn.Module):
     activation: str = "identity"
     use_bias: bool = True
     dtype: Any = jnp.float32
+    kernel_init: Callable | None = None  # `conv_init` of the groups
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -67,7 +68,8 @@ class Conv(nn.Module):
                 f"feature_group_count={groups} must divide both the {x.shape[-1]} input "
                 f"and the {self.features} output channels"
             )
-        kernel = self.param("kernel", conv_init(groups), (k, k, x.shape[-1] // groups, self.features))
+        kernel_init = self.kernel_init or conv_init(groups)
+        kernel = self.param("kernel", kernel_init, (k, k, x.shape[-1] // groups, self.features))
         y = ops.conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxnets.models.layers import Conv, SqueezeExcite, global_mean, make_divisible, max_pool
+from jaxnets.models.layers import Conv, SqueezeExcite, dense_init, global_mean, make_divisible, max_pool
 from jaxnets.models.net import FeatureMap, Net, last_of_each_stride, require, require_choice, require_number
 
 # Table 1, fire2 to fire9: squeeze 1x1, and each of expand 1x1 and expand 3x3
@@ -96,4 +96,5 @@ class SqueezeNet(Net):
             return global_mean(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         # The classes are maps of their own, rectified before the average.
-        return global_mean(self.conv(self.num_classes, 1, name="classifier")(x))
+        classifier = self.conv(self.num_classes, 1, kernel_init=dense_init, name="classifier")
+        return global_mean(classifier(x))
