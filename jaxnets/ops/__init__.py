@@ -1,10 +1,14 @@
 """Convolutions, BatchNorm and channel shuffle: one function each, however it is computed.
 
-The only place that knows how a convolution is computed. Arrays are NHWC, kernels HWIO
-`(height, width, input channels / feature_group_count, output channels)`.
+The only place that knows how a convolution is computed. Arrays are NHWC `(N, H, W, C)`, kernels HWIO
+`(height, width, input channels / feature_group_count, output channels)`, both of one floating dtype.
+`strides` is `(down, across)`, `padding` is `((top, bottom), (left, right))` in pixels.
 
-Two sets of formulations exist: `reference` (lax, plain autodiff) and `xla` (portable, with their own
-gradients). `JAXNETS_OPS=reference|xla` or `with using(...)` forces one.
+There are two sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
+and `xla` (portable XLA, some gradients of its own). JAXNETS_OPS=reference|xla or `with ops.using(name)`
+forces one; otherwise the platform decides. Both work under jit, grad, vmap, pmap, shard_map, scan and remat,
+and have second derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) of depthwise_conv,
+batch_norm and channel_shuffle needs `reference`, and raises JAX's TypeError about custom_vjp otherwise.
 """
 
 import contextlib
@@ -18,19 +22,19 @@ from jaxnets.ops import reference, xla
 
 UNBOUNDED = (-float("inf"), float("inf"))
 FORMULATIONS = {"reference": reference, "xla": xla}
+NO_PADDING = ((0, 0), (0, 0))
 
-_forced = contextvars.ContextVar("jaxnets_ops", default=None)
+_forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
 
 
 @contextlib.contextmanager
 def using(name):
     """Compute with the formulations `name`, "reference" or "xla", in this scope.
 
-    Read where an operator is traced: a function that `jax.jit` has compiled already keeps what it has.
-    Raises UserError for any other name.
+    Read where an operator is traced: a function that `jax.jit` compiled before keeps what it was compiled
+    with, so make the jitted function inside the scope. Raises UserError for any other name.
     """
-    _check_name(name, "ops.using")
-    token = _forced.set(name)
+    token = _forced.set(_checked(name, "ops.using"))
     try:
         yield
     finally:
@@ -38,51 +42,101 @@ def using(name):
 
 
 def formulation():
-    """Name of the formulations in use: `using`, else JAXNETS_OPS, else the platform's."""
-    name = _forced.get() or os.environ.get("JAXNETS_OPS")
-    if name:
-        return _check_name(name, "JAXNETS_OPS")
-    # On other platforms nothing has been measured yet.
+    """Name of the formulations in use: that of `using`, else of JAXNETS_OPS, else the platform's.
+
+    Raises UserError if JAXNETS_OPS is no such name.
+    """
+    if name := _forced.get():
+        return name
+    if name := os.environ.get("JAXNETS_OPS"):
+        return _checked(name, "the environment variable JAXNETS_OPS")
+    # On GPU and TPU the portable formulations are unmeasured.
     return "xla" if jax.default_backend() == "cpu" else "reference"
 
 
-def _check_name(name, source):
-    if name not in FORMULATIONS:
-        raise UserError(f"{source} is {name!r}; it must be one of {', '.join(FORMULATIONS)}")
-    return name
+def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1):
+    """2-D convolution, `(N, H, W, C) -> (N, H', W', O)`: whichever of the following three fits, or a dense one.
 
-
-def conv(x, kernel, *, strides=(1, 1), padding=((0, 0), (0, 0)), feature_group_count=1):
-    """2-D convolution, `(N, H, W, C) -> (N, H', W', O)`: whichever of those below fits the kernel."""
-    if feature_group_count == x.shape[-1] and feature_group_count > 1:
-        return depthwise_conv(x, kernel, strides=strides, padding=padding)
+    Raises ValueError where the shapes or dtypes do not fit together.
+    """
+    _check(x, kernel, feature_group_count)
+    if feature_group_count == x.shape[-1] > 1:
+        return _formulations().depthwise_conv(x, kernel, strides, padding)
     if feature_group_count > 1:
-        return grouped_conv(x, kernel, strides=strides, padding=padding, feature_group_count=feature_group_count)
+        return _formulations().grouped_conv(x, kernel, strides, padding, feature_group_count)
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
-        return pointwise_conv(x, kernel, strides=strides)
-    return FORMULATIONS[formulation()].conv(x, kernel, strides, padding, 1)
+        return _formulations().pointwise_conv(x, kernel, strides)
+    return _formulations().conv(x, kernel, strides, padding)
 
 
-def depthwise_conv(x, kernel, *, strides=(1, 1), padding=((0, 0), (0, 0))):
-    """Each channel by its own filters: x `(N, H, W, C)`, kernel `(h, w, 1, C * multiplier)`."""
-    return FORMULATIONS[formulation()].depthwise_conv(x, kernel, strides, padding)
+def depthwise_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING):
+    """Each channel by filters of its own, kernel `(h, w, 1, C * multiplier)`; bfloat16 rounds once, at the end.
+
+    Output channel `c * multiplier + m` is the m-th of input channel c. ValueError as for `conv`.
+    """
+    _check(x, kernel, x.shape[-1])
+    return _formulations().depthwise_conv(x, kernel, strides, padding)
 
 
 def pointwise_conv(x, kernel, *, strides=(1, 1)):
-    """1x1 convolution without padding, kernel `(1, 1, C, O)`."""
-    return FORMULATIONS[formulation()].pointwise_conv(x, kernel, strides)
+    """1x1 convolution without padding, kernel `(1, 1, C, O)`. ValueError as for `conv`."""
+    _check(x, kernel, 1)
+    if kernel.shape[:2] != (1, 1):
+        raise ValueError(f"the kernel of a pointwise convolution must be 1x1, not {kernel.shape}")
+    return _formulations().pointwise_conv(x, kernel, strides)
 
 
-def grouped_conv(x, kernel, *, strides=(1, 1), padding=((0, 0), (0, 0)), feature_group_count):
-    """Convolution within each of `feature_group_count` groups of channels, kernel `(h, w, C / groups, O)`."""
-    return FORMULATIONS[formulation()].grouped_conv(x, kernel, strides, padding, feature_group_count)
+def grouped_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count):
+    """Convolution within each of `feature_group_count` groups of channels. ValueError as for `conv`."""
+    _check(x, kernel, feature_group_count)
+    return _formulations().grouped_conv(x, kernel, strides, padding, feature_group_count)
 
 
 def batch_norm(x, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None):
-    """Normalise by the batch's statistics, scale, shift and clip: `(y, mean, biased variance)`."""
-    return FORMULATIONS[formulation()].batch_norm(x, scale, bias, epsilon, bounds, axis_name)
+    """Normalise by the batch's statistics, scale, shift and clip (1502.03167, algorithm 1).
+
+    Args:
+      x: `(N, H, W, C)`, floating.
+      scale, bias: `(C,)`, float32.
+      epsilon: added to the variance.
+      bounds: `(low, high)` that the result is clipped to; where it is clipped, no gradient passes.
+      axis_name: of the devices (pmap, shard_map, vmap) to share the statistics with.
+
+    Returns:
+      y `(N, H, W, C)` of x's dtype, and the mean and the biased variance `(C,)`, at least float32, which are
+      for running statistics: they pass no gradient on.
+    """
+    return _formulations().batch_norm(x, scale, bias, epsilon, bounds, axis_name)
 
 
 def channel_shuffle(x, groups):
-    """Interleave the channels of `groups` groups (ShuffleNet, figure 1)."""
-    return FORMULATIONS[formulation()].channel_shuffle(x, groups)
+    """Interleave the channels of `groups` groups (ShuffleNet, 1707.01083, figure 1).
+
+    Raises ValueError where the groups do not divide the channels.
+    """
+    if groups < 1 or x.shape[-1] % groups:
+        raise ValueError(f"{groups} groups must divide the {x.shape[-1]} channels")
+    return _formulations().channel_shuffle(x, groups)
+
+
+def _formulations():
+    return FORMULATIONS[formulation()]
+
+
+def _checked(name, source):
+    if name not in FORMULATIONS:
+        raise UserError(f"{source} must be one of {', '.join(FORMULATIONS)}, not {name!r}")
+    return name
+
+
+def _check(x, kernel, groups):
+    if x.ndim != 4 or kernel.ndim != 4:
+        raise ValueError(f"a convolution takes (N, H, W, C) and (h, w, I, O), not {x.shape} and {kernel.shape}")
+    if x.dtype != kernel.dtype:
+        raise ValueError(f"a convolution takes one dtype, not x {x.dtype} and kernel {kernel.dtype}")
+    if groups < 1 or x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
+        raise ValueError(
+            f"a kernel {kernel.shape} with feature_group_count={groups} does not fit an input with "
+            f"{x.shape[3]} channels: it needs {kernel.shape[2]} of them for each group, and groups that divide "
+            f"its {kernel.shape[3]} outputs"
+        )

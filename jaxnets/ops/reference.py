@@ -9,8 +9,13 @@ from jax import lax
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
-def conv(x, kernel, strides, padding, feature_group_count):
-    """Convolution as lax computes it."""
+def conv(x, kernel, strides, padding):
+    """As lax computes it."""
+    return grouped_conv(x, kernel, strides, padding, 1)
+
+
+def grouped_conv(x, kernel, strides, padding, feature_group_count):
+    """`lax.conv_general_dilated`."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -22,18 +27,13 @@ def conv(x, kernel, strides, padding, feature_group_count):
 
 
 def depthwise_conv(x, kernel, strides, padding):
-    """`conv` with as many groups as input channels."""
-    return conv(x, kernel, strides, padding, x.shape[-1])
+    """As many groups as input channels."""
+    return grouped_conv(x, kernel, strides, padding, x.shape[-1])
 
 
 def pointwise_conv(x, kernel, strides):
-    """`conv` with a 1x1 kernel."""
-    return conv(x, kernel, strides, ((0, 0), (0, 0)), 1)
-
-
-def grouped_conv(x, kernel, strides, padding, feature_group_count):
-    """`conv` with groups."""
-    return conv(x, kernel, strides, padding, feature_group_count)
+    """A 1x1 kernel, no padding."""
+    return conv(x, kernel, strides, ((0, 0), (0, 0)))
 
 
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):

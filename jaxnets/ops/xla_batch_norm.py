@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.ops.manual_axes import align
+
 AXES = (0, 1, 2)
 
 
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     """See `jaxnets.ops.batch_norm`."""
+    x, scale, bias = align(x, scale, bias)
     y, mean, var = _batch_norm(x, scale, bias, epsilon, bounds, axis_name)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 

@@ -1,11 +1,13 @@
 """Depthwise convolution as a sum of shifted products, with its own gradients."""
 
 from functools import partial
-from itertools import product
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxnets.ops.manual_axes import align
+from jaxnets.ops.windows import output_size, pad, taps, window
 
 GROUP = 8  # images whose products the kernel gradient adds up in registers
 
@@ -16,8 +18,8 @@ def depthwise_conv(x, kernel, strides, padding):
     multiplier = features // x.shape[-1]
     if multiplier != 1:
         x = jnp.repeat(x, multiplier, axis=-1)
-    padding = tuple((int(low), int(high)) for low, high in padding)
-    return _depthwise(x, kernel.reshape(height, width, features), tuple(strides), padding)
+    x, kernel = align(x, kernel.reshape(height, width, features))
+    return _depthwise(x, kernel, tuple(strides), tuple(map(tuple, padding)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -27,14 +29,12 @@ def _depthwise(x, kernel, strides, padding):
 
 
 def _forward(x, kernel, strides, padding):
-    padded = _pad(x, padding)
-    sizes = [
-        max(0, (size - taps) // stride + 1) for size, taps, stride in zip(padded.shape[1:3], kernel.shape, strides)
-    ]
-    wide, taps = _widen(padded, kernel)
-    y = jnp.zeros((x.shape[0], *sizes, x.shape[3]), taps.dtype)
+    padded = pad(x, padding)
+    size = output_size(padded, kernel, strides)
+    wide, weights = _widen(padded, kernel)
+    y = jnp.zeros((x.shape[0], *size, x.shape[3]), wide.dtype)
     if y.size:
-        y = sum(_window(wide, tap, sizes, strides) * taps[tap] for tap in _indices(kernel.shape))
+        y = sum(window(wide, tap, size, strides) * weights[tap] for tap in taps(kernel))
     # What is saved for the gradients is the padded image: it has to be written out anyway, the image not.
     return y.astype(x.dtype), (padded, kernel)
 
@@ -53,24 +53,28 @@ _depthwise.defvjp(_forward, _backward)
 
 def _input_gradient(dy, kernel, strides, padding, size):
     """Input `cell * stride + phase` met only every stride-th tap: each phase is a convolution of its own."""
-    wide, taps = _widen(dy, kernel)
+    wide, weights = _widen(dy, kernel)
     cells = [-(-n // stride) for n, stride in zip(size, strides)]
     rows = []
     for row in range(strides[0]):
         phases = []
         for column in range(strides[1]):
             total = jnp.zeros((dy.shape[0], *cells, dy.shape[3]), wide.dtype)
-            for tap in _indices(kernel.shape):
-                steps = [
-                    divmod(phase + low - t, stride)
-                    for phase, t, stride, (low, _) in zip((row, column), tap, strides, padding)
-                ]
+            for tap in taps(kernel):
+                axes = zip((row, column), tap, strides, padding)
+                steps = [divmod(phase + low - index, stride) for phase, index, stride, (low, _) in axes]
                 if all(rest == 0 for _, rest in steps):
-                    total += _place(wide * taps[tap], [step for step, _ in steps], cells)
+                    # The product first: XLA is slow where what it pads is no product of its own.
+                    total += _place(wide * weights[tap], [step for step, _ in steps], cells)
             phases.append(total)
         rows.append(jnp.stack(phases, 3))
     dx = jnp.stack(rows, 2).reshape(dy.shape[0], *(n * s for n, s in zip(cells, strides)), dy.shape[3])
     return dx[:, : size[0], : size[1]].astype(dy.dtype)
+
+
+def _place(x, steps, size):
+    """x, from `steps` on, on a plane of zeros of `size`."""
+    return pad(x, [(-step, n + step - have) for step, n, have in zip(steps, size, x.shape[1:3])])
 
 
 def _kernel_gradient(padded, dy, kernel, strides, padding):
@@ -84,16 +88,16 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
     def of_group(start, count):
         x, d = (lax.dynamic_slice_in_dim(a, start, count) for a in (padded, dy))
         # Cropped and padded anew, the group is copied into the cache; as a mere slice it is not.
-        x = _pad(_pad(x, [(-low, -high) for low, high in padding]), padding)
+        x = pad(pad(x, [(-low, -high) for low, high in padding]), padding)
         x, d = _widen(x, d)
-        products = [_window(x, tap, d.shape[1:3], strides) * d for tap in taps]
-        zeros = [jnp.zeros((), d.dtype)] * len(taps)
+        products = [window(x, tap, d.shape[1:3], strides) * d for tap in taps(kernel)]
+        zeros = [jnp.zeros((), d.dtype)] * len(products)
         of_images = lax.reduce(products, zeros, lambda a, b: [p + q for p, q in zip(a, b)], (0,))
-        return jnp.stack([tap.sum((0, 1)) for tap in of_images])
+        return jnp.stack([of_tap.sum((0, 1)) for of_tap in of_images])
 
-    taps = _indices(kernel.shape)
     groups, rest = divmod(dy.shape[0], GROUP)
-    gradient = jnp.zeros((len(taps), kernel.shape[2]), jnp.promote_types(dy.dtype, jnp.float32))
+    zeros = jnp.zeros((len(taps(kernel)), kernel.shape[2]), jnp.promote_types(dy.dtype, jnp.float32))
+    gradient, _ = align(zeros, dy)
     if groups:
         gradient = lax.fori_loop(0, groups, lambda i, total: total + of_group(i * GROUP, GROUP), gradient)
     if rest:
@@ -101,25 +105,6 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
     return gradient.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _indices(shape):
-    return list(product(range(shape[0]), range(shape[1])))
-
-
 def _widen(*arrays):
     """At least float32: bfloat16 would round after every tap."""
     return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays]
-
-
-def _pad(x, padding):
-    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)))
-
-
-def _place(x, steps, sizes):
-    """x, from `steps` on, on a plane of zeros of `sizes`."""
-    return _pad(x, [(-step, n + step - have) for step, n, have in zip(steps, sizes, x.shape[1:3])])
-
-
-def _window(x, start, sizes, strides):
-    """The `sizes` positions, a stride apart, that a tap at `start` meets."""
-    limits = [first + (n - 1) * stride + 1 for first, n, stride in zip(start, sizes, strides)]
-    return lax.slice(x, (0, *start, 0), (x.shape[0], *limits, x.shape[3]), (1, *strides, 1))

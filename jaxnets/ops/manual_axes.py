@@ -1,0 +1,20 @@
+"""Types of arrays inside `jax.shard_map`."""
+
+import jax
+from jax import lax
+
+
+def align(*arrays):
+    """The same arrays, marked as varying over every mesh axis over which one of them does.
+
+    `shard_map` with `check_vma` wants a gradient to vary as its input does; the transpose of this mark sums
+    the gradients of an array that is the same everywhere. Elsewhere it changes nothing.
+    """
+    axes = frozenset().union(*map(_varying, arrays))
+    missing = [tuple(axes - _varying(a)) for a in arrays]
+    return [lax.pcast(a, names, to="varying") if names else a for a, names in zip(arrays, missing)]
+
+
+def _varying(array):
+    aval = jax.typeof(array)
+    return aval.vma if hasattr(aval, "vma") else aval.manual_axis_type.varying  # renamed within JAX 0.10
