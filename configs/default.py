@@ -41,6 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.stochastic_depth = placeholder(float)  # nets with residual blocks: rate of the last block, [0, 1)
     config.model.bn_momentum = placeholder(float)  # share of the old running statistics, [0, 1); PyTorch's is 1 - it
     config.model.bn_epsilon = placeholder(float)  # added to the variance
+    config.init_from = placeholder(str)  # start from these weights: a .pth, .safetensors, .h5 file, or a workdir
     config.sync_batch_norm = False  # statistics over the whole batch rather than over each device's share
 
     # Length

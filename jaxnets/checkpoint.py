@@ -46,6 +46,12 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
     }
 
 
+def exists(workdir: Path) -> bool:
+    """Whether a workdir has a finished checkpoint, whole or not."""
+    directory = workdir / "checkpoints"
+    return directory.is_dir() and any(path.name.isdecimal() for path in directory.iterdir())
+
+
 def _score(metrics: dict[str, float]) -> float:
     return metrics[BEST_METRIC]
 
