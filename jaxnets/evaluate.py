@@ -90,12 +90,17 @@ def summarize(totals: step.EvalTotals) -> dict[str, Any]:
     }
 
 
-def load_model(config: ml_collections.ConfigDict, manager, at: int, num_classes: int):
-    """The net of a run and the variables of its checkpoint `at`."""
+def load_model(config: ml_collections.ConfigDict, manager, at: int, num_classes: int, *, ema: bool = False):
+    """The net of a run and the variables, with `ema` the averaged ones, of its checkpoint `at`."""
     model = settings.make_model(config, num_classes)
     images = jnp.zeros((1, config.image_size, config.image_size, 3))
     expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    return model, checkpoint.restore_variables(manager, at, {"params": {}, "batch_stats": {}} | expected)
+    variables = checkpoint.restore_variables(manager, at, {"params": {}, "batch_stats": {}} | expected)
+    if ema:
+        variables = checkpoint.restore_ema(manager, at)
+        if variables is None:
+            raise UserError(f"the run of {manager.directory} kept no averaged weights (config.ema_decay was 0)")
+    return model, variables
 
 
 def load_examples(
@@ -153,11 +158,7 @@ def main(argv: list[str]) -> None:
     split = data.open_split(
         config.dataset, args.split or config.eval_split, config.data_dir, image_size=config.image_size
     )
-    model, variables = load_model(config, manager, at, split.num_classes)
-    if args.ema:
-        variables = checkpoint.restore_ema(manager, at)
-        if variables is None:
-            raise UserError(f"the run in {args.workdir} kept no averaged weights (config.ema_decay was 0)")
+    model, variables = load_model(config, manager, at, split.num_classes, ema=args.ema)
     metrics = make_evaluator(model, split, load_examples(split, config, devices), config, devices)(variables)
     _print_table(metrics, split.class_names)
     result = {
