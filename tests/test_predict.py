@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -297,3 +299,13 @@ def test_real_cifar_images_with_published_weights(shared_dir, tmp_path):
     _, out, _ = command("--model=shufflenet_v2_x0_5_cifar", f"--weights={weights}", tmp_path, "--format=json")
     first = np.array([entry["predictions"][0]["class"] for entry in objects(out)])
     assert np.mean(first == examples["label"]) >= 0.75  # 83 % of the whole test set
+
+
+def test_the_command_of_the_shell(repository, mini, photograph, tmp_path):
+    command = [sys.executable, "-m", "jaxnets.predict", "--model=mobilenet_v2_mini", f"--weights={mini[2]}"]
+    command += ["--field=width=0.5", str(tmp_path / "missing.png"), str(photograph)]
+    ended = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stdout.splitlines()[0] == str(photograph) and len(ended.stdout.splitlines()) == 1 + 5
+    missing, error = ended.stderr.splitlines()
+    assert missing == f"{tmp_path / 'missing.png'}: there is no such file" and error.startswith("error: 1 of")
