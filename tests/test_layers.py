@@ -198,7 +198,9 @@ def test_batch_norm_over_devices_is_batch_norm_of_all():
     np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-5)
     for device in range(2):
         jax.tree.map(
-            lambda a, b, device=device: np.testing.assert_allclose(a[device], b, rtol=1e-5), stats, expected_stats
+            lambda a, b, device=device: np.testing.assert_allclose(a[device], b, rtol=1e-4, atol=1e-6),
+            stats,
+            expected_stats,
         )
 
 
