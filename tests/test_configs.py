@@ -3,8 +3,8 @@
 import importlib
 
 import pytest
-from configs import default
 
+from configs import default
 from jaxnets import settings
 
 VARIANTS = {

@@ -5,8 +5,8 @@ import math
 import jax
 import numpy as np
 import pytest
-from configs import digits
 
+from configs import digits
 from jaxnets import checkpoint, data, evaluate, step
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from configs import digits
 
+from configs import digits
 from jaxnets import checkpoint, loop, models, plan, settings, torch_weights
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
