@@ -11,9 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from jaxnets import checkpoint, data, optim, settings, state, step, torch_weights
+from jaxnets import data, evaluate, optim, settings, state, step, torch_weights
 from jaxnets.errors import UserError
-from jaxnets.workdir import CONFIG
 
 Weights = dict[str, Any]  # {'params', 'batch_stats'}
 
@@ -73,11 +72,8 @@ def load_initial_weights(plan: Plan) -> Weights:
     try:
         if not source.is_dir():
             return torch_weights.load(plan.model, source, head="drop")
-        config = settings.read(source / CONFIG)
-        manager = checkpoint.open_manager(source)
-        variables = checkpoint.restore_item(manager, checkpoint.find_step(manager, "best"), "variables")
-        classes = variables["params"]["classifier"]["kernel"].shape[-1]
-        state_dict = torch_weights.export(settings.make_model(config, classes), variables, "jaxnets")
+        run = evaluate.load_run(source)
+        state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
         return torch_weights.load(plan.model, state_dict, head="drop")
     except UserError as error:
         raise UserError(f"config.init_from={plan.config.init_from!r}: {error}") from None

@@ -32,11 +32,10 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from jaxnets import checkpoint, create_model, data, datasets, evaluate, image_files, runtime, settings, torch_weights
+from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.models import default_image_size
-from jaxnets.workdir import CONFIG
 
 Triple = tuple[float, float, float]
 MAX_IMAGE_SIZE = 4096
@@ -73,17 +72,12 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classi
 
     Raises UserError where there is no such run or checkpoint, or it is damaged.
     """
-    config = settings.read(workdir / CONFIG)
-    settings.check(config)
+    run = evaluate.load_run(workdir, which, ema=ema)
+    config = run.config
     if config.compilation_cache:
         runtime.enable_compilation_cache()
-    manager = checkpoint.open_manager(workdir)
-    at = checkpoint.find_step(manager, which)
-    # Not those of the data set, which need not be there any longer.
-    kernel = checkpoint.restore_item(manager, at, "variables")["params"]["classifier"]["kernel"]
-    model, variables = evaluate.load_model(config, manager, at, kernel.shape[-1], ema=ema)
     names = _class_names(config)
-    return Classifier(model, variables, config.image_size, False, config.mean, config.std, names)
+    return Classifier(run.model, run.variables, config.image_size, False, config.mean, config.std, names)
 
 
 def _class_names(config: ml_collections.ConfigDict) -> Sequence[str]:
@@ -204,7 +198,8 @@ def _triple(text: str) -> Triple:
     return red, green, blue
 
 
-def _field(text: str) -> tuple[str, Any]:
+def field(text: str) -> tuple[str, Any]:
+    """The name and value of a `--field=NAME=VALUE` argument."""
     name, equals, value = text.partition("=")
     if not (name and equals) or name == "name":
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as shortcut=identity")
@@ -233,7 +228,7 @@ def _parser() -> ArgumentParser:
     published.add_argument("--model", metavar="NAME", help="a net of jaxnets.list_models()")
     published.add_argument("--weights", metavar="FILE", help="a file that jaxnets.torch_weights.load takes")
     published.add_argument(
-        "--field", type=_field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
+        "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
     )
     parser.add_argument("--image_size", type=_count, help="pixels a side, in place of the net's")
     parser.add_argument("--mean", type=_triple, help="R,G,B of images in [0, 1], in place of the net's")

@@ -81,13 +81,11 @@ def test_a_run_predicts_what_it_evaluates(run, files, which):
     found = objects(out)
     assert [entry["image"] for entry in found] == [str(folder / f"{i:02}.png") for i in range(50)]
     # The evaluation's own path: the decoded, resized split, and the net of the checkpoint.
-    config = settings.read(workdir / "config.json")
-    manager = checkpoint.open_manager(workdir)
-    at = checkpoint.find_step(manager, which)
-    model, variables = evaluate.load_model(config, manager, at, 10)
+    evaluated = evaluate.load_run(workdir, which)
+    config = evaluated.config
     split = data.open_split("digits", config.eval_split, config.data_dir, image_size=SIZE)
     images = normalize(data.decode(split, progress=False)["image"], config.mean, config.std)
-    expected = np.asarray(jax.nn.softmax(compiled(model.apply)(variables, images)))
+    expected = np.asarray(jax.nn.softmax(compiled(evaluated.model.apply)(evaluated.variables, images)))
     for entry, probabilities in zip(found, expected):
         assert [p["class"] for p in entry["predictions"]] == list(np.argsort(-probabilities, kind="stable"))
         assert [p["name"] for p in entry["predictions"]] == [str(p["class"]) for p in entry["predictions"]]
