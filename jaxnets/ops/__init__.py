@@ -8,7 +8,9 @@ There are two sets of formulations: `reference` (lax, plain autodiff), which say
 and `xla` (portable XLA, some gradients of its own). JAXNETS_OPS=reference|xla or `with ops.using(name)`
 forces one; otherwise the platform decides. Both work under jit, grad, vmap, pmap, shard_map, scan and remat,
 and have second derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) of depthwise_conv,
-batch_norm and channel_shuffle needs `reference`, and raises JAX's TypeError about custom_vjp otherwise.
+batch_norm and channel_shuffle needs `reference`, and raises JAX's TypeError about custom_vjp otherwise. Under
+jit with a batch sharded over devices, the kernel gradient of `xla`'s depthwise_conv gathers the batch: use
+pmap or shard_map there, or `reference`.
 """
 
 import contextlib
