@@ -64,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Learning-rate schedule
     config.schedule = ml_collections.ConfigDict()
     config.schedule.name = "cosine"  # cosine, linear, step, exponential, constant
-    config.schedule.warmup_epochs = 1.0  # linear, from 0
+    config.schedule.warmup_epochs = 1.0  # linear, from 0; at most half of the run
     config.schedule.end_factor = 0.0  # cosine, linear: last learning rate over the peak
     config.schedule.boundaries = (0.5, 0.75)  # step: where it falls, as fractions of num_epochs
     config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor a epoch

@@ -98,9 +98,7 @@ def _parser() -> ArgumentParser:
         "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
     )
     parser.add_argument("--checkpoint", default="best", help="of a workdir: best (default), latest, or a step")
-    parser.add_argument(
-        "--layout", help="whose names a file gets: torchvision, timm, kuangliu, ..."
-    )
+    parser.add_argument("--layout", help="whose names a file gets: torchvision, timm, kuangliu, ...")
     parser.add_argument("--dataset", help="on which a new workdir is evaluated; default: cifar10 or imagenet2012")
     return parser
 

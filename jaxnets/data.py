@@ -6,6 +6,7 @@ fit and `stream_train` and `stream_eval` yield the very batches those indices na
 
 import atexit
 import io
+import logging
 import multiprocessing
 import os
 import shutil
@@ -25,7 +26,7 @@ import grain
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags, logging
+from absl import flags
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
@@ -35,6 +36,8 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxnets.datasets import open_builder
 from jaxnets.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -145,7 +148,7 @@ def decode(split: Split, progress: bool = True) -> Batch:
     title = f"Decoding {split.name} {split.split}"
     on_terminal = progress and sys.stderr.isatty()
     if progress and not on_terminal:
-        logging.info("%s: %d images", title, len(split))
+        logger.info("%s: %d images", title, len(split))
     # One thread: PIL holds the interpreter's lock for most of a small image, and threads only slow it down.
     with Progress(console=Console(stderr=True), disable=not on_terminal) as bar:
         task = bar.add_task(title, total=len(split))
