@@ -70,6 +70,7 @@ def write_workdir(
             "data_dir": None,
             "eval_split": "test" if cifar else "validation",
             "image_size": side,
+            "crop": not cifar,
             "mean": mean,
             "std": std,
             "model": {"name": name, "dtype": "auto", "num_classes": model.num_classes, **fields},

@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.progress import Progress
 from tensorflow_datasets.proto import tf_example_pb2
 
+from jaxnets import image_files
 from jaxnets.datasets import open_builder
 from jaxnets.errors import UserError
 
@@ -55,6 +56,7 @@ class Split:
     source: ArrayRecordDataSource  # index -> serialized tf.train.Example
     class_names: tuple[str, ...]
     image_size: int  # pixels a side, after resizing
+    crop: bool = False  # to the middle of the image; else all of it, squeezed to a square
 
     def __len__(self) -> int:
         return len(self.source)
@@ -69,14 +71,16 @@ class Split:
         return len(self) * self.image_size**2 * 3
 
 
-def open_split(dataset: str, split: str, data_dir: str | os.PathLike | None = None, *, image_size: int) -> Split:
+def open_split(
+    dataset: str, split: str, data_dir: str | os.PathLike | None = None, *, image_size: int, crop: bool = False
+) -> Split:
     """The split of a prepared data set; cifar10, cifar100 and digits are prepared where they are not yet.
 
     Args:
       dataset: a TFDS name of an image classification data set, `name[/config][:version]`.
       split: TFDS's split syntax: `train`, `train[:45000]`, `train[90%:]`, `train+test`.
       data_dir: None means `TFDS_DATA_DIR`, else TFDS's default.
-      image_size: side in pixels to which other images are resized.
+      image_size: side in pixels to which images are brought, squeezed or, with `crop`, resized and cropped.
 
     Raises:
       UserError: data set or split is unknown or empty, or its files are damaged or missing.
@@ -96,7 +100,7 @@ def open_split(dataset: str, split: str, data_dir: str | os.PathLike | None = No
     names = class_names(builder)
     _check_shards(instructions, builder.data_path)
     source = ArrayRecordDataSource(instructions)
-    return Split(dataset, split, str(builder.data_path), source, names, image_size)
+    return Split(dataset, split, str(builder.data_path), source, names, image_size, crop)
 
 
 def class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
@@ -208,9 +212,8 @@ def _decode_record(split: Split, record: bytes) -> tuple[np.ndarray, int]:
     image = Image.open(io.BytesIO(feature["image"].bytes_list.value[0]))
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if image.size != (split.image_size, split.image_size):
-        image = image.resize((split.image_size, split.image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image), label
+    fit = image_files.resize_and_crop if split.crop else image_files.squeeze
+    return np.asarray(fit(image, split.image_size)), label
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

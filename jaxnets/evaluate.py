@@ -190,7 +190,11 @@ def main(argv: list[str]) -> None:
     # As many devices as share the batch evenly: a run of eight devices evaluates on three as well.
     devices = devices[: max(d for d in range(1, len(devices) + 1) if config.eval_batch_size % d == 0)]
     split = data.open_split(
-        config.dataset, args.split or config.eval_split, config.data_dir, image_size=config.image_size
+        config.dataset,
+        args.split or config.eval_split,
+        config.data_dir,
+        image_size=config.image_size,
+        crop=config.crop,
     )
     if split.num_classes > run.model.num_classes:
         raise UserError(

@@ -92,7 +92,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             )
     data.is_resident(config.resident, 0, config.resident_limit)  # refuses what it does not know
     check_net(config)
-    open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size)
+    open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size, crop=config.crop)
     train_split = open_split(config.dataset, config.train_split)
     eval_split = open_split(config.dataset, config.eval_split)
     if config.batch_size > len(train_split):
