@@ -227,6 +227,10 @@ def vgg_torchvision(layers: Layers) -> Names:
 
 
 def vgg_timm(layers: Layers) -> Names:
+    *_, last = (layer for layer in layers if layer.kind == "conv")
+    hidden = [layer for layer in layers if layer.path[0].startswith("hidden")]
+    if len(hidden) != 2 or hidden[0].shape[0] != 7 * 7 * last.shape[-1]:
+        return None
     return _vgg(layers, {"hidden0": "pre_logits.fc1", "hidden1": "pre_logits.fc2", "classifier": "head.fc"})
 
 

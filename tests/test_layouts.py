@@ -1,0 +1,108 @@
+"""The layouts of every net: names that lead there and back, and warnings where nets differ."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+import jaxnets
+from jaxnets import torch_weights
+from jaxnets.errors import UserError
+from jaxnets.layer_list import layers_of
+from jaxnets.layouts import layouts_of
+
+# A small net of each family, and the code bases that have it
+WRITTEN = {
+    "googlenet": ({"width": 0.125}, {"torchvision"}),
+    "mobilenet_v1": ({"width": 0.125}, {"kuangliu", "timm"}),
+    "mobilenet_v2": ({"width": 0.125}, {"torchvision", "timm", "chenyaofo"}),
+    "mobilenet_v2_cifar": ({"width": 0.125}, {"kuangliu"}),
+    "mobilenet_v2_mini": ({}, set()),
+    "resnet50_cifar": ({"width": 0.125}, {"torchvision", "timm", "kuangliu"}),
+    "shufflenet_v1_g2_cifar": ({"width": 0.25, "variant": "kuangliu"}, {"kuangliu"}),
+    "shufflenet_v1_g3": ({"width": 0.25}, {"megvii"}),
+    "shufflenet_v1_g8": ({"width": 0.25, "variant": "megvii"}, {"megvii"}),
+    "shufflenet_v2_x0_5": ({}, {"torchvision", "kuangliu", "chenyaofo", "megvii"}),
+    "shufflenet_v2_x1_0": ({"variant": "megvii"}, {"megvii"}),
+    "squeezenet1_0": ({"width": 0.125}, {"torchvision"}),
+    "squeezenet1_1": ({"width": 0.125}, {"torchvision"}),
+    "vgg16_bn_cifar": ({"width": 0.125, "hidden_features": (8, 8)}, {"torchvision", "chenyaofo"}),
+    "vgg19_bn": ({"width": 0.125, "hidden_features": (8, 8)}, {"torchvision", "timm", "chenyaofo"}),
+    "vgg19_cifar": ({"width": 0.125}, {"kuangliu"}),
+}
+
+
+def random_variables(model):
+    """Numbers for every variable, 0 for the classifier's bias, which megvii's nets lack."""
+    random = np.random.default_rng(0)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
+    variables["params"]["classifier"]["bias"] *= 0
+    return variables
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_each_layout_leads_there_and_back_bit_by_bit(name):
+    fields, expected = WRITTEN[name]
+    model = jaxnets.create_model(name, num_classes=7, **fields)
+    variables = random_variables(model)
+    written = {}
+    for layout in layouts_of(model):
+        try:
+            written[layout] = torch_weights.export(model, variables, layout)
+        except UserError:
+            continue
+        again = torch_weights.load(model, written[layout])
+        jax.tree.map(np.testing.assert_array_equal, again, variables)
+    assert written.keys() == expected | {"jaxnets"}
+    usual = torch_weights.export(model, variables)
+    assert any(usual.keys() == state_dict.keys() for state_dict in written.values())
+    if "torchvision" in expected:
+        assert usual.keys() == written["torchvision"].keys()
+
+
+@pytest.mark.parametrize("name", jaxnets.list_models())
+def test_every_net_can_be_written_and_no_two_layers_share_a_name(name):
+    model = jaxnets.create_model(name)
+    layers = layers_of(model)
+    found = [names for layout in layouts_of(model).values() if (names := layout.names(layers))]
+    assert found
+    for names in found:
+        assert len(set(names)) == len(names) == len(layers)
+
+
+def test_the_layout_decides_not_the_order(caplog):
+    """Names win over an order that does not fit them, as in PyTorch itself."""
+    model = jaxnets.create_model("shufflenet_v2_x0_5")
+    variables = random_variables(model)
+    state_dict = torch_weights.export(model, variables)
+    shuffled = dict(sorted(state_dict.items(), reverse=True))
+    jax.tree.map(np.testing.assert_array_equal, torch_weights.load(model, shuffled), variables)
+
+
+def test_the_auxiliary_classifiers_of_googlenet_are_left_out():
+    model = jaxnets.create_model("googlenet", width=0.125)
+    variables = random_variables(model)
+    state_dict = torch_weights.export(model, variables)
+    auxiliary = {
+        f"aux{i}.{name}": np.zeros((3, 3), np.float32) for i in (1, 2) for name in ("fc1.weight", "fc2.weight")
+    }
+    jax.tree.map(np.testing.assert_array_equal, torch_weights.load(model, state_dict | auxiliary), variables)
+    with pytest.raises(UserError, match=r"aux3\.fc1 .* is left over"):
+        torch_weights.load(model, state_dict | {"aux3.fc1.weight": auxiliary["aux1.fc1.weight"]})
+
+
+def test_weights_for_another_wiring_are_refused():
+    theirs = jaxnets.create_model("shufflenet_v2_x0_5")
+    state_dict = torch_weights.export(theirs, random_variables(theirs))
+    with pytest.raises(UserError, match="torchvision's weights: they need variant='torchvision'"):
+        torch_weights.load("shufflenet_v2_x0_5", state_dict, variant="megvii")
+
+
+def test_another_activation_is_warned_of(caplog):
+    model = jaxnets.create_model("mobilenet_v2", width=0.125, activation="silu")
+    with caplog.at_level(logging.WARNING):
+        torch_weights.load(model, torch_weights.export(model, random_variables(model), "torchvision"))
+    assert "torchvision's net has activation='relu6', this one activation='silu'" in caplog.text
