@@ -1,0 +1,59 @@
+"""megvii's order of channels in ours: exact reorderings, and an error where there is none.
+
+That the nets then compute the same is in `test_parity`.
+"""
+
+import numpy as np
+import pytest
+
+import jaxnets
+from jaxnets import megvii_weights
+from jaxnets.errors import UserError
+from jaxnets.layer_list import layers_of
+
+
+def orders_of(name, **fields):
+    model = jaxnets.create_model(name, **fields)
+    layers = layers_of(model)
+    make = megvii_weights.shufflenet_v1_orders if "v1" in name else megvii_weights.shufflenet_v2_orders
+    return make(model, layers), {layer.path: layer for layer in layers}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("shufflenet_v1_g3", {}),
+        ("shufflenet_v1_g3", {"width": 0.5}),
+        ("shufflenet_v1_g3", {"width": 1.5}),
+        ("shufflenet_v1_g2", {}),
+        ("shufflenet_v1_g8", {"width": 2.0}),
+        ("shufflenet_v2_x0_5", {}),
+        ("shufflenet_v2_x2_0", {}),
+    ],
+)
+def test_orders_lose_no_channel(name, fields):
+    orders, layers = orders_of(name, **fields)
+    for path, (outputs, inputs) in orders.items():
+        channels = layers[path].shape[-1]
+        if outputs is not None:
+            assert sorted(outputs) == list(range(channels)), path
+        if inputs is not None:
+            assert inputs.shape == (channels, layers[path].shape[2])
+            assert np.array_equal(np.sort(inputs, -1), np.sort(np.tile(np.arange(inputs.shape[1]), (channels, 1))))
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v1_g8", "shufflenet_v2_x1_0"])
+def test_megviis_own_net_needs_only_rgb_for_bgr(name):
+    orders, _ = orders_of(name, variant="megvii")
+    assert orders.keys() == {("stem", "conv")}
+    assert orders["stem", "conv"].inputs.tolist() == [[2, 1, 0]] * 24
+
+
+def test_a_shuffle_that_no_order_gives_says_what_to_do():
+    with pytest.raises(UserError, match="96 channels in 8 groups.*variant='megvii'"):
+        orders_of("shufflenet_v1_g8")
+
+
+def test_the_common_cifar_net_is_not_megviis():
+    with pytest.raises(UserError, match="variant='megvii', not 'kuangliu'"):
+        orders_of("shufflenet_v1_g3", variant="kuangliu")
