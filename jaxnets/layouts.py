@@ -42,7 +42,7 @@ class Layout:
     convolutions: dict[str, int] = field(default_factory=dict)  # our dense layers that are some there, with their k
     writable: bool = True
     training_only: tuple[str, ...] = ()  # parts of the net, by first name, that play no role in its logits
-    hint: str = ""  # what to try where the shapes do not fit
+    advised: dict[str, Any] = field(default_factory=dict)  # fields to try where the shapes do not fit
     required: dict[str, Any] = field(default_factory=dict)  # fields without which the weights mean another net
     usual: dict[str, Any] = field(default_factory=dict)  # fields of the published net, which may be changed
     # What channels of the file's layers are ours: see `megvii_weights.ChannelOrder`.
@@ -78,7 +78,7 @@ class Layout:
                 ", ".join(f"{name}={pick(name)!r}" for name in differing)
                 for pick in (differing.get, lambda name: getattr(model, name))
             )
-            logger.warning("%s's net has %s, this one %s: its outputs will differ", code_base, published, ours)
+            logger.warning("the net of %s has %s, this one %s: its outputs will differ", code_base, published, ours)
 
 
 def own_names(layers: Layers) -> Names:
@@ -325,7 +325,7 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
         "kuangliu": Layout(mobilenet_v1_kuangliu, usual={"activation": "relu"}),
         "timm": Layout(mobilenet_v1_timm, usual=RELU6),
         "Keras": Layout(mobilenet_v1_keras, usual=KERAS_V1, writable=False, convolutions={"classifier": 1}),
-        "Keras, by class": Layout(
+        "Keras (by class)": Layout(
             keras_classes_mobilenet_v1, usual=KERAS_V1, writable=False, convolutions={"classifier": 1}
         ),
     },
@@ -335,7 +335,7 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
         "kuangliu": Layout(mobilenet_v2_kuangliu, usual={"activation": "relu"}),
         "chenyaofo": TORCHVISION_MOBILENET_V2,
         "Keras": Layout(mobilenet_v2_keras, usual=KERAS_V2, writable=False),
-        "Keras, by class": Layout(keras_classes, usual=KERAS_V2, writable=False),
+        "Keras (by class)": Layout(keras_classes, usual=KERAS_V2, writable=False),
     },
     ResNet: {
         "torchvision": Layout(resnet_torchvision),
@@ -357,7 +357,7 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
             shufflenet_v2_megvii,
             classifier_bias=False,
             channel_orders=megvii_weights.shufflenet_v2_orders,
-            hint="megvii's nets of width 1 and more need variant='megvii'",
+            advised={"variant": "megvii"},
         ),
     },
     VGG: {

@@ -72,7 +72,7 @@ def _named_by_position(entries: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def find_match(model: nn.Module, layers: Sequence[Layer], weights: Weights, modules: dict[str, Module]):
+def find_match(model: nn.Module, layers: Sequence[Layer], weights: Weights, modules: dict[str, Module]) -> Match | None:
     """The `Match` of the modules with the layers, or None; UserError if the weights are of another variant."""
     for stripped in _without_prefixes(modules):
         for code_base, layout in layouts_of(model).items():
@@ -147,9 +147,9 @@ def explain_mismatch(model: nn.Module, layers: Sequence[Layer], weights: Weights
             problems.insert(0, f"it has {len(modules)} modules where the net has {len(layers)} layers")
     listed = "; ".join(problems[:LISTED])
     more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-    hint = ""
-    if all(f"the net's {layers[-1].name} " in problem for problem in problems):
-        hint = "; head='drop' leaves the classifier out"
+    only_classifier = all(f"the net's {layers[-1].name} " in problem for problem in problems)
+    headless = (model.features_only or not model.num_classes) and len(problems) == 1
+    hint = "; head='drop' leaves the classifier out" if only_classifier or headless else ""
     return f"{weights.origin} does not fit {type(model).__name__}: {listed}{more}{hint}"
 
 
@@ -158,7 +158,7 @@ def _problems_by_name(model: nn.Module, layers: Sequence[Layer], modules: dict[s
     best, nearest = len(layers) // 2, []
     for stripped in _without_prefixes(modules):
         for layout in layouts_of(model).values():
-            names = layout.names(layers) or []
+            names = layout.names(layers) or ()
             if len(stripped.keys() & set(names)) > best:
                 best = len(stripped.keys() & set(names))
                 nearest = _misfits(layout.expected(layers), names, [stripped.get(name, {}) for name in names])
@@ -167,8 +167,8 @@ def _problems_by_name(model: nn.Module, layers: Sequence[Layer], modules: dict[s
                     for name, module in stripped.items()
                     if name not in set(names) and name.partition(".")[0] not in layout.training_only
                 ]
-                if nearest and layout.hint:
-                    nearest.insert(0, layout.hint)
+                missing = {field: v for field, v in layout.advised.items() if getattr(model, field) != v}
+                nearest = [f"this net may need {field}={v!r}" for field, v in missing.items()] + nearest
     return nearest
 
 

@@ -42,7 +42,7 @@ def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -
     """
     if head not in ("strict", "drop"):
         raise UserError(f"head={head!r} must be 'strict' or 'drop'")
-    model = create_model(model, **overrides) if isinstance(model, str) else model.clone(**overrides)
+    model = create_model(model, **overrides) if isinstance(model, str) else _changed(model, overrides)
     weights = (keras_weights if keras_weights.is_keras_file(source) else weight_files).read(source)
     *body, classifier = _complete_layers(model)
     wanted = [*body, classifier] if _has_classifier(model) else body
@@ -85,6 +85,13 @@ def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = No
     return state_dict
 
 
+def _changed(model: nn.Module, fields: dict[str, Any]) -> nn.Module:
+    try:
+        return model.clone(**fields)
+    except TypeError as error:
+        raise UserError(f"{type(model).__name__}: {error}") from error
+
+
 def _has_classifier(model: nn.Module) -> bool:
     return bool(model.num_classes) and not model.features_only
 
@@ -113,6 +120,8 @@ def _arrays_of(model: nn.Module, found: Match, origin: str) -> dict[tuple[str, .
     for layer, module in zip(found.layers, found.modules):
         converted = {}
         for suffix, value in module.items():
+            if suffix == TRACKED:
+                continue
             try:
                 converted[suffix] = weight_files.to_numpy(value)
             except UserError as error:
@@ -164,7 +173,7 @@ def _reordered(module: dict[str, np.ndarray], order: ChannelOrder | None, invers
 
 
 def _index(order: ChannelOrder, value: np.ndarray) -> tuple:
-    if value.ndim == 0:
+    if value.ndim == 0:  # the counter
         return ()
     outputs = np.arange(len(value)) if order.outputs is None else order.outputs
     if value.ndim == 1 or order.inputs is None:

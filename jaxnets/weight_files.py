@@ -155,19 +155,17 @@ def unwrap(content: Mapping, origin: str) -> dict[str, Any]:
 
 
 def to_numpy(value) -> np.ndarray:
-    """An array or tensor as a NumPy array, of float32 if it holds floats (half precision is widened).
+    """An array or tensor of floats of any precision as a float32 NumPy array.
 
-    Raises UserError for a tensor without plain floats or integers: sparse, quantized, complex, text.
+    Raises UserError for other numbers, and for a tensor that holds none: sparse, quantized, without memory.
     """
     try:
         if hasattr(value, "detach"):
             value = value.detach().cpu()
-            value = (value.float() if value.is_floating_point() else value).numpy()
+            value = value.float().numpy() if value.is_floating_point() else value.numpy()
         array = np.asarray(value)
-        floats = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-        array = array.astype(np.float32) if floats else array
+        if jnp.issubdtype(array.dtype, jnp.floating):
+            return array.astype(np.float32)
     except Exception as error:  # PyTorch's many kinds of tensors fail in many ways
         raise UserError(f"a tensor of type {value.dtype} has no plain numbers: {first_line(error)}") from error
-    if array.dtype.kind not in "fiu":
-        raise UserError(f"a tensor has type {array.dtype}, where weights are floating-point numbers")
-    return array
+    raise UserError(f"a tensor has type {array.dtype}, where weights are floating-point numbers")

@@ -105,4 +105,4 @@ def test_another_activation_is_warned_of(caplog):
     model = jaxnets.create_model("mobilenet_v2", width=0.125, activation="silu")
     with caplog.at_level(logging.WARNING):
         torch_weights.load(model, torch_weights.export(model, random_variables(model), "torchvision"))
-    assert "torchvision's net has activation='relu6', this one activation='silu'" in caplog.text
+    assert "the net of torchvision has activation='relu6', this one activation='silu'" in caplog.text

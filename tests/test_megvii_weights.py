@@ -3,11 +3,12 @@
 That the nets then compute the same is in `test_parity`.
 """
 
+import jax
 import numpy as np
 import pytest
 
 import jaxnets
-from jaxnets import megvii_weights
+from jaxnets import megvii_weights, torch_weights
 from jaxnets.errors import UserError
 from jaxnets.layer_list import layers_of
 
@@ -52,6 +53,14 @@ def test_megviis_own_net_needs_only_rgb_for_bgr(name):
 def test_a_shuffle_that_no_order_gives_says_what_to_do():
     with pytest.raises(UserError, match="96 channels in 8 groups.*variant='megvii'"):
         orders_of("shufflenet_v1_g8")
+
+
+def test_megviis_wider_net_names_the_field_that_it_needs():
+    theirs = jaxnets.create_model("shufflenet_v2_x1_0", variant="megvii")
+    variables = theirs.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    state_dict = torch_weights.export(theirs, variables, "megvii")
+    with pytest.raises(UserError, match="this net may need variant='megvii'; features.0.branch_proj.2.weight has"):
+        torch_weights.load("shufflenet_v2_x1_0", state_dict)
 
 
 def test_the_common_cifar_net_is_not_megviis():

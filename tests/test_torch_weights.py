@@ -118,6 +118,33 @@ def test_another_number_of_classes_loads_all_but_the_head_when_asked(theirs, var
         load(theirs, num_classes=3)
 
 
+@pytest.mark.parametrize("fields", [{"num_classes": 0}, {"features_only": True}])
+def test_a_net_without_classifier_takes_the_rest_when_asked(theirs, variables, fields):
+    expected = variables | {"params": {n: v for n, v in variables["params"].items() if n != "classifier"}}
+    assert_same(load(theirs, head="drop", **fields), expected)
+    headless = {key: value for key, value in theirs.items() if not key.startswith("classifier")}
+    assert_same(load(headless, **fields), expected)
+    with pytest.raises(UserError, match=r"classifier\.1 .* is left over.*head='drop'"):
+        load(theirs, **fields)
+
+
+def test_a_file_without_classifier_starts_one_when_asked(theirs, variables):
+    headless = {key: value for key, value in theirs.items() if not key.startswith("classifier")}
+    with pytest.raises(UserError, match=r"classifier\.1\.weight is missing, for the net's classifier"):
+        load(headless)
+    loaded = load(headless, head="drop")
+    kernel = loaded["params"]["classifier"]["kernel"]
+    assert kernel.shape == (1280, 7) and 0 < np.abs(kernel).max() < 0.1
+    np.testing.assert_array_equal(
+        loaded["params"]["head"]["conv"]["kernel"], variables["params"]["head"]["conv"]["kernel"]
+    )
+
+
+def test_a_net_and_fields_that_it_does_not_have(theirs):
+    with pytest.raises(UserError, match="widht"):
+        torch_weights.load(create_model("mobilenet_v2"), theirs, widht=0.25)
+
+
 def test_a_bias_in_front_of_a_batch_norm_is_folded_into_its_mean(theirs, variables):
     source = OrderedDict()
     for key, value in theirs.items():

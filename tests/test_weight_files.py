@@ -43,7 +43,14 @@ def test_safetensors_does_not_keep_the_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta")]
+    "value",
+    [
+        torch.arange(3),
+        np.array(["text"]),
+        torch.zeros(2, dtype=torch.complex64),
+        torch.zeros(2, 2).to_sparse(),
+        torch.zeros(2, device="meta"),
+    ],
 )
 def test_tensors_without_plain_numbers_are_refused(value):
     with pytest.raises(UserError, match="tensor"):
