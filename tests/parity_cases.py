@@ -103,6 +103,12 @@ CASES = {
     "shufflenet_v2 megvii 1": Case(
         rgb(megvii.shufflenet_v2, 1.0), "shufflenet_v2_x1_0", {"variant": "megvii"}, "megvii", train_side=64
     ),
+    "shufflenet_v2 se": Case(
+        adapted.shufflenet_v2_se, "shufflenet_v2_x0_5", {"se_ratio": 16, "num_classes": 10}, "", train_side=64
+    ),
+    "squeezenet complex bypass, se": Case(
+        adapted.squeezenet_plus, "squeezenet1_1", {"bypass": "complex", "se_ratio": 16, "num_classes": 10}, ""
+    ),
     "squeezenet 1.0": Case(tv("squeezenet1_0"), "squeezenet1_0", sides=(97,)),
     "squeezenet 1.1": Case(tv("squeezenet1_1"), "squeezenet1_1", sides=(64, 75), train_side=33, batch=2, rate=3e-4),
     "squeezenet 1.1 32x32": Case(lambda: adapted.squeezenet_cifar("1_1"), "squeezenet1_1_cifar", sides=(33,)),

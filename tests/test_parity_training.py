@@ -1,6 +1,7 @@
 """Every family in training against a live PyTorch net: loss, gradients, BatchNorm statistics, SGD steps."""
 
 import functools
+import itertools
 
 import jax
 import numpy as np
@@ -73,10 +74,10 @@ def torch_loss(net, images, labels) -> float:
 def gradients_and_statistics(net: nn.Module) -> dict[str, torch.Tensor]:
     """PyTorch's gradients in place of the parameters, beside the BatchNorm statistics."""
     gradients = {name: parameter.grad for name, parameter in net.named_parameters()}
-    if any(isinstance(module, nn.BatchNorm2d) for module in net.modules()):
-        for name, module in net.named_modules():
-            if isinstance(module, nn.Conv2d):  # its bias is no parameter of ours, but counts in a running mean
-                gradients.pop(f"{name}.bias", None)
+    layers = [(name, module) for name, module in net.named_modules() if not list(module.children())]
+    for (name, layer), (_, after) in itertools.pairwise(layers):
+        if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+            gradients.pop(f"{name}.bias", None)  # no parameter of ours, but it counts in a running mean
     return net.state_dict() | gradients
 
 

@@ -5,7 +5,9 @@ import torch
 import torchvision
 from timm.models.vgg import ConvMlp
 from torch import nn
+from torchvision.models.squeezenet import Fire
 from torchvision.models.vgg import VGG, cfgs, make_layers
+from torchvision.ops import SqueezeExcitation
 
 CIFAR_ROWS = [
     [1, 16, 1, 1],
@@ -36,6 +38,36 @@ def squeezenet_cifar(version, num_classes=10):
     stem = net.features[0]
     stem.stride = (1, 1)
     stem.padding = tuple(k // 2 for k in stem.kernel_size)
+    return net
+
+
+class FirePlus(nn.Module):
+    """torchvision's Fire module with squeeze-and-excitation, and a bypass around both."""
+
+    def __init__(self, fire):
+        super().__init__()
+        inputs, outputs = fire.squeeze.in_channels, 2 * fire.expand1x1.out_channels
+        self.fire = fire
+        self.se = SqueezeExcitation(outputs, outputs // 16)
+        self.bypass = nn.Sequential() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x):
+        return self.se(self.fire(x)) + self.bypass(x)
+
+
+def squeezenet_plus():
+    net = torchvision.models.squeezenet1_1(num_classes=10)
+    for i, layer in enumerate(net.features):
+        if isinstance(layer, Fire):
+            net.features[i] = FirePlus(layer)
+    return net
+
+
+def shufflenet_v2_se():
+    net = torchvision.models.shufflenet_v2_x0_5(num_classes=10)
+    for block in (*net.stage2, *net.stage3, *net.stage4):
+        channels = block.branch2[-3].out_channels
+        block.branch2.append(SqueezeExcitation(channels, round(channels / 16)))
     return net
 
 
