@@ -18,10 +18,10 @@ import os
 import jax
 
 from jaxnets.errors import UserError
-from jaxnets.ops import reference, xla
+from jaxnets.ops import native, native_library, reference, xla
 
 UNBOUNDED = (-float("inf"), float("inf"))
-FORMULATIONS = {"reference": reference, "xla": xla}
+FORMULATIONS = {"reference": reference, "xla": xla, "native": native}
 NO_PADDING = ((0, 0), (0, 0))
 
 _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
