@@ -4,11 +4,13 @@ The only place that knows how a convolution is computed. Arrays are NHWC `(N, H,
 `(height, width, input channels / feature_group_count, output channels)`, both of one floating dtype.
 `strides` is `(down, across)`, `padding` is `((top, bottom), (left, right))` in pixels.
 
-There are two sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
-and `xla` (portable XLA, some gradients of its own). JAXNETS_OPS=reference|xla or `with ops.using(name)`
-forces one; otherwise the platform decides. Both work under jit, grad, vmap, pmap, shard_map, scan and remat,
-and have second derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) of depthwise_conv,
-batch_norm and channel_shuffle needs `reference`, and raises JAX's TypeError about custom_vjp otherwise.
+There are three sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
+`xla` (portable XLA, some gradients of its own), and `native` (C++ on the CPU, built on first use; what it does not
+do is xla's). JAXNETS_OPS=reference|xla|native or `with ops.using(name)` forces one; otherwise the platform decides:
+native on the CPU, or xla where the build fails. All work under jit, grad, vmap, pmap, shard_map, scan and remat.
+All but `native`, which raises UserError, have second derivatives; forward-mode differentiation (`jax.jvp`,
+`jax.jacfwd`) of depthwise_conv, batch_norm and channel_shuffle needs `reference`, and raises JAX's TypeError about
+custom_vjp otherwise.
 """
 
 import contextlib
@@ -29,7 +31,7 @@ _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
 
 @contextlib.contextmanager
 def using(name):
-    """Compute with the formulations `name`, "reference" or "xla", in this scope.
+    """Compute with the formulations `name`, "reference", "xla" or "native", in this scope.
 
     Read where an operator is traced: a function that `jax.jit` compiled before keeps what it was compiled
     with, so make the jitted function inside the scope. Raises UserError for any other name.
@@ -50,8 +52,9 @@ def formulation():
         return name
     if name := os.environ.get("JAXNETS_OPS"):
         return _checked(name, "the environment variable JAXNETS_OPS")
-    # On GPU and TPU the portable formulations are unmeasured.
-    return "xla" if jax.default_backend() == "cpu" else "reference"
+    if jax.default_backend() != "cpu":
+        return "reference"  # the portable formulations are unmeasured there
+    return "native" if native_library.available() else "xla"
 
 
 def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1):

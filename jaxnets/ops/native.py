@@ -117,9 +117,7 @@ def _call(name, shapes, *args, aliases=None, **attributes):
 
     @jax.custom_jvp
     def kernel(*args):
-        call = jax.ffi.ffi_call(
-            f"jaxnets_{name}", results, vmap_method="sequential", input_output_aliases=aliases
-        )
+        call = jax.ffi.ffi_call(f"jaxnets_{name}", results, vmap_method="sequential", input_output_aliases=aliases)
         return call(*args, **attributes)
 
     @kernel.defjvp
