@@ -157,7 +157,6 @@ def test_batch_norm_of_a_large_mean_and_a_small_variance(mean, std):
 def test_one_outlier_first_does_not_spoil_the_variance():
     x = normal(0, 64, 16, 16, 3)
     x[0, 0, 0] = 1e4
-    compare_batch_norm(x, ops.UNBOUNDED, 1e-5)
     var = native.batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1e-5, ops.UNBOUNDED, None)[2]
     np.testing.assert_allclose(var, x.astype(np.float64).var((0, 1, 2)), rtol=1e-6)
 

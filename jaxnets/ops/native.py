@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnets.errors import UserError
 from jaxnets.ops import native_library, xla
@@ -110,10 +111,7 @@ def _bounds(bounds):
 
 def _call(name, shapes, *args, aliases=None, **attributes):
     """Run a kernel; float32 results of these shapes, one after another under vmap."""
-    # Inside shard_map results vary over the mesh as the arguments do; the keyword was renamed within JAX 0.10.
-    aval = jax.typeof(args[0])
-    varying = {"vma": aval.vma} if hasattr(aval, "vma") else {"manual_axis_type": aval.manual_axis_type}
-    results = [jax.ShapeDtypeStruct(shape, jnp.float32, **varying) for shape in shapes]
+    results = [_result(shape, args[0]) for shape in shapes]
 
     @jax.custom_jvp
     def kernel(*args):
@@ -125,6 +123,17 @@ def _call(name, shapes, *args, aliases=None, **attributes):
         raise UserError("the native operators have first derivatives only: use JAXNETS_OPS=xla for the second")
 
     return kernel(*args)
+
+
+def _result(shape, like):
+    """Inside shard_map a result varies over the mesh as the arguments do."""
+    aval = jax.typeof(like)
+    if hasattr(aval, "vma"):  # renamed within JAX 0.10
+        return jax.ShapeDtypeStruct(shape, jnp.float32, vma=aval.vma)
+    if not aval.manual_axis_type.varying:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+    sharding = NamedSharding(jax.sharding.get_abstract_mesh(), PartitionSpec())
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding, manual_axis_type=aval.manual_axis_type)
 
 
 __all__ = ["batch_norm", "channel_shuffle", "conv", "depthwise_conv", "grouped_conv", "pointwise_conv"]

@@ -425,8 +425,18 @@ INLINE Vector<B> OfUnclipped(Vector<B> dy, Vector<B> y, float low, float high) {
 
 float FiniteOrZero(float v) { return std::isfinite(v) ? v : 0.f; }
 
-// Sums over the rows `from` to `to` of x - shift and its square, shift their first row: what rounding does to the
-// variance is then in proportion to it, whatever the mean.
+// A value near those of the rows `from` to `to`, by channel: the mean of the first of them.
+void FindShift(const float* x, Index from, Index to, Index channels, float* shift) {
+  const Index rows = std::min<Index>(to - from, kGroup);
+  std::fill(shift, shift + channels, 0.f);
+  for (Index r = from; r < from + rows; ++r) {
+    for (Index c = 0; c < channels; ++c) shift[c] += x[r * channels + c];
+  }
+  for (Index c = 0; c < channels; ++c) shift[c] = FiniteOrZero(shift[c] / rows);
+}
+
+// Adds the sums over the rows `from` to `to` of x - shift and of its square. Shifted, the squares are of the size of
+// the variance, whatever the mean, and lose no digits of it.
 void AddSquares(const float* x, Index from, Index to, Index channels, const float* shift, float* sums) {
   float* squares = sums + channels;
   ForGroups(from, to, [&](auto rows, Index r) {
@@ -461,7 +471,7 @@ ffi::Error Statistics(ffi::ThreadPool pool, Input x_buffer, Output result) {
     for (; from < to; from += kChunk) {
       const Index end = std::min(to, from + kChunk);
       const double rows = end - from;
-      std::transform(x + from * C, x + (from + 1) * C, shift.begin(), FiniteOrZero);
+      FindShift(x, from, end, C, shift.data());
       std::fill(sums.begin(), sums.end(), 0.f);
       AddSquares(x, from, end, C, shift.data(), sums.data());
       for (Index c = 0; c < C; ++c) {
