@@ -13,10 +13,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset = "cifar10"  # cifar10, cifar100, digits, or any image classification set prepared by TFDS
     config.data_dir = placeholder(str)  # None: TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.train_split = "train"  # TFDS split syntax, e.g. train[:45000]
-    config.eval_split = "test"
+    config.eval_split = "test"  # likewise
     config.image_size = 32  # pixels a side; other images are resized
     config.mean = (0.4914, 0.4822, 0.4465)  # per channel, of images in [0, 1]
-    config.std = (0.2470, 0.2435, 0.2616)
+    config.std = (0.2470, 0.2435, 0.2616)  # likewise, above 0
     config.resident = "auto"  # auto, true, false: the decoded data set lives on the devices, or streams
     config.resident_limit = 4 << 30  # bytes of decoded images; "auto" streams a larger data set
     config.num_workers = 2  # processes that read a streamed data set; 0: threads
@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Net: its name and the fields of `jaxnets.create_model`. None: what the net itself defines
     config.model = ml_collections.ConfigDict()
-    config.model.name = "mobilenet_v2_cifar"
+    config.model.name = "mobilenet_v2_cifar"  # of `jaxnets.list_models()`
     config.model.num_classes = placeholder(int)  # None: those of the data set
     config.model.dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on GPU and TPU
     config.model.width = placeholder(float)  # channel multiplier
@@ -38,11 +38,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.stem_stride = placeholder(int)  # MobileNets
     config.model.stage_strides = placeholder(tuple)  # MobileNets: one per row of the paper's table
     config.model.shortcut = placeholder(str)  # MobileNetV2: identity, projection
+    config.model.stochastic_depth = placeholder(float)  # nets with residual blocks: rate of the last block, [0, 1)
+    config.model.bn_momentum = placeholder(float)  # share of the old running statistics, [0, 1); PyTorch's is 1 - it
+    config.model.bn_epsilon = placeholder(float)  # added to the variance
+    config.init_from = placeholder(str)  # start from these weights: a .pth, .safetensors, .h5 file, or a workdir
     config.sync_batch_norm = False  # statistics over the whole batch rather than over each device's share
 
     # Length
     config.batch_size = 128  # images a step, over all devices
-    config.num_epochs = 60
+    config.num_epochs = 60  # passes over the training split, incomplete batches left out
 
     # Optimizer
     config.optimizer = ml_collections.ConfigDict()
@@ -66,15 +70,22 @@ def get_config() -> ml_collections.ConfigDict:
     config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor a epoch
 
     # Loss and averaging
-    config.label_smoothing = 0.0  # [0, 1)
+    config.label_smoothing = 0.0  # weight of the uniform distribution in the targets, [0, 1)
     config.ema_decay = 0.0  # a step; exponential moving average of the weights, evaluated beside them; 0: off
 
     # Running and watching; none of these changes a result
     config.steps_per_call = 10  # at most this many training steps in one dispatch
     config.eval_batch_size = 256  # over all devices
-    config.eval_every_epochs = 1
-    config.checkpoint_every_epochs = 1
+    config.eval_every_epochs = 1  # and after the last
+    config.checkpoint_every_epochs = 1  # and after the last, and on SIGTERM or Ctrl-C
     config.keep_checkpoints = 3  # the latest; the best by eval_accuracy is kept besides
-    config.log_every_steps = 100
+    config.log_every_steps = 100  # and at the end of every epoch
     config.compilation_cache = True  # keep compiled programs between starts (JAX_COMPILATION_CACHE_DIR)
     return config
+
+
+def choose(variant: str, values: dict):
+    """The value of a configuration's variant, `--config=configs/NAME.py:VARIANT`; ValueError listing them."""
+    if variant not in values:
+        raise ValueError(f"there is no variant {variant!r}; there are {', '.join(values)}")
+    return values[variant]

@@ -14,7 +14,7 @@ def get_config():
     config.model.width = 0.35
     config.model.stem_stride = 2
     config.batch_size = 32
-    config.num_epochs = 20
+    config.num_epochs = 16
     config.optimizer.learning_rate = 0.05
     config.schedule.warmup_epochs = 2.0
     return config

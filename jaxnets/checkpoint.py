@@ -46,6 +46,12 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
     }
 
 
+def exists(workdir: Path) -> bool:
+    """Whether a workdir has a finished checkpoint, whole or not."""
+    directory = workdir / "checkpoints"
+    return directory.is_dir() and any(path.name.isdecimal() for path in directory.iterdir())
+
+
 def _score(metrics: dict[str, float]) -> float:
     return metrics[BEST_METRIC]
 
@@ -73,14 +79,24 @@ def save(
     """
     # Copied, since training goes on in the very buffers (they are donated) while Orbax writes.
     host = jax.tree.map(np.array, jax.device_get(state))
+    rest = {"step": host.step, "opt_state": host.opt_state, "ema": host.ema}
+    items = {"variables": host.variables, "rest": flax.serialization.to_state_dict(rest)}
     step = int(host.step)
-    items = {
-        "variables": host.variables,
-        "rest": flax.serialization.to_state_dict({"step": host.step, "opt_state": host.opt_state, "ema": host.ema}),
-    }
     if step in manager.all_steps():  # saved on an interruption, and evaluated now
         manager.wait_until_finished()
         manager.delete(step)
+    _save_items(manager, step, items, totals, metrics)
+
+
+def save_variables(workdir: Path, variables: dict[str, Any]) -> None:
+    """Write weights from elsewhere as the one checkpoint, step 0, of a new workdir."""
+    manager = open_manager(workdir, keep=1)
+    variables = jax.tree.map(np.asarray, {name: variables[name] for name in ("params", "batch_stats")})
+    _save_items(manager, 0, {"variables": variables}, {}, None)
+    manager.close()
+
+
+def _save_items(manager: ocp.CheckpointManager, step: int, items: dict[str, Any], totals, metrics) -> None:
     record = {"digests": {name: _digest(tree) for name, tree in items.items()}, "totals": totals}
     manager.save(
         step,
@@ -194,6 +210,8 @@ def find_step(manager: ocp.CheckpointManager, which: str) -> int:
     if which == "best":
         scores = {step: manager.metrics(step) for step in steps}
         scores = {step: m[BEST_METRIC] for step, m in scores.items() if m}
+        if not scores and len(steps) == 1:  # as weights from elsewhere are
+            return steps[0]
         if not scores:
             raise UserError(f"no checkpoint in {manager.directory} has been evaluated; take latest or a step")
         return max(scores, key=lambda step: (scores[step], step))

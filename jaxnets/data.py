@@ -90,13 +90,14 @@ def open_split(dataset: str, split: str, data_dir: str | os.PathLike | None = No
         raise UserError(f"split {split!r} of {dataset} does not exist ({reason}); it has {known}") from error
     if min((instruction.take for instruction in instructions), default=0) < 1:
         raise UserError(f"split {split!r} of {dataset} is empty; it has {known}")
-    class_names = _class_names(builder)
+    names = class_names(builder)
     _check_shards(instructions, builder.data_path)
     source = ArrayRecordDataSource(instructions)
-    return Split(dataset, split, str(builder.data_path), source, class_names, image_size)
+    return Split(dataset, split, str(builder.data_path), source, names, image_size)
 
 
-def _class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+def class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
+    """The classes by label; UserError if this is no classification of uint8 images."""
     features = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):

@@ -3,6 +3,7 @@
 Needs nothing but the workdir. The last line on standard output is one JSON object.
 """
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -90,12 +91,40 @@ def summarize(totals: step.EvalTotals) -> dict[str, Any]:
     }
 
 
-def load_model(config: ml_collections.ConfigDict, manager, at: int, num_classes: int):
-    """The net of a run and the variables of its checkpoint `at`."""
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir holds at one of its checkpoints."""
+
+    config: ml_collections.ConfigDict
+    model: nn.Module
+    variables: dict[str, Any]
+    step: int
+
+
+def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Run:
+    """The net of a run at its checkpoint "best", "latest" or a step; with `ema` its averaged weights.
+
+    Raises UserError where there is no such run or checkpoint, or it is damaged or of another model.
+    """
+    config = settings.read(workdir / CONFIG)
+    settings.check_evaluation(config)
+    manager = checkpoint.open_manager(workdir)
+    at = checkpoint.find_step(manager, which)
+    # The number of classes is the checkpoint's, so that the data set need not be there.
+    found = checkpoint.restore_item(manager, at, "variables")
+    try:
+        num_classes = found["params"]["classifier"]["kernel"].shape[-1]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"checkpoint {at} in {manager.directory} holds no classifier") from None
     model = settings.make_model(config, num_classes)
     images = jnp.zeros((1, config.image_size, config.image_size, 3))
     expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    return model, checkpoint.restore_variables(manager, at, {"params": {}, "batch_stats": {}} | expected)
+    variables = checkpoint.restore_variables(manager, at, {"params": {}, "batch_stats": {}} | expected)
+    if ema:
+        variables = checkpoint.restore_ema(manager, at)
+        if variables is None:
+            raise UserError(f"the run of {manager.directory} kept no averaged weights (config.ema_decay was 0)")
+    return Run(config, model, variables, at)
 
 
 def load_examples(
@@ -137,35 +166,34 @@ def main(argv: list[str]) -> None:
     """Run the command; the last line it prints is the JSON result."""
     args = _parser().parse_args(argv[1:])
     runtime.configure_logging()
-    config = settings.read(args.workdir / CONFIG)
+    run = load_run(args.workdir, args.checkpoint, ema=args.ema)
+    config = run.config
     if args.data_dir or not Path(config.data_dir or "").is_dir():  # or the run was made elsewhere
         config.data_dir = args.data_dir
     if args.batch_size is not None:
         config.eval_batch_size = args.batch_size
-    settings.check(config)
+        settings.check_evaluation(config)
     if config.compilation_cache:
         runtime.enable_compilation_cache()
     devices = jax.local_devices()
     # As many devices as share the batch evenly: a run of eight devices evaluates on three as well.
     devices = devices[: max(d for d in range(1, len(devices) + 1) if config.eval_batch_size % d == 0)]
-    manager = checkpoint.open_manager(args.workdir)
-    at = checkpoint.find_step(manager, args.checkpoint)
     split = data.open_split(
         config.dataset, args.split or config.eval_split, config.data_dir, image_size=config.image_size
     )
-    model, variables = load_model(config, manager, at, split.num_classes)
-    if args.ema:
-        variables = checkpoint.restore_ema(manager, at)
-        if variables is None:
-            raise UserError(f"the run in {args.workdir} kept no averaged weights (config.ema_decay was 0)")
-    metrics = make_evaluator(model, split, load_examples(split, config, devices), config, devices)(variables)
+    if split.num_classes > run.model.num_classes:
+        raise UserError(
+            f"{split.name} has {split.num_classes} classes, the net of {args.workdir} {run.model.num_classes}"
+        )
+    evaluator = make_evaluator(run.model, split, load_examples(split, config, devices), config, devices)
+    metrics = evaluator(run.variables)
     _print_table(metrics, split.class_names)
     result = {
         "eval_accuracy": metrics["accuracy"],
         "eval_loss": metrics["loss"],
         "eval_top5_accuracy": metrics["top5_accuracy"],
         "num_examples": metrics["num_examples"],
-        "step": at,
+        "step": run.step,
         "split": split.split,
     }
     print(json.dumps(result))

@@ -51,7 +51,8 @@ def layers_of(model: nn.Module, image_size: int = TRACED_SIDE) -> tuple[Layer, .
         if isinstance(module, Conv):
             groups, k = module.feature_group_count, module.kernel_size
             shape = (k, k, inputs // groups, module.features)
-            layer = Layer(module.path, "conv", shape, module.use_bias, kernel_init=conv_init(groups))
+            kernel_init = module.kernel_init or conv_init(groups)
+            layer = Layer(module.path, "conv", shape, module.use_bias, kernel_init=kernel_init)
         elif isinstance(module, nn.Dense):
             shape = (inputs, module.features)
             layer = Layer(module.path, "dense", shape, module.use_bias, kernel_init=module.kernel_init)

@@ -13,6 +13,7 @@ import flax.linen as nn
 from jaxnets import megvii_weights
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer
+from jaxnets.models.googlenet import GoogLeNet
 from jaxnets.models.mobilenet_v1 import MobileNetV1
 from jaxnets.models.mobilenet_v2 import MobileNetV2
 from jaxnets.models.resnet import ResNet
@@ -40,6 +41,7 @@ class Layout:
     bias_before_batch_norm: bool = False
     convolutions: dict[str, int] = field(default_factory=dict)  # our dense layers that are some there, with their k
     writable: bool = True
+    training_only: tuple[str, ...] = ()  # parts of the net, by first name, that play no role in its logits
     hint: str = ""  # what to try where the shapes do not fit
     required: dict[str, Any] = field(default_factory=dict)  # fields without which the weights mean another net
     usual: dict[str, Any] = field(default_factory=dict)  # fields of the published net, which may be changed
@@ -87,8 +89,8 @@ def own_names(layers: Layers) -> Names:
 def _names(layers: Layers, outside: dict[str, str | Pair], prefix: str, units: Callable[[list[str]], dict]) -> Names:
     """The names of all layers, given those outside the blocks and, after a prefix, those of a block's units.
 
-    The latter may mention {stage}, {block} (in its stage) and {index} (over all blocks), from 0, and {count}
-    and {previous}, the next index and the stage before. None if a layer is left without a name.
+    The latter may mention {stage}, {block} (in its stage), its {letter}, and {index} (over all blocks), from 0,
+    and {count} and {previous}, the next index and the stage before. None if a layer is left without a name.
     """
     names = _flat(outside)
     blocks = [(name, list(members)) for name, members in groupby(layers, lambda layer: layer.path[0])]
@@ -96,6 +98,7 @@ def _names(layers: Layers, outside: dict[str, str | Pair], prefix: str, units: C
     for index, (name, members) in enumerate(placed):
         stage, block = map(int, re.fullmatch(PLACE, name).groups())
         places = {"stage": stage, "block": block, "index": index, "count": index + 1, "previous": stage - 1}
+        places["letter"] = "abcdefgh"[block % 8]
         inside = units(list(dict.fromkeys(layer.path[1] for layer in members)))
         names |= {f"{name}.{ours}": (prefix + theirs).format(**places) for ours, theirs in _flat(inside).items()}
     found = [names.get(layer.name) for layer in layers]
@@ -192,6 +195,14 @@ def keras_classes(layers: Layers) -> Names:
 def keras_classes_mobilenet_v1(layers: Layers) -> Names:
     # Keras's classifier is a 1x1 convolution there.
     return keras_classes([replace(layer, kind="conv") if layer.kind == "dense" else layer for layer in layers])
+
+
+def googlenet_torchvision(layers: Layers) -> Names:
+    outside = {f"stem{i}": (f"conv{i}.conv", f"conv{i}.bn") for i in (1, 2, 3)} | {"classifier": "fc"}
+    branches = {"conv1x1": "1", "reduce3x3": "2.0", "conv3x3": "2.1", "reduce_large": "3.0", "conv_large": "3.1"}
+    branches["pool_project"] = "4.1"
+    units = {unit: (f"{place}.conv", f"{place}.bn") for unit, place in branches.items()}
+    return _names(layers, outside, "inception{stage}{letter}.branch", lambda _: units)
 
 
 def resnet_torchvision(layers: Layers) -> Names:
@@ -305,6 +316,7 @@ TORCHVISION_SHUFFLENET_V2 = Layout(shufflenet_v2_torchvision, required={"variant
 TORCHVISION_VGG = Layout(vgg_torchvision, bias_before_batch_norm=True)
 # The first layout of each net is the one that `export` takes by itself.
 LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
+    GoogLeNet: {"torchvision": Layout(googlenet_torchvision, training_only=("aux1", "aux2"))},
     MobileNetV1: {
         "kuangliu": Layout(mobilenet_v1_kuangliu, usual={"activation": "relu"}),
         "timm": Layout(mobilenet_v1_timm, usual=RELU6),

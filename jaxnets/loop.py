@@ -18,7 +18,7 @@ from jaxnets import checkpoint, data, evaluate, optim, runtime, settings, state,
 from jaxnets.datasets import data_root
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
-from jaxnets.plan import Plan, check_model, compile_and_create_state, make_plan
+from jaxnets.plan import Plan, check_model, compile_and_create_state, load_initial_weights, make_plan
 from jaxnets.progress import Progress
 from jaxnets.runtime import logger
 
@@ -43,12 +43,14 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     workdir.check(directory, config)
     plan = make_plan(config)
     template = check_model(plan)
+    # Before the workdir is claimed: weights that cannot be had leave no trace of this run.
+    weights = load_initial_weights(plan) if config.init_from and not checkpoint.exists(directory) else None
     with (
         workdir.claim(directory, config) as before,
         closing(checkpoint.open_manager(directory, config.keep_checkpoints)) as manager,
     ):
         saved = checkpoint.restore_latest(manager, template) if before else None
-        start, totals = saved or (compile_and_create_state(plan), dict(NO_TOTALS))
+        start, totals = saved or (compile_and_create_state(plan, weights), dict(NO_TOTALS))
         at = int(start.step)
         announce(plan, directory, at, before)
         evaluated = bool(saved and manager.metrics(at))

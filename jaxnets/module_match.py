@@ -77,7 +77,8 @@ def find_match(model: nn.Module, layers: Sequence[Layer], weights: Weights, modu
     for stripped in _without_prefixes(modules):
         for code_base, layout in layouts_of(model).items():
             names = layout.names(layers)
-            if names and set(names) == stripped.keys():
+            needed = {name for name in stripped if name.partition(".")[0] not in layout.training_only}
+            if names and set(names) == needed:
                 layout.check(model, code_base)
                 ordered = [stripped[name] for name in names]
                 if not _misfits(layout.expected(layers), names, ordered):
@@ -164,7 +165,7 @@ def _problems_by_name(model: nn.Module, layers: Sequence[Layer], modules: dict[s
                 nearest += [
                     f"{name} ({_described(module)}) is left over: the net has no such layer"
                     for name, module in stripped.items()
-                    if name not in set(names)
+                    if name not in set(names) and name.partition(".")[0] not in layout.training_only
                 ]
                 if nearest and layout.hint:
                     nearest.insert(0, layout.hint)

@@ -2,14 +2,19 @@
 
 import dataclasses
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
-from jaxnets import data, optim, settings, state, step
+from jaxnets import data, evaluate, optim, settings, state, step, torch_weights
 from jaxnets.errors import UserError
+
+Weights = dict[str, Any]  # {'params', 'batch_stats'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +49,34 @@ def create_state(plan: Plan) -> state.TrainState:
     )
 
 
-def compile_and_create_state(plan: Plan) -> state.TrainState:
-    """`create_state` in one program.
+def compile_and_create_state(plan: Plan, weights: Weights | None = None) -> state.TrainState:
+    """`create_state` in one program, with `weights` in place of the initial ones if given.
 
     There the forward pass of initialisation is dead code; op by op it would run, and compile every op.
     """
     # What runs once is not worth optimising: this halves its compilation on the CPU.
     options = {"xla_backend_optimization_level": 0} if plan.devices[0].platform == "cpu" else None
-    return jax.jit(partial(create_state, plan), compiler_options=options)()
+    made = jax.jit(partial(create_state, plan), compiler_options=options)()
+    if weights is None:
+        return made
+    ema = None if made.ema is None else jax.tree.map(jnp.array, weights)
+    return made.replace(params=weights["params"], batch_stats=weights["batch_stats"], ema=ema)
+
+
+def load_initial_weights(plan: Plan) -> Weights:
+    """The variables in `config.init_from`, of this run's net; the classifier anew where the classes differ.
+
+    Raises UserError if there is no such file, or it holds the weights of another net.
+    """
+    source = Path(plan.config.init_from).expanduser()
+    try:
+        if not source.is_dir():
+            return torch_weights.load(plan.model, source, head="drop")
+        run = evaluate.load_run(source)
+        state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
+        return torch_weights.load(plan.model, state_dict, head="drop")
+    except UserError as error:
+        raise UserError(f"config.init_from={plan.config.init_from!r}: {error}") from None
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:

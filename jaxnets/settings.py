@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -77,44 +78,64 @@ def differences(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[A
     }
 
 
-def check(config: ml_collections.ConfigDict) -> None:
-    """Raise UserError for the first field whose value no run can have."""
+class _Checks:
+    """The conditions on the fields of a configuration, each a UserError that names the field."""
 
-    def require(ok: bool, field: str, must: str) -> None:
-        if not ok:
-            raise UserError(f"config.{field} must be {must}, not {flatten(config.to_dict())[field]!r}")
+    def __init__(self, config: ml_collections.ConfigDict):
+        self.values = flatten(config.to_dict())
 
-    def one_of(field: str, choices) -> None:
-        require(flatten(config.to_dict())[field] in choices, field, f"one of {', '.join(choices)}")
+    def require(self, field: str, must: str, ok: Callable[[Any], bool]) -> None:
+        if field not in self.values:
+            raise UserError(f"config.{field} is missing; it must be {must}")
+        try:
+            good = ok(self.values[field])
+        except TypeError:  # not even of the right type, in a file from elsewhere
+            good = False
+        if not good:
+            raise UserError(f"config.{field} must be {must}, not {self.values[field]!r}")
 
-    def positive(*fields: str) -> None:
+    def one_of(self, field: str, choices: Collection[str]) -> None:
+        self.require(field, f"one of {', '.join(choices)}", lambda value: value in choices)
+
+    def positive(self, *fields: str) -> None:
         for field in fields:
-            value = flatten(config.to_dict())[field]
-            require(math.isfinite(value) and value > 0, field, "greater than 0")
+            self.require(field, "greater than 0", lambda value: math.isfinite(value) and value > 0)
 
-    def within(field: str, low: float, high: float, bounds: str) -> None:
-        require(low <= flatten(config.to_dict())[field] < high, field, bounds)
+    def within(self, field: str, low: float, high: float, bounds: str) -> None:
+        self.require(field, bounds, lambda value: low <= value < high)
 
-    positive("batch_size", "num_epochs", "eval_batch_size", "image_size", "resident_limit", "steps_per_call")
-    positive("eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints", "log_every_steps")
-    positive("optimizer.learning_rate", "optimizer.epsilon", "schedule.decay")
-    within("seed", 0, 2**32, "an integer from 0 to 2**32 - 1")
-    within("num_workers", 0, math.inf, "0 or more")
-    one_of("model.dtype", DTYPES)
-    one_of("optimizer.name", optim.OPTIMIZERS)
-    one_of("schedule.name", optim.SCHEDULES)
+
+def check_evaluation(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError for the first field that evaluation needs and that has a value it cannot have."""
+    checks = _Checks(config)
+    checks.positive("eval_batch_size", "image_size", "resident_limit", "steps_per_call")
+    checks.within("num_workers", 0, math.inf, "0 or more")
+    checks.one_of("model.dtype", DTYPES)
+    for field in ("model.name", "dataset", "eval_split"):
+        checks.require(field, "a name", lambda value: isinstance(value, str))
+    checks.require("mean", "three numbers, one a channel", lambda value: len(value) == 3 and min(value) > -math.inf)
+    checks.require("std", "three numbers greater than 0", lambda value: len(value) == 3 and min(value) > 0)
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raise UserError for the first field whose value no training run can have."""
+    check_evaluation(config)
+    checks = _Checks(config)
+    checks.positive("batch_size", "num_epochs", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints")
+    checks.positive("log_every_steps", "optimizer.learning_rate", "optimizer.epsilon", "schedule.decay")
+    checks.within("seed", 0, 2**32, "an integer from 0 to 2**32 - 1")
+    checks.one_of("optimizer.name", optim.OPTIMIZERS)
+    checks.one_of("schedule.name", optim.SCHEDULES)
     for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "label_smoothing", "ema_decay"):
-        within(field, 0, 1, "in [0, 1)")
+        checks.within(field, 0, 1, "in [0, 1)")
     for field in ("optimizer.weight_decay", "optimizer.clip_norm", "schedule.warmup_epochs"):
-        within(field, 0, math.inf, "0 or more, and finite")
-    within("schedule.end_factor", 0, math.nextafter(1, 2), "in [0, 1]")
-    within("augment.crop_padding", 0, config.image_size, f"from 0 to below image_size={config.image_size}")
-    within("augment.cutout", 0, config.image_size + 1, f"from 0 to image_size={config.image_size}")
-    for field in ("mean", "std"):
-        require(len(config[field]) == 3, field, "three numbers, one a channel")
-    require(min(config.std) > 0, "std", "greater than 0 in every channel")
-    fractions = config.schedule.boundaries
-    require(all(0 < f < 1 for f in fractions), "schedule.boundaries", "fractions of the run, in (0, 1)")
+        checks.within(field, 0, math.inf, "0 or more, and finite")
+    checks.within("schedule.end_factor", 0, math.nextafter(1, 2), "in [0, 1]")
+    side = config.image_size
+    checks.within("augment.crop_padding", 0, side, f"from 0 to below image_size={side}")
+    checks.within("augment.cutout", 0, side + 1, f"from 0 to image_size={side}")
+    in_the_run = "fractions of the run, in (0, 1)"
+    checks.require("schedule.boundaries", in_the_run, lambda value: all(0 < fraction < 1 for fraction in value))
 
 
 def compute_dtype(name: str) -> str:

@@ -60,7 +60,7 @@ def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -
         if layer is classifier and np.shape(values.get("kernel")) != layer.shape:
             values = _initial(layer)
         _insert(variables, layer, values)
-    return jax.tree.map(jnp.asarray, variables)
+    return {collection: jax.tree.map(jnp.asarray, tree) for collection, tree in variables.items()}
 
 
 def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = None) -> dict[str, np.ndarray]:

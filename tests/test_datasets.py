@@ -21,7 +21,17 @@ from sklearn.datasets import load_digits
 from tensorflow_datasets.core.features import image_feature
 from tensorflow_datasets.image_classification import cifar as tfds_cifar
 
-from jaxnets.datasets import BUILDERS, Cifar10, Cifar100, Digits, archive, data_root, locate, open_builder
+from jaxnets.datasets import (
+    BUILDERS,
+    Cifar10,
+    Cifar100,
+    Digits,
+    archive,
+    data_root,
+    find_prepared,
+    locate,
+    open_builder,
+)
 from jaxnets.errors import UserError
 
 CIFARS = {"cifar10": Cifar10, "cifar100": Cifar100}
@@ -515,3 +525,13 @@ def test_real_cifar10_opens(shared_dir):
 def test_published_archive_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Cifar10.ARCHIVE.sha256 = "0" * 64
+
+
+def test_only_what_is_prepared_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert find_prepared("digits", tmp_path / "data") is None and not list(tmp_path.iterdir())
+    open_builder("digits", tmp_path / "data")
+    for name in ("digits", "digits:1.0.0"):
+        assert find_prepared(name, tmp_path / "data") == tmp_path / "data" / "digits" / "1.0.0"
+    for name in ("digits:2.0.0", "cifar10", "no name", ""):
+        assert find_prepared(name, tmp_path / "data") is None

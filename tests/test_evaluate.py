@@ -5,9 +5,9 @@ import math
 import jax
 import numpy as np
 import pytest
-from configs import digits
 
-from jaxnets import checkpoint, data, evaluate, step
+from configs import digits
+from jaxnets import checkpoint, data, evaluate, models, settings, step
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
@@ -94,14 +94,36 @@ def test_a_large_split_streams_and_a_small_one_is_resident(config, split):
     assert evaluate.load_examples(split, config, devices) == {}
 
 
-def test_a_checkpoint_of_another_net_is_refused(config, tmp_path):
-    import optax
+@pytest.fixture
+def workdir(config, tmp_path):
+    """A configuration, and the weights of a net that is not its own."""
+    settings.write(config, tmp_path / "config.json")
+    made = TinyNet(num_classes=10).init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    checkpoint.save_variables(tmp_path, made)
+    return tmp_path
 
-    from jaxnets import state
 
-    made = state.create(jax.random.key(0), TinyNet(num_classes=10), optax.sgd(0.1), 16, ema=False)
-    manager = checkpoint.open_manager(tmp_path, keep=1)
-    checkpoint.save(manager, made, {}, None)
-    manager.wait_until_finished()
+def test_a_checkpoint_of_another_net_is_refused(workdir):
     with pytest.raises(UserError, match="checkpoint 0 in .* is of another model"):
-        evaluate.load_model(config, manager, 0, 10)
+        evaluate.load_run(workdir)
+
+
+def test_weights_from_elsewhere_are_the_best_there_are(workdir, config, net, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
+    config = config.copy_and_resolve_references()
+    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
+    settings.write(config, workdir / "config.json")
+    run = evaluate.load_run(workdir, "best")
+    assert run.step == 0 and run.model.num_classes == 10
+    jax.tree.map(np.testing.assert_array_equal, run.variables, net[1])
+    with pytest.raises(UserError, match="no averaged weights"):
+        evaluate.load_run(workdir, ema=True)
+
+
+@pytest.mark.parametrize("field", ["eval_batch_size", "mean", "dataset", "steps_per_call"])
+def test_a_configuration_that_lacks_a_field_is_refused(workdir, config, field):
+    config = config.copy_and_resolve_references()
+    del config[field]
+    settings.write(config, workdir / "config.json")
+    with pytest.raises(UserError, match=f"config.{field} is missing"):
+        evaluate.load_run(workdir)

@@ -3,10 +3,11 @@
 import jax
 import numpy as np
 import pytest
-from configs import digits
 
-from jaxnets import plan
+from configs import digits
+from jaxnets import checkpoint, loop, models, plan, settings, torch_weights
 from jaxnets.errors import UserError
+from tests.tiny_net import TinyNet
 
 
 @pytest.fixture
@@ -41,3 +42,57 @@ def test_a_split_without_one_batch_is_refused(config):
     config.train_split, config.batch_size = "train[:8]", 16
     with pytest.raises(UserError, match="at most the 8 examples of config.train_split='train"):
         plan.make_plan(config)
+
+
+@pytest.fixture
+def tiny(config, monkeypatch):
+    """A configuration of a tiny net that takes small images."""
+    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
+    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
+    config.image_size, config.num_epochs = 16, 1
+    config.train_split, config.eval_split, config.compilation_cache = "train[:64]", "test[:32]", False
+    return config
+
+
+def test_a_run_starts_from_the_best_checkpoint_of_another(tiny, tmp_path):
+    loop.train(tiny, tmp_path / "source")
+    manager = checkpoint.open_manager(tmp_path / "source")
+    source = checkpoint.restore_item(manager, checkpoint.find_step(manager, "best"), "variables")
+    tiny.init_from, tiny.seed = str(tmp_path / "source"), 1
+    made = plan.make_plan(tiny)
+    started = plan.compile_and_create_state(made, plan.load_initial_weights(made))
+    jax.tree.map(np.testing.assert_array_equal, started.variables, source)
+
+    tiny.model.num_classes = 12
+    made = plan.make_plan(tiny)
+    started = plan.compile_and_create_state(made, plan.load_initial_weights(made)).variables
+    assert started["params"].pop("classifier")["kernel"].shape == (8, 12)
+    del source["params"]["classifier"]
+    jax.tree.map(np.testing.assert_array_equal, started, source)
+
+
+def test_a_run_starts_from_a_file_and_resumes_without_it(tiny, tmp_path):
+    import safetensors.numpy
+
+    model = settings.make_model(tiny, 10)
+    variables = model.init(jax.random.key(5), np.zeros((1, 16, 16, 3), np.float32))
+    file = tmp_path / "weights.safetensors"
+    safetensors.numpy.save_file(torch_weights.export(model, variables), file)
+    tiny.init_from, tiny.ema_decay, tiny.optimizer.learning_rate = str(file), 0.9, 1e-12
+    loop.train(tiny, tmp_path / "run")
+    manager = checkpoint.open_manager(tmp_path / "run")
+    for trained in (checkpoint.restore_item(manager, 2, "variables"), checkpoint.restore_ema(manager, 2)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), trained["params"], variables["params"])
+    file.unlink()
+    tiny.num_epochs = 2
+    assert loop.train(tiny, tmp_path / "run")["step"] == 4
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "empty.safetensors", "folder"])
+def test_weights_that_cannot_be_had_are_refused_and_leave_no_workdir(tiny, tmp_path, name):
+    (tmp_path / "empty.safetensors").touch()
+    (tmp_path / "folder").mkdir()
+    tiny.init_from = str(tmp_path / name)
+    with pytest.raises(UserError, match=f"config.init_from='.*{name}'"):
+        loop.train(tiny, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

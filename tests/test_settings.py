@@ -39,6 +39,7 @@ BAD = {
     "augment__cutout": [33],
     "mean": [(0.5, 0.5)],
     "std": [(0.5, 0.5, 0.0)],
+    "num_workers": [-1],
 }
 
 

@@ -4,6 +4,8 @@ import contextlib
 import io
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -210,3 +212,14 @@ def test_bad_input_is_one_sentence(arguments, message):
     with pytest.raises(UserError) as caught:
         summary.main(["summary", *arguments])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_command_ends_with_status_0_or_1(repository):
+    for arguments, status in (["mobilenet_v2_mini", "--format=json"], 0), (["mobilenet_v2_mini", "--width=0"], 1):
+        command = [sys.executable, "-m", "jaxnets.summary", *arguments]
+        ended = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+        assert ended.returncode == status
+        if status:
+            assert ended.stdout == "" and ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1
+        else:
+            assert json.loads(ended.stdout)["parameters"] == PARAMETERS["mobilenet_v2_mini"]

@@ -2,6 +2,6 @@
 
 from jaxnets.datasets.cifar import Cifar10, Cifar100
 from jaxnets.datasets.digits import Digits
-from jaxnets.datasets.locate import BUILDERS, data_root, open_builder
+from jaxnets.datasets.locate import BUILDERS, data_root, find_prepared, open_builder
 
-__all__ = ["BUILDERS", "Cifar10", "Cifar100", "Digits", "data_root", "open_builder"]
+__all__ = ["BUILDERS", "Cifar10", "Cifar100", "Digits", "data_root", "find_prepared", "open_builder"]

@@ -39,26 +39,37 @@ def open_builder(dataset: str, data_dir: str | os.PathLike | None = None) -> tfd
     Raises:
       UserError: the data set is unknown, not prepared, damaged, or in a format without random access.
     """
+    if directory := find_prepared(dataset, data_dir):
+        return _open(directory)
     root = data_root(data_dir)
-    match = _NAME.fullmatch(dataset)
-    name, version = match.groups(default="") if match else ("", "")
-    roots = [root] if name != "digits" else [root, _cache_root()]
-    for place in roots:
-        if directory := _find(name, version, place):
-            return _open(directory)
+    name, version = _parse(dataset)
     if name not in BUILDERS or version not in ("", str(BUILDERS[name].VERSION)):
         raise UserError(
             f"unknown dataset {dataset!r}: jaxnets prepares {', '.join(BUILDERS)}, and in data_dir {root} "
             f"TFDS has prepared {', '.join(_prepared(root)) or 'nothing'}"
         )
     if name == "digits":
-        root = _writable(roots)
+        root = _writable([root, _cache_root()])
     elif not _is_writable(root):
         raise UserError(
             f"{dataset} cannot be prepared: data_dir {root} is not a writable directory; "
             "choose another with config.data_dir or TFDS_DATA_DIR"
         )
     return _open(_prepare(name, root))
+
+
+def find_prepared(dataset: str, data_dir: str | os.PathLike | None = None) -> Path | None:
+    """The directory of a data set named as for `open_builder`; None where it is not prepared."""
+    root = data_root(data_dir)
+    name, version = _parse(dataset)
+    roots = [root, _cache_root()] if name == "digits" else [root]
+    return next(filter(None, (_find(name, version, place) for place in roots)), None)
+
+
+def _parse(dataset: str) -> tuple[str, str]:
+    """Name with configuration, and version; "" for what is not given or not a name."""
+    match = _NAME.fullmatch(dataset)
+    return match.groups(default="") if match else ("", "")
 
 
 def _find(name: str, version: str, root: Path) -> Path | None:

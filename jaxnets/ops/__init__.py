@@ -18,6 +18,7 @@ import contextvars
 import os
 
 import jax
+import jax.numpy as jnp
 
 from jaxnets.errors import UserError
 from jaxnets.ops import native, native_library, reference, xla
@@ -62,7 +63,7 @@ def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1
 
     Raises ValueError where the shapes or dtypes do not fit together.
     """
-    _check(x, kernel, feature_group_count)
+    x, kernel = _fitting(x, kernel, feature_group_count)
     if feature_group_count == x.shape[-1] > 1:
         return _formulations().depthwise_conv(x, kernel, strides, padding)
     if feature_group_count > 1:
@@ -77,13 +78,13 @@ def depthwise_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING):
 
     Output channel `c * multiplier + m` is the m-th of input channel c. ValueError as for `conv`.
     """
-    _check(x, kernel, x.shape[-1])
+    x, kernel = _fitting(x, kernel, x.shape[-1])
     return _formulations().depthwise_conv(x, kernel, strides, padding)
 
 
 def pointwise_conv(x, kernel, *, strides=(1, 1)):
     """1x1 convolution without padding, kernel `(1, 1, C, O)`. ValueError as for `conv`."""
-    _check(x, kernel, 1)
+    x, kernel = _fitting(x, kernel, 1)
     if kernel.shape[:2] != (1, 1):
         raise ValueError(f"the kernel of a pointwise convolution must be 1x1, not {kernel.shape}")
     return _formulations().pointwise_conv(x, kernel, strides)
@@ -91,7 +92,7 @@ def pointwise_conv(x, kernel, *, strides=(1, 1)):
 
 def grouped_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count):
     """Convolution within each of `feature_group_count` groups of channels. ValueError as for `conv`."""
-    _check(x, kernel, feature_group_count)
+    x, kernel = _fitting(x, kernel, feature_group_count)
     return _formulations().grouped_conv(x, kernel, strides, padding, feature_group_count)
 
 
@@ -109,6 +110,7 @@ def batch_norm(x, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None
       y `(N, H, W, C)` of x's dtype, and the mean and the biased variance `(C,)`, at least float32, which are
       for running statistics: they pass no gradient on.
     """
+    x, scale, bias = map(jnp.asarray, (x, scale, bias))
     return _formulations().batch_norm(x, scale, bias, epsilon, bounds, axis_name)
 
 
@@ -132,7 +134,9 @@ def _checked(name, source):
     return name
 
 
-def _check(x, kernel, groups):
+def _fitting(x, kernel, groups):
+    """Both as JAX arrays, or ValueError."""
+    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(f"a convolution takes (N, H, W, C) and (h, w, I, O), not {x.shape} and {kernel.shape}")
     if x.dtype != kernel.dtype:
@@ -143,3 +147,4 @@ def _check(x, kernel, groups):
             f"{x.shape[3]} channels: it needs {kernel.shape[2]} of them for each group, and groups that divide "
             f"its {kernel.shape[3]} outputs"
         )
+    return x, kernel

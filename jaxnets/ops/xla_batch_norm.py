@@ -1,4 +1,10 @@
-"""BatchNorm and clipping with their own gradient: it keeps the input and vectors of channels, no more."""
+"""BatchNorm and clipping with their own gradient: it keeps the input and vectors of channels, no more.
+
+XLA reduces a plain sum or a sum of squares at memory speed, but not both at once: statistics in two passes
+are as fast as in one. It fuses the difference `x - mean` into everything that reads it, except that the same
+operation found in two reductions is written out instead: hence a flat x in the statistics, `x + (-mean)` in
+the gradient of the scale, `x - mean` elsewhere.
+"""
 
 from functools import partial
 
@@ -8,13 +14,11 @@ from jax import lax
 
 from jaxnets.ops.manual_axes import align
 
-AXES = (0, 1, 2)
-
 
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     """See `jaxnets.ops.batch_norm`."""
     x, scale, bias = align(x, scale, bias)
-    y, mean, var = _batch_norm(x, scale, bias, epsilon, bounds, axis_name)
+    y, mean, var = _batch_norm(x, scale, bias, epsilon, tuple(bounds), axis_name)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
@@ -24,60 +28,65 @@ def _batch_norm(x, scale, bias, epsilon, bounds, axis_name):
 
 
 def _forward(x, scale, bias, epsilon, bounds, axis_name):
-    mean, var = _statistics(x, axis_name)
+    mean, error, var = _statistics(x, axis_name)
     inverse_std = lax.rsqrt(var + epsilon)
-    y = (x.astype(mean.dtype) - mean) * (scale * inverse_std) + bias
-    low, high = bounds
-    if low != -jnp.inf or high != jnp.inf:
-        y = lax.clamp(low, y, high)
-    return (y.astype(x.dtype), mean, var), (x, mean, inverse_std, scale, bias)
+    saved = (x, mean, error, inverse_std, scale, bias)
+    y = _unclipped(*saved)
+    if bounds != (-jnp.inf, jnp.inf):
+        y = lax.clamp(bounds[0], y, bounds[1])
+    return (y.astype(x.dtype), mean, var), saved
 
 
 def _backward(epsilon, bounds, axis_name, saved, cotangents):
-    x, mean, inverse_std, scale, bias = saved
+    x, mean, error, inverse_std, scale, bias = saved
     dy = cotangents[0].astype(mean.dtype)  # mean and variance feed the running statistics: no gradient
-    gain = scale * inverse_std
-    wide = x.astype(mean.dtype)
-    dy = _of_unclipped(dy, (wide - mean) * gain + bias, bounds)
+    low, high = bounds
+    if low != -jnp.inf:
+        dy = jnp.where(_unclipped(*saved) > low, dy, 0)
+    if high != jnp.inf:
+        dy = jnp.where(_unclipped(*saved) < high, dy, 0)
+
+    flat_dy = _flat(dy)
+    dbias = flat_dy.sum(0)
+    dscale = ((flat_dy * (_flat(x) + (-mean))).sum(0) + error * dbias) * inverse_std
+
     count = x.size // x.shape[-1]
-    dbias = dy.sum(AXES)
-    dscale = (_flat(dy) * (_flat(wide) + (-mean))).sum(0) * inverse_std
-    dmean, dvar = dbias / count, dscale / count
+    of_mean, of_std = dbias / count, dscale / count
     if axis_name is not None:
-        dmean, dvar = lax.pmean((dmean, dvar), axis_name)
-    dx = dy * gain - ((wide - mean) * (dvar * inverse_std * gain) + dmean * gain)
+        of_mean, of_std = lax.pmean((of_mean, of_std), axis_name)
+    gain = scale * inverse_std
+    slope = of_std * inverse_std * gain
+    dx = dy * gain - ((x - mean) * slope + (of_mean * gain + error * slope))
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
 _batch_norm.defvjp(_forward, _backward)
 
 
-def _of_unclipped(dy, y, bounds):
-    low, high = bounds
-    if low != -jnp.inf:
-        dy = jnp.where(y > low, dy, 0)
-    if high != jnp.inf:
-        dy = jnp.where(y < high, dy, 0)
-    return dy
+def _unclipped(x, mean, error, inverse_std, scale, bias):
+    gain = scale * inverse_std
+    return (x - mean) * gain + (bias + error * gain)
+
+
+def _statistics(x, axis_name):
+    """Mean, its rounding error (mean minus true mean) and the biased variance, at least in float32.
+
+    Of the batches of all devices together if `axis_name` is given. Sums of differences to one of the values,
+    and the error kept, are what makes a large mean with a small variance lose nothing.
+    """
+    flat = _flat(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+    origin = flat[len(flat) // 2] if len(flat) else jnp.zeros(flat.shape[1], flat.dtype)
+    origin = _mean_of_devices(jnp.where(jnp.isfinite(origin), origin, 0), axis_name)
+    difference = _mean_of_devices((flat - origin).mean(0), axis_name)
+    mean = origin + difference
+    error = (mean - origin) - difference
+    var = _mean_of_devices(jnp.square(flat - mean).mean(0), axis_name) - jnp.square(error)
+    return mean, error, jnp.maximum(var, 0)
 
 
 def _flat(x):
     return x.reshape(-1, x.shape[-1])
 
 
-def _statistics(x, axis_name):
-    """Mean and biased variance over the batch, of every device's batch if `axis_name` is given.
-
-    Two passes: exact for a large mean with a small variance, and no slower than one, since XLA reduces sums
-    and sums of squares at memory speed, but not both at once. Yet the difference to the mean, or only the
-    mean spread over the batch, would be written out if it were the same operation in any two places: hence
-    flat here, negated in the gradient of the scale, and neither elsewhere.
-    """
-    flat = _flat(x).astype(jnp.promote_types(x.dtype, jnp.float32))
-    mean = flat.mean(0)
-    var = jnp.square(flat - mean).mean(0)
-    if axis_name is not None:
-        of_all = lax.pmean(mean, axis_name)
-        var = lax.pmean(var + jnp.square(mean - of_all), axis_name)
-        mean = of_all
-    return mean, var
+def _mean_of_devices(x, axis_name):
+    return x if axis_name is None else lax.pmean(x, axis_name)

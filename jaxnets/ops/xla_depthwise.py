@@ -10,6 +10,7 @@ from jaxnets.ops.manual_axes import align
 from jaxnets.ops.windows import output_size, pad, taps, window
 
 GROUP = 8  # images whose products the kernel gradient adds up in registers
+FEW_TAPS = 9  # more of them in one loop, and XLA does not vectorise it
 
 
 def depthwise_conv(x, kernel, strides, padding):
@@ -53,6 +54,8 @@ _depthwise.defvjp(_forward, _backward)
 
 def _input_gradient(dy, kernel, strides, padding, size):
     """Input `cell * stride + phase` met only every stride-th tap: each phase is a convolution of its own."""
+    if len(taps(kernel)) > FEW_TAPS:
+        return _input_gradient_of_many_taps(dy, kernel, strides, padding, size)
     wide, weights = _widen(dy, kernel)
     cells = [-(-n // stride) for n, stride in zip(size, strides)]
     rows = []
@@ -72,6 +75,17 @@ def _input_gradient(dy, kernel, strides, padding, size):
     return dx[:, : size[0], : size[1]].astype(dy.dtype)
 
 
+def _input_gradient_of_many_taps(dy, kernel, strides, padding, size):
+    """Convolution of the output gradient, spread out by the strides, with the kernel turned around."""
+    spread = [(n - 1) * stride + 1 for n, stride in zip(dy.shape[1:3], strides)]
+    edges = [
+        (extent - 1 - low, n + low - have, stride - 1)
+        for extent, n, have, stride, (low, _) in zip(kernel.shape, size, spread, strides, padding)
+    ]
+    padded = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    return _forward(padded, kernel[::-1, ::-1], (1, 1), ((0, 0), (0, 0)))[0]
+
+
 def _place(x, steps, size):
     """x, from `steps` on, on a plane of zeros of `size`."""
     return pad(x, [(-step, n + step - have) for step, n, have in zip(steps, size, x.shape[1:3])])
@@ -86,14 +100,16 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
     """
 
     def of_group(start, count):
-        x, d = (lax.dynamic_slice_in_dim(a, start, count) for a in (padded, dy))
+        x, d = _widen(*(lax.dynamic_slice_in_dim(a, start, count) for a in (padded, dy)))
         # Cropped and padded anew, the group is copied into the cache; as a mere slice it is not.
         x = pad(pad(x, [(-low, -high) for low, high in padding]), padding)
-        x, d = _widen(x, d)
         products = [window(x, tap, d.shape[1:3], strides) * d for tap in taps(kernel)]
-        zeros = [jnp.zeros((), d.dtype)] * len(products)
-        of_images = lax.reduce(products, zeros, lambda a, b: [p + q for p, q in zip(a, b)], (0,))
-        return jnp.stack([of_tap.sum((0, 1)) for of_tap in of_images])
+        of_taps = []
+        for first in range(0, len(products), FEW_TAPS):
+            few = products[first : first + FEW_TAPS]
+            zeros = [jnp.zeros((), d.dtype)] * len(few)
+            of_taps += lax.reduce(few, zeros, lambda a, b: [p + q for p, q in zip(a, b)], (0,))
+        return jnp.stack([of_tap.sum((0, 1)) for of_tap in of_taps])
 
     groups, rest = divmod(dy.shape[0], GROUP)
     zeros = jnp.zeros((len(taps(kernel)), kernel.shape[2]), jnp.promote_types(dy.dtype, jnp.float32))

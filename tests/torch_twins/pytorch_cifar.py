@@ -36,10 +36,10 @@ class SeparableBlock(nn.Module):
 class MobileNet(nn.Module):
     rows = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
 
-    def __init__(self):
+    def __init__(self, width=1.0):
         super().__init__()
-        add_pairs(self, conv(3, 32, 3))
-        widths = [32, *(width for width, _ in self.rows)]
+        widths = [int(width * features) for features in (32, *(features for features, _ in self.rows))]
+        add_pairs(self, conv(3, widths[0], 3))
         self.layers = nn.Sequential(
             *(SeparableBlock(a, b, stride) for a, b, (_, stride) in zip(widths, widths[1:], self.rows))
         )

@@ -1,0 +1,132 @@
+"""Convert weights: between PyTorch, safetensors and a workdir that evaluate and predict take.
+
+IN is a file (.pth, .pt, .safetensors, or Keras's .h5, .keras) with --model, or the workdir of a run. OUT is a .pth,
+.pt or .safetensors file, or a new folder: a workdir whose one checkpoint holds the weights. Nothing that exists is
+written over.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import safetensors.numpy
+
+from jaxnets import checkpoint, create_model, evaluate, runtime, settings, torch_weights
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.models import default_image_size
+from jaxnets.predict import CIFAR, IMAGENET, field
+from jaxnets.workdir import CONFIG
+
+TORCH = (".pth", ".pt")
+SAFETENSORS = ".safetensors"
+
+
+def read(source: Path, name: str | None, fields: dict[str, Any], which: str) -> tuple[nn.Module, dict[str, Any]]:
+    """The net and the variables of a file, as the net `name` with `fields`, or of a run's checkpoint."""
+    if not source.is_dir():
+        if name is None:
+            raise UserError(f"--model is missing: which net are the weights in {source}?")
+        model = create_model(name, **fields)
+        return model, torch_weights.load(model, source)
+    if name is not None or fields:
+        raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
+    run = evaluate.load_run(source, which)
+    return run.model, run.variables
+
+
+def write(path: Path, model: nn.Module, variables: dict[str, Any], layout: str | None) -> None:
+    """Write a `.pth`, `.pt` or `.safetensors` file with the names of `layout`, as `torch_weights.export`."""
+    state_dict = torch_weights.export(model, variables, layout)
+    scratch = path.with_name(path.name + ".tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == SAFETENSORS:
+        safetensors.numpy.save_file(state_dict, scratch)
+    else:
+        try:
+            import torch
+        except ImportError:
+            raise UserError(f"writing {path} needs PyTorch (pip install torch); .safetensors does not") from None
+        torch.save({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}, scratch)
+    os.replace(scratch, path)
+
+
+def write_workdir(
+    folder: Path, name: str, fields: dict[str, Any], variables: dict[str, Any], dataset: str | None = None
+) -> None:
+    """Make a workdir of the weights of `create_model(name, **fields)`, to be evaluated on `dataset`."""
+    model = create_model(name, **fields)
+    side = default_image_size(name)
+    cifar = side == 32
+    mean, std = CIFAR if cifar else IMAGENET
+    config = ml_collections.ConfigDict(
+        {
+            "dataset": dataset or ("cifar10" if cifar else "imagenet2012"),
+            "data_dir": None,
+            "eval_split": "test" if cifar else "validation",
+            "image_size": side,
+            "mean": mean,
+            "std": std,
+            "model": {"name": name, "dtype": "auto", "num_classes": model.num_classes, **fields},
+            "resident": "auto",
+            "resident_limit": 4 << 30,
+            "num_workers": 2,
+            "steps_per_call": 10,
+            "eval_batch_size": 256,
+            "compilation_cache": True,
+        }
+    )
+    folder.mkdir(parents=True)
+    checkpoint.save_variables(folder, variables)
+    # Last, since it is what makes the folder a workdir.
+    settings.write(config, folder / CONFIG)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m jaxnets.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="a file with weights, or the workdir of a run")
+    parser.add_argument("target", metavar="OUT", type=Path, help="a .pth, .pt or .safetensors file, or a new folder")
+    parser.add_argument("--model", metavar="NAME", help="the net in a file, of jaxnets.list_models()")
+    parser.add_argument(
+        "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
+    )
+    parser.add_argument("--checkpoint", default="best", help="of a workdir: best (default), latest, or a step")
+    parser.add_argument(
+        "--layout", help="whose names a file gets: torchvision, timm, kuangliu, ..."
+    )
+    parser.add_argument("--dataset", help="on which a new workdir is evaluated; default: cifar10 or imagenet2012")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    args = _parser().parse_args(argv[1:])
+    runtime.configure_logging()
+    fields = dict(args.field or [])
+    to_file = args.target.suffix in (*TORCH, SAFETENSORS)
+    if not args.source.exists():
+        raise UserError(f"there is no {args.source}")
+    if args.target.exists():
+        raise UserError(f"{args.target} exists; choose another name, nothing is written over")
+    if not to_file and args.target.suffix:
+        raise UserError(f"{args.target} must end in .pth, .pt or .safetensors, or be the name of a new folder")
+    if not to_file and args.source.is_dir():
+        raise UserError(f"{args.source} is a workdir already; OUT must be a .pth, .pt or .safetensors file")
+    model, variables = read(args.source, args.model, fields, args.checkpoint)
+    if to_file:
+        write(args.target, model, variables, args.layout)
+    else:
+        write_workdir(args.target, args.model, fields, variables, args.dataset)
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
+    print(f"{args.target}: {type(model).__name__}, {count:,} parameters")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)(sys.argv)

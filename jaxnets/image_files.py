@@ -1,0 +1,100 @@
+"""Image files as upright RGB images of the size a net takes, whatever is in them."""
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from jaxnets.errors import UserError
+
+# Without those that run another program (EPS) or are no pictures (HDF5, PDF).
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
+
+
+def find(argument: str) -> list[str]:
+    """The files that a path, a folder or a glob pattern means, sorted; UserError where it means none.
+
+    Of a folder, the files below it whose name ends as an image's does; hidden ones are left out. A path that
+    exists is never taken for a pattern, and one that does not exist is given back for `read` to complain of.
+    """
+    if os.path.isdir(argument):
+        if not (files := sorted(_images_below(argument))):
+            raise UserError("the folder holds no image files")
+        return files
+    if os.path.lexists(argument) or not glob.has_magic(argument):
+        return [argument]
+    files = []
+    for match in sorted(glob.glob(argument, recursive=True)):
+        files += sorted(_images_below(match)) if os.path.isdir(match) else [match]
+    if not files:
+        raise UserError("no file matches this pattern")
+    return files
+
+
+def _images_below(folder: str) -> Iterator[str]:
+    Image.init()
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in endings:
+                yield os.path.join(parent, name)
+
+
+def read(path: str) -> Image.Image:
+    """The file's first image in RGB, turned as its EXIF data say; UserError, without the path, where it has none.
+
+    Transparent pixels show white. 16-bit grey keeps its upper 8 bits. Colour profiles are not applied, as in
+    the pipelines on which the published weights were trained.
+    """
+    Image.init()
+    try:
+        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
+            return _to_rgb(image)
+    except UnidentifiedImageError:
+        raise UserError("not an image that can be read, or its beginning is damaged") from None
+    except FileNotFoundError:
+        raise UserError("there is no such file") from None
+    except Exception as error:  # for a damaged file PIL raises anything from OSError to struct.error
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+        raise UserError(reason) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    # PIL's conversion to RGB clips numbers of more than 8 bits at 255, and shows the colour behind the transparent.
+    deep = image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
+    image = ImageOps.exif_transpose(image)
+    if deep:
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UserError("its pixels are 32-bit numbers, whose range is unknown")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image.convert("RGBA"))
+        image = white
+    return image.convert("RGB")
+
+
+def squeeze(image: Image.Image, size: int) -> Image.Image:
+    """The whole image resized to `size` x `size` pixels, bilinear and antialiased, as the data sets' images are."""
+    return image if image.size == (size, size) else image.resize((size, size), Image.Resampling.BILINEAR)
+
+
+def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """The middle `size` x `size` pixels of the image resized to a shorter side of 8/7 `size` (256 for 224).
+
+    Pixel for pixel torchvision's Resize and CenterCrop. Raises UserError for an image so elongated that
+    resized it would be larger than PIL allows.
+    """
+    width, height = image.size
+    shorter = size * 8 // 7
+    resized = tuple(int(shorter * side / min(width, height)) for side in image.size)
+    if Image.MAX_IMAGE_PIXELS and resized[0] * resized[1] > Image.MAX_IMAGE_PIXELS:
+        raise UserError(f"{width}x{height} pixels are too elongated to be resized")
+    if image.size != resized:
+        image = image.resize(resized, Image.Resampling.BILINEAR)
+    left, top = (round((side - size) / 2) for side in resized)
+    return image.crop((left, top, left + size, top + size))

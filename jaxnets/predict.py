@@ -1,0 +1,295 @@
+"""Name the most probable classes of image files, with the net of a run or with published weights.
+
+IMAGE is a file, a folder (the images below it) or a quoted glob pattern. A file that cannot be read is reported
+on standard error, the others go on, and the status is 1 at the end.
+
+A run's net sees its images as the run's evaluation does. With --model and --weights, nets for 224x224 see the
+middle 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation;
+CIFAR nets the whole image resized to 32x32, with those of CIFAR-10. Classes have their names in a run whose data
+set is still there, or with --labels, and are numbers otherwise.
+
+--format=json prints one object a line and image, in the order of the images: {"image": path, "predictions":
+[{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
+"""
+
+import argparse
+import ast
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax import lax
+
+from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, torch_weights
+from jaxnets.augment import normalize
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.models import default_image_size
+
+Triple = tuple[float, float, float]
+MAX_IMAGE_SIZE = 4096
+
+# Per channel, of images in [0, 1]: mean and standard deviation with which published weights were trained
+IMAGENET: tuple[Triple, Triple] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR: tuple[Triple, Triple] = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A net, and what lies between an image file and the names of its classes."""
+
+    model: nn.Module
+    variables: dict[str, Any]
+    image_size: int  # pixels a side
+    crop: bool  # to the middle of the image; else all of it, squeezed to a square
+    mean: Sequence[float]  # per channel, of images in [0, 1]
+    std: Sequence[float]
+    class_names: Sequence[str] = ()  # of the first classes, as far as they are known
+
+
+class Prediction(NamedTuple):
+    """The most probable classes of an image file, or why it cannot be read."""
+
+    path: str
+    classes: np.ndarray | None  # int32 (k,), most probable first
+    probabilities: np.ndarray | None  # float32 (k,)
+    error: str | None = None
+
+
+def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classifier:
+    """The net of a run at a checkpoint: best, latest or a step; with `ema` its averaged weights.
+
+    Raises UserError where there is no such run or checkpoint, or it is damaged.
+    """
+    run = evaluate.load_run(workdir, which, ema=ema)
+    config = run.config
+    if config.compilation_cache:
+        runtime.enable_compilation_cache()
+    names = _class_names(config)
+    return Classifier(run.model, run.variables, config.image_size, False, config.mean, config.std, names)
+
+
+def _class_names(config: ml_collections.ConfigDict) -> Sequence[str]:
+    """The names in the run's data set where it is prepared; never prepares or downloads it."""
+    data_dir = config.data_dir if Path(config.data_dir or "").is_dir() else None
+    try:
+        if datasets.find_prepared(config.dataset, data_dir):
+            return data.class_names(datasets.open_builder(config.dataset, data_dir))
+        reason = f"it is not prepared in {datasets.data_root(data_dir)}"
+    except UserError as error:
+        reason = str(error)
+    runtime.logger.info("no class names from %s (%s): classes are numbers", config.dataset, reason)
+    return ()
+
+
+def load_weights(name: str, weights: str | Path, **fields) -> Classifier:
+    """The net `create_model(name, **fields)` with weights of a file, as `torch_weights.load` takes it.
+
+    Raises UserError for a bad name or field, and weights that do not fit.
+    """
+    model = create_model(name, **fields)
+    if not model.num_classes or model.features_only:
+        raise UserError(f"{name} with num_classes=0 or features_only=True has no classes to predict")
+    image_size = default_image_size(name)
+    mean, std = CIFAR if image_size == 32 else IMAGENET
+    return Classifier(model, torch_weights.load(model, weights), image_size, image_size != 32, mean, std)
+
+
+def predict(
+    classifier: Classifier, paths: Sequence[str], *, batch_size: int = 32, top: int = 5
+) -> Iterator[Prediction]:
+    """The `top` most probable classes of every image file, in the order of `paths`, `batch_size` at a time.
+
+    Compiled once: a smaller last batch is filled up, and so is the place of a file that cannot be read.
+    """
+    size = min(batch_size, len(paths))
+    images = np.zeros((size, classifier.image_size, classifier.image_size, 3), np.uint8)
+    variables = jax.device_put(classifier.variables)
+    most_probable = jax.jit(partial(_most_probable, classifier, min(top, classifier.model.num_classes)))
+    for chunk, contents in _read_ahead(partial(_pixels, classifier), paths, size):
+        for place, content in enumerate(contents):
+            if not isinstance(content, UserError):
+                images[place] = content
+        probabilities, classes = jax.device_get(most_probable(variables, images))
+        for place, (path, content) in enumerate(zip(chunk, contents)):
+            if isinstance(content, UserError):
+                yield Prediction(path, None, None, str(content))
+            else:
+                yield Prediction(path, classes[place], probabilities[place])
+
+
+def _most_probable(classifier: Classifier, top: int, variables: dict[str, Any], images: jax.Array):
+    inputs = normalize(images, classifier.mean, classifier.std)
+    logits = classifier.model.apply(variables, inputs, train=False)
+    return lax.top_k(jax.nn.softmax(logits.astype(jnp.float32)), top)
+
+
+def _pixels(classifier: Classifier, path: str) -> np.ndarray | UserError:
+    """The file as uint8 `(S, S, 3)`, or why not."""
+    fit = image_files.resize_and_crop if classifier.crop else image_files.squeeze
+    try:
+        return np.asarray(fit(image_files.read(path), classifier.image_size))
+    except UserError as error:
+        return error
+
+
+def _read_ahead(read: Callable, paths: Sequence[str], size: int) -> Iterator[tuple[Sequence[str], list]]:
+    """`size` paths at a time and what `read` makes of them; threads read the next ones meanwhile."""
+    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
+    with ThreadPoolExecutor() as pool:
+        ahead = [pool.submit(read, path) for path in chunks[0]]
+        for chunk, following in zip(chunks, [*chunks[1:], []]):
+            pending, ahead = ahead, [pool.submit(read, path) for path in following]
+            yield chunk, [future.result() for future in pending]
+
+
+def _as_text(prediction: Prediction, names: Sequence[str]) -> str:
+    lines = [_printable(prediction.path)]
+    for label, probability in zip(prediction.classes, prediction.probabilities):
+        lines.append(f"{probability:9.2%}  {_name(label, names) or f'class {label}'}")
+    return "\n".join(lines)
+
+
+def _as_json(prediction: Prediction, names: Sequence[str]) -> str:
+    found = [
+        {"class": int(label), "name": _name(label, names), "probability": float(probability)}
+        for label, probability in zip(prediction.classes, prediction.probabilities)
+    ]
+    return json.dumps({"image": prediction.path, "predictions": found})
+
+
+def _name(label: int, names: Sequence[str]) -> str | None:
+    return names[label] if label < len(names) else None
+
+
+def _printable(path: str) -> str:
+    """The path with a replacement for bytes that are not UTF-8, which printing would refuse."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
+
+
+def _labels(path: str, num_classes: int) -> tuple[str, ...]:
+    try:
+        names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--labels={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(names) != num_classes:
+        raise UserError(f"--labels={path} has {len(names)} lines; it must have one for each of {num_classes} classes")
+    return names
+
+
+def _triple(text: str) -> Triple:
+    try:
+        red, green, blue = map(float, text.split(","))
+    except ValueError:
+        red = green = blue = math.nan
+    if not math.isfinite(red + green + blue):
+        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers such as 0.5,0.5,0.5")
+    return red, green, blue
+
+
+def field(text: str) -> tuple[str, Any]:
+    """The name and value of a `--field=NAME=VALUE` argument."""
+    name, equals, value = text.partition("=")
+    if not (name and equals) or name == "name":
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as shortcut=identity")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m jaxnets.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or a quoted pattern")
+    run = parser.add_argument_group("the net of a run")
+    run.add_argument("--workdir", type=Path, help="the folder of the run")
+    run.add_argument("--checkpoint", help="best (by eval_accuracy; default), latest, or a step")
+    run.add_argument("--ema", action="store_true", help="the averaged weights of the run")
+    published = parser.add_argument_group("published weights")
+    published.add_argument("--model", metavar="NAME", help="a net of jaxnets.list_models()")
+    published.add_argument("--weights", metavar="FILE", help="a file that jaxnets.torch_weights.load takes")
+    published.add_argument(
+        "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
+    )
+    parser.add_argument("--image_size", type=_count, help="pixels a side, in place of the net's")
+    parser.add_argument("--mean", type=_triple, help="R,G,B of images in [0, 1], in place of the net's")
+    parser.add_argument("--std", type=_triple, help="R,G,B, in place of the net's")
+    parser.add_argument("--labels", metavar="FILE", help="the names of the classes, one a line")
+    parser.add_argument("--top", type=_count, default=5, help="classes for each image; default: 5")
+    parser.add_argument("--batch_size", type=_count, default=32, help="images at once; default: 32")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+    return parser
+
+
+def _load(args: argparse.Namespace) -> Classifier:
+    if bool(args.workdir) == bool(args.model or args.weights) or bool(args.model) != bool(args.weights):
+        raise UserError("give either --workdir=DIR, or --model=NAME and --weights=FILE")
+    if args.workdir:
+        if args.field:
+            raise UserError("--field is for --model; the run in --workdir has its own fields")
+        classifier = load_run(args.workdir, args.checkpoint or "best", ema=args.ema)
+    else:
+        if args.checkpoint or args.ema:
+            raise UserError("--checkpoint and --ema are for --workdir; --weights are a single file")
+        runtime.enable_compilation_cache()
+        classifier = load_weights(args.model, args.weights, **dict(args.field or []))
+    changes = {name: getattr(args, name) for name in ("image_size", "mean", "std") if getattr(args, name)}
+    if changes.get("image_size", 1) > MAX_IMAGE_SIZE:
+        raise UserError(f"--image_size={args.image_size} must be at most {MAX_IMAGE_SIZE} pixels")
+    if min(changes.get("std", (1.0,))) <= 0:
+        raise UserError(f"--std={args.std} must be greater than 0 in every channel")
+    if args.labels:
+        changes["class_names"] = _labels(args.labels, classifier.model.num_classes)
+    return replace(classifier, **changes)
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    args = _parser().parse_args(argv[1:])
+    runtime.configure_logging()
+    # PIL's, of damaged EXIF data and of photographs of half its limit; what it cannot read is an error.
+    warnings.filterwarnings("ignore", module="PIL")
+    classifier = _load(args)
+    show = _as_json if args.format == "json" else _as_text
+    paths, failures = [], 0
+
+    def report(path: str, reason: str) -> None:
+        nonlocal failures
+        failures += 1
+        print(f"{_printable(path)}: {reason}", file=sys.stderr)
+
+    for argument in args.images:
+        try:
+            paths += image_files.find(argument)
+        except UserError as error:
+            report(argument, str(error))
+    for prediction in predict(classifier, paths, batch_size=args.batch_size, top=args.top) if paths else ():
+        if prediction.error:
+            report(prediction.path, prediction.error)
+        else:
+            print(show(prediction, classifier.class_names), flush=True)
+    if failures:
+        raise UserError(f"{failures} of the images could not be read")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)(sys.argv)

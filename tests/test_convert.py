@@ -1,0 +1,111 @@
+"""Weights pass between PyTorch, safetensors and workdirs bit for bit, and nothing is written over."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+import torchvision
+
+from jaxnets import checkpoint, convert, create_model, evaluate, torch_weights
+from jaxnets.errors import UserError
+
+WIDTH = "--field=width=0.25"
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """A PyTorch net with random BatchNorm statistics."""
+    torch.manual_seed(0)
+    net = torchvision.models.mobilenet_v2(num_classes=7, width_mult=0.25).eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    return net
+
+
+@pytest.fixture
+def pth(theirs, tmp_path):
+    torch.save(theirs.state_dict(), tmp_path / "net.pth")
+    return tmp_path / "net.pth"
+
+
+def run(*arguments):
+    convert.main(["convert", *map(str, arguments)])
+
+
+def test_round_trip_through_every_form(theirs, pth, tmp_path, capsys):
+    model = ["--model=mobilenet_v2", WIDTH, "--field=num_classes=7"]
+    run(pth, tmp_path / "net.safetensors", *model)
+    run(tmp_path / "net.safetensors", tmp_path / "run", *model)
+    run(tmp_path / "run", tmp_path / "back" / "net.pt", "--layout=torchvision")
+    assert "MobileNetV2" in capsys.readouterr().out
+    back = torch.load(tmp_path / "back" / "net.pt", weights_only=True)
+    theirs.load_state_dict(back, strict=True)
+    expected = torch.load(pth, weights_only=True)
+    assert back.keys() == expected.keys()
+    assert all(torch.equal(back[key], value) for key, value in expected.items())
+
+
+def test_a_converted_workdir_evaluates_and_computes_the_nets_logits(theirs, pth, tmp_path):
+    run(pth, tmp_path / "run", "--model=mobilenet_v2", WIDTH, "--field=num_classes=7", "--dataset=digits")
+    made = evaluate.load_run(tmp_path / "run")
+    assert made.config.dataset == "digits" and made.model.num_classes == 7
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    ours = jax.jit(made.model.apply)(made.variables, images)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_the_published_cifar_weights_evaluate_from_the_shell(shared_dir, tmp_path, capsys):
+    """ShuffleNetV2 x0.5 gets the accuracy that it has in PyTorch on this copy of CIFAR-10."""
+    source = shared_dir / "weights" / "cifar10_shufflenetv2_x0_5-1308b4e9.pt"
+    run(source, tmp_path / "run", "--model=shufflenet_v2_x0_5_cifar")
+    data = f"--data_dir={shared_dir / 'tensorflow_datasets'}"
+    evaluate.main(["evaluate", f"--workdir={tmp_path / 'run'}", data])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["num_examples"] == 10000
+    assert result["eval_accuracy"] == pytest.approx(0.834, abs=0.001)
+
+
+def test_nothing_is_written_over(pth, tmp_path):
+    (tmp_path / "there.safetensors").write_text("mine")
+    with pytest.raises(UserError, match="there.safetensors exists"):
+        run(pth, tmp_path / "there.safetensors", "--model=mobilenet_v2")
+    assert (tmp_path / "there.safetensors").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.pth", "out.pt"], "there is no nowhere.pth"),
+        (["net.pth", "out.pt"], "--model is missing"),
+        (["net.pth", "out.onnx", "--model=mobilenet_v2"], "out.onnx must end in .pth, .pt or .safetensors"),
+        (["net.pth", "out.pt", "--model=mobilenet_v9"], "mobilenet_v9"),
+        (["net.pth", "out.pt", "--model=mobilenet_v2"], "net.pth"),  # another width
+        (["net.pth", "out.pt", "--model=mobilenet_v2", WIDTH, "--field=num_classes=7", "--layout=megvii"], "megvii"),
+        (["folder", "out.pt"], "not the workdir of a run"),
+        (["folder", "out"], "a workdir already"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(pth, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(UserError, match=message):
+        run(*arguments)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_becomes_a_file_with_the_weights_of_its_checkpoint(tmp_path):
+    model = create_model("squeezenet1_1_cifar")
+    variables = model.init(jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32))
+    convert.write_workdir(tmp_path / "run", "squeezenet1_1_cifar", {}, {"batch_stats": {}} | variables)
+    assert checkpoint.find_step(checkpoint.open_manager(tmp_path / "run"), "latest") == 0
+    run(tmp_path / "run", tmp_path / "net.safetensors", "--checkpoint=latest")
+    loaded = torch_weights.load(model, safetensors.numpy.load_file(tmp_path / "net.safetensors"))
+    jax.tree.map(np.testing.assert_array_equal, loaded["params"], variables["params"])

@@ -1,0 +1,196 @@
+"""Image files of every kind come out as upright RGB of the right size, or as one sentence."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision import transforms
+
+from jaxnets import image_files
+from jaxnets.errors import UserError
+
+
+def save(path, image, **options):
+    image.save(path, **options)
+    return str(path)
+
+
+def pixels(path):
+    return np.asarray(image_files.read(path))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Images, in folders below too, among other files."""
+    images = ("b.png", "a.JPG", "below/c.webp", "below/[d].gif")
+    for name in (*images, ".hidden.png", ".cache/e.png", "labels.csv", "f.h5"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("argument", "found"),
+    [
+        ("", ["a.JPG", "b.png", "below/[d].gif", "below/c.webp"]),
+        ("*.png", ["b.png"]),
+        ("*", ["a.JPG", "b.png", "below/[d].gif", "below/c.webp", "f.h5", "labels.csv"]),
+        ("**/*.webp", ["below/c.webp"]),
+        ("b.png", ["b.png"]),
+        ("labels.csv", ["labels.csv"]),
+        ("below/[d].gif", ["below/[d].gif"]),
+        ("missing.png", ["missing.png"]),
+    ],
+)
+def test_find(folder, argument, found):
+    assert image_files.find(os.path.join(folder, argument)) == [os.path.join(folder, name) for name in found]
+
+
+@pytest.mark.parametrize(("argument", "message"), [("empty", "no image files"), ("*.tiff", "no file matches")])
+def test_finding_nothing_is_said(folder, argument, message):
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match=message):
+        image_files.find(str(folder / argument))
+
+
+def checkered(mode, *colours):
+    image = Image.new(mode, (2 * len(colours), 3))
+    for i, colour in enumerate(colours):
+        image.paste(colour, (2 * i, 0, 2 * i + 2, 3))
+    return image
+
+
+def palette(transparent):
+    image = Image.new("P", (4, 3))
+    image.putpalette([200, 100, 50, 0, 0, 255])
+    image.paste(1, (2, 0, 4, 3))
+    return image, {"transparency": 1} if transparent else {}
+
+
+WHITE, BLACK, ORANGE, BLUE = (255, 255, 255), (0, 0, 0), (200, 100, 50), (0, 0, 255)
+# Name -> image, options of saving, the colours of its left and right half
+KINDS = {
+    "rgb.png": (checkered("RGB", ORANGE, BLUE), {}, ORANGE, BLUE),
+    "grey.png": (checkered("L", 10, 200), {}, (10,) * 3, (200,) * 3),
+    "bits.png": (checkered("1", 0, 1), {}, BLACK, WHITE),
+    "palette.png": (*palette(False), ORANGE, BLUE),
+    "transparent palette.png": (*palette(True), ORANGE, WHITE),
+    "transparent palette.gif": (*palette(True), ORANGE, WHITE),
+    "alpha.png": (checkered("RGBA", (*ORANGE, 255), (0, 0, 255, 51)), {}, ORANGE, (204, 204, 255)),
+    "clear.webp": (checkered("RGBA", (*ORANGE, 255), (9, 9, 9, 0)), {"lossless": True}, ORANGE, WHITE),
+    "grey alpha.png": (checkered("LA", (10, 255), (10, 0)), {}, (10,) * 3, WHITE),
+    "transparent grey.png": (checkered("L", 10, 200), {"transparency": 200}, (10,) * 3, WHITE),
+    "cmyk.tif": (checkered("CMYK", (0, 0, 0, 0), (255, 0, 0, 0)), {}, WHITE, (0, 255, 255)),
+    "cmyk.jpg": (checkered("CMYK", (0, 0, 0, 0), (0, 0, 0, 255)), {"quality": 100}, WHITE, BLACK),
+    "16 bits.png": (
+        Image.fromarray(np.repeat(np.uint16([[0x0AFF, 0xC800]]), 2, 1).repeat(3, 0)), {}, (10,) * 3, (200,) * 3
+    ),
+    "big endian.tif": (
+        Image.fromarray(np.repeat(np.array([[0x0AFF, 0xC800]], ">u2"), 2, 1).repeat(3, 0)), {}, (10,) * 3, (200,) * 3
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_image_becomes_rgb(tmp_path, name):
+    image, options, left, right = KINDS[name]
+    found = pixels(save(tmp_path / name, image, **options))
+    assert found.shape == (3, 4, 3) and found.dtype == np.uint8
+    np.testing.assert_array_equal(found[:, :2], np.broadcast_to(left, (3, 2, 3)))
+    np.testing.assert_array_equal(found[:, 2:], np.broadcast_to(right, (3, 2, 3)))
+
+
+# EXIF's eight orientations: how to turn the stored picture so that it is upright
+UPRIGHT = {
+    1: lambda x: x,
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x, 2).swapaxes(0, 1),
+    8: lambda x: np.rot90(x, 1),
+}
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_is_undone(tmp_path, orientation, ending):
+    stored = np.random.default_rng(0).integers(0, 256, (3, 5, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"turned.{ending}", Image.fromarray(stored), exif=exif)
+    np.testing.assert_array_equal(pixels(path), UPRIGHT[orientation](stored))
+
+
+def test_a_turned_16_bit_image_keeps_its_brightness(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = np.arange(6, dtype=np.uint16).reshape(2, 3) << 12
+    path = save(tmp_path / "turned.png", Image.fromarray(stored), exif=exif)
+    np.testing.assert_array_equal(pixels(path)[..., 0], np.rot90(stored >> 8, -1))
+
+
+def noise(side=64):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "gif", "tif", "bmp", "ppm"])
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5])
+def test_a_truncated_file_is_one_sentence(tmp_path, ending, kept):
+    path = tmp_path / f"whole.{ending}"
+    noise().save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(UserError) as caught:
+        image_files.read(str(path))
+    assert str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_no_image_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    save(tmp_path / "numbers.tif", Image.fromarray(np.ones((4, 4), np.float32)))
+    save(tmp_path / "bomb.png", Image.new("RGB", (50, 50)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # an error from twice that on
+    for name, message in {
+        "text.png": "not an image",
+        "program.png": "not an image",  # PIL would run Ghostscript
+        "numbers.tif": "32-bit numbers",
+        "bomb.png": "exceeds limit",
+        "missing.png": "no such file",
+        "\0.png": "null",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            image_files.read(str(tmp_path / name))
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from([7, 28, 33]))
+def test_resize_and_crop_is_torchvisions(width, height, size):
+    rng = np.random.default_rng(width * height)
+    image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    expected = transforms.CenterCrop(size)(transforms.Resize(size * 8 // 7)(image))
+    np.testing.assert_array_equal(np.asarray(image_files.resize_and_crop(image, size)), np.asarray(expected))
+
+
+def test_resize_and_crop_takes_224_of_256():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    expected = transforms.CenterCrop(224)(transforms.Resize(256)(image))
+    np.testing.assert_array_equal(np.asarray(image_files.resize_and_crop(image, 224)), np.asarray(expected))
+
+
+def test_a_thread_of_an_image_is_refused_before_it_fills_the_memory():
+    with pytest.raises(UserError, match="1x20000 pixels are too elongated"):
+        image_files.resize_and_crop(Image.new("RGB", (1, 20_000)), 224)
+
+
+def test_squeeze_keeps_the_whole_image_and_what_fits_as_it_is():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 70, 3), np.uint8))
+    expected = transforms.Resize((16, 16))(image)
+    np.testing.assert_array_equal(np.asarray(image_files.squeeze(image, 16)), np.asarray(expected))
+    assert image_files.squeeze(noise(32), 32) == noise(32)

@@ -1,0 +1,144 @@
+"""The operators under JAX's transformations and on several devices."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxnets import ops
+
+SAME = ((1, 1), (1, 1))
+CHANNELS = 4
+
+
+def arrays(batch=8):
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(2, batch, 4, 4, CHANNELS))
+    parameters = rng.normal(size=(3, 3, 1, CHANNELS)), 1 + rng.random(CHANNELS), rng.normal(size=CHANNELS)
+    return jax.tree.map(lambda a: np.asarray(a, np.float32), (parameters, x, weight))
+
+
+def loss(parameters, x, weight, axis_name=None):
+    """A small net of all operators with a gradient of their own."""
+    kernel, scale, bias = parameters
+    y = ops.depthwise_conv(x, kernel, strides=(2, 2), padding=SAME)
+    y, _, _ = ops.batch_norm(y, scale, bias, bounds=(-1.0, 1.0), axis_name=axis_name)
+    y = ops.channel_shuffle(y, 2)
+    return (jnp.tanh(y) * weight[:, ::2, ::2]).mean()
+
+
+def gradients(name, transform=lambda f: f):
+    with ops.using(name):
+        return jax.jit(transform(jax.grad(loss, (0, 1))))(*arrays())
+
+
+def assert_trees_close(got, expected, tolerance=1e-5):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f: lambda *args: jax.grad(jax.checkpoint(loss), (0, 1))(*args),
+        lambda f: lambda *args: lax.map(lambda _: f(*args), jnp.arange(1)),
+        lambda f: lambda *args: jax.vmap(lambda w: f(*args[:2], w))(args[2][None]),
+    ],
+    ids=["remat", "scan", "vmap"],
+)
+def test_transformations(transform):
+    got = jax.tree.map(lambda a, b: a.reshape(b.shape), gradients("xla", transform), expected := gradients("reference"))
+    assert_trees_close(got, expected)
+
+
+def test_vmap_over_different_kernels():
+    parameters, x, weight = arrays()
+    stacked = jax.tree.map(lambda a: np.stack([a, 2 * a]), parameters)
+    with ops.using("xla"):
+        got = jax.jit(jax.vmap(jax.grad(loss), (0, None, None)))(stacked, x, weight)
+        expected = jax.jit(jax.grad(loss))(jax.tree.map(lambda a: 2 * a, parameters), x, weight)
+    assert_trees_close(jax.tree.map(lambda a: a[1], got), expected)
+
+
+@pytest.mark.parametrize("forward_over_reverse", [False, True])
+def test_second_derivatives(forward_over_reverse):
+    def product_with_hessian(name):
+        def function(*args):
+            directions = jax.tree.map(jnp.cos, args[:2])
+            gradient = lambda *a: jax.grad(loss, (0, 1))(*a, args[2])  # noqa: E731
+            if forward_over_reverse:
+                return jax.jvp(gradient, args[:2], directions)[1]
+            return jax.vjp(gradient, *args[:2])[1](directions)
+
+        with ops.using(name):
+            return jax.jit(function)(*arrays())
+
+    assert_trees_close(product_with_hessian("xla"), product_with_hessian("reference"), 1e-4)
+
+
+def test_forward_mode_raises_and_works_with_the_reference():
+    x, kernel = arrays()[1], arrays()[0][0]
+    function = lambda x: ops.depthwise_conv(x, kernel)  # noqa: E731
+    with ops.using("xla"), pytest.raises(TypeError, match="custom_vjp"):
+        jax.jvp(function, (x,), (x,))
+    with ops.using("reference"):
+        y, tangent = jax.jvp(function, (x,), (x,))
+    np.testing.assert_allclose(y, tangent, rtol=1e-6)  # linear
+
+
+def errors_of_shared_statistics():
+    """Largest relative errors of the gradients on 4 devices against 1, by way of sharing the batch."""
+    parameters, x, weight = arrays(batch=16)
+    mesh = Mesh(np.array(jax.devices()), ("batch",))
+    batch, same = PartitionSpec("batch"), PartitionSpec()
+    split = lambda a: a.reshape(4, -1, *a.shape[1:])  # noqa: E731
+    errors = {}
+    for name in ops.FORMULATIONS:
+
+        def step(parameters, x, weight):
+            gradient, of_x = jax.grad(loss, (0, 1))(parameters, x, weight, "batch")
+            return lax.pmean(gradient, "batch"), of_x / 4
+
+        def step_checked(parameters, x, weight):  # the gradient of what is the same everywhere comes summed
+            gradient, of_x = jax.grad(loss, (0, 1))(parameters, x, weight, "batch")
+            return jax.tree.map(lambda g: g / 4, (gradient, of_x))
+
+        with ops.using("reference"):
+            expected = jax.jit(jax.grad(loss, (0, 1)))(parameters, x, weight)
+        with ops.using(name):
+            got = {
+                "pmap": jax.pmap(step, "batch", in_axes=(None, 0, 0))(parameters, split(x), split(weight)),
+                "vmap": jax.jit(jax.vmap(step, (None, 0, 0), axis_name="batch"))(parameters, split(x), split(weight)),
+            }
+            for check, function in ((False, step), (True, step_checked)):
+                sharded = jax.shard_map(
+                    function, mesh=mesh, in_specs=(same, batch, batch), out_specs=(same, batch), check_vma=check
+                )
+                got[f"shard_map check_vma={check}"] = jax.jit(sharded)(parameters, x, weight)
+        for way, (gradient, of_x) in got.items():
+            if "map" in way and "shard" not in way:
+                gradient, of_x = jax.tree.map(lambda a: a[0], gradient), of_x.reshape(x.shape)
+            pairs = zip(jax.tree.leaves((gradient, of_x)), jax.tree.leaves(expected))
+            errors[f"{name} {way}"] = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
+    return errors
+
+
+def test_statistics_of_4_devices_have_the_gradient_of_1(repository):
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | devices | {"PYTHONPATH": str(repository)}
+    result = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    errors = json.loads(result.stdout.splitlines()[-1])
+    assert len(errors) == 8
+    assert max(errors.values()) < 1e-5, errors
+
+
+if __name__ == "__main__":
+    print(json.dumps(errors_of_shared_statistics()))

@@ -1,0 +1,64 @@
+"""Every family against a live PyTorch net: the logits, and the way back into PyTorch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import jaxnets
+from jaxnets import torch_weights
+from tests.parity_cases import CASES, Case, calibrated, images_of, to_torch, unset
+from tests.torch_twins import adapted
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two nets of a case, and what PyTorch's weights are in ours."""
+
+    case: Case
+    theirs: nn.Module
+    ours: Any
+    variables: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request) -> Pair:
+    case = CASES[request.param]
+    theirs = calibrated(unset(case).to_empty(device="cpu"), case.train_side or min(case.sides))
+    ours = jaxnets.create_model(case.name, dropout=0.0, **case.fields)
+    return Pair(case, theirs, ours, torch_weights.load(ours, theirs.state_dict()))
+
+
+def torch_logits(net: nn.Module, images: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return net.eval()(to_torch(images)).numpy()
+
+
+def test_evaluation_logits_are_pytorchs(pair):
+    apply = jax.jit(lambda variables, images: pair.ours.apply(variables, images, train=False))
+    for side in pair.case.sides:
+        images = images_of(side, batch=2)
+        expected = torch_logits(pair.theirs, images)
+        largest = np.abs(expected).max()
+        assert np.abs(expected[0] - expected[1]).max() > 0.01 * largest  # the images make a difference
+        logits = np.asarray(apply(pair.variables, images))
+        assert np.abs(logits - expected).max() <= 1e-5 * largest, side
+
+
+def test_export_is_what_pytorch_loads(pair):
+    if not pair.case.layout:
+        pytest.skip("no code base publishes this net")
+    state_dict = torch_weights.export(pair.ours, pair.variables, pair.case.layout)
+    state_dict = {name: torch.from_numpy(value) for name, value in state_dict.items()}
+    twin = unset(pair.case)
+    inner = twin.net if isinstance(twin, adapted.RGB) else twin
+    inner.load_state_dict(state_dict, strict=True, assign=True)
+    images = images_of(min(pair.case.sides), batch=2)
+    expected = torch_logits(pair.theirs, images)
+    assert np.abs(torch_logits(twin, images) - expected).max() <= 1e-5 * np.abs(expected).max()
+    again = torch_weights.load(pair.ours, twin.state_dict())
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), again, pair.variables))
