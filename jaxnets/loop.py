@@ -320,7 +320,8 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
         logger.info(
             f"epoch {epoch}: evaluation loss {metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.2%}"
         )
-    if last or epoch % config.checkpoint_every_epochs == 0:
+    saved = at in run.manager.all_steps()  # by the interruption that this start goes on from
+    if (last or epoch % config.checkpoint_every_epochs == 0) and not (saved and metrics is None):
         checkpoint.save(run.manager, current, NO_TOTALS, metrics)
     if run.interruption.signum is not None and not last:
         if at not in run.manager.all_steps():

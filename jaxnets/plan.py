@@ -31,7 +31,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return len(self.train_split) // self.config.batch_size
+        return data.steps_per_epoch(len(self.train_split), self.config.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -96,7 +96,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             f"config.batch_size={config.batch_size} must be at most the {len(train_split)} examples "
             f"of config.train_split={config.train_split!r}"
         )
-    steps_per_epoch = len(train_split) // config.batch_size
+    steps_per_epoch = data.steps_per_epoch(len(train_split), config.batch_size)
     rate = {name: value for name, value in config.schedule.items() if name != "name"}
     schedule = optim.make_schedule(
         config.schedule.name,

@@ -20,6 +20,17 @@ def test_a_user_error_is_one_line_and_status_1(capsys):
     assert capsys.readouterr().err == "error: x must be a number\n"
 
 
+def test_ctrl_c_is_no_stack_trace(capsys):
+    @exit_on_user_error
+    def main(argv):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_bug_is_not_hidden():
     @exit_on_user_error
     def main(argv):

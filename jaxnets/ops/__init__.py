@@ -10,7 +10,8 @@ do is xla's). JAXNETS_OPS=reference|xla|native or `with ops.using(name)` forces 
 native on the CPU, or xla where the build fails. All work under jit, grad, vmap, pmap, shard_map, scan and remat.
 All but `native`, which raises UserError, have second derivatives; forward-mode differentiation (`jax.jvp`,
 `jax.jacfwd`) of depthwise_conv, batch_norm and channel_shuffle needs `reference`, and raises JAX's TypeError about
-custom_vjp otherwise.
+custom_vjp otherwise. Under jit with a batch sharded over devices, `native` and the kernel gradient of `xla`'s
+depthwise_conv gather the batch: use pmap or shard_map there, or `reference`.
 """
 
 import contextlib
