@@ -15,6 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.train_split = "train"  # TFDS split syntax, e.g. train[:45000]
     config.eval_split = "test"  # likewise
     config.image_size = 32  # pixels a side; other images are resized
+    config.crop = False  # resize the shorter side to 8/7 image_size and take the middle; else squeeze the whole
     config.mean = (0.4914, 0.4822, 0.4465)  # per channel, of images in [0, 1]
     config.std = (0.2470, 0.2435, 0.2616)  # likewise, above 0
     config.resident = "auto"  # auto, true, false: the decoded data set lives on the devices, or streams
@@ -64,7 +65,7 @@ def get_config() -> ml_collections.ConfigDict:
     # Learning-rate schedule
     config.schedule = ml_collections.ConfigDict()
     config.schedule.name = "cosine"  # cosine, linear, step, exponential, constant
-    config.schedule.warmup_epochs = 1.0  # linear, from 0
+    config.schedule.warmup_epochs = 1.0  # linear, from 0; at most half of the run
     config.schedule.end_factor = 0.0  # cosine, linear: last learning rate over the peak
     config.schedule.boundaries = (0.5, 0.75)  # step: where it falls, as fractions of num_epochs
     config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor a epoch

@@ -1,6 +1,7 @@
 """Orbax checkpoints of a run: the latest few and the best, each verified when it is read."""
 
 import hashlib
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ def save(
     rest = {"step": host.step, "opt_state": host.opt_state, "ema": host.ema}
     items = {"variables": host.variables, "rest": flax.serialization.to_state_dict(rest)}
     step = int(host.step)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((host.variables, host.ema))):
+        raise UserError(
+            f"the weights are no longer finite at step {step}, the last good checkpoint is step "
+            f"{manager.latest_step()}; a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, "
+            "usually helps"
+        )
     if step in manager.all_steps():  # saved on an interruption, and evaluated now
         manager.wait_until_finished()
         manager.delete(step)
@@ -134,7 +141,7 @@ def _shapes(tree) -> dict[str, tuple]:
     }
 
 
-def _require_same_shapes(found, expected, where: str) -> None:
+def require_same_shapes(found, expected, where: str) -> None:
     """UserError naming the first array in which a checkpoint and a net differ."""
     found, expected = _shapes(found), _shapes(expected)
     for name in sorted(found.keys() | expected.keys()):
@@ -151,7 +158,7 @@ def restore_variables(manager: ocp.CheckpointManager, step: int, expected) -> di
     Raises DamagedError, and UserError if the checkpoint is of another model.
     """
     tree = {"params": {}, "batch_stats": {}} | restore_item(manager, step, "variables")
-    _require_same_shapes(tree, expected, f"checkpoint {step} in {manager.directory}")
+    require_same_shapes(tree, expected, f"checkpoint {step} in {manager.directory}")
     return tree
 
 
@@ -173,7 +180,7 @@ def restore_state(
     rest = restore_item(manager, step, "rest")
     expected = {name: getattr(template, name) for name in ("step", "opt_state", "ema")}
     where = f"the optimizer state of checkpoint {step} in {manager.directory}"
-    _require_same_shapes(rest, flax.serialization.to_state_dict(expected), where)
+    require_same_shapes(rest, flax.serialization.to_state_dict(expected), where)
     values = flax.serialization.from_state_dict(expected, rest)
     state = template.replace(**variables, **values)
     return state, _restore_record(manager, step)["totals"]
@@ -182,22 +189,37 @@ def restore_state(
 def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, dict[str, float]] | None:
     """The newest checkpoint that is whole, as `restore_state`; None where the run has saved nothing yet.
 
-    Damaged ones are said so and set aside, in `damaged/` beside the others. UserError if none is whole:
-    a run that has saved something never starts over silently.
+    Damaged newer ones are said so and set aside, in `damaged/` beside the others. UserError if none is whole,
+    and nothing is moved: a run that has saved something never starts over silently.
     """
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
+    damaged: list[tuple[int, DamagedError]] = []
+    for step in sorted(manager.all_steps(), reverse=True):
         try:
-            return restore_state(manager, step, template)
+            restored = restore_state(manager, step, template)
         except DamagedError as error:
-            aside = Path(manager.directory).parent / "damaged" / str(step)
-            aside.parent.mkdir(exist_ok=True)
-            (Path(manager.directory) / str(step)).rename(aside)
-            logger.warning("%s; moved to %s, going on from the one before", error, aside)
+            damaged.append((step, error))
+            continue
+        # Only now, so that a run without a whole checkpoint stays as it was found.
+        for bad_step, error in damaged:
+            logger.warning("%s; moved to %s", error, _set_aside(manager, bad_step))
+        if damaged:
             manager.reload()
-    if steps:
-        raise UserError(f"no checkpoint in {manager.directory} is whole; to start over, choose another workdir")
+        return restored
+    if damaged:
+        raise UserError(
+            f"no checkpoint in {manager.directory} is whole ({damaged[0][1]}); to start over, choose another workdir"
+        )
     return None
+
+
+def _set_aside(manager: ocp.CheckpointManager, step: int) -> Path:
+    source = Path(manager.directory) / str(step)
+    folder = Path(manager.directory).parent / "damaged"
+    folder.mkdir(exist_ok=True)
+    names = (f"{step}.{number}" for number in itertools.count(1))
+    target = next(folder / name for name in names if not (folder / name).exists())
+    source.rename(target)
+    return target
 
 
 def find_step(manager: ocp.CheckpointManager, which: str) -> int:

@@ -70,6 +70,7 @@ def write_workdir(
             "data_dir": None,
             "eval_split": "test" if cifar else "validation",
             "image_size": side,
+            "crop": not cifar,
             "mean": mean,
             "std": std,
             "model": {"name": name, "dtype": "auto", "num_classes": model.num_classes, **fields},
@@ -98,9 +99,7 @@ def _parser() -> ArgumentParser:
         "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
     )
     parser.add_argument("--checkpoint", default="best", help="of a workdir: best (default), latest, or a step")
-    parser.add_argument(
-        "--layout", help="whose names a file gets: torchvision, timm, kuangliu, ..."
-    )
+    parser.add_argument("--layout", help="whose names a file gets: torchvision, timm, kuangliu, ...")
     parser.add_argument("--dataset", help="on which a new workdir is evaluated; default: cifar10 or imagenet2012")
     return parser
 

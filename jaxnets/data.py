@@ -6,6 +6,7 @@ fit and `stream_train` and `stream_eval` yield the very batches those indices na
 
 import atexit
 import io
+import logging
 import multiprocessing
 import os
 import shutil
@@ -25,7 +26,7 @@ import grain
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags, logging
+from absl import flags
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
@@ -33,8 +34,11 @@ from rich.console import Console
 from rich.progress import Progress
 from tensorflow_datasets.proto import tf_example_pb2
 
+from jaxnets import image_files
 from jaxnets.datasets import open_builder
 from jaxnets.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
 
@@ -52,6 +56,7 @@ class Split:
     source: ArrayRecordDataSource  # index -> serialized tf.train.Example
     class_names: tuple[str, ...]
     image_size: int  # pixels a side, after resizing
+    crop: bool = False  # to the middle of the image; else all of it, squeezed to a square
 
     def __len__(self) -> int:
         return len(self.source)
@@ -66,14 +71,16 @@ class Split:
         return len(self) * self.image_size**2 * 3
 
 
-def open_split(dataset: str, split: str, data_dir: str | os.PathLike | None = None, *, image_size: int) -> Split:
+def open_split(
+    dataset: str, split: str, data_dir: str | os.PathLike | None = None, *, image_size: int, crop: bool = False
+) -> Split:
     """The split of a prepared data set; cifar10, cifar100 and digits are prepared where they are not yet.
 
     Args:
       dataset: a TFDS name of an image classification data set, `name[/config][:version]`.
       split: TFDS's split syntax: `train`, `train[:45000]`, `train[90%:]`, `train+test`.
       data_dir: None means `TFDS_DATA_DIR`, else TFDS's default.
-      image_size: side in pixels to which other images are resized.
+      image_size: side in pixels to which images are brought, squeezed or, with `crop`, resized and cropped.
 
     Raises:
       UserError: data set or split is unknown or empty, or its files are damaged or missing.
@@ -93,7 +100,7 @@ def open_split(dataset: str, split: str, data_dir: str | os.PathLike | None = No
     names = class_names(builder)
     _check_shards(instructions, builder.data_path)
     source = ArrayRecordDataSource(instructions)
-    return Split(dataset, split, str(builder.data_path), source, names, image_size)
+    return Split(dataset, split, str(builder.data_path), source, names, image_size, crop)
 
 
 def class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
@@ -145,7 +152,7 @@ def decode(split: Split, progress: bool = True) -> Batch:
     title = f"Decoding {split.name} {split.split}"
     on_terminal = progress and sys.stderr.isatty()
     if progress and not on_terminal:
-        logging.info("%s: %d images", title, len(split))
+        logger.info("%s: %d images", title, len(split))
     # One thread: PIL holds the interpreter's lock for most of a small image, and threads only slow it down.
     with Progress(console=Console(stderr=True), disable=not on_terminal) as bar:
         task = bar.add_task(title, total=len(split))
@@ -205,9 +212,8 @@ def _decode_record(split: Split, record: bytes) -> tuple[np.ndarray, int]:
     image = Image.open(io.BytesIO(feature["image"].bytes_list.value[0]))
     if image.mode != "RGB":
         image = image.convert("RGB")
-    if image.size != (split.image_size, split.image_size):
-        image = image.resize((split.image_size, split.image_size), Image.Resampling.BILINEAR)
-    return np.asarray(image), label
+    fit = image_files.resize_and_crop if split.crop else image_files.squeeze
+    return np.asarray(fit(image, split.image_size)), label
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,24 @@ def make_evaluator(
 
     def evaluate(variables):
         variables = step.replicate(variables, devices)
-        total = None
+        total, ahead = None, None
         for batches in eval_calls(split, bool(examples), config, len(devices)):
-            # Added up in float64 and int64 here, one call behind the devices.
-            totals = jax.tree.map(lambda x: np.asarray(x).astype(np.float64), call(variables, examples, batches))
-            total = totals if total is None else jax.tree.map(np.add, total, totals)
+            # The devices work on one call while the host adds up the one before.
+            behind, ahead = ahead, call(variables, examples, batches)
+            total = _add(total, behind)
             between_calls()
+        total = _add(total, ahead)
         return summarize(total)
 
     return evaluate
+
+
+def _add(total: step.EvalTotals | None, totals: step.EvalTotals | None) -> step.EvalTotals | None:
+    """The sum in float64, which holds any count exactly; None counts as nothing."""
+    if totals is None:
+        return total
+    totals = jax.tree.map(lambda x: np.asarray(x).astype(np.float64), totals)
+    return totals if total is None else jax.tree.map(np.add, total, totals)
 
 
 def summarize(totals: step.EvalTotals) -> dict[str, Any]:
@@ -108,22 +118,23 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Run:
     """
     config = settings.read(workdir / CONFIG)
     settings.check_evaluation(config)
-    manager = checkpoint.open_manager(workdir)
-    at = checkpoint.find_step(manager, which)
-    # The number of classes is the checkpoint's, so that the data set need not be there.
-    found = checkpoint.restore_item(manager, at, "variables")
+    with closing(checkpoint.open_manager(workdir)) as manager:
+        at = checkpoint.find_step(manager, which)
+        variables = {"params": {}, "batch_stats": {}} | checkpoint.restore_item(manager, at, "variables")
+        averaged = checkpoint.restore_ema(manager, at) if ema else None
+    where = f"checkpoint {at} in {workdir}"
     try:
-        num_classes = found["params"]["classifier"]["kernel"].shape[-1]
+        # The number of classes is the checkpoint's, so that the data set need not be there.
+        num_classes = variables["params"]["classifier"]["kernel"].shape[-1]
     except (KeyError, TypeError, AttributeError):
-        raise UserError(f"checkpoint {at} in {manager.directory} holds no classifier") from None
+        raise UserError(f"{where} holds no classifier") from None
+    if ema and averaged is None:
+        raise UserError(f"{where} has no averaged weights (config.ema_decay was 0)")
     model = settings.make_model(config, num_classes)
     images = jnp.zeros((1, config.image_size, config.image_size, 3))
     expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    variables = checkpoint.restore_variables(manager, at, {"params": {}, "batch_stats": {}} | expected)
-    if ema:
-        variables = checkpoint.restore_ema(manager, at)
-        if variables is None:
-            raise UserError(f"the run of {manager.directory} kept no averaged weights (config.ema_decay was 0)")
+    checkpoint.require_same_shapes(variables, {"params": {}, "batch_stats": {}} | expected, where)
+    variables = averaged or variables
     return Run(config, model, variables, at)
 
 
@@ -179,7 +190,11 @@ def main(argv: list[str]) -> None:
     # As many devices as share the batch evenly: a run of eight devices evaluates on three as well.
     devices = devices[: max(d for d in range(1, len(devices) + 1) if config.eval_batch_size % d == 0)]
     split = data.open_split(
-        config.dataset, args.split or config.eval_split, config.data_dir, image_size=config.image_size
+        config.dataset,
+        args.split or config.eval_split,
+        config.data_dir,
+        image_size=config.image_size,
+        crop=config.crop,
     )
     if split.num_classes > run.model.num_classes:
         raise UserError(

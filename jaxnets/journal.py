@@ -41,7 +41,10 @@ class Journal:
         ]
         path = workdir / FILE
         scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        with scratch.open("w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in self.records)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(scratch, path)
         self._file = path.open("a")
         self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step)

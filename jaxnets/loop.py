@@ -14,11 +14,11 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxnets import checkpoint, data, evaluate, optim, runtime, settings, state, step, workdir
+from jaxnets import checkpoint, data, evaluate, runtime, settings, state, step, workdir
 from jaxnets.datasets import data_root
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
-from jaxnets.plan import Plan, check_model, compile_and_create_state, load_initial_weights, make_plan
+from jaxnets.plan import Plan, compile_and_create_state, load_initial_weights, make_plan, make_schedule, state_shapes
 from jaxnets.progress import Progress
 from jaxnets.runtime import logger
 
@@ -41,10 +41,13 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     if config.compilation_cache:
         runtime.enable_compilation_cache()
     workdir.check(directory, config)
+    initialise = bool(config.init_from) and not checkpoint.exists(directory)
+    if initialise and not Path(config.init_from).expanduser().exists():
+        raise UserError(f"config.init_from={config.init_from!r}: there is no such file or workdir")
     plan = make_plan(config)
-    template = check_model(plan)
+    template = state_shapes(plan)
     # Before the workdir is claimed: weights that cannot be had leave no trace of this run.
-    weights = load_initial_weights(plan) if config.init_from and not checkpoint.exists(directory) else None
+    weights = load_initial_weights(plan) if initialise else None
     with (
         workdir.claim(directory, config) as before,
         closing(checkpoint.open_manager(directory, config.keep_checkpoints)) as manager,
@@ -52,6 +55,12 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
         saved = checkpoint.restore_latest(manager, template) if before else None
         start, totals = saved or (compile_and_create_state(plan, weights), dict(NO_TOTALS))
         at = int(start.step)
+        if at > plan.total_steps:
+            raise UserError(
+                f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, "
+                f"which ends at {plan.total_steps}; its checkpoints are as they were"
+            )
+        workdir.keep(directory, config)
         announce(plan, directory, at, before)
         evaluated = bool(saved and manager.metrics(at))
         with closing(Journal(directory, at, evaluated)) as journal:
@@ -74,11 +83,15 @@ def announce(plan: Plan, directory: Path, at: int, before: ml_collections.Config
         len(plan.devices),
         plan.devices[0].platform,
     )
-    if before is None:
+    if not at:
         logger.info("a new run in %s", directory)
         return
     logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
-    if before.num_epochs != config.num_epochs and config.schedule.name in optim.HORIZON_SCHEDULES:
+    if before.num_epochs == config.num_epochs:
+        return
+    schedules = make_schedule(before, plan.steps_per_epoch), plan.schedule
+    last_of_both = min(before.num_epochs, config.num_epochs) * plan.steps_per_epoch - 1
+    if any(schedules[0](there) != schedules[1](there) for there in (0, at - 1, at, last_of_both)):
         logger.warning(
             "num_epochs was %d and is now %d: the %s schedule follows the new length from step %d on, so this "
             "run is neither the shorter nor the longer one made in one go (learning rate now %.3g)",
@@ -126,8 +139,9 @@ def fit(
         )
         run = Running(plan, dispatch, calls, evaluator, manager, journal, progress, interruption)
         try:
-            # A run that was interrupted while it evaluated goes on there.
-            if at and at % plan.steps_per_epoch == 0 and not manager.metrics(at):
+            # A run that was interrupted while it evaluated goes on there, as does one that lost its record.
+            at_an_end = at and at % plan.steps_per_epoch == 0
+            if at_an_end and not (manager.metrics(at) and journal.last_evaluation(at)):
                 finish_epoch(run, current, at)
             while at < plan.total_steps:
                 current, at = train_epoch(run, current, at, totals)
@@ -135,7 +149,7 @@ def fit(
                 finish_epoch(run, current, at)
         except runtime.Interrupted:
             manager.wait_until_finished()
-            logger.info("saved step %d; the same command goes on from there", manager.latest_step())
+            logger.info("saved step %d; the same command goes on from there", manager.latest_step() or 0)
             raise SystemExit(interruption.status) from None
     return journal.last_evaluation(at)
 
@@ -259,8 +273,9 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
             settle()
     while in_flight:
         settle()
-    if run.interruption.signum is not None and at % plan.steps_per_epoch:
-        checkpoint.save(run.manager, current, totals, None)
+    if at != end:
+        if at and at not in run.manager.all_steps():
+            checkpoint.save(run.manager, current, totals, None)
         run.interruption.raise_if_asked()
     return current, at
 

@@ -6,7 +6,6 @@ import optax
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "lion")
 SCHEDULES = ("cosine", "linear", "step", "exponential", "constant")
-HORIZON_SCHEDULES = ("cosine", "linear", "step")  # the rate at a step depends on the number of epochs
 
 
 def make_schedule(
@@ -22,20 +21,24 @@ def make_schedule(
 ) -> optax.Schedule:
     """Learning rate as a function of the step: linear warm-up from 0 to `peak`, then the named decay.
 
+    The warm-up takes at most half of the run.
+
     cosine, linear: to `peak * end_factor` at the last step. step: times `decay` at each of `boundaries`
     (fractions of the run). exponential: times `decay` every epoch, smoothly.
     """
     total = steps_per_epoch * num_epochs
-    warmup = round(warmup_epochs * steps_per_epoch)
+    warmup = min(round(warmup_epochs * steps_per_epoch), total // 2)
     rest = max(total - warmup, 1)
     if name == "cosine":
         body = optax.cosine_decay_schedule(peak, rest, end_factor)
     elif name == "linear":
         body = optax.linear_schedule(peak, peak * end_factor, rest)
     elif name == "step":
-        body = optax.piecewise_constant_schedule(
-            peak, {max(round(fraction * total) - warmup, 0): decay for fraction in boundaries}
-        )
+        factors: dict[int, float] = {}
+        for fraction in boundaries:
+            at = max(round(fraction * total) - warmup, 0)
+            factors[at] = factors.get(at, 1.0) * decay
+        body = optax.piecewise_constant_schedule(peak, factors)
     elif name == "exponential":
         body = optax.exponential_decay(peak, steps_per_epoch, decay)
     elif name == "constant":

@@ -80,7 +80,10 @@ def load_initial_weights(plan: Plan) -> Weights:
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
-    """Everything that a configuration names, opened or built; UserError where it does not fit together."""
+    """Everything that a configuration names, opened or built; UserError where it does not fit together.
+
+    Data comes last: it may have to be downloaded and prepared first.
+    """
     devices = jax.local_devices()
     for field in ("batch_size", "eval_batch_size"):
         if config[field] % len(devices):
@@ -88,7 +91,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
                 f"config.{field}={config[field]} must be a multiple of the {len(devices)} devices it is spread over"
             )
     data.is_resident(config.resident, 0, config.resident_limit)  # refuses what it does not know
-    open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size)
+    check_net(config)
+    open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size, crop=config.crop)
     train_split = open_split(config.dataset, config.train_split)
     eval_split = open_split(config.dataset, config.eval_split)
     if config.batch_size > len(train_split):
@@ -96,15 +100,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             f"config.batch_size={config.batch_size} must be at most the {len(train_split)} examples "
             f"of config.train_split={config.train_split!r}"
         )
-    steps_per_epoch = data.steps_per_epoch(len(train_split), config.batch_size)
-    rate = {name: value for name, value in config.schedule.items() if name != "name"}
-    schedule = optim.make_schedule(
-        config.schedule.name,
-        config.optimizer.learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        num_epochs=config.num_epochs,
-        **rate,
-    )
+    schedule = make_schedule(config, data.steps_per_epoch(len(train_split), config.batch_size))
     update = {name: value for name, value in config.optimizer.items() if name not in ("name", "learning_rate")}
     optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
     axis_name = step.AXIS if config.sync_batch_norm else None
@@ -112,12 +108,31 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     return Plan(config, devices, train_split, eval_split, model, schedule, optimizer)
 
 
-def check_model(plan: Plan) -> state.TrainState:
-    """The shapes of the state, found without computing; UserError where the net cannot take the images."""
+def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    """The learning rate by step of this configuration."""
+    fields = {name: value for name, value in config.schedule.items() if name != "name"}
+    return optim.make_schedule(
+        config.schedule.name,
+        config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=config.num_epochs,
+        **fields,
+    )
+
+
+def check_net(config: ml_collections.ConfigDict) -> None:
+    """UserError where the net cannot be made or cannot take the images; by shapes, nothing is computed."""
+    model = settings.make_model(config, num_classes=1)  # how many there are, only the data knows
+    images = jnp.zeros((1, config.image_size, config.image_size, 3))
     try:
-        return jax.eval_shape(partial(create_state, plan))
+        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     except ValueError as error:
-        size = plan.config.image_size
+        size = config.image_size
         raise UserError(
-            f"config.model.name={plan.config.model.name!r} cannot take images of {size}x{size}: {error}"
+            f"config.model.name={config.model.name!r} cannot take images of {size}x{size}: {error}"
         ) from None
+
+
+def state_shapes(plan: Plan) -> state.TrainState:
+    """The shapes of the state, found without computing."""
+    return jax.eval_shape(partial(create_state, plan))

@@ -77,7 +77,7 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classi
     if config.compilation_cache:
         runtime.enable_compilation_cache()
     names = _class_names(config)
-    return Classifier(run.model, run.variables, config.image_size, False, config.mean, config.std, names)
+    return Classifier(run.model, run.variables, config.image_size, config.crop, config.mean, config.std, names)
 
 
 def _class_names(config: ml_collections.ConfigDict) -> Sequence[str]:

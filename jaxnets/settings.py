@@ -109,6 +109,7 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
     """Raise UserError for the first field that evaluation needs and that has a value it cannot have."""
     checks = _Checks(config)
     checks.positive("eval_batch_size", "image_size", "resident_limit", "steps_per_call")
+    checks.require("crop", "True or False", lambda value: isinstance(value, bool))
     checks.within("num_workers", 0, math.inf, "0 or more")
     checks.one_of("model.dtype", DTYPES)
     for field in ("model.name", "dataset", "eval_split"):

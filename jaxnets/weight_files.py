@@ -1,7 +1,5 @@
 """Weight files and state_dicts as they come: read without running anything, unwrapped, names made plain."""
 
-import contextlib
-import json
 import logging
 import os
 import pickle
@@ -13,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 
 from jaxnets.errors import UserError
 
@@ -30,7 +29,6 @@ SAFETENSORS_TYPES = {
     "I64": np.int64,
     "I32": np.int32,
 }
-ORDER = "order"  # metadata of our safetensors files, which themselves sort their entries
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,7 @@ def read(source: str | os.PathLike | Mapping) -> Weights:
     path = Path(source)
     require_file(path)
     if path.suffix == ".safetensors":
-        entries, ordered = _read_safetensors(path)
+        entries, ordered = _read_safetensors(path), False  # it sorts them
     elif path.suffix in TORCH_SUFFIXES:
         entries, ordered = _read_torch(path), True
     else:
@@ -91,11 +89,13 @@ def _read_torch(path: Path) -> Mapping:
 
 def _refuse_inflating_archive(path: Path):
     # PyTorch stores its archives uncompressed: contents larger than the file would be a decompression bomb.
-    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    try:
         with zipfile.ZipFile(path) as archive:
             inflated = sum(entry.file_size for entry in archive.infolist())
-        if inflated > path.stat().st_size:
-            raise UserError(f"{path} is refused: it claims to hold {inflated} bytes, more than the file has")
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # the older format, or a damaged file: PyTorch will tell
+    if inflated > path.stat().st_size:
+        raise UserError(f"{path} is refused: it claims to hold {inflated} bytes, more than the file has")
 
 
 def import_torch(purpose: str):
@@ -107,13 +107,9 @@ def import_torch(purpose: str):
     return torch
 
 
-def _read_safetensors(path: Path) -> tuple[dict, bool]:
-    import safetensors
-
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-        entries = {
+        return {
             name: np.frombuffer(entry["data"], SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
             for name, entry in safetensors.deserialize(path.read_bytes())
         }
@@ -121,13 +117,6 @@ def _read_safetensors(path: Path) -> tuple[dict, bool]:
         raise UserError(f"{path} has an entry of type {error}, where weights are floats") from error
     except Exception as error:  # SafetensorError, OSError, and whatever else a damaged file leads to
         raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
-    try:
-        order = json.loads(metadata.get(ORDER, "null"))
-    except ValueError:
-        order = None
-    if isinstance(order, list) and sorted(map(str, order)) == sorted(entries):
-        return {name: entries[name] for name in order}, True
-    return entries, False
 
 
 def first_line(error: Exception) -> str:
@@ -142,7 +131,10 @@ def is_array(value) -> bool:
 
 def unwrap(content: Mapping, origin: str) -> dict[str, Any]:
     """The entries of the state_dict in `content`, without wrappers and prefixes; UserError if there is none."""
-    while wrappers := [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]:
+    for _ in range(len(WRAPPERS)):  # a hostile file could nest without end
+        wrappers = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not wrappers:
+            break
         if len(wrappers) > 1:
             logger.warning("%s holds %s; %s is taken", origin, " and ".join(wrappers), wrappers[0])
         content = content[wrappers[0]]
@@ -179,33 +171,3 @@ def to_numpy(value) -> np.ndarray:
     if array.dtype.kind not in "fiu":
         raise UserError(f"a tensor has type {array.dtype}, where weights are floating-point numbers")
     return array
-
-
-def write(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Write a state_dict to a new `.pth`/`.pt` or `.safetensors` file, whole or not at all.
-
-    Raises UserError for another suffix, an existing file, or a place that cannot be written.
-    """
-    path = Path(path)
-    if path.suffix not in (".pth", ".pt", ".safetensors"):
-        raise UserError(f"cannot write {path}: the name must end in .pth, .pt or .safetensors")
-    if path.exists():
-        raise UserError(f"{path} exists already: choose another name, or remove it first")
-    part = path.with_name(path.name + ".part")
-    try:
-        _write_to(part, path.suffix, {name: np.asarray(value) for name, value in state_dict.items()})
-        part.replace(path)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer has RuntimeErrors of its own
-        part.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {first_line(error)}") from error
-
-
-def _write_to(path: Path, suffix: str, state_dict: dict[str, np.ndarray]):
-    if suffix == ".safetensors":
-        import safetensors.numpy
-
-        metadata = {"format": "pt", ORDER: json.dumps(list(state_dict))}
-        safetensors.numpy.save_file(state_dict, path, metadata=metadata)
-        return
-    torch = import_torch(f"writing {path}")
-    torch.save({name: torch.from_numpy(np.array(value)) for name, value in state_dict.items()}, path)

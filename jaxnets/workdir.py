@@ -20,15 +20,26 @@ LOCK = ".lock"
 def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDict | None]:
     """Hold the workdir while training; yields the configuration of the run it holds, None if it is new.
 
+    A new one gets `config`; one that goes on keeps what it has until `keep` changes it.
+
     Raises UserError as `check` does, and if the workdir cannot be written or is in use.
     """
     with _locked(_created(workdir)):
         before = check(workdir, config)
-        path = workdir / CONFIG
-        scratch = path.with_name(SCRATCH)
-        settings.write(config, scratch)
-        os.replace(scratch, path)
+        if before is None:
+            keep(workdir, config)
         yield before
+
+
+def keep(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    """Make `config` the configuration of the run in a workdir, all of it or not at all."""
+    path, scratch = workdir / CONFIG, workdir / SCRATCH
+    if path.exists() and settings.as_dict(settings.read(path)) == settings.as_dict(config):
+        return
+    settings.write(config, scratch)
+    with scratch.open() as file:
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
@@ -40,11 +51,16 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
     try:
         present = set(os.listdir(workdir))
     except FileNotFoundError:
+        parent = next(folder for folder in workdir.absolute().parents if folder.exists())
+        if parent.is_dir() and not os.access(parent, os.W_OK):
+            raise UserError(f"--workdir={workdir} cannot be created: {parent} is not writable") from None
         return None
     except NotADirectoryError:
         raise UserError(f"--workdir={workdir} is, or lies below, a file; it must be a folder") from None
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be read: {error.strerror}") from None
+    if not os.access(workdir, os.W_OK):
+        raise UserError(f"--workdir={workdir} is not writable")
     if CONFIG in present:
         before = settings.read(workdir / CONFIG)
         _require_same_run(workdir, before, config)

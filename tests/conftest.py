@@ -25,6 +25,7 @@ def _import_torchvision():
     """
     import torch
 
+    torch.set_num_threads(1)  # the test processes share the cores; more threads would wait for each other
     try:
         import torchvision
     except RuntimeError:

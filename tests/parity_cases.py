@@ -1,5 +1,6 @@
 """The PyTorch nets that ours are compared with, and how both are set up for it."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,8 +13,6 @@ from torch import nn
 
 from tests.torch_twins import adapted, megvii, pytorch_cifar
 
-BATCH = 8
-
 
 @dataclass(frozen=True)
 class Case:
@@ -24,7 +23,9 @@ class Case:
     fields: dict[str, Any] = field(default_factory=dict)
     layout: str = "torchvision"
     sides: tuple[int, ...] = (75,)
-    train_side: int | None = None
+    train_side: int | None = None  # of the images in training, if it is compared
+    batch: int = 8
+    rate: float = 1e-3  # of the SGD steps: small enough for the loss to fall
 
 
 def tv(name, **kwargs):
@@ -59,17 +60,25 @@ CASES = {
         (32,),
     ),
     "mobilenet_v2 kuangliu": Case(pytorch_cifar.MobileNetV2, "mobilenet_v2_cifar", {}, "kuangliu", (33,), 16),
-    "mobilenet_v2_mini": Case(adapted.MobileNetV2Mini, "mobilenet_v2_mini", {}, "", (32, 45), 32),
+    "mobilenet_v2_mini": Case(adapted.MobileNetV2Mini, "mobilenet_v2_mini", {}, "", (32, 45), 16, rate=2e-5),
     "resnet18": Case(tv("resnet18"), "resnet18", train_side=64),
     "resnet34 kuangliu": Case(lambda: adapted.resnet_cifar(34), "resnet34_cifar", sides=(33,)),
     "resnet50 timm": Case(lambda: timm.create_model("resnet50"), "resnet50", {}, "timm", (65,)),
     "shufflenet_v1 kuangliu g2": Case(
-        lambda: pytorch_cifar.ShuffleNet(2), "shufflenet_v1_g2_cifar", {"variant": "kuangliu"}, "kuangliu", (33,), 32
+        lambda: pytorch_cifar.ShuffleNet(2),
+        "shufflenet_v1_g2_cifar",
+        {"variant": "kuangliu"},
+        "kuangliu",
+        (33,),
+        32,
+        rate=1e-4,
     ),
     "shufflenet_v1 kuangliu g3": Case(
         lambda: pytorch_cifar.ShuffleNet(3), "shufflenet_v1_g3_cifar", {"variant": "kuangliu"}, "kuangliu", (45,)
     ),
-    "shufflenet_v1 megvii g3": Case(rgb(megvii.shufflenet_v1, 1.0, 3), "shufflenet_v1_g3", {}, "megvii", train_side=64),
+    "shufflenet_v1 megvii g3": Case(
+        rgb(megvii.shufflenet_v1, 1.0, 3), "shufflenet_v1_g3", {}, "megvii", train_side=64, rate=1e-4
+    ),
     "shufflenet_v1 megvii g3 .5": Case(rgb(megvii.shufflenet_v1, 0.5, 3), "shufflenet_v1_g3", {"width": 0.5}, "megvii"),
     "shufflenet_v1 megvii g8 .5": Case(
         rgb(megvii.shufflenet_v1, 0.5, 8), "shufflenet_v1_g8", {"width": 0.5, "variant": "megvii"}, "megvii"
@@ -95,7 +104,7 @@ CASES = {
         rgb(megvii.shufflenet_v2, 1.0), "shufflenet_v2_x1_0", {"variant": "megvii"}, "megvii", train_side=64
     ),
     "squeezenet 1.0": Case(tv("squeezenet1_0"), "squeezenet1_0", sides=(97,)),
-    "squeezenet 1.1": Case(tv("squeezenet1_1"), "squeezenet1_1", sides=(64, 75), train_side=64),
+    "squeezenet 1.1": Case(tv("squeezenet1_1"), "squeezenet1_1", sides=(64, 75), train_side=33, batch=2, rate=3e-4),
     "squeezenet 1.1 32x32": Case(lambda: adapted.squeezenet_cifar("1_1"), "squeezenet1_1_cifar", sides=(33,)),
     "vgg16": Case(
         lambda: adapted.vgg(16, False, 7, 32, 48),
@@ -104,7 +113,7 @@ CASES = {
         sides=(49,),
     ),
     "vgg16 bn kuangliu": Case(
-        lambda: adapted.vgg_kuangliu(0.25), "vgg16_bn_cifar", {"width": 0.25}, "kuangliu", (32,), 64
+        lambda: adapted.vgg_kuangliu(0.125), "vgg16_bn_cifar", {"width": 0.125}, "kuangliu", (32,), 32
     ),
     "vgg19 bn chenyaofo": Case(
         lambda: adapted.vgg(19, True, 1, 512, 512),
@@ -125,11 +134,11 @@ def unset(case: Case) -> nn.Module:
         return case.make()
 
 
-def calibrated(net: nn.Module, side: int, shift: float = 0.0) -> nn.Module:
+def calibrated(net: nn.Module, side: int, batch: int, shift: float = 0.0) -> nn.Module:
     """A net without dropout, with random weights, and random BatchNorm statistics not far from the truth.
 
     Far from it, the activations of a deep net would die out, and its logits would say little. `shift`: mean of
-    what the BatchNorms put out.
+    what the BatchNorms put out, or, in a net without, what its layers put out.
     """
     generator = torch.Generator().manual_seed(1)
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -145,8 +154,14 @@ def calibrated(net: nn.Module, side: int, shift: float = 0.0) -> nn.Module:
         nn.init.normal_(norm.bias, shift, 0.3, generator=generator)
         norm.reset_running_stats()
         norm.momentum = 1.0
+    hooks = []
+    if shift and not norms:
+        layers = [module for module in net.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+        hooks = [layer.register_forward_hook(functools.partial(rescale, shift)) for layer in layers]
     with torch.no_grad():
-        net.train()(to_torch(images_of(side)))
+        net.train()(to_torch(images_of(side, batch)))
+    for hook in hooks:
+        hook.remove()
     for norm in norms:
         norm.momentum = 0.1
         norm.running_mean += 0.1 * torch.randn(norm.num_features, generator=generator)
@@ -154,7 +169,17 @@ def calibrated(net: nn.Module, side: int, shift: float = 0.0) -> nn.Module:
     return net.eval()
 
 
-def images_of(side: int, batch: int = BATCH) -> np.ndarray:
+def rescale(shift: float, layer: nn.Module, inputs, outputs: torch.Tensor) -> torch.Tensor:
+    """Give each output channel, on this batch, the mean `shift` and a standard deviation of .5."""
+    over = [d for d in range(outputs.ndim) if d != 1]
+    std, mean = torch.std_mean(outputs, over)
+    std *= 2
+    layer.weight.div_(std.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias.sub_(mean).div_(std).add_(shift)
+    return layer.forward(*inputs)
+
+
+def images_of(side: int, batch: int) -> np.ndarray:
     """Random images `(batch, side, side, 3)`, each of its own colour."""
     random = np.random.default_rng(side)
     noise, colour = (random.normal(size=(batch, *shape, 3)) for shape in ((side, side), (1, 1)))

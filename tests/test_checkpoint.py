@@ -123,17 +123,31 @@ def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(workdir, ca
     manager = checkpoint.open_manager(workdir, keep=3)
     restored, _ = checkpoint.restore_latest(manager, template())
     assert restored.step == 5
-    assert (workdir / "damaged" / "6").is_dir()
+    assert (workdir / "damaged" / "6.1").is_dir()
     checkpoint.save(manager, make_state(seed=6, step=6), TOTALS, None)
     manager.wait_until_finished()
     assert checkpoint.restore_latest(manager, template())[0].step == 6
+    damage(workdir / "checkpoints" / "6" / "variables")  # and once more
+    assert checkpoint.restore_latest(manager, template())[0].step == 5
+    assert (workdir / "damaged" / "6.2").is_dir()
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(workdir):
     for folder in (workdir / "checkpoints").iterdir():
         damage(folder / "variables")
-    with pytest.raises(UserError, match="no checkpoint .* is whole"):
-        checkpoint.restore_latest(checkpoint.open_manager(workdir, keep=3), template())
+    for _ in range(2):
+        with pytest.raises(UserError, match="no checkpoint .* is whole"):
+            checkpoint.restore_latest(checkpoint.open_manager(workdir, keep=3), template())
+    assert not (workdir / "damaged").exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved(workdir):
+    manager = checkpoint.open_manager(workdir, keep=3)
+    broken = make_state(step=7)
+    broken.params["Dense_0"]["bias"] = broken.params["Dense_0"]["bias"].at[1].set(np.nan)
+    with pytest.raises(UserError, match="not? longer finite at step 7, the last good checkpoint is step 6"):
+        checkpoint.save(manager, broken, TOTALS, None)
+    assert manager.latest_step() == 6
 
 
 def test_an_evaluated_checkpoint_replaces_the_one_of_an_interruption(tmp_path):

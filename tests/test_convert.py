@@ -9,7 +9,7 @@ import safetensors.numpy
 import torch
 import torchvision
 
-from jaxnets import checkpoint, convert, create_model, evaluate, torch_weights
+from jaxnets import checkpoint, convert, create_model, evaluate, predict, torch_weights
 from jaxnets.errors import UserError
 
 WIDTH = "--field=width=0.25"
@@ -70,6 +70,18 @@ def test_the_published_cifar_weights_evaluate_from_the_shell(shared_dir, tmp_pat
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["num_examples"] == 10000
     assert result["eval_accuracy"] == pytest.approx(0.834, abs=0.001)
+
+
+def test_a_converted_imagenet_net_sees_what_its_weights_were_trained_on(shared_dir, tmp_path):
+    """The same predictions through a workdir as from the file: the middle of the image, not a squeezed one."""
+    source = shared_dir / "weights" / "squeezenet1_1_torchvision_fp16src.pth"
+    photos = sorted(map(str, (shared_dir / "photos").glob("*.JPEG")))[:4]
+    run(source, tmp_path / "run", "--model=squeezenet1_1")
+    ways = predict.load_weights("squeezenet1_1", source), predict.load_run(tmp_path / "run")
+    one, other = (list(predict.predict(classifier, photos)) for classifier in ways)
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a.classes, b.classes)
+        np.testing.assert_allclose(a.probabilities, b.probabilities, rtol=1e-5)
 
 
 def test_nothing_is_written_over(pth, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 
 import jax
@@ -164,6 +165,42 @@ def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_conf
     result = loop.train(make_config(num_epochs=2), tmp_path / "run")
     assert result["step"] == 10
     assert "cosine schedule follows the new length from step 5" in caplog.text
+
+
+def test_a_run_beyond_its_new_horizon_is_refused_and_kept(make_config, tmp_path):
+    loop.train(make_config(num_epochs=3), tmp_path / "run")
+    before = numbers(tmp_path / "run")
+    with pytest.raises(UserError, match="is at step 15, beyond config.num_epochs=2"):
+        loop.train(make_config(num_epochs=2), tmp_path / "run")
+    assert numbers(tmp_path / "run") == before
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["num_epochs"] == 3
+
+
+def test_a_finished_run_that_lost_its_records_is_evaluated_again(finished, make_config, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert loop.train(make_config(), tmp_path / "run") == finished[1]
+
+
+def test_a_signal_between_two_epochs_repeats_nothing(finished, make_config, tmp_path, monkeypatch):
+    original = loop.finish_epoch
+
+    def signalled(*args):
+        original(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(loop, "finish_epoch", signalled)
+        loop.train(make_config(), tmp_path / "run")
+    manager = checkpoint.open_manager(tmp_path / "run")
+    assert list(manager.all_steps()) == [5] and manager.metrics(5)
+    loop.train(make_config(), tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_a_bad_net_is_refused_before_data_is_looked_for(make_config, tmp_path):
+    with pytest.raises(UserError, match="nonsense"):
+        loop.train(make_config(dataset="cifar10", model__name="nonsense"), tmp_path / "run")
 
 
 def test_the_averaged_weights_are_evaluated_beside_the_raw_ones(make_config, tmp_path):

@@ -41,6 +41,15 @@ def test_step_falls_at_fractions_of_the_whole_run(warmup):
     np.testing.assert_allclose(values[[39, 41, 59, 61, 79]], PEAK * np.array([1, 0.1, 0.1, 0.01, 0.01]), rtol=1e-5)
 
 
+def test_boundaries_that_meet_on_one_step_both_count():
+    assert rates("step", boundaries=(0.5, 0.501))[79] == pytest.approx(PEAK * 0.01)
+
+
+def test_warmup_takes_at_most_half_of_the_run():
+    values = rates("cosine", warmup_epochs=100.0)
+    assert values.argmax() in (39, 40) and values[39] == pytest.approx(PEAK)
+
+
 def test_exponential_falls_by_the_decay_every_epoch():
     values = rates("exponential", decay=0.5)
     np.testing.assert_allclose(values[::STEPS], PEAK * 0.5 ** np.arange(EPOCHS), rtol=1e-5)

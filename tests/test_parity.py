@@ -28,7 +28,7 @@ class Pair:
 @pytest.fixture(scope="module", params=CASES)
 def pair(request) -> Pair:
     case = CASES[request.param]
-    theirs = calibrated(unset(case).to_empty(device="cpu"), case.train_side or min(case.sides))
+    theirs = calibrated(unset(case).to_empty(device="cpu"), min(case.sides), case.batch)
     ours = jaxnets.create_model(case.name, dropout=0.0, **case.fields)
     return Pair(case, theirs, ours, torch_weights.load(ours, theirs.state_dict()))
 

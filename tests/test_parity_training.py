@@ -11,7 +11,7 @@ from torch import nn
 
 import jaxnets
 from jaxnets import torch_weights
-from tests.parity_cases import BATCH, CASES, calibrated, images_of, to_torch, unset
+from tests.parity_cases import CASES, calibrated, images_of, to_torch, unset
 
 # Of the BatchNorms, in training: mostly above the ReLUs' kinks, as a rounding error that crosses one changes a
 # gradient by far more than 1e-4. PyTorch's own gradients in float32 and float64 differ there as much.
@@ -22,11 +22,11 @@ TRAINED = [name for name, case in CASES.items() if case.train_side]
 @pytest.mark.parametrize("case", [CASES[name] for name in TRAINED], ids=TRAINED)
 def test_training_is_pytorchs(case):
     """Loss, every gradient, BatchNorm statistics; and all of them after three steps of SGD with momentum."""
-    theirs = calibrated(unset(case).to_empty(device="cpu"), case.train_side, AWAY_FROM_KINKS)
+    theirs = calibrated(unset(case).to_empty(device="cpu"), case.train_side, case.batch, AWAY_FROM_KINKS)
     ours = jaxnets.create_model(case.name, dropout=0.0, **case.fields)
-    images, labels = images_of(case.train_side), np.random.default_rng(0).integers(0, 7, BATCH)
+    images, labels = images_of(case.train_side, case.batch), np.random.default_rng(0).integers(0, 7, case.batch)
     params, statistics = torch_weights.load(ours, theirs.state_dict()).values()
-    optimizer, torch_optimizer = optax.sgd(0.01, 0.9), torch.optim.SGD(theirs.parameters(), 0.01, 0.9)
+    optimizer, torch_optimizer = optax.sgd(case.rate, 0.9), torch.optim.SGD(theirs.parameters(), case.rate, 0.9)
     slots = jax.jit(optimizer.init)(params)
 
     @jax.jit
@@ -50,7 +50,7 @@ def test_training_is_pytorchs(case):
             assert_close(gradients, expected["params"], atol=1e-6 * largest)
             assert_close(statistics, expected["batch_stats"])
         torch_optimizer.step()
-    assert len(set(losses)) == 3  # the steps have an effect
+    assert losses[2] < losses[0]
     assert_close({"params": params, "batch_stats": statistics}, torch_weights.load(ours, theirs.state_dict()))
 
 
@@ -86,4 +86,5 @@ def assert_close(ours, theirs, atol: float = 0.0):
         found = np.asarray(functools.reduce(lambda tree, key: tree[key.key], path, ours))
         expected = np.asarray(expected)
         difference = np.abs(found - expected).max()
-        assert difference <= 1e-4 * np.abs(expected).max() + atol, jax.tree_util.keystr(path)
+        limit = 1e-4 * np.abs(expected).max() + atol
+        assert difference <= limit, f"{jax.tree_util.keystr(path)}: {difference} > {limit}"

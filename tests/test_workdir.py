@@ -26,6 +26,8 @@ def test_the_same_run_goes_on_and_free_fields_may_change(tmp_path):
         pass
     with workdir.claim(tmp_path, config(num_epochs=99)) as before:
         assert before.num_epochs == default.get_config().num_epochs
+        assert settings.read(tmp_path / "config.json").num_epochs == before.num_epochs
+        workdir.keep(tmp_path, config(num_epochs=99))
     assert settings.read(tmp_path / "config.json").num_epochs == 99
 
 

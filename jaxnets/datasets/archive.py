@@ -2,6 +2,7 @@
 
 import hashlib
 import http.client
+import logging
 import os
 import sys
 import tarfile
@@ -13,11 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxnets.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Name look-up included. TFDS's own downloader retries for minutes; a user without network waits this long.
 CONNECT_SECONDS = 8.0
@@ -129,7 +131,7 @@ def _progress_bar(archive: Archive) -> Progress:
     """A bar over the archive's bytes on standard error; off, with a log line, where that is no terminal."""
     on_terminal = sys.stderr.isatty()
     if not on_terminal:
-        logging.info("Downloading %s (%d MB)", archive.url, archive.size // 1_000_000)
+        logger.info("Downloading %s (%d MB)", archive.url, archive.size // 1_000_000)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     return Progress(*columns, console=Console(stderr=True), disable=not on_terminal)
 

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import io
+import logging
 import os
 import re
 import shutil
@@ -11,11 +12,12 @@ import tempfile
 from pathlib import Path
 
 import tensorflow_datasets as tfds
-from absl import logging
 
 from jaxnets.datasets.cifar import Cifar10, Cifar100
 from jaxnets.datasets.digits import Digits
 from jaxnets.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BUILDERS = {"cifar10": Cifar10, "cifar100": Cifar100, "digits": Digits}
 
@@ -115,7 +117,7 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
 def _prepare(name: str, root: Path) -> Path:
     """Prepare one of our data sets under `root`; TFDS writes beside and renames, so it is whole or absent."""
     builder = BUILDERS[name](data_dir=root)
-    logging.info("Preparing %s in %s", name, builder.data_path)
+    logger.info("Preparing %s in %s", name, builder.data_path)
     if sys.stderr.isatty():
         tfds.enable_progress_bar()
     else:
@@ -142,7 +144,7 @@ def _writable(roots: list[Path]) -> Path:
     for root in roots:
         if _is_writable(root):
             return root
-        logging.warning("data_dir %s is not writable: the embedded digits go elsewhere", root)
+        logger.warning("data_dir %s is not writable: the embedded digits go elsewhere", root)
     temporary = Path(tempfile.mkdtemp(prefix="jaxnets-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return temporary

@@ -84,7 +84,7 @@ class Net(nn.Module):
     def __post_init__(self):
         count = isinstance(self.num_classes, Integral) and not isinstance(self.num_classes, bool)
         require(self, "num_classes", count and self.num_classes >= 0, "a whole number, 0 or more")
-        require_number(self, "width", 0, above=True)
+        require_number(self, "width", 0, 100, above=True)
         require_number(self, "dropout", 0, 1)
         require_choice(self, "activation", ACTIVATIONS)
         require(self, "dtype", _is_float(self.dtype), "a floating type: float32, bfloat16 or float16")

@@ -1,0 +1,95 @@
+"""What comes out of a file or a mapping before anyone asks which net it is for."""
+
+import logging
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from jaxnets import weight_files
+from jaxnets.errors import UserError
+
+ENTRIES = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2])}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".bin"])
+def test_a_pytorch_file_keeps_names_order_and_values(tmp_path, suffix):
+    torch.save(ENTRIES, tmp_path / f"net{suffix}")
+    weights = weight_files.read(tmp_path / f"net{suffix}")
+    assert list(weights.entries) == list(ENTRIES) and weights.ordered
+    assert all(torch.equal(weights.entries[name], value) for name, value in ENTRIES.items())
+
+
+def test_the_older_pytorch_format_is_read(tmp_path):
+    torch.save(ENTRIES, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    assert list(weight_files.read(tmp_path / "net.pth").entries) == list(ENTRIES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_every_float_type_becomes_float32(tmp_path, dtype):
+    tensor = torch.tensor([0.5, -3.0, 1024.0], dtype=dtype)
+    safetensors.torch.save_file({"x": tensor}, tmp_path / "net.safetensors")
+    for value in (tensor, weight_files.read(tmp_path / "net.safetensors").entries["x"]):
+        array = weight_files.to_numpy(value)
+        assert array.dtype == np.float32 and array.tolist() == [0.5, -3.0, 1024.0]
+
+
+def test_safetensors_does_not_keep_the_order(tmp_path):
+    safetensors.torch.save_file(ENTRIES, tmp_path / "net.safetensors")
+    weights = weight_files.read(tmp_path / "net.safetensors")
+    assert weights.entries.keys() == ENTRIES.keys() and not weights.ordered
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(2, dtype=torch.complex64), torch.zeros(2, 2).to_sparse(), torch.zeros(2, device="meta")]
+)
+def test_tensors_without_plain_numbers_are_refused(value):
+    with pytest.raises(UserError, match="tensor"):
+        weight_files.to_numpy(value)
+
+
+def test_the_plain_weights_are_taken_beside_averaged_ones_and_it_is_said(caplog):
+    content = {"state_dict_ema": {"x": np.zeros(1)}, "state_dict": {"x": np.ones(1)}, "epoch": 3}
+    with caplog.at_level(logging.WARNING):
+        assert weight_files.unwrap(content, "here")["x"] == 1
+    assert "state_dict is taken" in caplog.text
+
+
+def test_a_wrapper_around_itself_comes_to_an_end():
+    content = {}
+    content["model"] = content
+    with pytest.raises(UserError, match="here"):
+        weight_files.unwrap(content, "here")
+
+
+def test_names_that_differ_only_in_their_wrapping_are_refused():
+    with pytest.raises(UserError, match=r"two entries called a\.weight"):
+        weight_files.unwrap({"a.weight": np.zeros(1), "module.a.weight": np.zeros(1)}, "here")
+
+
+def test_a_whole_model_is_refused(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "net.pth")
+    with pytest.raises(UserError, match="state_dict"):
+        weight_files.read(tmp_path / "net.pth")
+
+
+def test_an_archive_that_claims_more_than_the_file_has_is_not_opened(tmp_path):
+    with zipfile.ZipFile(tmp_path / "net.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        archive.writestr("archive/data/0", bytes(1 << 20))
+    with pytest.raises(UserError, match="claims to hold"):
+        weight_files.read(tmp_path / "net.pth")
+
+
+def test_without_pytorch_its_files_say_what_to_install(tmp_path, monkeypatch):
+    torch.save(ENTRIES, tmp_path / "net.pth")
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(UserError, match=r"pip install 'jaxnets\[torch\]'"):
+        weight_files.read(tmp_path / "net.pth")
+
+
+def test_a_folder_is_no_weight_file(tmp_path):
+    with pytest.raises(UserError, match="is not a file"):
+        weight_files.read(tmp_path)
