@@ -13,6 +13,7 @@ from jax import lax
 
 from jaxnets import ops
 
+FORMULATIONS = [name for name in ops.FORMULATIONS if name != "native" or ops.native_library.available()]
 SAME = ((1, 1), (1, 1))
 
 
@@ -116,7 +117,7 @@ def test_other_convolutions(kernel_shape, stride, groups):
     np.testing.assert_allclose(np.float32(got[0]), expected, atol=0.02 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", ops.FORMULATIONS)
+@pytest.mark.parametrize("name", FORMULATIONS)
 @pytest.mark.parametrize(
     "function, kernel_shape, groups",
     [
@@ -205,7 +206,7 @@ def test_bfloat16_batch_norm_has_float32_statistics():
     np.testing.assert_allclose(np.float64(y), expected, rtol=2**-8, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ops.FORMULATIONS)
+@pytest.mark.parametrize("name", FORMULATIONS)
 def test_batch_statistics_pass_no_gradient(name):
     def total(x):
         _, mean, var = ops.batch_norm(x, np.ones(3, np.float32), np.zeros(3, np.float32))
@@ -226,7 +227,7 @@ def test_batch_norm_spoils_only_the_channel_with_nan_or_infinity(special):
 
 
 @pytest.mark.parametrize("bounds", [(0.0, float("inf")), (0.0, 6.0)])
-@pytest.mark.parametrize("name", ops.FORMULATIONS)
+@pytest.mark.parametrize("name", FORMULATIONS)
 def test_no_gradient_at_the_bounds(name, bounds):
     # A channel with scale 0 is at the bound everywhere; as torch's relu, it passes nothing on.
     x = random(0, 2, 3, 3, 1)
@@ -264,7 +265,12 @@ def test_bad_arguments_are_refused():
 
 def test_choice_of_formulation(monkeypatch):
     monkeypatch.delenv("JAXNETS_OPS", raising=False)
-    assert ops.formulation() == ("xla" if jax.default_backend() == "cpu" else "reference")
+    with monkeypatch.context() as without_a_compiler:
+        without_a_compiler.setattr(ops.native_library, "available", lambda: False)
+        assert ops.formulation() == ("xla" if jax.default_backend() == "cpu" else "reference")
+    with monkeypatch.context() as with_one:
+        with_one.setattr(ops.native_library, "available", lambda: True)
+        assert ops.formulation() == ("native" if jax.default_backend() == "cpu" else "reference")
     monkeypatch.setenv("JAXNETS_OPS", "reference")
     assert ops.formulation() == "reference"
     with ops.using("xla"):
@@ -273,10 +279,13 @@ def test_choice_of_formulation(monkeypatch):
             assert ops.formulation() == "reference"
         assert ops.formulation() == "xla"
     assert ops.formulation() == "reference"
-    with pytest.raises(ValueError, match="ops.using must be one of reference, xla, not 'fast'"), ops.using("fast"):
+    with (
+        pytest.raises(ValueError, match="ops.using must be one of reference, xla, native, not 'fast'"),
+        ops.using("fast"),
+    ):
         pass
     monkeypatch.setenv("JAXNETS_OPS", "fast")
-    with pytest.raises(ValueError, match="JAXNETS_OPS must be one of reference, xla, not 'fast'"):
+    with pytest.raises(ValueError, match="JAXNETS_OPS must be one of reference, xla, native, not 'fast'"):
         ops.conv(random(0, 1, 4, 4, 2), random(1, 1, 1, 2, 2))
 
 

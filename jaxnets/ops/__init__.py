@@ -4,13 +4,14 @@ The only place that knows how a convolution is computed. Arrays are NHWC `(N, H,
 `(height, width, input channels / feature_group_count, output channels)`, both of one floating dtype.
 `strides` is `(down, across)`, `padding` is `((top, bottom), (left, right))` in pixels.
 
-There are two sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
-and `xla` (portable XLA, some gradients of its own). JAXNETS_OPS=reference|xla or `with ops.using(name)`
-forces one; otherwise the platform decides. Both work under jit, grad, vmap, pmap, shard_map, scan and remat,
-and have second derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) of depthwise_conv,
-batch_norm and channel_shuffle needs `reference`, and raises JAX's TypeError about custom_vjp otherwise. Under
-jit with a batch sharded over devices, the kernel gradient of `xla`'s depthwise_conv gathers the batch: use
-pmap or shard_map there, or `reference`.
+There are three sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
+`xla` (portable XLA, some gradients of its own), and `native` (C++ on the CPU, built on first use; what it does not
+do is xla's). JAXNETS_OPS=reference|xla|native or `with ops.using(name)` forces one; otherwise the platform decides:
+native on the CPU, or xla where the build fails. All work under jit, grad, vmap, pmap, shard_map, scan and remat.
+All but `native`, which raises UserError, have second derivatives; forward-mode differentiation (`jax.jvp`,
+`jax.jacfwd`) of depthwise_conv, batch_norm and channel_shuffle needs `reference`, and raises JAX's TypeError about
+custom_vjp otherwise. Under jit with a batch sharded over devices, `native` and the kernel gradient of `xla`'s
+depthwise_conv gather the batch: use pmap or shard_map there, or `reference`.
 """
 
 import contextlib
@@ -21,10 +22,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.errors import UserError
-from jaxnets.ops import reference, xla
+from jaxnets.ops import native, native_library, reference, xla
 
 UNBOUNDED = (-float("inf"), float("inf"))
-FORMULATIONS = {"reference": reference, "xla": xla}
+FORMULATIONS = {"reference": reference, "xla": xla, "native": native}
 NO_PADDING = ((0, 0), (0, 0))
 
 _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
@@ -32,7 +33,7 @@ _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
 
 @contextlib.contextmanager
 def using(name):
-    """Compute with the formulations `name`, "reference" or "xla", in this scope.
+    """Compute with the formulations `name`, "reference", "xla" or "native", in this scope.
 
     Read where an operator is traced: a function that `jax.jit` compiled before keeps what it was compiled
     with, so make the jitted function inside the scope. Raises UserError for any other name.
@@ -53,8 +54,9 @@ def formulation():
         return name
     if name := os.environ.get("JAXNETS_OPS"):
         return _checked(name, "the environment variable JAXNETS_OPS")
-    # On GPU and TPU the portable formulations are unmeasured.
-    return "xla" if jax.default_backend() == "cpu" else "reference"
+    if jax.default_backend() != "cpu":
+        return "reference"  # the portable formulations are unmeasured there
+    return "native" if native_library.available() else "xla"
 
 
 def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1):

@@ -1,0 +1,124 @@
+"""The C++ kernels: compiled once for this machine, kept in the user's cache, registered with XLA."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jaxlib
+
+from jaxnets.errors import UserError
+from jaxnets.runtime import cache_directory
+
+SOURCE = Path(__file__).with_name("native_kernels.cc")
+HANDLERS = (
+    "depthwise",
+    "depthwise_gradients",
+    "statistics",
+    "normalize",
+    "gradient_sums",
+    "normalize_gradient",
+)
+COMPILERS = ("c++", "g++", "clang++")
+# Neither of the two -fno changes a value: no NaN, infinity or order of a sum is given up.
+FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
+    *("-shared", "-fPIC", "-DNDEBUG", "-w"),
+)
+TIMEOUT = 300  # seconds; a build takes 3 to 10
+
+logger = logging.getLogger("jaxnets")
+_lock = threading.Lock()
+
+
+def available() -> bool:
+    """Whether the kernels are there, built if need be; if not, the log has said why."""
+    return _problem() is None
+
+
+def require() -> None:
+    """Raises UserError, saying why, where the kernels are not there."""
+    if problem := _problem():
+        raise UserError(f"the native operators are not available ({problem}): use JAXNETS_OPS=xla")
+
+
+def _problem() -> str | None:
+    with _lock:  # one thread builds, the others wait
+        return _load()
+
+
+@functools.cache
+def _load() -> str | None:
+    """Build, load and register the kernels; why that failed, if it did."""
+    try:
+        library = _open(_compiler())
+        for name in HANDLERS:
+            handler = jax.ffi.pycapsule(getattr(library, name))
+            jax.ffi.register_ffi_target(f"jaxnets_{name}", handler, platform="cpu")
+    except Exception as error:  # whatever it is, the portable operators do without
+        problem = " ".join(str(error).split()) or type(error).__name__
+        logger.warning("operators: native kernels not available, using xla's: %s", problem)
+        return problem
+    return None
+
+
+def _open(compiler: list[str]) -> ctypes.CDLL:
+    path = cache_directory() / "native" / f"{_key(compiler)}.so"
+    if path.exists():
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError:
+            pass  # damaged: made anew
+    _build(compiler, path)
+    return ctypes.CDLL(str(path))
+
+
+def _compiler() -> list[str]:
+    """The command in $CXX, else the first C++ compiler found."""
+    for command in [shlex.split(os.environ.get("CXX", "")), *([name] for name in COMPILERS)]:
+        if command and shutil.which(command[0]):
+            return command
+    raise FileNotFoundError(f"no C++ compiler: $CXX, {', '.join(COMPILERS)}")
+
+
+def _key(compiler: list[str]) -> str:
+    """Everything that the library's code depends on, as a hash."""
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=TIMEOUT)
+    parts = (SOURCE.read_text(), version.stdout, *compiler, *FLAGS, jaxlib.__version__, _cpu())
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _cpu() -> str:
+    """Model and instruction sets of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    kinds = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return platform.machine() + "".join(sorted({line for line in lines if line.startswith(kinds)}))
+
+
+def _build(compiler: list[str], path: Path) -> None:
+    """Compile to a file of another name, then rename: several processes may do this at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
+        built = Path(folder) / path.name
+        command = [*compiler, *FLAGS, "-I", jax.ffi.include_dir(), str(SOURCE), "-o", str(built)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+        if done.returncode:
+            lines = done.stderr.splitlines()
+            error = next((line for line in lines if "error" in line), *lines[-1:] or ["no message"])
+            raise RuntimeError(f"{shlex.join(compiler)} failed with status {done.returncode}: {error}")
+        built.replace(path)
+    logger.info("operators: built the native kernels in %.0f s: %s", time.perf_counter() - start, path)
