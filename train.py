@@ -5,6 +5,11 @@ configs/default.py. The same command again goes on where a run was stopped. Log 
 the last line on standard output is one JSON object with the final evaluation.
 """
 
+from jaxnets import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart()
+
 import json
 import re
 from pathlib import Path

@@ -1,31 +1,46 @@
-"""Lightweight image classifiers in JAX: exact against PyTorch's weights, and fast to train."""
+"""Lightweight image classifiers in JAX: exact against PyTorch's weights, and fast to train.
+
+JAX is imported on first use: a command may have to restart itself before that (see `huge_pages`).
+"""
 
 import difflib
+import importlib
 from collections.abc import Iterable
 from dataclasses import fields as dataclass_fields
 from fnmatch import fnmatchcase
 from functools import partial
-
-import flax.linen as nn
+from typing import TYPE_CHECKING
 
 from jaxnets.errors import UserError
-from jaxnets.models import MODELS
+
+if TYPE_CHECKING:
+    import flax.linen as nn
 
 __all__ = ["create_model", "list_models"]
 
 
+def __getattr__(name: str):
+    if name in ("models", "ops"):
+        return importlib.import_module(f"jaxnets.{name}")
+    raise AttributeError(f"module 'jaxnets' has no attribute {name!r}")
+
+
 def list_models(pattern: str = "*") -> list[str]:
     """The names of the nets that match a shell pattern such as "shufflenet*", sorted."""
+    from jaxnets.models import MODELS
+
     return sorted(name for name in MODELS if fnmatchcase(name, pattern))
 
 
-def create_model(name: str, **fields) -> nn.Module:
+def create_model(name: str, **fields) -> "nn.Module":
     """Make the net called `name`, of `list_models()`, with `fields` in place of its own values.
 
     A field given as None keeps the net's own value. `net.init(key, images, train=False)` and
     `net.apply(variables, images, train=False)` take normalised float images `(N, H, W, 3)`.
     Raises ValueError for an unknown name or field, with a list of what exists, and for a bad value.
     """
+    from jaxnets.models import MODELS
+
     if name not in MODELS:
         raise UserError(f"there is no net {name!r}; there are {_nearest_first(name, list_models())}")
     make = MODELS[name]

@@ -3,6 +3,11 @@
 Needs nothing but the workdir. The last line on standard output is one JSON object.
 """
 
+from jaxnets import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart()
+
 import dataclasses
 import json
 import sys

@@ -2,12 +2,24 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
-import tensorboardX
-
 FILE = "metrics.jsonl"
+
+
+def _import_tensorboard_x():
+    """tensorboardX without PyTorch, which it imports where it finds it, and which takes two seconds."""
+    unwanted = "torch" not in sys.modules
+    if unwanted:
+        sys.modules["torch"] = None  # Python's way to say: not installed
+    try:
+        import tensorboardX
+    finally:
+        if unwanted:
+            del sys.modules["torch"]
+    return tensorboardX
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
@@ -47,7 +59,7 @@ class Journal:
             os.fsync(file.fileno())
         os.replace(scratch, path)
         self._file = path.open("a")
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+        self._tensorboard = _import_tensorboard_x().SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record, with at least `step` and `epoch`; on disk when this returns."""

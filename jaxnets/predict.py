@@ -12,6 +12,11 @@ set is still there, or with --labels, and are numbers otherwise.
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
 """
 
+from jaxnets import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart()
+
 import argparse
 import ast
 import json

@@ -1,6 +1,8 @@
 """The journal goes on exactly where a checkpoint stands."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -73,3 +75,13 @@ def test_tensorboard_gets_every_number(workdir):
         (15, "train/loss", 1.0),
         (15, "train/accuracy", 0.4),
     }
+
+
+def test_the_journal_does_not_import_pytorch_and_leaves_it_importable(tmp_path):
+    pytest.importorskip("torch")
+    code = (
+        "import pathlib, sys\nfrom jaxnets import journal\n"
+        "journal.Journal(pathlib.Path(sys.argv[1]), 0, False).close()\n"
+        "assert 'torch' not in sys.modules\nimport torch\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
