@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnets import ops
 from jaxnets.errors import UserError
-from jaxnets.ops import native, native_library, reference
+from jaxnets.ops import native, reference
+from jaxnets.ops.native import library as native_library
 
 INF = float("inf")
 BOUNDS = [(-INF, INF), (0.0, INF), (0.0, 6.0), (-INF, 0.5)]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jaxnets.ops import native_library
+from jaxnets.ops.native import library as native_library
 
 CODE = """
 import logging
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 import jax.numpy as jnp
 from jaxnets import ops
-from jaxnets.ops import native_library
+from jaxnets.ops.native import library as native_library
 if SOURCE: native_library.SOURCE = __import__("pathlib").Path(SOURCE)
 print(native_library.available(), ops.formulation())
 try:

@@ -1,5 +1,6 @@
 """The layers that the nets share, with PyTorch's padding, pooling and BatchNorm conventions."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,8 @@ class Conv(nn.Module):
     kernel_init: Callable | None = None  # `conv_init` of the groups
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x, train: bool = False, compute: bool = True):
+        """`(N, H, W, C)`; with `compute=False`, `ops.Convolution`, for a BatchNorm to compute both together."""
         k, groups = self.kernel_size, self.feature_group_count
         if x.shape[-1] % groups or self.features % groups:
             raise UserError(
@@ -70,16 +72,21 @@ class Conv(nn.Module):
             )
         kernel_init = self.kernel_init or conv_init(groups)
         kernel = self.param("kernel", kernel_init, (k, k, x.shape[-1] // groups, self.features))
-        y = ops.conv(
+        convolution = ops.Convolution(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
             strides=(self.strides, self.strides),
             padding=_conv_padding(x.shape[1:3], k, self.strides, self.padding),
             feature_group_count=groups,
         )
-        if self.use_bias:
-            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
-        return ACTIVATIONS[self.activation](y)
+        if not compute:
+            return convolution
+        if not self.use_bias:
+            return ACTIVATIONS[self.activation](ops.conv(*convolution[:2], **ops.geometry(convolution)))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bounds = CLIP_BOUNDS.get(self.activation)
+        y = ops.conv_affine(convolution, jnp.ones_like(bias), bias, bounds=bounds or ops.UNBOUNDED)
+        return y if bounds else ACTIVATIONS[self.activation](y)
 
 
 def _conv_padding(sides, kernel_size, strides, padding):
@@ -106,17 +113,23 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
+        """x: an array `(N, H, W, C)`, or the `ops.Convolution` that computes it."""
         channels = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         var = self.variable("batch_stats", "var", jnp.ones, channels)
-        act = ACTIVATIONS[self.activation]
+        act, bounds = ACTIVATIONS[self.activation], CLIP_BOUNDS.get(self.activation)
+        convolution = isinstance(x, ops.Convolution)
         if not train:
             gain = scale * lax.rsqrt(var.value + self.epsilon)
-            return act((x * gain + (bias - mean.value * gain)).astype(x.dtype))
-        bounds = CLIP_BOUNDS.get(self.activation)
-        y, batch_mean, batch_var = ops.batch_norm(
+            shift = bias - mean.value * gain
+            if convolution:
+                y = ops.conv_affine(x, gain, shift, bounds=bounds or ops.UNBOUNDED)
+                return y if bounds else act(y)
+            return act((x * gain + shift).astype(x.dtype))
+        batch_norm = ops.conv_batch_norm if convolution else ops.batch_norm
+        y, batch_mean, batch_var = batch_norm(
             x,
             scale,
             bias,
@@ -125,16 +138,16 @@ class BatchNorm(nn.Module):
             axis_name=self.axis_name,
         )
         if not self.is_initializing():
-            n = x.size // x.shape[-1] * (lax.axis_size(self.axis_name) if self.axis_name else 1)
+            n = math.prod(x.shape[:-1]) * (lax.axis_size(self.axis_name) if self.axis_name else 1)
             if n < 2:
                 raise UserError(f"BatchNorm in training needs more than 1 value per channel, got x {x.shape}")
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var * (n / (n - 1))
-        return y if bounds else act(y)
+        return y if bounds else act(jnp.asarray(y))
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, BatchNorm, activation."""
+    """Convolution without bias, BatchNorm, activation; x and what it gives may be `ops.Normalized`."""
 
     features: int
     kernel_size: int = 3
@@ -158,7 +171,7 @@ class ConvBN(nn.Module):
             use_bias=False,
             dtype=self.dtype,
             name="conv",
-        )(x)
+        )(x, compute=False)
         return BatchNorm(self.momentum, self.epsilon, self.axis_name, self.activation, name="bn")(x, train)
 
 
@@ -168,13 +181,13 @@ def max_pool(x, window: int = 3, strides: int = 2, padding: int = 0, ceil_mode: 
     Raises ValueError where the image is too small for one window.
     """
     pads = [_pool_padding(side, window, strides, padding, ceil_mode) for side in x.shape[1:3]]
-    return nn.max_pool(x, (window, window), (strides, strides), pads)
+    return nn.max_pool(jnp.asarray(x), (window, window), (strides, strides), pads)
 
 
 def avg_pool(x, window: int = 3, strides: int = 2, padding: int = 0):
     """PyTorch's `avg_pool2d` with its default `count_include_pad=True`; raises as `max_pool`."""
     pads = [_pool_padding(side, window, strides, padding, ceil_mode=False) for side in x.shape[1:3]]
-    return nn.avg_pool(x, (window, window), (strides, strides), pads)
+    return nn.avg_pool(jnp.asarray(x), (window, window), (strides, strides), pads)
 
 
 def _pool_padding(side, window, strides, padding, ceil_mode):
@@ -190,6 +203,7 @@ def _pool_padding(side, window, strides, padding, ceil_mode):
 
 def adaptive_avg_pool(x, side: int):
     """PyTorch's `adaptive_avg_pool2d` to `(N, side, side, C)`; identity on a map of that size."""
+    x = jnp.asarray(x)
     if x.shape[1:3] == (side, side):
         return x
     rows, columns = (_bins(size, side).astype(x.dtype) for size in x.shape[1:3])
@@ -205,12 +219,12 @@ def _bins(size, count):
 
 def drop_path(x, rate: float, train: bool):
     """Stochastic depth (1603.09382): the residual branch `x` of whole images becomes 0, the rest grows."""
-    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(x)
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(jnp.asarray(x))
 
 
 def global_mean(x):
     """Mean over height and width in float32: `(N, H, W, C) -> (N, C)`."""
-    return x.mean((1, 2), dtype=jnp.float32)
+    return jnp.asarray(x).mean((1, 2), dtype=jnp.float32)
 
 
 class SqueezeExcite(nn.Module):

@@ -25,7 +25,8 @@ class FeatureMap:
 
 def last_of_each_stride(maps: list[FeatureMap]) -> list[FeatureMap]:
     """The deepest map at every resolution, from fine to coarse."""
-    return [a for a, b in zip(maps, maps[1:] + [None]) if b is None or a.stride != b.stride]
+    last = [a for a, b in zip(maps, maps[1:] + [None]) if b is None or a.stride != b.stride]
+    return [FeatureMap(jnp.asarray(a.array), a.stride) for a in last]
 
 
 def require(net: nn.Module, field: str, ok: bool, allowed: str):

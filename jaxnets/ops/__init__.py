@@ -22,7 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.errors import UserError
-from jaxnets.ops import native, native_library, reference, xla
+from jaxnets.ops import native, reference, xla
+from jaxnets.ops.deferred import Convolution, Normalized
+from jaxnets.ops.native import library as native_library
 
 UNBOUNDED = (-float("inf"), float("inf"))
 FORMULATIONS = {"reference": reference, "xla": xla, "native": native}
@@ -115,6 +117,36 @@ def batch_norm(x, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None
     return _formulations().batch_norm(x, scale, bias, epsilon, bounds, axis_name)
 
 
+def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None):
+    """`batch_norm` of `conv`, in fewer passes where the formulation has a way.
+
+    Args:
+      convolution: `Convolution`, what `conv` takes; its x may be `Normalized`.
+      scale, bias, epsilon, bounds, axis_name: as for `batch_norm`.
+
+    Returns:
+      What `batch_norm` returns, but y may be `Normalized`: computed when `jnp.asarray` asks for it, or by the
+      next convolution as it reads. ValueError as for `conv`.
+    """
+    if _is_native(convolution, scale, bias):
+        return native.conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name)
+    y = conv(*convolution[:2], **geometry(convolution))
+    return batch_norm(y, scale, bias, epsilon=epsilon, bounds=bounds, axis_name=axis_name)
+
+
+def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED):
+    """clip(`conv` * gain + bias), gain and bias `(C,)` float32: a convolution with its bias, or with a BatchNorm in
+    evaluation. Of x's dtype. ValueError as for `conv`.
+    """
+    if _is_native(convolution, gain, bias):
+        return native.conv_affine(convolution, gain, bias, bounds)
+    y = conv(*convolution[:2], **geometry(convolution))
+    z = y * gain + bias
+    if bounds != UNBOUNDED:
+        z = jax.lax.clamp(jnp.asarray(bounds[0], z.dtype), z, jnp.asarray(bounds[1], z.dtype))
+    return z.astype(y.dtype)
+
+
 def channel_shuffle(x, groups):
     """Interleave the channels of `groups` groups (ShuffleNet, 1707.01083, figure 1).
 
@@ -123,6 +155,18 @@ def channel_shuffle(x, groups):
     if groups < 1 or x.shape[-1] % groups:
         raise ValueError(f"{groups} groups must divide the {x.shape[-1]} channels")
     return _formulations().channel_shuffle(x, groups)
+
+
+def _is_native(convolution, *vectors):
+    _require_fitting(convolution.x, convolution.kernel, convolution.feature_group_count)
+    if formulation() != "native" or any(v.dtype != jnp.float32 for v in vectors):
+        return False
+    return native.plan_of(convolution) is not None
+
+
+def geometry(convolution):
+    """The keyword arguments of `conv`."""
+    return {name: getattr(convolution, name) for name in ("strides", "padding", "feature_group_count")}
 
 
 def _formulations():
@@ -138,6 +182,11 @@ def _checked(name, source):
 def _fitting(x, kernel, groups):
     """Both as JAX arrays, or ValueError."""
     x, kernel = jnp.asarray(x), jnp.asarray(kernel)
+    _require_fitting(x, kernel, groups)
+    return x, kernel
+
+
+def _require_fitting(x, kernel, groups):
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(f"a convolution takes (N, H, W, C) and (h, w, I, O), not {x.shape} and {kernel.shape}")
     if x.dtype != kernel.dtype:
@@ -148,4 +197,3 @@ def _fitting(x, kernel, groups):
             f"{x.shape[3]} channels: it needs {kernel.shape[2]} of them for each group, and groups that divide "
             f"its {kernel.shape[3]} outputs"
         )
-    return x, kernel

@@ -20,14 +20,10 @@ import jaxlib
 from jaxnets.errors import UserError
 from jaxnets.runtime import cache_directory
 
-SOURCE = Path(__file__).with_name("native_kernels.cc")
+SOURCE = Path(__file__).with_name("kernels.cc")
 HANDLERS = (
-    "depthwise",
-    "depthwise_gradients",
-    "statistics",
-    "normalize",
-    "gradient_sums",
-    "normalize_gradient",
+    *("depthwise", "depthwise_gradients", "pointwise", "pointwise_gradients", "dense", "dense_kernel_gradient"),
+    *("moments", "normalize", "normalize_gradient"),
 )
 COMPILERS = ("c++", "g++", "clang++")
 # Neither of the two -fno changes a value: no NaN, infinity or order of a sum is given up.
@@ -94,7 +90,8 @@ def _compiler() -> list[str]:
 def _key(compiler: list[str]) -> str:
     """Everything that the library's code depends on, as a hash."""
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=TIMEOUT)
-    parts = (SOURCE.read_text(), version.stdout, *compiler, *FLAGS, jaxlib.__version__, _cpu())
+    sources = [path.read_text() for path in sorted(SOURCE.parent.iterdir()) if path.suffix in (".cc", ".h")]
+    parts = (*sources, version.stdout, *compiler, *FLAGS, jaxlib.__version__, _cpu())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

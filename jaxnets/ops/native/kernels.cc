@@ -1,0 +1,210 @@
+// Convolutions and BatchNorm for the CPU: NHWC, float32, on XLA's own thread pool.
+//
+// The work is cut into tasks by the arrays' shapes alone, and the tasks' sums are added in their order: results are
+// the same bits whatever the number of threads. Zeros of the padding are multiplied like any other value, so that
+// NaN and infinity spread as they do in lax.
+//
+// An optional operand is an array without elements where it is not given.
+
+#include "depthwise.h"
+#include "moments.h"
+#include "products.h"
+#include "tasks.h"
+#include "vectors.h"
+
+namespace jaxnets {
+namespace {
+
+using Input = ffi::Buffer<ffi::F32>;
+using Output = ffi::ResultBuffer<ffi::F32>;
+
+const float* Optional(const Input& a) { return a.element_count() ? a.typed_data() : nullptr; }
+float* Optional(Output& a) { return a->element_count() ? a->typed_data() : nullptr; }
+
+Index LastOf(ffi::Span<const int64_t> d) { return d.back(); }
+
+Index RowsOf(ffi::Span<const int64_t> d) {
+  Index rows = 1;
+  for (size_t i = 0; i + 1 < d.size(); ++i) rows *= d[i];
+  return rows;
+}
+
+Reading ReadingOf(const Input& affine, Index channels, float low, float high) {
+  return {Optional(affine), channels, {low, high}};
+}
+
+void Clear(Output& a) { std::fill_n(a->typed_data(), a->element_count(), 0.f); }
+
+// What no rows have: a mean of 0 / 0.
+void NoMoments(Output& moments) {
+  std::fill_n(moments->typed_data(), moments->element_count(), std::numeric_limits<float>::quiet_NaN());
+}
+
+// ---- depthwise
+
+ffi::Error NoSuchKernel() { return ffi::Error::InvalidArgument("kernels are 3x3 or 5x5, strides 1 or 2"); }
+
+ffi::Error Depthwise(ffi::ThreadPool pool, Index stride, Index top, Index left, float low, float high, float out_low,
+                     float out_high, Input x, Input affine, Input kernel, Input output, Output y, Output moments) {
+  const Shape in(x.dimensions()), out(y->dimensions());
+  if (!out.size()) return NoMoments(moments), ffi::Error::Success();
+  const Index size = kernel.dimensions()[0];
+  if (size != 3 && size != 5) return NoSuchKernel();
+  auto run = size == 3 ? DepthwiseForward<3> : DepthwiseForward<5>;
+  run(pool, {stride, top, left}, x.typed_data(), in, ReadingOf(affine, in.channels, low, high), kernel.typed_data(),
+      y->typed_data(), out, ReadingOf(output, out.channels, out_low, out_high), Optional(moments));
+  return ffi::Error::Success();
+}
+
+ffi::Error DepthwiseGradients(ffi::ThreadPool pool, Index stride, Index top, Index left, float low, float high,
+                              Input dy, Input y, Input correction, Input x, Input affine, Input kernel, Output dx,
+                              Output sums, Output dkernel) {
+  const Shape in(x.dimensions()), out(dy.dimensions());
+  if (!out.size() || !in.size()) return Clear(dx), Clear(sums), Clear(dkernel), ffi::Error::Success();
+  const Index size = kernel.dimensions()[0];
+  if ((size != 3 && size != 5) || (stride != 1 && stride != 2)) return NoSuchKernel();
+  auto run = size == 3 ? (stride == 1 ? DepthwiseBackward<3, 1> : DepthwiseBackward<3, 2>)
+                       : (stride == 1 ? DepthwiseBackward<5, 1> : DepthwiseBackward<5, 2>);
+  const ReadGradient gradient{dy.typed_data(), y.typed_data(), ReadingOf(correction, out.channels, 0, 0)};
+  run(pool, {stride, top, left}, gradient, x.typed_data(), ReadingOf(affine, in.channels, low, high),
+      kernel.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data(), in, out);
+  return ffi::Error::Success();
+}
+
+// ---- products of matrices
+
+// 1x1, kernel (input channels of a group, output channels).
+ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, float low, float high, float out_low, float out_high,
+                     Input x, Input affine, Input kernel, Input output, Output y, Output moments) {
+  const Index rows = RowsOf(x.dimensions()), in = LastOf(x.dimensions()), out = LastOf(y->dimensions());
+  if (!rows) return NoMoments(moments), ffi::Error::Success();
+  const Side depth{groups, in / groups}, width{groups, out / groups};
+  const MatrixRows matrix{x.typed_data(), depth, ReadingOf(affine, in, low, high)};
+  const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width);
+  Product(pool, matrix, rows, panels, width, ReadingOf(output, out, out_low, out_high), y->typed_data(),
+          Optional(moments));
+  return ffi::Error::Success();
+}
+
+ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, float low, float high, Input dy, Input y,
+                              Input correction, Input x, Input affine, Input kernel, Output dx, Output sums,
+                              Output dkernel) {
+  const Index rows = RowsOf(x.dimensions()), in = LastOf(x.dimensions()), out = LastOf(dy.dimensions());
+  const Side depth{groups, in / groups}, width{groups, out / groups};
+  const Reading reading = ReadingOf(affine, in, low, high);
+  const auto panels = Panels::Pack<true>(pool, kernel.typed_data(), width, depth);
+  ProductGradients(pool, MatrixRows{x.typed_data(), depth, reading}, depth,
+                   GradientRows{dy.typed_data(), y.typed_data(), Optional(correction), width}, rows, &panels, reading,
+                   x.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data());
+  return ffi::Error::Success();
+}
+
+WindowRows WindowsOf(const float* x, ffi::Span<const int64_t> in, ffi::Span<const int64_t> out,
+                     ffi::Span<const int64_t> kernel, Index stride, Index top, Index left) {
+  return {x, in[1], in[2], in[3], out[1], out[2], {kernel[0], kernel[1], stride, top, left}};
+}
+
+// Any kernel, no groups.
+ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, float out_low, float out_high, Input x,
+                 Input kernel, Input output, Output y, Output moments) {
+  const Index rows = RowsOf(y->dimensions()), out = LastOf(y->dimensions());
+  if (!rows || !out) return NoMoments(moments), ffi::Error::Success();
+  const auto windows =
+      WindowsOf(x.typed_data(), x.dimensions(), y->dimensions(), kernel.dimensions(), stride, top, left);
+  const Side depth{1, windows.length()}, width{1, out};
+  const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width);
+  Product(pool, windows, rows, panels, width, ReadingOf(output, out, out_low, out_high), y->typed_data(),
+          Optional(moments));
+  return ffi::Error::Success();
+}
+
+ffi::Error DenseKernelGradient(ffi::ThreadPool pool, Index stride, Index top, Index left, Input dy, Input x,
+                               Output dkernel) {
+  const Index rows = RowsOf(dy.dimensions());
+  const auto windows =
+      WindowsOf(x.typed_data(), x.dimensions(), dy.dimensions(), dkernel->dimensions(), stride, top, left);
+  const GradientRows gradient{dy.typed_data(), nullptr, nullptr, {1, LastOf(dy.dimensions())}};
+  ProductGradients(pool, windows, Side{1, windows.length()}, gradient, rows, nullptr, Reading{}, nullptr, nullptr,
+                   nullptr, dkernel->typed_data());
+  return ffi::Error::Success();
+}
+
+// ---- BatchNorm by itself
+
+// body(task, first row, row after the last)
+template <class Body>
+Index ForRows(ffi::ThreadPool& pool, Index rows, Index channels, Body body) {
+  const Index tasks = std::clamp<Index>(rows * channels / 32768, 1, 128);
+  Parallel(pool, tasks, [&](Index t) { body(t, Cut(rows, t, tasks), Cut(rows, t + 1, tasks)); });
+  return tasks;
+}
+
+ffi::Error Moments(ffi::ThreadPool pool, Input x, Output moments) {
+  const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
+  std::vector<MomentSums> sums(128);
+  const Index tasks = ForRows(pool, rows, channels, [&](Index task, Index from, Index to) {
+    sums[task] = MomentSums(channels);
+    sums[task].Add(x.typed_data() + from * channels, to - from, channels);
+  });
+  MomentSums::Finish(sums.data(), tasks, channels, moments->typed_data(), channels);
+  return ffi::Error::Success();
+}
+
+ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input affine, Output z) {
+  const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
+  const Reading reading = ReadingOf(affine, channels, low, high);
+  ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
+    for (Index r = from; r < to; ++r) {
+      ForVectors(channels, [&](auto width, Index c) {
+        constexpr int B = width;
+        const Affine<B> normalized(reading.affine, channels, c);
+        const Index i = r * channels + c;
+        Store<B>(z->typed_data() + i, Clip<B>(normalized(Load<B>(x.typed_data() + i)), reading.bounds));
+      });
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// dx, in dz's own memory, and the reading's sums.
+ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input dz, Input x, Input affine, Output dx,
+                             Output sums) {
+  const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
+  const Reading reading = ReadingOf(affine, channels, low, high);
+  std::vector<GradientSums> gradient_sums(128);
+  const Index tasks = ForRows(pool, rows, channels, [&](Index task, Index from, Index to) {
+    gradient_sums[task] = GradientSums(channels);
+    const Index at = from * channels, size = (to - from) * channels;
+    if (dx->typed_data() != dz.typed_data()) std::copy_n(dz.typed_data() + at, size, dx->typed_data() + at);
+    gradient_sums[task].Apply(reading, x.typed_data() + at, channels, dx->typed_data() + at, channels, to - from, 0,
+                              channels);
+  });
+  GradientSums::Finish(gradient_sums.data(), tasks, channels, sums->typed_data(), channels);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+}  // namespace jaxnets
+
+#define BIND ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+#define WINDOW Attr<int64_t>("stride").Attr<int64_t>("top").Attr<int64_t>("left")
+#define GROUPS Attr<int64_t>("groups")
+#define BOUNDS Attr<float>("low").Attr<float>("high")
+#define OUTPUT_BOUNDS Attr<float>("output_low").Attr<float>("output_high")
+#define ARG Arg<Input>()
+#define RET Ret<Input>()
+#define HANDLER(name, function, binding) \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, jaxnets::function, binding)
+
+namespace ffi = xla::ffi;
+using Input = ffi::Buffer<ffi::F32>;
+
+HANDLER(depthwise, Depthwise, BIND.WINDOW.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
+HANDLER(depthwise_gradients, DepthwiseGradients, BIND.WINDOW.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
+HANDLER(pointwise, Pointwise, BIND.GROUPS.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
+HANDLER(pointwise_gradients, PointwiseGradients, BIND.GROUPS.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
+HANDLER(dense, Dense, BIND.WINDOW.OUTPUT_BOUNDS.ARG.ARG.ARG.RET.RET);
+HANDLER(dense_kernel_gradient, DenseKernelGradient, BIND.WINDOW.ARG.ARG.RET);
+HANDLER(moments, Moments, BIND.ARG.RET);
+HANDLER(normalize, Normalize, BIND.BOUNDS.ARG.ARG.RET);
+HANDLER(normalize_gradient, NormalizeGradient, BIND.BOUNDS.ARG.ARG.ARG.RET.RET);

@@ -1,0 +1,348 @@
+// Convolutions as products of matrices: rows of the image's positions times a kernel's matrix.
+//
+// Rows are brought into the nearest caches a chunk at a time, normalised on the way or gathered from a window, and
+// multiplied there; what comes out is normalised, or its moments are taken, before it leaves them.
+
+#pragma once
+
+#include <memory>
+
+#include "moments.h"
+#include "tasks.h"
+
+namespace jaxnets {
+
+// A tile of the product is kRows rows and up to kWide vectors: as many sums as the registers hold.
+constexpr int kRows = kRegisters == 32 ? 8 : 4, kWide = 3;
+constexpr Index kPanel = kWide * kLanes, kAlign = kLanes > kRows ? kLanes : kRows;
+constexpr Index kCached = 96 * 1024;  // floats of all that a chunk of rows needs
+
+constexpr Index Aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
+
+// out (kRows, V vectors) = or += the sum over k < depth of a's column k times b's row k. TRANSPOSED: a's row k.
+template <int V, bool TRANSPOSED>
+void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch, Index depth, float* out, Index out_pitch,
+          bool add) {
+  Vector<kLanes> sum[kRows][V] = {};
+  for (Index k = 0; k < depth; ++k) {
+    Vector<kLanes> row[V];
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) row[j] = Load<kLanes>(b + k * b_pitch + j * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const float factor = TRANSPOSED ? a[k * a_pitch + i] : a[i * a_pitch + k];
+#pragma GCC unroll 8
+      for (int j = 0; j < V; ++j) sum[i][j] += factor * row[j];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+    for (int j = 0; j < V; ++j) {
+      float* to = out + i * out_pitch + j * kLanes;
+      Store<kLanes>(to, add ? Load<kLanes>(to) + sum[i][j] : sum[i][j]);
+    }
+  }
+}
+
+template <bool TRANSPOSED>
+INLINE void AnyTile(Index columns, const float* a, Index a_pitch, const float* b, Index b_pitch, Index depth,
+                    float* out, Index out_pitch, bool add) {
+  if (columns >= 3 * kLanes) return Tile<3, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, add);
+  if (columns >= 2 * kLanes) return Tile<2, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, add);
+  Tile<1, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, add);
+}
+
+// One side of a grouped product's kernel: `groups` groups of `count` channels, each aligned in the caches.
+struct Side {
+  Index groups, count;
+
+  Index aligned() const { return Aligned(count); }
+  Index channels() const { return groups * count; }
+  Index pitch() const { return groups * aligned(); }
+};
+
+// A kernel (depth.count, groups * width.count) cut into panels of columns, with zeros to full vectors.
+class Panels {
+ public:
+  // TRANSPOSED: `kernel` is (width.count, groups * depth.count).
+  template <bool TRANSPOSED>
+  static Panels Pack(ffi::ThreadPool& pool, const float* kernel, Side depth, Side width) {
+    Panels panels(depth, width);
+    Parallel(pool, panels.count(), [&](Index panel) {
+      const Index group = panels.Group(panel), first = panels.First(panel), columns = panels.Columns(panel);
+      const Index exact = std::min(columns, width.count - first);
+      float* to = panels.At(panel);
+      for (Index k = 0; k < depth.count; ++k, to += columns) {
+        if (TRANSPOSED) {
+          const float* from = kernel + first * depth.channels() + group * depth.count + k;
+          for (Index j = 0; j < exact; ++j) to[j] = from[j * depth.channels()];
+        } else {
+          const float* from = kernel + k * width.channels() + group * width.count + first;
+          std::copy(from, from + exact, to);
+        }
+        std::fill(to + exact, to + columns, 0.f);
+      }
+    });
+    return panels;
+  }
+
+  Index count() const { return depth_.groups * of_group_; }
+  Index Group(Index panel) const { return panel / of_group_; }
+  Index First(Index panel) const { return panel % of_group_ * kPanel; }  // column within the group
+  Index Columns(Index panel) const { return std::min(kPanel, width_.aligned() - First(panel)); }
+
+  // out (rows, width) = a (rows, depth) times the panels `from` to `to`; rows a multiple of kRows, both aligned.
+  void Multiply(const float* a, Index rows, Index from, Index to, float* out, Index out_pitch) const {
+    for (Index panel = from; panel < to; ++panel) {
+      const Index group = Group(panel), columns = Columns(panel);
+      const float* from_column = a + group * depth_.aligned();
+      float* to_column = out + group * width_.aligned() + First(panel);
+      for (Index r = 0; r < rows; r += kRows) {
+        AnyTile<false>(columns, from_column + r * depth_.pitch(), depth_.pitch(), At(panel), columns, depth_.count,
+                       to_column + r * out_pitch, out_pitch, false);
+      }
+    }
+  }
+
+ private:
+  Panels(Side depth, Side width)
+      : depth_(depth), width_(width), of_group_(DivideUp(width.aligned(), kPanel)),
+        memory_(new float[depth.count * width.pitch()]) {}
+
+  float* At(Index panel) const {
+    return &memory_[depth_.count * (Group(panel) * width_.aligned() + First(panel))];
+  }
+
+  Side depth_, width_;
+  Index of_group_;
+  std::unique_ptr<float[]> memory_;
+};
+
+// The rows of a matrix (rows, channels), read and aligned by groups.
+struct MatrixRows {
+  const float* x;
+  Side side;
+  Reading reading;
+
+  Index depth() const { return side.pitch(); }
+
+  void Stage(Index from, Index to, float* out) const {
+    for (Index r = from; r < to; ++r, out += side.pitch()) {
+      for (Index group = 0; group < side.groups; ++group) {
+        const Index first = group * side.count;
+        const float* row = x + r * side.channels() + first;
+        float* out_row = out + group * side.aligned();
+        if (reading.affine) {
+          ForVectors(side.count, [&](auto width, Index c) {
+            constexpr int B = width;
+            const Affine<B> z(reading.affine, reading.channels, first + c);
+            Store<B>(out_row + c, Clip<B>(z(Load<B>(row + c)), reading.bounds));
+          });
+        } else {
+          std::copy(row, row + side.count, out_row);
+        }
+        std::fill(out_row + side.count, out_row + side.aligned(), 0.f);
+      }
+    }
+  }
+};
+
+// The rows of what a gradient dy is together with that of y's moments: dy + (y - mean) * slope + offset, `correction`
+// being mean, slope and offset; or dy where there is no correction.
+struct GradientRows {
+  const float *dy, *y, *correction;
+  Side side;
+
+  void Stage(Index from, Index to, float* out) const {
+    for (Index r = from; r < to; ++r, out += side.pitch()) {
+      for (Index group = 0; group < side.groups; ++group) {
+        const Index first = group * side.count, at = r * side.channels() + first;
+        float* out_row = out + group * side.aligned();
+        if (correction) {
+          ForVectors(side.count, [&](auto width, Index c) {
+            constexpr int B = width;
+            const Affine<B> of_moments(correction, side.channels(), first + c);
+            Store<B>(out_row + c, Load<B>(dy + at + c) + of_moments(Load<B>(y + at + c)));
+          });
+        } else {
+          std::copy(dy + at, dy + at + side.count, out_row);
+        }
+        std::fill(out_row + side.count, out_row + side.aligned(), 0.f);
+      }
+    }
+  }
+};
+
+struct Window {
+  Index height, width, stride, top, left;
+};
+
+// The windows of an image that a kernel meets, one a row: (kernel's height, kernel's width, channels) flat.
+struct WindowRows {
+  const float* x;
+  Index image_height, image_width, channels, out_height, out_width;
+  Window window;
+
+  Index length() const { return window.height * window.width * channels; }
+  Index depth() const { return Aligned(length()); }
+
+  void Stage(Index from, Index to, float* out) const {
+    for (Index r = from; r < to; ++r, out += depth()) {
+      const Index image = r / (out_height * out_width), i = r / out_width % out_height, j = r % out_width;
+      const Index left = j * window.stride - window.left;
+      const Index first = std::clamp<Index>(-left, 0, window.width);
+      const Index last = std::clamp<Index>(image_width - left, first, window.width);
+      float* to_row = out;
+      for (Index k = 0; k < window.height; ++k, to_row += window.width * channels) {
+        const Index row = i * window.stride - window.top + k;
+        if (row < 0 || row >= image_height) {
+          std::fill(to_row, to_row + window.width * channels, 0.f);
+          continue;
+        }
+        const float* from_row = x + ((image * image_height + row) * image_width + left + first) * channels;
+        std::fill(to_row, to_row + first * channels, 0.f);
+        std::copy(from_row, from_row + (last - first) * channels, to_row + first * channels);
+        std::fill(to_row + last * channels, to_row + window.width * channels, 0.f);
+      }
+      std::fill(to_row, out + depth(), 0.f);
+    }
+  }
+};
+
+// Rows of a chunk, for `width` floats a row.
+inline Index ChunkRows(Index width) { return std::clamp<Index>(kCached / width, 16, 128) / kRows * kRows; }
+
+// `columns` columns of products go where they belong in y, from channel `first` on, read as `output` says.
+inline void Deliver(const float* products, Index pitch, Reading output, Index first, Index columns, Index rows,
+                    float* y, Index channels) {
+  ForVectors(columns, [&](auto width, Index c) {
+    constexpr int B = width;
+    const float* from = products + c;
+    float* to = y + first + c;
+    if (output.affine) {
+      const Affine<B> z(output.affine, output.channels, first + c);
+      for (Index r = 0; r < rows; ++r) {
+        Store<B>(to + r * channels, Clip<B>(z(Load<B>(from + r * pitch)), output.bounds));
+      }
+    } else if (from != to) {
+      for (Index r = 0; r < rows; ++r) Store<B>(to + r * channels, Load<B>(from + r * pitch));
+    }
+  });
+}
+
+// y (rows, width) = the staged rows times the panels, read as `output` says; their moments if there is room for them.
+template <class Rows>
+void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, const Panels& panels, Side width, Reading output,
+             float* y, float* moments) {
+  const Index chunk = ChunkRows(in.depth() + width.pitch()), chunks = DivideUp(rows, chunk);
+  const Index tasks = std::min<Index>(chunks, 64), channels = width.channels();
+  // Where there are few rows the columns are shared out too.
+  const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(16, tasks), 1, panels.count());
+  std::vector<MomentSums> sums(moments ? tasks : 0);
+  Parallel(pool, tasks * parts, [&](Index index) {
+    const Index task = index / parts, part = index % parts;
+    const Index from_panel = Cut(panels.count(), part, parts), to_panel = Cut(panels.count(), part + 1, parts);
+    if (moments) sums[task] = MomentSums(channels);
+    float *staged = Scratch<0>(chunk * in.depth()), *products = Scratch<1>(chunk * width.pitch());
+    for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
+      const Index from = c * chunk, to = std::min(rows, from + chunk), count = DivideUp(to - from, kRows) * kRows;
+      float* of_chunk = y + from * channels;
+      float* out = width.aligned() == width.count && count == to - from ? of_chunk : products;
+      in.Stage(from, to, staged);
+      panels.Multiply(staged, count, from_panel, to_panel, out, width.pitch());
+      for (Index panel = from_panel; panel < to_panel; ++panel) {
+        const Index first = panels.First(panel), group = panels.Group(panel);
+        Deliver(out + group * width.aligned() + first, width.pitch(), output, group * width.count + first,
+                std::min(panels.Columns(panel), width.count - first), to - from, of_chunk, channels);
+      }
+      if (moments) sums[task].Add(of_chunk, to - from, channels);
+    }
+  });
+  if (moments) MomentSums::Finish(sums.data(), tasks, channels, moments, channels);
+}
+
+// A kernel's gradient by groups and aligned, as one task adds it up.
+class KernelSums {
+ public:
+  KernelSums() = default;
+  KernelSums(Side depth, Side width)
+      : depth_(depth), width_(width), memory_(new float[depth.groups * depth.aligned() * width.aligned()]) {}
+
+  // Adds the product of the transposed staged rows and the staged gradient.
+  void Add(const float* staged, const float* gradient, Index rows) {
+    const Index pitch = width_.aligned();
+    for (Index group = 0; group < depth_.groups; ++group) {
+      for (Index column = 0; column < pitch; column += kPanel) {
+        for (Index k = 0; k < depth_.aligned(); k += kRows) {
+          AnyTile<true>(std::min(kPanel, pitch - column), staged + group * depth_.aligned() + k, depth_.pitch(),
+                        gradient + group * pitch + column, width_.pitch(), rows,
+                        &memory_[(group * depth_.aligned() + k) * pitch + column], pitch, begun_);
+        }
+      }
+    }
+    begun_ = true;
+  }
+
+  // (depth.count, groups * width.count): the sums of all tasks, in their order.
+  static void Finish(ffi::ThreadPool& pool, const std::vector<KernelSums>& tasks, Side depth, Side width,
+                     float* result) {
+    Parallel(pool, depth.count, [&](Index k) {
+      std::vector<double> sums(width.count);
+      for (Index group = 0; group < depth.groups; ++group) {
+        std::fill(sums.begin(), sums.end(), 0.);
+        const Index at = (group * depth.aligned() + k) * width.aligned();
+        for (const auto& task : tasks) {
+          for (Index c = 0; c < width.count; ++c) sums[c] += task.memory_[at + c];
+        }
+        std::copy(sums.begin(), sums.end(), result + k * width.channels() + group * width.count);
+      }
+    });
+  }
+
+ private:
+  Side depth_{}, width_{};
+  std::unique_ptr<float[]> memory_;
+  bool begun_ = false;
+};
+
+// The kernel's gradient, and that of x if there are `panels`, the transposed kernel: dx (rows, depth), through `in`'s
+// reading if it has one, whose sums are `sums` (2, channels).
+template <class Rows>
+void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const GradientRows& gradient, Index rows,
+                      const Panels* panels, const Reading& reading, const float* x, float* dx, float* sums,
+                      float* dkernel) {
+  const Side width = gradient.side;
+  const Index chunk = ChunkRows(2 * depth.pitch() + width.pitch()), chunks = DivideUp(rows, chunk);
+  const Index weights = depth.pitch() * width.aligned(), most = std::clamp<Index>((4 << 20) / weights, 8, 64);
+  const Index tasks = std::min(chunks, most), channels = depth.channels();
+  std::vector<KernelSums> kernel_sums(tasks);
+  std::vector<GradientSums> gradient_sums(tasks);
+  Parallel(pool, tasks, [&](Index task) {
+    kernel_sums[task] = KernelSums(depth, width);
+    if (reading.affine) gradient_sums[task] = GradientSums(channels);
+    float *staged = Scratch<0>(chunk * depth.pitch()), *products = Scratch<1>(chunk * depth.pitch());
+    float* staged_gradient = Scratch<2>(chunk * width.pitch());
+    for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
+      const Index from = c * chunk, to = std::min(rows, from + chunk), count = DivideUp(to - from, kRows) * kRows;
+      gradient.Stage(from, to, staged_gradient);
+      in.Stage(from, to, staged);
+      kernel_sums[task].Add(staged, staged_gradient, to - from);
+      if (!panels) continue;
+      float* of_chunk = dx + from * channels;
+      float* out = depth.aligned() == depth.count && count == to - from ? of_chunk : products;
+      panels->Multiply(staged_gradient, count, 0, panels->count(), out, depth.pitch());
+      for (Index group = 0; group < depth.groups; ++group) {
+        Deliver(out + group * depth.aligned(), depth.pitch(), {}, group * depth.count, depth.count, to - from,
+                of_chunk, channels);
+      }
+      if (reading.affine) {
+        gradient_sums[task].Apply(reading, x + from * channels, channels, of_chunk, channels, to - from, 0, channels);
+      }
+    }
+  });
+  KernelSums::Finish(pool, kernel_sums, depth, width, dkernel);
+  if (reading.affine) GradientSums::Finish(gradient_sums.data(), tasks, channels, sums, channels);
+}
+
+}  // namespace jaxnets

@@ -1,0 +1,104 @@
+// Vectors of channels, and what is done to one: normalise, clip, gradient of the clipping.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+namespace jaxnets {
+
+using Index = int64_t;
+
+#define INLINE inline __attribute__((always_inline))
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kRegisters = 32;
+#else
+constexpr int kLanes = 4, kRegisters = 16;
+#endif
+
+template <int B>
+struct VectorOf {
+  typedef float Type __attribute__((vector_size(4 * B), aligned(4), may_alias));
+  typedef int32_t Mask __attribute__((vector_size(4 * B)));
+};
+template <int B>
+using Vector = typename VectorOf<B>::Type;
+template <int B>
+using Mask = typename VectorOf<B>::Mask;
+
+template <int B>
+INLINE Vector<B> Load(const float* p) {
+  return *reinterpret_cast<const Vector<B>*>(p);
+}
+
+template <int B>
+INLINE void Store(float* p, Vector<B> v) {
+  *reinterpret_cast<Vector<B>*>(p) = v;
+}
+
+template <int N>
+using Constant = std::integral_constant<int, N>;
+
+// body(width of the vector, first channel) for vectors that cover `channels`.
+template <class Body>
+INLINE void ForVectors(Index channels, Body body) {
+  Index c = 0;
+  for (; c + kLanes <= channels; c += kLanes) body(Constant<kLanes>(), c);
+  if (kLanes > 4) {
+    for (; c + 4 <= channels; c += 4) body(Constant<4>(), c);
+  }
+  for (; c < channels; ++c) body(Constant<1>(), c);
+}
+
+struct Bounds {
+  float low, high;
+};
+
+// What is read of an array: its values, or, where there is `affine` (mean, gain and bias, each of all channels),
+// clip((x - mean) * gain + bias).
+struct Reading {
+  const float* affine;
+  Index channels;
+  Bounds bounds;
+
+  // The same for the channels from `first` on.
+  Reading From(Index first) const { return {affine ? affine + first : nullptr, channels, bounds}; }
+};
+
+// A Reading of one vector of channels.
+template <int B>
+struct Affine {
+  Vector<B> mean, gain, bias;
+
+  INLINE Affine(const float* p, Index channels, Index c)
+      : mean(Load<B>(p + c)), gain(Load<B>(p + channels + c)), bias(Load<B>(p + 2 * channels + c)) {}
+  INLINE Vector<B> operator()(Vector<B> x) const { return (x - mean) * gain + bias; }
+};
+
+// NaN stays.
+template <int B>
+INLINE Vector<B> Clip(Vector<B> y, Bounds bounds) {
+  const Vector<B> low = Vector<B>{} + bounds.low, high = Vector<B>{} + bounds.high;
+  y = y < low ? low : y;
+  return y > high ? high : y;
+}
+
+// dy where y was not clipped, else 0; where there is no bound, dy even if y is NaN.
+template <int B>
+INLINE Vector<B> OfUnclipped(Vector<B> dy, Vector<B> y, Bounds bounds) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const Vector<B> zero = {}, low = zero + bounds.low, high = zero + bounds.high;
+  const bool bounded = bounds.low != -kInfinity || bounds.high != kInfinity;
+  const Mask<B> any = Mask<B>{} - (bounded ? 0 : 1);
+  return (((y > low) & (y < high)) | any) ? dy : zero;
+}
+
+}  // namespace jaxnets
