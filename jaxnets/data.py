@@ -168,7 +168,8 @@ def _empty_batch(split: Split, size: int) -> Batch:
     return {"image": np.empty(shape, np.uint8), "label": np.empty(size, np.int32)}
 
 
-def _read_batch(split: Split, indices: np.ndarray) -> Batch:
+def read_batch(split: Split, indices: np.ndarray) -> Batch:
+    """The decoded examples at `indices`, as `decode` gives them all."""
     batch = _empty_batch(split, len(indices))
     _fill(batch, 0, split, indices)
     return batch
@@ -319,12 +320,12 @@ def stream_eval(split: Split, *, batch_size: int, num_workers: int) -> Iterator[
 
 
 def _train_batch(split: Split, seed: int, batch_size: int, step: int) -> Batch:
-    return _read_batch(split, train_indices(seed, len(split), batch_size, step, 1)[0])
+    return read_batch(split, train_indices(seed, len(split), batch_size, step, 1)[0])
 
 
 def _eval_batch(split: Split, batch_size: int, number: int) -> Batch:
     indices, mask = eval_indices(len(split), batch_size)
-    return _read_batch(split, indices[number]) | {"mask": mask[number]}
+    return read_batch(split, indices[number]) | {"mask": mask[number]}
 
 
 def _stack_calls(

@@ -27,7 +27,7 @@ from jaxnets import checkpoint, data, runtime, settings, step
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.workdir import CONFIG
 
-Evaluator = Callable[[dict[str, Any]], dict[str, Any]]
+Evaluator = Callable[[dict[str, Any]], tuple[dict[str, Any], step.Predictions]]
 
 
 def eval_calls(
@@ -62,8 +62,9 @@ def make_evaluator(
     devices: list[jax.Device],
     between_calls: Callable[[], None] = lambda: None,
 ) -> Evaluator:
-    """A function from variables to the metrics of `split`, `summarize`'s, compiled on first use.
+    """A function from variables to the metrics of `split`, `summarize`'s, and its predictions in order.
 
+    Compiled on first use; predictions are NumPy arrays.
     `examples` are the resident images and labels, or {} to stream them. `between_calls` may raise to
     abandon the evaluation.
     """
@@ -72,22 +73,28 @@ def make_evaluator(
 
     def evaluate(variables):
         variables = step.replicate(variables, devices)
-        total, ahead = None, None
+        total, ahead, predictions = None, None, []
+
+        def settle(totals, of_call):
+            nonlocal total
+            total = _add(total, totals)
+            predictions.append(step.unshard(of_call))
+
         for batches in eval_calls(split, bool(examples), config, len(devices)):
             # The devices work on one call while the host adds up the one before.
             behind, ahead = ahead, call(variables, examples, batches)
-            total = _add(total, behind)
+            if behind:
+                settle(*behind)
             between_calls()
-        total = _add(total, ahead)
-        return summarize(total)
+        settle(*ahead)
+        # Only the end of the last call is padding.
+        return summarize(total), jax.tree.map(lambda *parts: np.concatenate(parts)[: len(split)], *predictions)
 
     return evaluate
 
 
-def _add(total: step.EvalTotals | None, totals: step.EvalTotals | None) -> step.EvalTotals | None:
+def _add(total: step.EvalTotals | None, totals: step.EvalTotals) -> step.EvalTotals:
     """The sum in float64, which holds any count exactly; None counts as nothing."""
-    if totals is None:
-        return total
     totals = jax.tree.map(lambda x: np.asarray(x).astype(np.float64), totals)
     return totals if total is None else jax.tree.map(np.add, total, totals)
 
@@ -206,7 +213,7 @@ def main(argv: list[str]) -> None:
             f"{split.name} has {split.num_classes} classes, the net of {args.workdir} {run.model.num_classes}"
         )
     evaluator = make_evaluator(run.model, split, load_examples(split, config, devices), config, devices)
-    metrics = evaluator(run.variables)
+    metrics, _ = evaluator(run.variables)
     _print_table(metrics, split.class_names)
     result = {
         "eval_accuracy": metrics["accuracy"],

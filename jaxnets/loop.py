@@ -20,7 +20,9 @@ from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plan import Plan, compile_and_create_state, load_initial_weights, make_plan, make_schedule, state_shapes
 from jaxnets.progress import Progress
+from jaxnets.report import LivePage
 from jaxnets.runtime import logger
+from jaxnets.timing import Clock
 
 Totals = dict[str, float]  # sums over the training examples since the last report
 NO_TOTALS: Totals = {"loss": 0.0, "correct": 0, "count": 0}
@@ -33,6 +35,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     On SIGINT and SIGTERM the state is saved and SystemExit raised with the status the shell expects.
     """
     directory = Path(directory)
+    clock = Clock(directory)
     runtime.configure_logging()
     settings.check(config)
     config = config.copy_and_resolve_references()
@@ -63,8 +66,11 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
         workdir.keep(directory, config)
         announce(plan, directory, at, before)
         evaluated = bool(saved and manager.metrics(at))
-        with closing(Journal(directory, at, evaluated)) as journal:
-            return fit(plan, start, totals, manager, journal)
+        with (
+            closing(Journal(directory, at, evaluated)) as journal,
+            closing(LivePage(directory, plan.eval_split)) as page,
+        ):
+            return fit(plan, start, totals, manager, journal, clock, page)
 
 
 def announce(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
@@ -113,22 +119,33 @@ class Running:
     evaluator: evaluate.Evaluator
     manager: ocp.CheckpointManager
     journal: Journal
+    clock: Clock
+    page: LivePage
     progress: Progress
     interruption: runtime.Interruption
 
 
 def fit(
-    plan: Plan, start: state.TrainState, totals: Totals, manager: ocp.CheckpointManager, journal: Journal
+    plan: Plan,
+    start: state.TrainState,
+    totals: Totals,
+    manager: ocp.CheckpointManager,
+    journal: Journal,
+    clock: Clock,
+    page: LivePage,
 ) -> dict[str, Any]:
     """Train from a state to the plan's last step; the last evaluation's record."""
     at = int(start.step)
     if at >= plan.total_steps and journal.last_evaluation(at):
         logger.info("nothing left to do: the run has its %d epochs", at // plan.steps_per_epoch)
         return journal.last_evaluation(at)
-    examples, eval_examples = load_examples(plan)
+    clock.step = at
+    with clock.phase("read data"):
+        examples, eval_examples = load_examples(plan)
     per_call = steps_per_call(plan.config.steps_per_call, plan.steps_per_epoch, at)
     current = step.replicate(start, plan.devices)
-    dispatch = compile_train(plan, current, examples, per_call) if at < plan.total_steps else None
+    with clock.phase("compile"):
+        dispatch = compile_train(plan, current, examples, per_call) if at < plan.total_steps else None
     with (
         closing(train_calls(plan, bool(examples), per_call, at)) as calls,
         runtime.deferred_interrupts() as interruption,
@@ -137,18 +154,20 @@ def fit(
         evaluator = evaluate.make_evaluator(
             plan.model, plan.eval_split, eval_examples, plan.config, plan.devices, interruption.raise_if_asked
         )
-        run = Running(plan, dispatch, calls, evaluator, manager, journal, progress, interruption)
+        run = Running(plan, dispatch, calls, evaluator, manager, journal, clock, page, progress, interruption)
         try:
             # A run that was interrupted while it evaluated goes on there, as does one that lost its record.
             at_an_end = at and at % plan.steps_per_epoch == 0
             if at_an_end and not (manager.metrics(at) and journal.last_evaluation(at)):
                 finish_epoch(run, current, at)
             while at < plan.total_steps:
-                current, at = train_epoch(run, current, at, totals)
+                with clock.phase("train"):
+                    current, at = train_epoch(run, current, at, totals)
                 totals = dict(NO_TOTALS)
                 finish_epoch(run, current, at)
         except runtime.Interrupted:
             manager.wait_until_finished()
+            clock.write(manager.latest_step() or 0)
             logger.info("saved step %d; the same command goes on from there", manager.latest_step() or 0)
             raise SystemExit(interruption.status) from None
     return journal.last_evaluation(at)
@@ -266,7 +285,9 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
             totals, began, seen = dict(NO_TOTALS), time.perf_counter(), 0
 
     while dispatched < end and run.interruption.signum is None:
-        current, metrics = run.dispatch(current, next(run.calls))
+        with run.clock.phase("wait for data"):
+            batches = next(run.calls)
+        current, metrics = run.dispatch(current, batches)
         in_flight.append(metrics)
         dispatched += metrics.loss.shape[0]
         if len(in_flight) > 1:
@@ -324,10 +345,11 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
     """Evaluate and save where the epoch that ends at step `at` is due for it."""
     config = run.plan.config
     epoch, last = at // run.plan.steps_per_epoch, at >= run.plan.total_steps
-    metrics = None
+    metrics = predictions = None
     if last or epoch % config.eval_every_epochs == 0:
         try:
-            metrics = evaluation(run, current, at)
+            with run.clock.phase("evaluate"):
+                metrics, predictions = evaluation(run, current, at)
         except runtime.Interrupted:
             checkpoint.save(run.manager, current, NO_TOTALS, None)
             raise
@@ -337,20 +359,25 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
         )
     saved = at in run.manager.all_steps()  # by the interruption that this start goes on from
     if (last or epoch % config.checkpoint_every_epochs == 0) and not (saved and metrics is None):
-        checkpoint.save(run.manager, current, NO_TOTALS, metrics)
+        with run.clock.phase("checkpoint"):
+            checkpoint.save(run.manager, current, NO_TOTALS, metrics)
+    run.clock.write(at)
+    if predictions:
+        run.page.update(at, predictions)
     if run.interruption.signum is not None and not last:
         if at not in run.manager.all_steps():
             checkpoint.save(run.manager, current, NO_TOTALS, metrics)
         run.interruption.raise_if_asked()
 
 
-def evaluation(run: Running, current: state.TrainState, at: int) -> dict[str, float]:
-    """The metrics of the weights, and of their moving average where the run keeps one."""
-    record = {}
+def evaluation(run: Running, current: state.TrainState, at: int) -> tuple[dict[str, float], step.Predictions]:
+    """The metrics of the weights, and of their moving average where the run keeps one; the weights' predictions."""
+    record, predictions = {}, None
     for prefix, variables in (("eval", current.variables), ("ema_eval", current.ema)):
         if variables is None:
             continue
-        metrics = run.evaluator(variables)
+        metrics, predicted = run.evaluator(variables)
+        predictions = predictions or predicted  # of the weights, which come first
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the evaluation loss became {metrics['loss']} after step {at}, the last good checkpoint is "
@@ -361,4 +388,4 @@ def evaluation(run: Running, current: state.TrainState, at: int) -> dict[str, fl
             f"{prefix}_accuracy": metrics["accuracy"],
             f"{prefix}_top5_accuracy": metrics["top5_accuracy"],
         }
-    return record | {"num_examples": metrics["num_examples"]}
+    return record | {"num_examples": metrics["num_examples"]}, predictions

@@ -45,6 +45,16 @@ class EvalTotals:
     class_count: jax.Array
 
 
+@flax.struct.dataclass
+class Predictions:
+    """Of every example of a batch, masked ones too, `(N,)`: classes int32, probabilities float32."""
+
+    label: jax.Array
+    predicted: jax.Array  # the most probable class
+    probability: jax.Array  # of that class
+    label_probability: jax.Array
+
+
 def gather(data: Batch, batch: Batch) -> Batch:
     """The examples at `batch['index']` of resident `data`; a streamed batch is returned as it is."""
     if "index" not in batch:
@@ -114,11 +124,12 @@ def eval_step(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     axis_name: str | None = None,
-) -> EvalTotals:
-    """Sums over the examples of `batch` whose `mask` is set, over all devices."""
+) -> tuple[EvalTotals, Predictions]:
+    """Sums over the examples of `batch` whose `mask` is set, over all devices; and this device's predictions."""
     logits = model.apply(variables, normalize(batch["image"], mean, std), train=False)
     classes, labels, mask = logits.shape[-1], batch["label"], batch["mask"]
-    correct = (logits.argmax(-1) == labels) & mask
+    predicted = logits.argmax(-1)
+    correct = (predicted == labels) & mask
     _, best = lax.top_k(logits, min(5, classes))
     one_hot = jax.nn.one_hot(labels, classes, dtype=jnp.int32)
     totals = EvalTotals(
@@ -129,7 +140,10 @@ def eval_step(
         class_correct=(one_hot * correct[:, None]).sum(0),
         class_count=(one_hot * mask[:, None]).sum(0),
     )
-    return lax.psum(totals, axis_name) if axis_name else totals
+    probabilities = jax.nn.softmax(logits)
+    of_label = jnp.take_along_axis(probabilities, labels[:, None], -1)[:, 0]
+    predictions = Predictions(labels, predicted.astype(jnp.int32), probabilities.max(-1), of_label)
+    return lax.psum(totals, axis_name) if axis_name else totals, predictions
 
 
 def pmap_train(step: Callable, devices: list[jax.Device]) -> Callable:
@@ -153,16 +167,19 @@ def pmap_train(step: Callable, devices: list[jax.Device]) -> Callable:
 
 
 def pmap_eval(step: Callable, devices: list[jax.Device]) -> Callable:
-    """`(variables, data, batches) -> EvalTotals` over K batches, the leading axes of `batches` as in training."""
+    """`(variables, data, batches) -> (EvalTotals, Predictions)` over K batches with leading axes as in training.
+
+    The totals are of all devices, the predictions `(devices, K, N)`: `unshard` brings them into order.
+    """
 
     def call(variables, data, batches):
         def body(_, batch):
             return None, step(variables, gather(data, batch))
 
-        _, totals = lax.scan(body, None, batches)
-        return jax.tree.map(lambda values: values.sum(0), totals)
+        _, (totals, predictions) = lax.scan(body, None, batches)
+        return jax.tree.map(lambda values: values.sum(0), totals), predictions
 
-    return jax.pmap(call, axis_name=AXIS, in_axes=(None, None, 0), out_axes=None, devices=devices)
+    return jax.pmap(call, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, 0), devices=devices)
 
 
 def replicate(tree, devices: list[jax.Device]):
@@ -178,3 +195,13 @@ def shard(batches: dict[str, np.ndarray], num_devices: int) -> dict[str, np.ndar
         return values.reshape(steps, num_devices, size // num_devices, *values.shape[2:]).swapaxes(0, 1)
 
     return {name: split(values) for name, values in batches.items()}
+
+
+def unshard(tree):
+    """`(devices, K, N, ...)` arrays as NumPy's `(K * devices * N, ...)`, in the order before `shard`."""
+
+    def join(values):
+        values = np.asarray(values).swapaxes(0, 1)
+        return values.reshape(-1, *values.shape[3:])
+
+    return jax.tree.map(join, tree)

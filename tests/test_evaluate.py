@@ -43,8 +43,8 @@ def test_a_streamed_evaluation_equals_a_resident_one_and_plain_means(config, spl
     model, variables = net
     devices = jax.devices()[:1]
     decoded = data.decode(split, progress=False)
-    resident = evaluate.make_evaluator(model, split, step.replicate(decoded, devices), config, devices)(variables)
-    assert evaluate.make_evaluator(model, split, {}, config, devices)(variables) == resident
+    resident, _ = evaluate.make_evaluator(model, split, step.replicate(decoded, devices), config, devices)(variables)
+    assert evaluate.make_evaluator(model, split, {}, config, devices)(variables)[0] == resident
     images = (decoded["image"] / np.float32(255) - np.float32(config.mean)) / np.float32(config.std)
     right = np.asarray(model.apply(variables, images)).argmax(-1) == decoded["label"]
     assert resident["accuracy"] == right.mean() and resident["num_examples"] == 50
@@ -55,7 +55,7 @@ def test_a_streamed_evaluation_equals_a_resident_one_and_plain_means(config, spl
 def test_four_devices_equal_one(config, split, net):
     decoded = data.decode(split, progress=False)
     one, four = (
-        evaluate.make_evaluator(net[0], split, step.replicate(decoded, devices), config, devices)(net[1])
+        evaluate.make_evaluator(net[0], split, step.replicate(decoded, devices), config, devices)(net[1])[0]
         for devices in (jax.devices()[:1], jax.devices()[:4])
     )
     assert one["accuracy"] == four["accuracy"] and one["top5_accuracy"] == four["top5_accuracy"]

@@ -126,7 +126,7 @@ def test_evaluation_sums_the_unmasked_examples(num_devices):
     index.flat[:COUNT] = np.arange(COUNT)
     mask = (np.arange(3 * BATCH) < COUNT).reshape(3, BATCH)
     batches = step.shard({"index": index, "mask": mask}, num_devices)
-    totals = call(step.replicate(current.variables, devices), step.replicate(DATA, devices), batches)
+    totals, _ = call(step.replicate(current.variables, devices), step.replicate(DATA, devices), batches)
 
     logits = np.asarray(model.apply(current.variables, augment.normalize(DATA["image"], **MOMENTS)), np.float64)
     labels, best = DATA["label"], np.argsort(-logits, -1)
@@ -162,3 +162,8 @@ def test_shard_gives_every_device_a_slice_of_every_batch():
         step.shard(batches, 3)["index"],
         [[[0, 1, 2, 3], [12, 13, 14, 15]], [[4, 5, 6, 7], [16, 17, 18, 19]], [[8, 9, 10, 11], [20, 21, 22, 23]]],
     )
+
+
+def test_unshard_brings_back_the_order_before_shard():
+    values = np.arange(48).reshape(2, 12, 2)
+    np.testing.assert_array_equal(step.unshard(step.shard({"v": values}, 3))["v"], values.reshape(24, 2))

@@ -1,0 +1,120 @@
+"""Curves and matrices as SVG, drawn by matplotlib, that take fonts and colours from the page they stand in."""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Colours as matplotlib writes them, and the page's CSS variables that take their place.
+COLOURS = ("ink", "muted", "grid", *(f"series-{number}" for number in range(1, 9)))
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "jaxnets", "font.size": 10}
+SIZE = (4.6, 2.7)  # inches, of 72 pixels each where a phone shows a chart
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line: points `x`, `y` and how it looks; values that are not finite are gaps."""
+
+    x: np.ndarray
+    y: np.ndarray
+    colour: str  # of COLOURS
+    faint: bool = False
+    dashed: bool = False
+
+
+def _placeholder(colour: str) -> str:
+    return f"#0f0f{COLOURS.index(colour):02x}"
+
+
+def draw_curves(
+    name: str, curves: Sequence[Curve], *, xlabel: str, percent: bool = False, from_zero: bool = False
+) -> str:
+    """The curves on one pair of axes as an `<svg>` element, its ids begun with `name`.
+
+    Values that span more than a factor of 30 are drawn on a logarithmic scale, except with `percent` (values are
+    fractions) or `from_zero` (the axis begins there).
+    """
+    import matplotlib
+    from matplotlib import ticker
+    from matplotlib.figure import Figure
+
+    values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
+    logarithmic = not (percent or from_zero) and values.size > 0 and values.min() > 0
+    logarithmic = logarithmic and values.max() > 30 * values.min()
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=SIZE)
+        axes = figure.add_axes((0.125, 0.17, 0.855, 0.79))
+        for curve in curves:
+            axes.plot(
+                curve.x,
+                curve.y,
+                color=_placeholder(curve.colour),
+                linewidth=1.1 if curve.faint else 1.9,
+                linestyle=(0, (4, 2)) if curve.dashed else "-",
+                alpha=0.55 if curve.faint else 1.0,
+                # Points where there are few, and else where a line would be none.
+                marker="o" if not curve.faint and len(curve.x) <= 30 or len(curve.x) == 1 else "",
+                markersize=3.4,
+            )
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_minor_locator(ticker.NullLocator())
+        axes.yaxis.set_major_formatter(_number)
+        if percent:
+            axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=None))
+        if from_zero:
+            axes.set_ylim(bottom=0)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
+        axes.xaxis.set_major_formatter(_number)
+        axes.set_xlabel(xlabel, color=_placeholder("muted"))
+        axes.grid(axis="y", color=_placeholder("grid"), linewidth=0.8)
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.spines["bottom"].set_color(_placeholder("muted"))
+        axes.tick_params(color=_placeholder("muted"), labelcolor=_placeholder("muted"), length=3)
+        axes.tick_params(axis="y", length=0)
+        return _svg(figure, name)
+
+
+def draw_matrix(name: str, shares: np.ndarray, *, xlabel: str, ylabel: str) -> str:
+    """A square matrix of values in [0, 1] as an `<svg>` element, one dot a value, darker for more."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 5.0))
+        axes = figure.add_axes((0.1, 0.1, 0.88, 0.88))
+        # Black that is more or less opaque: the page inverts it where its ground is dark.
+        ink = np.zeros((*shares.shape, 4))
+        ink[..., 3] = np.sqrt(shares)
+        axes.imshow(ink, interpolation="nearest")
+        axes.set_xlabel(xlabel, color=_placeholder("muted"))
+        axes.set_ylabel(ylabel, color=_placeholder("muted"))
+        axes.tick_params(color=_placeholder("muted"), labelcolor=_placeholder("muted"), length=3)
+        for spine in axes.spines.values():
+            spine.set_color(_placeholder("grid"))
+        return _svg(figure, name)
+
+
+def _number(value: float, _position: int) -> str:
+    """A tick's label: 12k for 12000, and no more digits than it has."""
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def _svg(figure, name: str) -> str:
+    """The figure as an element of a page: no size, fonts, ids or colours of its own."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r"#0f0f([0-9a-f]{2})", lambda match: f"var(--{COLOURS[int(match[1], 16)]})", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    view = re.search(r'viewBox="[^"]*"', svg)[0]
+    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view} aria-hidden="true">' + svg[svg.index(">") + 1 :]

@@ -1,0 +1,94 @@
+"""What a net made of every evaluated example: `predictions.npz`, with the images it was most wrong about."""
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from jaxnets import data, step
+from jaxnets.errors import UserError
+
+FILE = "predictions.npz"
+NUM_MISTAKES = 24
+THUMBNAIL = 128  # pixels a side, at most
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The predictions of one evaluation of N examples; enough to draw it without the data set."""
+
+    step: np.ndarray  # () int64, of the weights
+    class_names: np.ndarray  # (C,) str
+    label: np.ndarray  # (N,) int32
+    predicted: np.ndarray  # (N,) int32
+    probability: np.ndarray  # (N,) float32, of the predicted class
+    label_probability: np.ndarray  # (N,) float32
+    mistakes: np.ndarray  # (M,) int64, examples, from the one with the least probable label on
+    images: np.ndarray  # (M, S, S, 3) uint8, of the mistakes
+
+
+def worst_mistakes(predictions: step.Predictions | Evaluated, count: int = NUM_MISTAKES) -> np.ndarray:
+    """The wrongly classified examples with the least probable labels, int64 `(count,)` or fewer."""
+    wrong = np.flatnonzero(predictions.predicted != predictions.label)
+    return wrong[np.argsort(predictions.label_probability[wrong], kind="stable")[:count]]
+
+
+def save(workdir: Path, at: int, predictions: step.Predictions, split: data.Split) -> None:
+    """Write the predictions of the weights of step `at` for `split`, all of them or none."""
+    mistakes = worst_mistakes(predictions)
+    images = _thumbnails(split, mistakes)
+    names = np.asarray(split.class_names, dtype=np.str_)
+    content = Evaluated(
+        np.int64(at),
+        names,
+        predictions.label,
+        predictions.predicted,
+        predictions.probability,
+        predictions.label_probability,
+        mistakes,
+        images,
+    )
+    scratch = workdir / f"{FILE}.tmp"
+    with scratch.open("wb") as file:
+        np.savez_compressed(file, **vars(content))
+    os.replace(scratch, workdir / FILE)
+
+
+def _thumbnails(split: data.Split, indices: np.ndarray) -> np.ndarray:
+    """The images of some examples, uint8 `(M, S, S, 3)`, S at most THUMBNAIL."""
+    side = min(split.image_size, THUMBNAIL)
+    images = np.zeros((len(indices), side, side, 3), np.uint8)
+    for place, image in enumerate(data.read_batch(split, indices)["image"]):
+        images[place] = Image.fromarray(image).resize((side, side))
+    return images
+
+
+def load(workdir: Path) -> Evaluated | None:
+    """The last predictions of a run, None where none were kept; UserError for a file that is something else."""
+    path = workdir / FILE
+    try:
+        with np.load(path) as file:
+            content = Evaluated(**{field.name: file[field.name] for field in fields(Evaluated)})
+            _check(content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as a run's predictions: {error}") from None
+    return content
+
+
+def _check(content: Evaluated) -> None:
+    """ValueError where the arrays do not belong together."""
+    shapes = {getattr(content, name).shape for name in ("label", "predicted", "probability", "label_probability")}
+    if len(shapes) > 1 or content.label.ndim != 1 or content.class_names.ndim != 1:
+        raise ValueError(f"its arrays have shapes {sorted(shapes)}")
+    for name, limit in (("label", len(content.class_names)), ("mistakes", len(content.label)), ("predicted", np.inf)):
+        values = getattr(content, name)
+        if values.dtype.kind not in "iu" or values.size and not (values.min() >= 0 and values.max() < limit):
+            raise ValueError(f"{name} is out of range")
+    if content.images.dtype != np.uint8 or content.images.ndim != 4 or len(content.images) != len(content.mistakes):
+        raise ValueError(f"its images are {content.images.dtype} {content.images.shape}")

@@ -1,0 +1,175 @@
+"""Draw the page of a run, or of several on shared axes: curves, mistakes, time and configuration in one file.
+
+A run keeps its own page, report.html in its workdir, up to date while it trains. With several workdirs, the page
+compares them and is written to --out. The file needs nothing beside it and no network.
+"""
+
+import contextlib
+import datetime
+import importlib.resources
+import math
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from jaxnets import data, journal, predictions, report_parts, runtime, settings, step, timing
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.report_parts import History
+from jaxnets.workdir import CONFIG
+
+FILE = "report.html"
+COMPARISON = "comparison.html"
+_MARK = '<meta name="generator" content="jaxnets.report">'  # which the template writes: a page of ours
+
+
+def load(workdir: Path, name: str | None = None) -> History:
+    """What a workdir holds about the course of its run.
+
+    Raises UserError where there is no run, or it has recorded nothing yet. Predictions that cannot be read are
+    reported in the log and left out.
+    """
+    config = settings.read(workdir / CONFIG).to_dict()
+    records = [record for record in journal.read(workdir) if _is_record(record)]
+    if not records:
+        raise UserError(f"{workdir} has no records in {journal.FILE} yet: the run has not trained")
+    evaluated = None
+    try:
+        evaluated = predictions.load(workdir)
+    except UserError as error:
+        runtime.logger.warning("%s; they are left out", error)
+    return History(
+        workdir,
+        name or workdir.resolve().name,
+        config,
+        [record for record in records if _has_numbers(record, "loss", "accuracy")],
+        [record for record in records if _has_numbers(record, "eval_loss", "eval_accuracy")],
+        timing.read(workdir),
+        evaluated,
+    )
+
+
+def _is_record(record) -> bool:
+    return isinstance(record, dict) and _has_numbers(record, "step", "epoch")
+
+
+def _has_numbers(record: dict, *names: str) -> bool:
+    return all(isinstance(record.get(name), int | float) and math.isfinite(record[name]) for name in names)
+
+
+def render(runs: Sequence[History]) -> str:
+    """The page of one run, or of several compared, as HTML."""
+    import jinja2
+
+    several = len(runs) > 1
+    drawn = [_run_parts(run, colour) for run, (colour, _) in zip(runs, report_parts.run_styles(len(runs)))]
+    charts = report_parts.draw_charts(runs)
+    longest = max((len(name) for run in drawn if run["errors"] for name in run["errors"]["class_names"]), default=0)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = importlib.resources.files("jaxnets").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    # What charts.py draws is markup already, and holds no text that comes from a file.
+    for part in [*charts, *(run["errors"] for run in drawn if run["errors"])]:
+        part |= {key: jinja2.utils.markupsafe.Markup(part[key]) for key in ("svg", "image") if key in part}
+    return environment.from_string(template).render(
+        title=f"{len(runs)} runs compared" if several else runs[0].name,
+        lede=", ".join(run.name for run in runs) if several else report_parts.lede(runs[0]),
+        runs=drawn,
+        legend=report_parts.legend(runs),
+        charts=charts,
+        timed=any(chart["axis"] == "time" for chart in charts),
+        differences=report_parts.differences([run.config for run in runs]),
+        by_class=report_parts.by_class(runs) if several else [],
+        label_width=min(max(0.62 * longest, 3.5), 8),
+        drawn=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _run_parts(run: History, colour: str) -> dict:
+    return {
+        "name": run.name,
+        "directory": str(run.directory),
+        "colour": colour,
+        "lede": report_parts.lede(run),
+        "tiles": report_parts.tiles(run),
+        "evaluations": report_parts.evaluations(run),
+        "errors": report_parts.errors(run),
+        "no_errors": f"No evaluation has left its {predictions.FILE} in the workdir.",
+        "time": report_parts.time(run),
+        "fields": report_parts.fields(run.config),
+    }
+
+
+def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
+    """Draw one page of all workdirs; the file, which is whole or not there at all.
+
+    `out` is by default report.html in the workdir, comparison.html for several. Raises UserError for a workdir
+    without a run, and where `out` is a file that is no such page, or cannot be written.
+    """
+    out = out or (workdirs[0] / FILE if len(workdirs) == 1 else Path(COMPARISON))
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if out.is_dir() or _MARK not in out.open(encoding="utf-8", errors="replace").read(1000):
+            raise UserError(f"{out} exists and is no page of jaxnets.report; choose another --out")
+    names = [workdir.resolve().name for workdir in workdirs]
+    # Folders of one name are told apart by their paths.
+    runs = [load(w, str(w) if names.count(name) > 1 else name) for w, name in zip(workdirs, names)]
+    page = render(runs)
+    scratch = out.with_name(out.name + ".tmp")
+    try:
+        scratch.write_text(page, encoding="utf-8")
+        os.replace(scratch, out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    return out
+
+
+class LivePage:
+    """Draws the page of a run that is training, in a thread; a failure is a line in the log and no more."""
+
+    def __init__(self, workdir: Path, split: data.Split):
+        self._workdir, self._split = workdir, split
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="report")
+        self._last: Future | None = None
+
+    def update(self, at: int, predicted: step.Predictions) -> None:
+        """Draw the run as it is now, with the predictions of step `at`; returns at once."""
+        if self._last:
+            self._last.cancel()  # where it has not begun, since this one shows as much and more
+        self._last = self._pool.submit(self._draw, at, predicted)
+
+    def close(self) -> None:
+        """Wait until what was asked for is drawn."""
+        self._pool.shutdown()
+
+    def _draw(self, at: int, predicted: step.Predictions) -> None:
+        try:
+            predictions.save(self._workdir, at, predicted, self._split)
+            write([self._workdir])
+        except Exception as error:  # whatever it is, the run is worth more than its page
+            runtime.logger.warning("%s was not drawn: %s: %s", FILE, type(error).__name__, error)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m jaxnets.report",
+        description=__doc__,
+        usage="%(prog)s [-h] --workdir=DIR [DIR ...] [--out=FILE]",
+    )
+    parser.add_argument("--workdir", type=Path, action="append", default=[], help="the folder of a run")
+    parser.add_argument("more", type=Path, nargs="*", metavar="DIR", help="further runs to compare with it")
+    parser.add_argument("--out", type=Path, help=f"the page; default: {FILE} in the workdir; of several, {COMPARISON}")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run the command; it prints the name of the file."""
+    args = _parser().parse_args(argv[1:])
+    runtime.configure_logging()
+    workdirs = [*args.workdir, *args.more]
+    if not workdirs:
+        raise UserError("give the folder of a run: --workdir=DIR")
+    print(write(workdirs, args.out))
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)(sys.argv)

@@ -1,0 +1,107 @@
+"""Where the time of a run goes: `timing.jsonl`, one object for each epoch, apart from what a seed decides."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+FILE = "timing.jsonl"
+REST = "set-up and rest"
+TRAINING = ("train", "wait for data")  # what passes while the steps of an epoch are taken
+AFTERWARDS = ("evaluate", "checkpoint")  # and when it ends; all else comes before its first step
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """Seconds spent by phase from one step of a run to another."""
+
+    first: int  # the step it starts from
+    last: int
+    seconds: dict[str, float]
+
+
+class Clock:
+    """The seconds of a process by phase: every moment belongs to the innermost phase that is open."""
+
+    def __init__(self, workdir: Path):
+        self.step = 0  # from which the seconds since the last `write` are counted
+        self._path = workdir / FILE
+        self._phase = REST
+        self._since = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count what passes inside to `name`, and not to the phase around it."""
+        outer = self._switch(name)
+        try:
+            yield
+        finally:
+            self._switch(outer)
+
+    def write(self, step: int) -> None:
+        """Append what has passed since the last call, up to `step`."""
+        self._switch(self._phase)
+        seconds = {name: round(value, 3) for name, value in self._seconds.items()}
+        with self._path.open("a") as file:
+            # A line that a kill tore ends here, and spoils no other.
+            file.write("\n" * (file.tell() > 0) + json.dumps({"first": self.step, "last": step, "seconds": seconds}))
+        self.step, self._seconds = step, {}
+
+    def _switch(self, name: str) -> str:
+        now, outer = time.perf_counter(), self._phase
+        self._seconds[outer] = self._seconds.get(outer, 0.0) + now - self._since
+        self._phase, self._since = name, now
+        return outer
+
+
+def read(workdir: Path) -> list[Span]:
+    """The spans of a workdir in order, those left out that a start from an earlier checkpoint made again."""
+    try:
+        lines = (workdir / FILE).read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    spans: list[Span] = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            seconds = {str(name): float(value) for name, value in record["seconds"].items()}
+            span = Span(int(record["first"]), int(record["last"]), seconds)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        spans = [before for before in spans if before.last <= span.first]
+        spans.append(span)
+    return spans
+
+
+def totals(spans: Sequence[Span]) -> dict[str, float]:
+    """Seconds by phase, the longest first."""
+    sums: dict[str, float] = {}
+    for span in spans:
+        for name, seconds in span.seconds.items():
+            sums[name] = sums.get(name, 0.0) + seconds
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def elapsed(spans: Sequence[Span], steps: Sequence[int]) -> np.ndarray:
+    """Seconds of work, pauses between starts left out, after which each step was taken; NaN beyond the spans.
+
+    Within a span steps are taken to be equally long.
+    """
+    at, when, now = [], [], 0.0
+    for span in spans:
+        total, training, after = (
+            sum(value for name, value in span.seconds.items() if names is None or name in names)
+            for names in (None, TRAINING, AFTERWARDS)
+        )
+        if span.last > span.first:
+            at += [span.first + 0.5, span.last]  # not at `first`, where the span before ends
+            when += [now + total - training - after, now + total - after]
+        now += total
+    if not at:
+        return np.full(len(steps), np.nan)
+    return np.interp(steps, at, when, right=np.nan)

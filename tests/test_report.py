@@ -1,0 +1,286 @@
+"""The page of a run: what it says, that it needs nothing else, trusts no file, and harms no run."""
+
+import base64
+import html.parser
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxnets import journal, predictions, report, runtime, timing
+from jaxnets.errors import UserError
+
+NAMES = ("cat", "dog", "<b>&")
+VOID = {"meta", "input", "img", "br", "link"}
+
+
+class Page(html.parser.HTMLParser):
+    """A page taken apart: its elements with their attributes, its text, and whether every tag is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text, self.open = [], "", []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if "style" not in self.open:
+            self.text += text + " "
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def make_run(workdir, names=NAMES, seed=0, **fields):
+    """A workdir as a run of three epochs of ten steps leaves it; the net is mostly right, more so the higher `seed`."""
+    workdir.mkdir()
+    config = {"model": {"name": "tiny", "width": None}, "dataset": "pets", "num_epochs": 3, "batch_size": 32}
+    (workdir / "config.json").write_text(json.dumps(config | {"augment": {"flip": True}} | fields))
+    records = []
+    for epoch in (1, 2, 3):
+        at = {"step": 10 * epoch, "epoch": epoch}
+        train = {"loss": 2.0 / epoch, "accuracy": 0.2 * epoch, "learning_rate": 0.1 / epoch, "images_per_second": 9e9}
+        records += [at | train, at | {"eval_loss": 1.5 / epoch, "eval_accuracy": (0.5, 0.875, 0.75)[epoch - 1]}]
+    (workdir / journal.FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    phases = {"train": 3.0, "wait for data": 1.0, "evaluate": 1.0}
+    spans = [
+        {"first": s, "last": s + 10, "seconds": phases | {"compile": 45.0} if s == 0 else phases} for s in (0, 10, 20)
+    ]
+    (workdir / timing.FILE).write_text("\n".join(map(json.dumps, spans)))
+    label = np.arange(60, dtype=np.int32) % len(names)
+    predicted = label.copy()
+    predicted[3:9] = (predicted[3:9] + 1) % len(names)  # of each class two, where there are three
+    predicted[0] = 1
+    probability = np.full(60, 0.8, np.float32)
+    of_label = np.where(predicted == label, 0.8, 0.1).astype(np.float32)
+    of_label[0] = 0.0001
+    mistakes = np.flatnonzero(predicted != label)[:4]
+    images = np.random.default_rng(seed).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    content = predictions.Evaluated(
+        np.int64(30), np.array(names), label, predicted, probability, of_label, mistakes, images
+    )
+    np.savez(workdir / predictions.FILE, **vars(content))
+    return workdir
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return make_run(tmp_path / "first")
+
+
+def page_of(*workdirs, out=None):
+    path = report.write([Path(w) for w in workdirs], out)
+    return Page(path.read_text())
+
+
+def test_the_page_of_a_run_says_how_it_went(workdir):
+    page = page_of(workdir)
+    for text in ("first", "tiny, on pets", "3 epochs", "87.50%", "after epoch 2", "75.00%", "0.5000", "augment.flip"):
+        assert text in page.text
+    # 320 images in 4 seconds of training, whatever single reports say; 45 + 3 * 5 seconds in all.
+    assert re.search(r"throughput\s+80\b", page.text) and "1 min 0 s" in page.text
+    assert re.search(r"compile\s+45 s\s+75.0%", page.text)
+    assert page.all("h1") and len(page.all("h2")) == 4
+
+
+def test_the_curves_are_drawn_over_steps_and_time_and_described(workdir):
+    descriptions = [figure["aria-label"] for figure in page_of(workdir).all("figure")]
+    titles = ("Loss", "Accuracy", "Learning rate", "Images a second, training")
+    assert [d.split(" over ")[0] for d in descriptions] == [*titles, *titles]
+    assert descriptions[0] == "Loss over step: training from 2 to 0.6667; evaluation from 1.5 to 0.5"
+    assert descriptions[4].startswith("Loss over seconds")
+
+
+def test_the_curve_goes_through_the_numbers(workdir):
+    """The points of the evaluation's accuracy, read back from the drawing."""
+    svg = re.findall(r"<svg.*?</svg>", report.write([workdir]).read_text(), re.DOTALL)
+    accuracy = next(s for s in svg if 'id="accuracy-step-figure_1"' in s)
+    points = re.search(r'd="M ([\d.]+) ([\d.]+) L ([\d.]+) ([\d.]+) L ([\d.]+) ([\d.]+) "[^>]*var\(--series-1\)',
+                       accuracy.replace("\n", ""))  # fmt: skip
+    x0, y0, x1, y1, x2, y2 = map(float, points.groups())
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=1e-3)
+    assert (y1 - y0) / (y2 - y1) == pytest.approx((0.875 - 0.5) / (0.75 - 0.875), rel=1e-3)
+
+
+def test_the_mistakes_are_counted_and_shown(workdir):
+    page = page_of(workdir)
+    # Of each class 20; 17 of the cats are found, and 2 others taken for cats.
+    assert re.search(r"cat\s+85.0%\s+89.5%\s+dog \(15.0%\)", page.text)
+    assert "7 wrong among 60" in page.text
+    images = page.all("img")
+    assert [image["alt"] for image in images][0] == "cat, taken for dog" and len(images) == 4
+    assert "< 0.1%" in page.text
+    shown = Image.open(io.BytesIO(base64.b64decode(images[0]["src"].removeprefix("data:image/png;base64,"))))
+    np.testing.assert_array_equal(np.asarray(shown), predictions.load(workdir).images[0])
+    headers = [cell for cell in page.all("th") if cell.get("scope") == "row"]
+    assert len(headers) >= 6
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(workdir):
+    page = page_of(workdir)
+    assert not page.all("script") and not page.all("link") and not page.all("iframe")
+    links = [attributes.get(name) for _, attributes in page.elements for name in ("src", "href", "xlink:href")]
+    assert all(link.startswith(("data:", "#")) for link in links if link)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {link[1:] for link in links if link and link.startswith("#")}
+    assert targets and targets <= set(ids)
+
+
+def test_the_colours_are_the_pages(workdir):
+    text = report.write([workdir]).read_text()
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    assert "var(--series-1)" in drawn and not re.findall(r"#[0-9a-f]{6}\b", drawn)
+    used, defined = set(re.findall(r"var\(--([\w-]+)\)", text)), set(re.findall(r"--([\w-]+):", text))
+    assert used <= defined
+
+
+EVIL = '<script>alert("x")</script>$x_{$'
+
+
+def test_nothing_in_a_file_becomes_markup(tmp_path):
+    workdir = make_run(tmp_path / "run <i>&", names=(EVIL, "'\"><img src=x>", "{{ 7 * 7 }}"), note=EVIL, dataset=EVIL)
+    page = page_of(workdir)
+    assert not page.all("script") and not page.all("i")
+    assert all(image["src"].startswith("data:") for image in page.all("img"))
+    assert EVIL in page.text and "{{ 7 * 7 }}" in page.text and "run <i>&" in page.text
+
+
+def test_several_runs_are_compared_on_shared_axes(tmp_path, monkeypatch):
+    one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other", augment={"flip": False})
+    monkeypatch.chdir(tmp_path)
+    page = page_of(one, other)
+    assert (tmp_path / "comparison.html").is_file() and not (one / "report.html").exists()
+    assert "2 runs compared" in page.text
+    assert re.search(r"augment.flip\s+True\s+False", page.text)
+    charts = [figure["aria-label"] for figure in page.all("figure")]
+    assert len(charts) == 8 and all("one, " in chart and "other, " in chart for chart in charts)
+    assert re.search(r"cat\s+85.0%\s+85.0%", page.text)
+    assert len(page.all("img")) == 8
+
+
+def test_runs_of_one_name_and_with_other_classes_are_told_apart(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, other = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", names=("x", "y"))
+    page = page_of(one, other, out=tmp_path / "both.html")
+    assert str(one) in page.text and str(other) in page.text
+
+
+def test_many_classes_are_an_image_and_their_worst(tmp_path):
+    names = tuple(f"class-{number}" for number in range(30))
+    page = page_of(make_run(tmp_path / "run", names=names))
+    assert "The other 10 classes" in page.text and not any(
+        "confusion" in (table.get("class") or "") for table in page.all("table")
+    )
+    assert any("30 classes" in (figure["aria-label"]) for figure in page.all("figure"))
+
+
+@pytest.mark.parametrize("missing", [timing.FILE, predictions.FILE])
+def test_a_run_without_a_file_has_a_page_without_its_part(workdir, missing):
+    (workdir / missing).unlink()
+    page = page_of(workdir)
+    assert ("Where the time went" in page.text) == (missing != timing.FILE)
+    assert bool(page.all("img")) == (missing != predictions.FILE)
+    assert len(page.all("figure")) == (8 if missing != timing.FILE else 3)
+
+
+def test_damaged_predictions_are_said_and_left_out(workdir, caplog, monkeypatch):
+    monkeypatch.setattr(runtime.logger, "propagate", True)
+    (workdir / predictions.FILE).write_bytes(b"PK\3\4 nonsense")
+    assert not page_of(workdir).all("img")
+    assert "cannot be read as a run's predictions" in caplog.text
+
+
+def test_records_of_the_first_epoch_are_enough(workdir):
+    lines = (workdir / journal.FILE).read_text().splitlines()
+    (workdir / journal.FILE).write_text(lines[0] + "\n[1]\n" + '{"step": 10, "epoch": 1, "loss": NaN}\n{"step": 1')
+    page = page_of(workdir)
+    assert "epoch 1 of 3 so far" in page.text
+
+
+def test_bad_input_is_refused_and_nothing_written_over(workdir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.html").write_text("<p>mine</p>")
+    new = make_run(tmp_path / "new")
+    (new / journal.FILE).unlink()
+    for arguments, message in {
+        (): "--workdir=DIR",
+        ("--workdir=nowhere",): "nowhere is not the workdir of a run",
+        ("--workdir=new",): "no records in metrics.jsonl yet",
+        (f"--workdir={workdir}", "--out=mine.html"): "mine.html exists and is no page",
+        (f"--workdir={workdir}", "--out=new"): "new exists and is no page",
+        (f"--workdir={workdir}", "--out=nowhere/page.html"): "cannot be written",
+        (f"--workdir={workdir}", "--checkpoint=best"): "--checkpoint",
+    }.items():
+        with pytest.raises(UserError, match=re.escape(message)):
+            report.main(["report", *arguments])
+    assert (tmp_path / "mine.html").read_text() == "<p>mine</p>"
+    assert not (workdir / "report.html").exists()
+
+
+def test_the_command_takes_runs_as_a_shell_lists_them(workdir, tmp_path, capsys):
+    other = make_run(tmp_path / "second")
+    report.main(["report", f"--workdir={workdir}"])
+    report.main(["report", f"--workdir={workdir}"])  # its own page is drawn anew
+    assert capsys.readouterr().out.split() == [str(workdir / "report.html")] * 2
+    for number, arguments in enumerate(([f"--workdir={workdir}", str(other)], [str(workdir), str(other)])):
+        report.main(["report", *arguments, f"--out={tmp_path / f'{number}.html'}"])
+        assert "2 runs compared" in (tmp_path / f"{number}.html").read_text()
+
+
+def test_a_live_page_that_cannot_be_drawn_is_a_line_in_the_log(workdir, caplog, monkeypatch):
+    monkeypatch.setattr(runtime.logger, "propagate", True)
+    live = report.LivePage(workdir, split=None)  # of which no image can be read
+    live.update(30, predictions.load(workdir))
+    live.close()
+    (message,) = {record.message for record in caplog.records}
+    assert "report.html was not drawn: AttributeError" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_fits_its_screen_and_prints(workdir, tmp_path, width):
+    """In Chromium: nothing is wider than the screen, and the page prints on a few sheets."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("needs Chromium to lay the page out (Debian: apt install chromium)")
+    page = report.write([workdir])
+    probe = tmp_path / "probe.html"
+    # In a frame, since a window has a least width; its script writes what it measures into the document.
+    measure = "this.contentDocument.documentElement.scrollWidth"
+    probe.write_text(
+        f"<body><iframe src='{page.name}' style='width:{width}px;height:900px;border:0' "
+        f"onload='document.title = `wide ${{{measure}}}`'></iframe>"
+    )
+    shutil.copy(page, tmp_path / page.name)
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+               "--allow-file-access-from-files"]  # fmt: skip
+    dumped = subprocess.run(
+        [*command, "--virtual-time-budget=5000", "--dump-dom", probe.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    found = re.search(r"<title>wide (\d+)", dumped.stdout)
+    assert found, dumped.stderr[-500:]
+    assert int(found[1]) <= width
+    pdf = tmp_path / "page.pdf"
+    subprocess.run([*command, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, timeout=120, check=True)
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes())) <= 6
