@@ -197,3 +197,22 @@ def _require_fitting(x, kernel, groups):
             f"{x.shape[3]} channels: it needs {kernel.shape[2]} of them for each group, and groups that divide "
             f"its {kernel.shape[3]} outputs"
         )
+
+
+__all__ = [
+    "Convolution",
+    "NO_PADDING",
+    "Normalized",
+    "UNBOUNDED",
+    "batch_norm",
+    "channel_shuffle",
+    "conv",
+    "conv_affine",
+    "conv_batch_norm",
+    "depthwise_conv",
+    "formulation",
+    "geometry",
+    "grouped_conv",
+    "pointwise_conv",
+    "using",
+]

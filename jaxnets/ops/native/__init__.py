@@ -19,9 +19,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnets.errors import UserError
 from jaxnets.ops import reference, xla
+from jaxnets.ops.deferred import Convolution, Normalized
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import library
-from jaxnets.ops.deferred import Convolution, Normalized
 
 UNBOUNDED = (-float("inf"), float("inf"))
 DEPTHWISE_SIZES = ((3, 3), (5, 5))
