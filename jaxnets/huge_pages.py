@@ -65,4 +65,4 @@ def _kernel_modes() -> str:
 def _is_the_command() -> bool:
     """Whether the main module is what this process's command line names."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return (spec.name if spec else sys.argv[0]) in sys.orig_argv[1:]
+    return (spec.name.removesuffix(".__main__") if spec else sys.argv[0]) in sys.orig_argv[1:]

@@ -1,0 +1,178 @@
+"""The page of a comparison: one HTML file that needs nothing else, for screen, phone and print, light and dark."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from jaxnets import compare_results, machine, plots
+
+CSS = """
+:root { color-scheme: light dark; --ink: #1b1c1d; --paper: #fff; --soft: #f3f4f5; --line: #d8dadc; --dim: #5c6166; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e7e8e9; --paper: #16181a; --soft: #212427; --line: #3a3f44; --dim: #a2a8ae; }
+}
+body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--paper); color: var(--ink);
+       font: 1rem/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
+p, li { max-width: 46rem; } .dim, li { color: var(--dim); font-size: .9rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+thead th { background: var(--soft); vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+thead th:first-child { background: var(--soft); }
+figure { margin: 1rem 0; } figcaption { color: var(--dim); font-size: .9rem; }
+svg text { font-family: system-ui, sans-serif !important; }
+code { background: var(--soft); padding: .1rem .3rem; border-radius: .2rem; overflow-wrap: anywhere; }
+@media (max-width: 40rem) { th:first-child, td:first-child { white-space: normal; overflow-wrap: anywhere; } }
+@media print {
+  :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #eee; --line: #bbb; --dim: #333; }
+  body { max-width: none; font-size: 9pt; } .wide { overflow: visible; } table { font-size: 7.5pt; }
+  th, td { padding: .15rem .3rem; } figure { break-inside: avoid; }
+}
+"""
+
+CHART_SIZE = (5.2, 3.6)  # inches; small, so that its text is still read on a phone
+POINTS_MARKED = 25  # a curve of more evaluations is a plain line
+
+Record = dict[str, Any]
+
+
+def html(comparison: Record) -> str:
+    """The whole page, from the record that is written as JSON."""
+    nets = comparison["nets"]
+    title = f"{len(nets)} nets on {comparison['dataset']}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="dim">{escape(machine.sentence(comparison["machine"]))} · {escape(comparison["date"])}<br>'
+        f"<code>{escape(comparison['command'])}</code></p>",
+        _table(compare_results.table(comparison)),
+        "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in compare_results.notes(comparison)) + "</ul>",
+        *_charts(nets),
+        "<h2>Every run</h2>",
+        _table(runs_table(nets)),
+        *_failures(nets),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _table(section: compare_results.Section) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in section.header)
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in section.rows)
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
+
+
+def runs_table(nets: Sequence[Record]) -> compare_results.Section:
+    """One row a finished run."""
+    rows = [
+        (
+            net["label"],
+            str(run["seed"]),
+            f"{run['accuracy']:.2%}",
+            f"{run['train_accuracy']:.2%}",
+            f"{run['epoch_seconds']:.1f}",
+            f"{run['train_seconds']:.0f}",
+        )
+        for net in nets
+        for run in net["runs"]
+    ]
+    header = ("net", "seed", "accuracy", "train accuracy", "s an epoch", "s of training")
+    return compare_results.Section("", header, rows, text_columns=1)
+
+
+def _failures(nets: Sequence[Record]) -> list[str]:
+    failed = [f"{net['label']}, {sentence}" for net in nets for sentence in net["failed"]]
+    if not failed:
+        return []
+    return ["<h2>Not finished</h2><ul>", *(f"<li>{escape(sentence)}</li>" for sentence in failed), "</ul>"]
+
+
+def _charts(nets: Sequence[Record]) -> list[str]:
+    finished = [(index, net) for index, net in enumerate(nets) if net["runs"]]
+    if not finished:
+        return []
+    timed = [(index, net) for index, net in finished if net["latency"]]
+    charts = [
+        (
+            "Accuracy against cost",
+            "Multiply-accumulates of one image; whiskers: standard deviation.",
+            draw_cost,
+            finished,
+        ),
+        ("Accuracy over training time", "A line for each seed, a point for each evaluation.", draw_curves, finished),
+    ]
+    if timed:
+        charts.append(("Accuracy against latency", "Of one image; median.", draw_latency, timed))
+    return [
+        f"<figure><h2>{title}</h2>{_chart(title, draw, shown)}<figcaption>{caption}</figcaption></figure>"
+        for title, caption, draw, shown in charts
+    ]
+
+
+def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence[tuple[int, Record]]) -> str:
+    with plots.style():
+        width, height = CHART_SIZE
+        columns = 2
+        lines = -(-len(nets) // columns)
+        figure = plots.new_figure(width, height + 0.18 * lines)
+        axes = figure.subplots()
+        for index, net in nets:
+            draw(axes, index, net)
+        axes.set_ylabel("accuracy (%)")
+        figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2, handletextpad=0.4)
+    return plots.inline_svg(figure, title)
+
+
+def look(index: int) -> dict[str, str]:
+    """The colour and the marker of the `index`-th net, the same in every chart."""
+    return {"color": plots.COLOURS[index % len(plots.COLOURS)], "marker": plots.MARKERS[index % len(plots.MARKERS)]}
+
+
+def _point(axes: Axes, x: float, index: int, net: Record) -> None:
+    accuracy = net["results"]["accuracy"]
+    axes.errorbar(
+        x,
+        accuracy["mean"] * 100,
+        yerr=None if accuracy["std"] is None else accuracy["std"] * 100,
+        linestyle="none",
+        capsize=2.5,
+        label=net["label"],
+        **look(index),
+    )
+
+
+def draw_cost(axes: Axes, index: int, net: Record) -> None:
+    """A net's accuracy at its MACs."""
+    _point(axes, net["macs"] / 1e6, index, net)
+    axes.set_xscale("log")
+    axes.set_xlabel("MACs (M)")
+
+
+def draw_latency(axes: Axes, index: int, net: Record) -> None:
+    """A net's accuracy at the time it takes for one image."""
+    _point(axes, net["latency"]["one"]["ms"], index, net)
+    axes.set_xscale("log")
+    axes.set_xlabel(f"latency of one image at {net['latency']['image_size']} pixels (ms)")
+
+
+def draw_curves(axes: Axes, index: int, net: Record) -> None:
+    """A net's accuracy as its runs went on."""
+    for number, run in enumerate(net["runs"]):
+        marked = len(run["curve"]) <= POINTS_MARKED
+        axes.plot(
+            [point["seconds"] for point in run["curve"]],
+            [point["accuracy"] * 100 for point in run["curve"]],
+            label=net["label"] if number == 0 else None,
+            linewidth=1.1,
+            markersize=3.5,
+            **(look(index) if marked else {"color": look(index)["color"]}),
+        )
+    axes.set_xlabel("training (s)")

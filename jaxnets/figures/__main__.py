@@ -1,0 +1,77 @@
+"""Make a figure of an experiment from the papers: its data as JSON, the figure as PNG and PDF.
+
+relu_collapse: what ReLU does to a curve in few dimensions. bottleneck_ablation: linear and non-linear bottlenecks,
+and where shortcuts go. shuffle_ablation: ShuffleNetV1 without channel shuffle. width_tradeoff: accuracy against cost.
+cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. Nets are trained in a small setting that takes
+minutes; `--config.FIELD=VALUE` sets any field otherwise (`--config.train_split=train --config.num_epochs=60`). The
+same command again goes on where it was stopped. The last line on standard output is one JSON object.
+"""
+
+from jaxnets import huge_pages
+
+if __name__ == "__main__":
+    huge_pages.restart()
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from jaxnets import config_file, plots
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.figures import bottleneck_ablation, cost_breakdown, relu_collapse, shuffle_ablation, width_tradeoff
+from jaxnets.figures.options import Options
+
+FIGURES: dict[str, ModuleType] = {
+    "relu_collapse": relu_collapse,
+    "bottleneck_ablation": bottleneck_ablation,
+    "shuffle_ablation": shuffle_ablation,
+    "width_tradeoff": width_tradeoff,
+    "cost_breakdown": cost_breakdown,
+}
+TRAINED = ("bottleneck_ablation", "shuffle_ablation", "width_tradeoff")
+
+
+def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
+    """Measure, write and draw a figure in `options.out`; its data and its files."""
+    figure = FIGURES[name]
+    out = options.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
+    inner = Options(out / name, options.seeds, options.config, options.overrides)
+    data = figure.measure(inner)
+    path = out / f"{name}.json"
+    path.write_text(json.dumps(data) + "\n")
+    with plots.style():
+        drawn = figure.draw(data)
+    return data, [path, *plots.save(drawn, out / name)]
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m jaxnets.figures", description=__doc__)
+    parser.add_argument("name", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the figure, and of the runs behind it")
+    parser.add_argument("--seeds", type=int, help="runs of each net that is trained; default: 2")
+    parser.add_argument("--config", help="configuration of nets that are trained; default: configs/default.py")
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Run the command; the last line it prints is the JSON result."""
+    args, overrides = _parser().parse_known_args(argv[1:])
+    config_file.check_overrides(overrides)
+    if args.name not in TRAINED and (args.seeds or args.config or overrides):
+        raise UserError(f"{args.name} trains no net: it takes --out alone")
+    if args.seeds is not None and args.seeds < 1:
+        raise UserError(f"--seeds={args.seeds} must be at least 1")
+    asked = {"seeds": args.seeds, "config": args.config}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    data, files = make(args.name, Options(args.out, overrides=tuple(overrides), **asked))
+    print(json.dumps({"figure": args.name, "files": [str(file) for file in files], "compute": data["compute"]}))
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)(sys.argv)

@@ -1,0 +1,73 @@
+"""ShuffleNetV1 with and without channel shuffle, for each number of groups (1707.01083, table 3)."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from jaxnets import plots
+from jaxnets.figures import training
+from jaxnets.figures.options import Options
+
+GROUPS = (1, 2, 3, 4, 8)
+WIDTH = 0.5  # where the paper found the shuffle to matter most
+
+
+def spec(groups: int, shuffle: bool, width: float = WIDTH) -> str:
+    """The net as `compare` takes it."""
+    return f"shufflenet_v1_g{groups}_cifar:width={width}" + ("" if shuffle else ":shuffle=False")
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Accuracy by number of groups, with and without shuffle; one group has nothing to shuffle."""
+    pairs = {
+        groups: [spec(groups, shuffle) for shuffle in ((True, False) if groups > 1 else (True,))] for groups in GROUPS
+    }
+    comparison = training.train([name for names in pairs.values() for name in names], options)
+    nets = {net["label"]: training.net_data(net) for net in comparison["nets"]}
+    return {
+        "groups": [
+            {"groups": groups, "shuffle": nets[names[0]], "no_shuffle": nets[names[-1]] if len(names) > 1 else None}
+            for groups, names in pairs.items()
+        ],
+        "width": WIDTH,
+        "seeds": options.seeds,
+        "compute": training.compute(comparison),
+    }
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    """Accuracy against the number of groups: two lines, whiskers of one standard deviation."""
+    figure = plots.new_figure(5.0, 3.1)
+    axes = figure.subplots()
+    for index, (field, label) in enumerate((("shuffle", "with channel shuffle"), ("no_shuffle", "without"))):
+        points = [(at, each[field]["accuracy"]) for at, each in enumerate(data["groups"]) if _finished(each[field])]
+        axes.errorbar(
+            [at for at, _ in points],
+            [100 * accuracy["mean"] for _, accuracy in points],
+            yerr=[100 * (accuracy["std"] or 0.0) for _, accuracy in points],
+            color=plots.COLOURS[index],
+            marker=plots.MARKERS[index],
+            capsize=3,
+            label=label,
+        )
+    for at, each in enumerate(data["groups"]):
+        if _finished(each["shuffle"]) and _finished(each["no_shuffle"]):
+            high, low = (each[field]["accuracy"]["mean"] * 100 for field in ("shuffle", "no_shuffle"))
+            axes.annotate(
+                f"{high - low:+.1f}",
+                (at, (high + low) / 2),
+                (7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+    labels = [f"{each['groups']}\n{each['shuffle']['macs'] / 1e6:.1f} M MACs" for each in data["groups"]]
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set(xlabel=f"groups, ShuffleNetV1 {data['width']}x", ylabel="accuracy (%)", xlim=(-0.3, len(labels) - 0.5))
+    axes.legend()
+    plots.footnote(figure, data["compute"])
+    return figure
+
+
+def _finished(net: dict[str, Any] | None) -> bool:
+    return bool(net and net["accuracy"])

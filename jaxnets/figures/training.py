@@ -1,0 +1,51 @@
+"""What the figures share whose nets are trained: a small setting, and what it cost."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxnets import compare, machine
+from jaxnets.figures.options import Options
+
+# Minutes on a laptop for a handful of nets; `--config.FIELD=VALUE` sets any of it otherwise.
+SMALL = (
+    "--config.train_split=train[:10000]",
+    "--config.eval_split=test[:5000]",
+    "--config.image_size=24",
+    "--config.augment.crop_padding=3",
+    "--config.num_epochs=8",
+    "--config.batch_size=64",
+    "--config.optimizer.learning_rate=0.05",
+)
+
+
+def train(models: Sequence[str], options: Options) -> dict[str, Any]:
+    """The comparison (`compare.run`'s record) of nets trained in the small setting, or go on with it."""
+    configs = compare.load_configs([options.config], [*SMALL, *options.overrides], models)
+    entries = compare.make_entries(configs, models)
+    command = "python -m jaxnets.figures"
+    return compare.run(entries, options.seeds, options.out, latency_batch=0, command=command)
+
+
+def compute(comparison: dict[str, Any]) -> str:
+    """What a comparison cost, in one line: runs, images, arithmetic, seconds, machine."""
+    config = comparison["nets"][0]["config"]
+    runs = [(net, run) for net in comparison["nets"] for run in net["runs"]]
+    seconds = sum(run["train_seconds"] for _, run in runs)
+    # A step is the forward pass and twice as much backward.
+    macs = sum(3 * net["macs"] * run["train_images"] for net, run in runs)
+    return (
+        f"{len(runs)} runs of {config['num_epochs']} epochs on {comparison['dataset']} {comparison['train_split']} at "
+        f"{config['image_size']} px: {macs / 1e12:.1f} T MACs, {seconds / 60:.1f} min of training; accuracy of "
+        f"{comparison['eval_split']}; {machine.sentence(comparison['machine'])}"
+    )
+
+
+def net_data(net: dict[str, Any]) -> dict[str, Any]:
+    """What is drawn of a net in a comparison."""
+    return {
+        "label": net["label"],
+        "parameters": net["parameters"],
+        "macs": net["macs"],
+        "accuracy": net["results"]["accuracy"] if net["results"] else None,
+        "curves": [[(point["epoch"], point["accuracy"]) for point in run["curve"]] for run in net["runs"]],
+    }

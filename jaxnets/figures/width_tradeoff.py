@@ -1,0 +1,54 @@
+"""Accuracy against multiply-accumulates and parameters, over widths and families."""
+
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator
+
+from jaxnets import plots
+from jaxnets.figures import training
+from jaxnets.figures.options import Options
+
+FAMILIES = {
+    "MobileNetV1": tuple(f"mobilenet_v1_cifar:width={width}" for width in (0.25, 0.5, 0.75)),
+    "MobileNetV2": tuple(f"mobilenet_v2_cifar:width={width}" for width in (0.25, 0.5, 0.75)),
+    "SqueezeNet 1.1": tuple(f"squeezenet1_1_cifar:width={width}" for width in (0.5, 1.0)),
+    "ShuffleNetV1 g3": tuple(f"shufflenet_v1_g3_cifar:width={width}" for width in (0.5, 1.0)),
+    "ShuffleNetV2": ("shufflenet_v2_x0_5_cifar", "shufflenet_v2_x1_0_cifar"),
+}
+COSTS = {"macs": "MACs of one image (M)", "parameters": "parameters (M)"}
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """Accuracy, MACs and parameters of every net, by family."""
+    comparison = training.train([net for nets in FAMILIES.values() for net in nets], options)
+    nets = {net["label"]: training.net_data(net) for net in comparison["nets"]}
+    families = {family: [nets[label] for label in labels] for family, labels in FAMILIES.items()}
+    return {"families": families, "seeds": options.seeds, "compute": training.compute(comparison)}
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    """Two panels, one for each cost; a line for each family."""
+    figure = plots.new_figure(7.0, 3.3)
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (cost, label) in zip(panels, COSTS.items()):
+        for index, (family, nets) in enumerate(data["families"].items()):
+            nets = [net for net in nets if net["accuracy"]]
+            axes.errorbar(
+                [net[cost] / 1e6 for net in nets],
+                [100 * net["accuracy"]["mean"] for net in nets],
+                yerr=[100 * (net["accuracy"]["std"] or 0.0) for net in nets],
+                color=plots.COLOURS[index],
+                marker=plots.MARKERS[index],
+                capsize=2.5,
+                label=family if cost == "macs" else None,
+            )
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.minorticks_off()
+        axes.set_xlabel(label)
+    panels[0].set_ylabel("accuracy (%)")
+    figure.legend(loc="outside upper center", ncols=len(data["families"]), columnspacing=1.2, handletextpad=0.5)
+    plots.footnote(figure, data["compute"])
+    return figure

@@ -1,0 +1,40 @@
+"""Where numbers were made: the machine and the versions, to stand beside every one of them."""
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import jax
+
+from jaxnets import ops
+
+PACKAGES = ("jax", "flax", "optax")
+
+
+def describe() -> dict[str, object]:
+    """The devices, the processor, its cores that this process may use, and the versions, for JSON."""
+    devices = jax.local_devices()
+    return {
+        "device": _processor() if devices[0].platform == "cpu" else devices[0].device_kind,
+        "num_devices": len(devices),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "operators": ops.formulation(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def sentence(machine: dict[str, object]) -> str:
+    """`describe`'s in one line."""
+    count = f"{machine['num_devices']} x " if machine["num_devices"] > 1 else ""
+    return f"{count}{machine['device']}, {machine['cores']} CPU cores, JAX {machine['versions']['jax']}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

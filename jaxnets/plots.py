@@ -1,0 +1,98 @@
+"""One look for every picture: figures for papers, and charts inside a page that follow its colours."""
+
+import contextlib
+import io
+import re
+import textwrap
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+INK = "#1b1c1d"  # text and axes; of its own value, so that `inline_svg` finds it
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A8467F", "#E69F00", "#56B4E9", "#7F3C8D", "#888888")
+MARKERS = "osD^vPX*"  # beside the colours, for those who cannot tell these apart
+FILE_FORMATS = ("png", "pdf")
+DPI = 200
+FOOTNOTE_SIZE = 6.5  # points
+CHARACTERS_AN_INCH = 19  # of a footnote
+
+SETTINGS = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.12,
+    "grid.linewidth": 0.6,
+    "axes.linewidth": 0.7,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # text that stays text
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """Draw, and save, with `SETTINGS`."""
+    with matplotlib.rc_context(SETTINGS):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, whose parts find their own room."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """Lines below everything: what the numbers cost, and where they were made."""
+    width = figure.bbox.width / figure.dpi
+    text = textwrap.fill(text, int(width * CHARACTERS_AN_INCH))
+    figure.supxlabel(text, fontsize=FOOTNOTE_SIZE, alpha=0.7, x=0.01, ha="left", linespacing=1.25)
+
+
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Write the figure beside `path` in every one of `FILE_FORMATS`; the files."""
+    files = [path.with_name(f"{path.name}.{ending}") for ending in FILE_FORMATS]
+    with style():
+        for file in files:
+            # No date inside: the same data make the same file.
+            metadata = {"CreationDate": None} if file.suffix == ".pdf" else None
+            figure.savefig(file, dpi=DPI, metadata=metadata)
+    return files
+
+
+def inline_svg(figure: Figure, name: str) -> str:
+    """The figure as an `<svg>` element without background, its text and axes in the colour of the text around it.
+
+    `name` tells it apart from the others of a page, and is what a screen reader says.
+    """
+    buffer = io.StringIO()
+    with style(), matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    # Named groups are the same in every figure, and nothing refers to them.
+    svg = re.sub(r'<g id="[a-zA-Z]+\d*_?\d*">', "<g>", svg)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+    # No size of its own: as wide as the page allows, and on a large one a third wider than drawn.
+    opening = re.match(r"<svg[^>]*>", svg)[0]
+    attributes = re.sub(r' (width|height)="[^"]*"', "", opening).removeprefix("<svg")
+    size = f"width: min(100%, {width * 4 / 3:.0f}px); height: auto"
+    return f'<svg role="img" aria-label="{escape(name)}" style="{size}"{attributes}' + svg[len(opening) :]
