@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -54,23 +55,26 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     with (
         workdir.claim(directory, config) as before,
         closing(checkpoint.open_manager(directory, config.keep_checkpoints)) as manager,
+        ThreadPoolExecutor(1) as background,
     ):
         saved = checkpoint.restore_latest(manager, template) if before else None
-        start, totals = saved or (compile_and_create_state(plan, weights), dict(NO_TOTALS))
-        at = int(start.step)
+        start, totals = saved or (None, dict(NO_TOTALS))
+        at = int(start.step) if saved else 0
         if at > plan.total_steps:
             raise UserError(
                 f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, "
                 f"which ends at {plan.total_steps}; its checkpoints are as they were"
             )
         workdir.keep(directory, config)
+        # XLA compiles this while the training step is traced, which takes as long.
+        create = None if saved else background.submit(compile_and_create_state, plan, weights)
         announce(plan, directory, at, before)
         evaluated = bool(saved and manager.metrics(at))
         with (
             closing(Journal(directory, at, evaluated)) as journal,
             closing(LivePage(directory, plan.eval_split)) as page,
         ):
-            return fit(plan, start, totals, manager, journal, clock, page)
+            return fit(plan, at, create.result if create else lambda: start, totals, manager, journal, clock, page)
 
 
 def announce(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
@@ -127,15 +131,15 @@ class Running:
 
 def fit(
     plan: Plan,
-    start: state.TrainState,
+    at: int,
+    start: Callable[[], state.TrainState],
     totals: Totals,
     manager: ocp.CheckpointManager,
     journal: Journal,
     clock: Clock,
     page: LivePage,
 ) -> dict[str, Any]:
-    """Train from a state to the plan's last step; the last evaluation's record."""
-    at = int(start.step)
+    """Train from the state that `start` gives, of step `at`, to the plan's last; the last evaluation's record."""
     if at >= plan.total_steps and journal.last_evaluation(at):
         logger.info("nothing left to do: the run has its %d epochs", at // plan.steps_per_epoch)
         return journal.last_evaluation(at)
@@ -143,9 +147,9 @@ def fit(
     with clock.phase("read data"):
         examples, eval_examples = load_examples(plan)
     per_call = steps_per_call(plan.config.steps_per_call, plan.steps_per_epoch, at)
-    current = step.replicate(start, plan.devices)
     with clock.phase("compile"):
-        dispatch = compile_train(plan, current, examples, per_call) if at < plan.total_steps else None
+        dispatch = compile_train(plan, examples, per_call) if at < plan.total_steps else None
+        current = step.replicate(start(), plan.devices)
     with (
         closing(train_calls(plan, bool(examples), per_call, at)) as calls,
         runtime.deferred_interrupts() as interruption,
@@ -228,7 +232,7 @@ def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.Shap
     }
 
 
-def compile_train(plan: Plan, current: state.TrainState, examples, per_call: int) -> Callable:
+def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int) -> Callable:
     """The training step compiled for this run's shapes: `(state, batches) -> (state, metrics)`."""
     config = plan.config
     one_step = partial(
@@ -243,7 +247,7 @@ def compile_train(plan: Plan, current: state.TrainState, examples, per_call: int
     batches = call_shapes(plan, bool(examples), per_call)
     key = step.replicate(jax.random.key(config.seed), plan.devices)
     began = time.perf_counter()
-    compiled = step.pmap_train(one_step, plan.devices).lower(current, examples, batches, key).compile()
+    compiled = step.pmap_train(one_step, plan.devices).lower(state_shapes(plan), examples, batches, key).compile()
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     logger.info(
@@ -273,16 +277,17 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
     def settle() -> None:
         nonlocal at, totals, began, seen
         metrics = jax.tree.map(np.asarray, in_flight.pop(0))
+        now = time.perf_counter()
         require_finite(metrics.loss, at, run.manager)
         before, at = at, at + len(metrics.loss)
         images = len(metrics.loss) * plan.config.batch_size
         seen += images
         totals = add(totals, metrics, plan.config.batch_size)
-        run.progress.advance(at, totals, seen / (time.perf_counter() - began))
+        run.progress.advance(at, totals, seen / (now - began))
         every = plan.config.log_every_steps
         if at // every > before // every or at % plan.steps_per_epoch == 0:
-            report(run, at, totals, seen / (time.perf_counter() - began))
-            totals, began, seen = dict(NO_TOTALS), time.perf_counter(), 0
+            report(run, at, totals, seen / (now - began))
+            totals, began, seen = dict(NO_TOTALS), now, 0
 
     while dispatched < end and run.interruption.signum is None:
         with run.clock.phase("wait for data"):
@@ -330,7 +335,7 @@ def report(run: Running, at: int, totals: Totals, images_per_second: float) -> N
         "epoch": math.ceil(at / run.plan.steps_per_epoch),
         "loss": totals["loss"] / totals["count"],
         "accuracy": totals["correct"] / totals["count"],
-        "learning_rate": float(run.plan.schedule(at - 1)),
+        "learning_rate": float(run.plan.learning_rates[at - 1]),
         "images_per_second": round(images_per_second, 1),
     }
     run.journal.write(record)

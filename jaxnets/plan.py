@@ -1,7 +1,9 @@
 """A run before its first step: data opened, net and optimizer built, everything checked to fit together."""
 
+import contextlib
 import dataclasses
-from functools import partial
+from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 
 from jaxnets import data, evaluate, optim, settings, state, step, torch_weights
+from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
 
 Weights = dict[str, Any]  # {'params', 'batch_stats'}
@@ -28,6 +32,7 @@ class Plan:
     model: nn.Module
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
+    learning_rates: np.ndarray  # the schedule at every step, float32
 
     @property
     def steps_per_epoch(self) -> int:
@@ -36,6 +41,17 @@ class Plan:
     @property
     def total_steps(self) -> int:
         return self.config.num_epochs * self.steps_per_epoch
+
+    @cached_property
+    def traced_state(self) -> jax.stages.Traced:
+        """`create_state` as one program, traced once for its shapes and for its values.
+
+        There the forward pass of initialisation is dead code; op by op it would run, and compile every op.
+        """
+        # What runs once is not worth optimising: this halves its compilation on the CPU.
+        options = {"xla_backend_optimization_level": 0} if self.devices[0].platform == "cpu" else None
+        with refuse_unfit_images(self.config.model.name, self.config.image_size):
+            return jax.jit(partial(create_state, self), compiler_options=options).trace()
 
 
 def create_state(plan: Plan) -> state.TrainState:
@@ -50,13 +66,8 @@ def create_state(plan: Plan) -> state.TrainState:
 
 
 def compile_and_create_state(plan: Plan, weights: Weights | None = None) -> state.TrainState:
-    """`create_state` in one program, with `weights` in place of the initial ones if given.
-
-    There the forward pass of initialisation is dead code; op by op it would run, and compile every op.
-    """
-    # What runs once is not worth optimising: this halves its compilation on the CPU.
-    options = {"xla_backend_optimization_level": 0} if plan.devices[0].platform == "cpu" else None
-    made = jax.jit(partial(create_state, plan), compiler_options=options)()
+    """The state before the first step, with `weights` in place of the initial ones if given."""
+    made = plan.traced_state.lower().compile()()
     if weights is None:
         return made
     ema = None if made.ema is None else jax.tree.map(jnp.array, weights)
@@ -91,7 +102,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
                 f"config.{field}={config[field]} must be a multiple of the {len(devices)} devices it is spread over"
             )
     data.is_resident(config.resident, 0, config.resident_limit)  # refuses what it does not know
-    check_net(config)
+    if find_prepared(config.dataset, config.data_dir) is None:  # else the first trace comes as soon
+        check_net(config)
     open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size, crop=config.crop)
     train_split = open_split(config.dataset, config.train_split)
     eval_split = open_split(config.dataset, config.eval_split)
@@ -105,7 +117,10 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
     axis_name = step.AXIS if config.sync_batch_norm else None
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
-    return Plan(config, devices, train_split, eval_split, model, schedule, optimizer)
+    total_steps = config.num_epochs * data.steps_per_epoch(len(train_split), config.batch_size)
+    # All at once and now: one by one, each would wait for the training steps in flight.
+    learning_rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(total_steps)))
+    return Plan(config, devices, train_split, eval_split, model, schedule, optimizer, learning_rates)
 
 
 def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
@@ -124,15 +139,19 @@ def check_net(config: ml_collections.ConfigDict) -> None:
     """UserError where the net cannot be made or cannot take the images; by shapes, nothing is computed."""
     model = settings.make_model(config, num_classes=1)  # how many there are, only the data knows
     images = jnp.zeros((1, config.image_size, config.image_size, 3))
-    try:
+    with refuse_unfit_images(config.model.name, config.image_size):
         jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+
+
+@contextlib.contextmanager
+def refuse_unfit_images(name: str, size: int) -> Iterator[None]:
+    """UserError in place of the error of a net that is traced with images too small for it."""
+    try:
+        yield
     except ValueError as error:
-        size = config.image_size
-        raise UserError(
-            f"config.model.name={config.model.name!r} cannot take images of {size}x{size}: {error}"
-        ) from None
+        raise UserError(f"config.model.name={name!r} cannot take images of {size}x{size}: {error}") from None
 
 
 def state_shapes(plan: Plan) -> state.TrainState:
-    """The shapes of the state, found without computing."""
-    return jax.eval_shape(partial(create_state, plan))
+    """The shapes of the state, found without computing; UserError where the net cannot take the images."""
+    return plan.traced_state.out_info

@@ -23,6 +23,16 @@ def test_the_length_of_a_run_leaves_out_incomplete_batches(config):
     made = plan.make_plan(config)
     assert made.steps_per_epoch == 14 and made.total_steps == 42
     assert made.schedule(41) < made.schedule(21) and made.schedule(21) == pytest.approx(0.05)
+    np.testing.assert_allclose(made.learning_rates, [made.schedule(at) for at in range(42)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_a_net_that_cannot_take_the_images_is_refused_with_and_without_data(config, monkeypatch, prepared):
+    monkeypatch.setattr(plan, "find_prepared", lambda *_: config.data_dir if prepared else None)
+    config.model.name, config.model.width, config.model.stem_stride = "squeezenet1_0", None, None
+    config.image_size, config.augment.crop_padding = 8, 0
+    with pytest.raises(UserError, match="squeezenet1_0' cannot take images of 8x8"):
+        plan.state_shapes(plan.make_plan(config))
 
 
 def test_the_initial_state_is_the_seeds_and_the_checked_shapes(config):
