@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 INK = "#1b1c1d"  # text and axes; of its own value, so that `inline_svg` finds it
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A8467F", "#E69F00", "#56B4E9", "#7F3C8D", "#888888")
-MARKERS = "osD^vPX*"  # beside the colours, for those who cannot tell these apart
+MARKERS = "osD^vPX"  # one fewer than colours, so that all pairs of them come
 FILE_FORMATS = ("png", "pdf")
 DPI = 200
 FOOTNOTE_SIZE = 6.5  # points
@@ -43,6 +43,7 @@ SETTINGS = {
     "xtick.color": INK,
     "ytick.color": INK,
     "svg.fonttype": "none",
+    "svg.hashsalt": "jaxnets",  # the same figure has the same ids
     "pdf.fonttype": 42,  # text that stays text
 }
 
@@ -83,13 +84,12 @@ def inline_svg(figure: Figure, name: str) -> str:
     `name` tells it apart from the others of a page, and is what a screen reader says.
     """
     buffer = io.StringIO()
-    with style(), matplotlib.rc_context({"svg.hashsalt": name}):
+    with style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # Named groups are the same in every figure, and nothing refers to them.
-    svg = re.sub(r'<g id="[a-zA-Z]+\d*_?\d*">', "<g>", svg)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{re.sub(r'[^a-z]+', '-', name.lower())}-", svg)
     width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
     # No size of its own: as wide as the page allows, and on a large one a third wider than drawn.
     opening = re.match(r"<svg[^>]*>", svg)[0]

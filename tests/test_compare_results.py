@@ -1,0 +1,106 @@
+"""Numbers read from a workdir, over seeds, and in tables, against what was put there by hand."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
+
+from jaxnets import compare_results
+
+CONFIG = ConfigDict({"seed": 4, "batch_size": 10, "num_epochs": 2, "ema_decay": 0.0})
+# Two epochs of five steps, reported twice an epoch; the rates make 2, 4, 3 and 6 seconds.
+RECORDS = [
+    {"step": 3, "epoch": 1, "loss": 2.0, "accuracy": 0.1, "images_per_second": 15.0},
+    {"step": 5, "epoch": 1, "loss": 2.0, "accuracy": 0.2, "images_per_second": 5.0},
+    {"step": 5, "epoch": 1, "eval_loss": 1.0, "eval_accuracy": 0.95, "ema_eval_accuracy": 0.5, "num_examples": 7},
+    {"step": 8, "epoch": 2, "loss": 2.0, "accuracy": 0.5, "images_per_second": 10.0},
+    {"step": 10, "epoch": 2, "loss": 2.0, "accuracy": 1.0, "images_per_second": 20 / 6},
+    {"step": 10, "epoch": 2, "eval_loss": 1.0, "eval_accuracy": 0.925, "ema_eval_accuracy": 0.9, "num_examples": 7},
+]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    return tmp_path
+
+
+def test_the_numbers_of_a_run(workdir):
+    run = compare_results.read_run(workdir, CONFIG)
+    assert run["accuracy"] == 0.925  # of the last epoch, not the best
+    assert run["train_accuracy"] == pytest.approx((3 * 0.5 + 2 * 1.0) / 5)
+    assert run["train_seconds"] == pytest.approx(15)
+    assert run["epoch_seconds"] == pytest.approx((6 + 9) / 2)
+    assert run["seconds_to"] == pytest.approx({"0.90": 6, "0.92": 6, "0.93": 6, "0.94": 6})
+    assert (run["seed"], run["train_images"], run["num_examples"]) == (4, 100, 7)
+
+
+def test_averaged_weights_count_where_the_run_keeps_them(workdir):
+    run = compare_results.read_run(workdir, ConfigDict(CONFIG.to_dict() | {"ema_decay": 0.9}))
+    assert run["accuracy"] == 0.9
+    assert run["seconds_to"]["0.90"] == pytest.approx(15) and run["seconds_to"]["0.92"] is None
+
+
+def test_a_run_that_is_not_at_its_end_has_no_numbers(workdir, tmp_path):
+    assert compare_results.read_run(tmp_path / "nothing", CONFIG) is None
+    assert compare_results.read_run(workdir, ConfigDict(CONFIG.to_dict() | {"num_epochs": 3})) is None
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:5]))
+    assert compare_results.read_run(workdir, CONFIG) is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
+def test_the_spread_is_numpys(values):
+    found = compare_results.spread(values)
+    assert found["mean"] == pytest.approx(np.mean(values))
+    assert found["std"] == pytest.approx(np.std(values, ddof=1))
+    assert found["min"] <= found["mean"] + 1e-12 and found["n"] == len(values)
+
+
+def make_run(accuracy, seconds):
+    return {
+        "accuracy": accuracy,
+        "train_accuracy": accuracy,
+        "epoch_seconds": 1.0,
+        "train_seconds": 2.0,
+        "seconds_to": seconds,
+    }
+
+
+def make_net(label, runs, latency=None):
+    sizes = {"label": label, "model": "m", "image_size": 32, "parameters": 1234, "macs": 5_600_000}
+    results = compare_results.over_seeds(runs)
+    return sizes | {"results": results, "latency": latency, "failed": [], "runs": runs}
+
+
+def test_an_accuracy_that_one_seed_missed_has_no_time():
+    runs = [make_run(0.93, {"0.90": 1.0, "0.92": 2.0}), make_run(0.91, {"0.90": 3.0, "0.92": None})]
+    assert compare_results.over_seeds(runs)["seconds_to"] == {"0.90": 2.0, "0.92": None}
+    assert compare_results.reached([make_net("a", runs), make_net("none", [])]) == ["0.90"]
+
+
+def test_one_seed_has_no_deviation():
+    assert compare_results.with_spread(compare_results.spread([0.5])) == "50.00"
+    assert compare_results.with_spread(compare_results.spread([0.5, 0.6])) == "55.00 ± 7.07 (n=2)"
+
+
+def test_tables_have_a_cell_for_every_column():
+    latency = {"image_size": 224, "batch_size": 8, "one": {"ms": 2.345}, "batch": {"ms": 1234.5}, "model": "m"}
+    nets = [
+        make_net("a", [make_run(0.93, {f"{t:.2f}": 5.0 for t in compare_results.TARGETS})], latency),
+        make_net("b, with a comma", []),
+    ]
+    comparison = {"nets": nets, "seeds": 1, "eval_split": "test", "dataset": "digits", "note": "A note."}
+    section = compare_results.table(comparison)
+    assert {len(row) for row in section.rows} == {len(section.header)}
+    cells = dict(zip(section.header, section.rows[0]))
+    assert cells["accuracy (%)"] == "93.00" and cells["s to 94%"] == "5.0"
+    assert cells["1 image (ms)"] == "2.35" and cells["8 images (ms)"] == "1,234"
+    rows = list(csv.DictReader(io.StringIO(compare_results.csv_text(comparison))))
+    assert [row["label"] for row in rows] == ["a", "b, with a comma"]
+    assert float(rows[0]["latency_batch_ms"]) == 1234.5 and rows[1]["accuracy_mean"] == ""
+    assert compare_results.notes(comparison)[-1] == "A note."
