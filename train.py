@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--config={path} cannot be loaded: there is no such file, or it fails when it is run")
     if WORKDIR.value == "":
         raise UserError("--workdir is empty; leave it out for runs/<name of the configuration>")
-    name = "_".join([Path(path.split(":")[0]).stem, *path.split(":")[1:]])
+    name = "_".join([Path(path.split(":")[0]).stem, *path.split(":")[1:]]).replace(",", "_")
     result = loop.train(CONFIG.value, WORKDIR.value or Path("runs") / name)
     print(json.dumps(result))
 

@@ -10,7 +10,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0  # the one seed: initial weights, order of the data, augmentation, dropout
 
     # Data
-    config.dataset = "cifar10"  # cifar10, cifar100, digits, or any image classification set prepared by TFDS
+    config.dataset = "cifar10"  # cifar10, cifar100, digits, one prepared by TFDS, or folder:PATH of class/image files
     config.data_dir = placeholder(str)  # None: TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.train_split = "train"  # TFDS split syntax, e.g. train[:45000]
     config.eval_split = "test"  # likewise
@@ -22,11 +22,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.resident_limit = 4 << 30  # bytes of decoded images; "auto" streams a larger data set
     config.num_workers = 2  # processes that read a streamed data set; 0: threads
 
+    config.crop_area = 0.0  # smallest share of an image that a random-resized crop takes, (0, 1]; streams; 0: off
+    config.progressive_sizes = ()  # pixels a side in equal shares of the epochs, e.g. (16, 24, 32); (): image_size
+
     # Augmentation of the training images, on the device
     config.augment = ml_collections.ConfigDict()
     config.augment.crop_padding = 4  # pixels of black border before a random crop; 0: off
     config.augment.flip = True  # mirror every second image
     config.augment.cutout = 0  # side in pixels of a square set to the mean; 0: off
+    config.augment.mixup = 0.0  # alpha of Beta(alpha, alpha), the share of each of two blended images; 0: off
+    config.augment.cutmix = 0.0  # likewise, the share left of an image with a box of another; 0: off; both: either
 
     # Net: its name and the fields of `jaxnets.create_model`. None: what the net itself defines
     config.model = ml_collections.ConfigDict()
@@ -51,21 +56,22 @@ def get_config() -> ml_collections.ConfigDict:
 
     # Optimizer
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.name = "sgd"  # sgd, adamw, rmsprop, lion
+    config.optimizer.name = "sgd"  # sgd, adamw, rmsprop, lion, muon
     config.optimizer.learning_rate = 0.1  # the schedule's peak
-    config.optimizer.momentum = 0.9  # sgd, rmsprop
-    config.optimizer.nesterov = True  # sgd
-    config.optimizer.beta1 = 0.9  # adamw, lion
-    config.optimizer.beta2 = 0.999  # adamw, lion; rmsprop: decay of the squared gradients
-    config.optimizer.epsilon = 1e-8  # adamw, rmsprop
+    config.optimizer.batch_scaling = "none"  # none, linear, sqrt: learning_rate is a batch of 256's, scaled to ours
+    config.optimizer.momentum = 0.9  # sgd, rmsprop, muon
+    config.optimizer.nesterov = True  # sgd, muon
+    config.optimizer.beta1 = 0.9  # adamw, lion; muon: of what it leaves to Adam
+    config.optimizer.beta2 = 0.999  # adamw, lion, muon's Adam; rmsprop: decay of the squared gradients
+    config.optimizer.epsilon = 1e-8  # adamw, rmsprop, muon
     config.optimizer.weight_decay = 5e-4  # kernels only; sgd, rmsprop: added to the gradient; others: decoupled
     config.optimizer.decay_depthwise = True  # False: spare depthwise kernels (MobileNetV1, section 3.1)
     config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
 
     # Learning-rate schedule
     config.schedule = ml_collections.ConfigDict()
-    config.schedule.name = "cosine"  # cosine, linear, step, exponential, constant
-    config.schedule.warmup_epochs = 1.0  # linear, from 0; at most half of the run
+    config.schedule.name = "cosine"  # cosine, linear, step, exponential, constant, one_cycle
+    config.schedule.warmup_epochs = 1.0  # linear, from 0 (one_cycle: cosine, from peak / 25); at most half of the run
     config.schedule.end_factor = 0.0  # cosine, linear: last learning rate over the peak
     config.schedule.boundaries = (0.5, 0.75)  # step: where it falls, as fractions of num_epochs
     config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor a epoch
@@ -83,10 +89,3 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every_steps = 100  # and at the end of every epoch
     config.compilation_cache = True  # keep compiled programs between starts (JAX_COMPILATION_CACHE_DIR)
     return config
-
-
-def choose(variant: str, values: dict):
-    """The value of a configuration's variant, `--config=configs/NAME.py:VARIANT`; ValueError listing them."""
-    if variant not in values:
-        raise ValueError(f"there is no variant {variant!r}; there are {', '.join(values)}")
-    return values[variant]

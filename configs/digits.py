@@ -1,11 +1,12 @@
 """MobileNetV2 on the UCI handwritten digits: embedded, no download, about a minute on a laptop."""
 
-from configs import default
+from configs import default, recipes
 
 
-def get_config():
-    """A narrow MobileNetV2 with a stride-2 stem: the digits are 8x8, upsampled to 32x32."""
+def get_config(words: str = ""):
+    """A narrow MobileNetV2 with a stride-2 stem: the digits are 8x8, upsampled to 32x32. Its own recipe only."""
     config = default.get_config()
+    recipes.choose(words, ["x0_35"], "x0_35", ["default"])
     config.dataset = "digits"
     config.mean = (0.3, 0.3, 0.3)
     config.std = (0.3, 0.3, 0.3)

@@ -1,13 +1,18 @@
 """MobileNetV1 on CIFAR-10."""
 
-from configs import default
+from configs import default, recipes
 
 WIDTHS = {"x0_25": 0.25, "x0_5": 0.5, "x0_75": 0.75, "x1_0": 1.0}
+QUICK_EPOCHS = {"x0_25": 16, "x0_5": 12, "x0_75": 8, "x1_0": 6}
 
 
-def get_config(variant: str = "x1_0"):
-    """The CIFAR net of a width, SGD and a cosine schedule."""
+def get_config(words: str = ""):
+    """The CIFAR net of a width, x1_0 where none is named, trained by a recipe of `recipes`."""
     config = default.get_config()
+    variant, recipe = recipes.choose(words, WIDTHS, "x1_0")
     config.model.name = "mobilenet_v1_cifar"
-    config.model.width = default.choose(variant, WIDTHS)
+    config.model.width = WIDTHS[variant]
+    if recipe is recipes.quick:
+        config.num_epochs = QUICK_EPOCHS[variant]
+    recipe(config)
     return config

@@ -1,13 +1,18 @@
 """MobileNetV2 on CIFAR-10."""
 
-from configs import default
+from configs import default, recipes
 
 WIDTHS = {"x0_5": 0.5, "x0_75": 0.75, "x1_0": 1.0, "x1_4": 1.4}
+QUICK_EPOCHS = {"x0_5": 8, "x0_75": 6, "x1_0": 4, "x1_4": 4}
 
 
-def get_config(variant: str = "x1_0"):
-    """The CIFAR net with projection shortcuts, of a width; SGD and a cosine schedule."""
+def get_config(words: str = ""):
+    """The CIFAR net with projection shortcuts, of a width, x1_0 where none is named; a recipe of `recipes`."""
     config = default.get_config()
+    variant, recipe = recipes.choose(words, WIDTHS, "x1_0")
     config.model.name = "mobilenet_v2_cifar"
-    config.model.width = default.choose(variant, WIDTHS)
+    config.model.width = WIDTHS[variant]
+    if recipe is recipes.quick:
+        config.num_epochs = QUICK_EPOCHS[variant]
+    recipe(config)
     return config

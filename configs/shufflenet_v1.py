@@ -1,12 +1,17 @@
 """ShuffleNetV1 on CIFAR-10."""
 
-from configs import default
+from configs import default, recipes
 
 NETS = {groups: f"shufflenet_v1_{groups}_cifar" for groups in ("g1", "g2", "g3", "g4", "g8")}
+QUICK_EPOCHS = 6
 
 
-def get_config(variant: str = "g3"):
-    """The CIFAR net with a number of groups, SGD and a cosine schedule."""
+def get_config(words: str = ""):
+    """The CIFAR net with a number of groups, g3 where none is named, trained by a recipe of `recipes`."""
     config = default.get_config()
-    config.model.name = default.choose(variant, NETS)
+    variant, recipe = recipes.choose(words, NETS, "g3")
+    config.model.name = NETS[variant]
+    if recipe is recipes.quick:
+        config.num_epochs = QUICK_EPOCHS
+    recipe(config)
     return config

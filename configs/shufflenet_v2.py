@@ -1,12 +1,17 @@
 """ShuffleNetV2 on CIFAR-10."""
 
-from configs import default
+from configs import default, recipes
 
 NETS = {width: f"shufflenet_v2_{width}_cifar" for width in ("x0_5", "x1_0", "x1_5", "x2_0")}
+QUICK_EPOCHS = {"x0_5": 12, "x1_0": 8, "x1_5": 6, "x2_0": 4}
 
 
-def get_config(variant: str = "x1_0"):
-    """The CIFAR net of a width, SGD and a cosine schedule."""
+def get_config(words: str = ""):
+    """The CIFAR net of a width, x1_0 where none is named, trained by a recipe of `recipes`."""
     config = default.get_config()
-    config.model.name = default.choose(variant, NETS)
+    variant, recipe = recipes.choose(words, NETS, "x1_0")
+    config.model.name = NETS[variant]
+    if recipe is recipes.quick:
+        config.num_epochs = QUICK_EPOCHS[variant]
+    recipe(config)
     return config

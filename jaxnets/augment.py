@@ -3,6 +3,8 @@
 One key per image, so that an image's fate does not depend on how many devices share its batch.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -31,14 +33,57 @@ def cut_out(key, image, size: int):
     return jnp.where(hole[:, :, None], 0, image)
 
 
+def mix_up(key, image, other, alpha: float):
+    """The image blended with another (arXiv 1710.09412), and its share: float32 from Beta(alpha, alpha)."""
+    share = jax.random.beta(key, alpha, alpha)
+    return share * image + (1 - share) * other, share
+
+
+def cut_mix(key, image, other, alpha: float):
+    """The image with a box of another pasted in (arXiv 1905.04899, algorithm 1), and the share left of it.
+
+    The box has the image's proportions, covers 1 - Beta(alpha, alpha) of it, and is clipped at the border.
+    """
+    height, width, _ = image.shape
+    share_key, row_key, column_key = jax.random.split(key, 3)
+    side = jnp.sqrt(1 - jax.random.beta(share_key, alpha, alpha))
+
+    def inside(key, length):
+        middle, half = jax.random.randint(key, (), 0, length), side * length / 2
+        positions = jnp.arange(length)
+        return (positions >= jnp.round(middle - half)) & (positions < jnp.round(middle + half))
+
+    box = inside(row_key, height)[:, None] & inside(column_key, width)
+    return jnp.where(box[:, :, None], other, image), 1 - box.mean(dtype=jnp.float32)
+
+
+def mix(key, image, other, *, mixup: float = 0.0, cutmix: float = 0.0):
+    """`mix_up` or `cut_mix`, whichever has an alpha, each with equal chance where both have: image and its share."""
+    choice_key, key = jax.random.split(key)
+    if mixup and cutmix:
+        blended, boxed = mix_up(key, image, other, mixup), cut_mix(key, image, other, cutmix)
+        return jax.tree.map(lambda a, b: jnp.where(jax.random.bernoulli(choice_key), a, b), blended, boxed)
+    return mix_up(key, image, other, mixup) if mixup else cut_mix(key, image, other, cutmix)
+
+
+def progressive_size(sizes: Sequence[int], image_size: int, epoch: int, num_epochs: int) -> int:
+    """Side in pixels of the training images of an epoch (from 0): `sizes` in equal shares of the run."""
+    return sizes[min(epoch * len(sizes) // num_epochs, len(sizes) - 1)] if sizes else image_size
+
+
 def normalize(images, mean, std):
     """uint8 images `(..., C)` as float32 with the given per-channel mean and deviation, both of [0, 1] images."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
-def augment(key, image, *, mean, std, crop_padding: int = 4, flip: bool = True, cutout: int = 0):
-    """One uint8 training image `(H, W, C)` cropped, flipped, normalised and cut out: float32, same shape."""
+def augment(
+    key, image, *, mean, std, crop_padding: int = 4, flip: bool = True, cutout: int = 0, size: int | None = None
+):
+    """One uint8 training image `(H, W, C)` cropped, flipped, normalised, cut out, and resized: float32 `(S, S, C)`.
+
+    `size` S is the side after all the rest, by antialiased bilinear interpolation; None: as it is.
+    """
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
     if crop_padding:
         image = random_crop(crop_key, image, crop_padding)
@@ -46,4 +91,12 @@ def augment(key, image, *, mean, std, crop_padding: int = 4, flip: bool = True, 
         image = random_flip(flip_key, image)
     image = normalize(image, mean, std)
     # After normalisation, so that the hole is the mean colour.
-    return cut_out(cutout_key, image, cutout) if cutout else image
+    image = cut_out(cutout_key, image, cutout) if cutout else image
+    return resize(image, size) if size else image
+
+
+def resize(image, size: int):
+    """A float image `(H, W, C)` at `size` x `size` pixels, bilinear and antialiased."""
+    if image.shape[:2] == (size, size):
+        return image
+    return jax.image.resize(image, (size, size, image.shape[-1]), "bilinear")

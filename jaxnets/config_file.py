@@ -48,6 +48,6 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def name_of(path: str) -> str:
-    """What a configuration is called: its file's name and its variant, `mnv2_x0_5` for `configs/mnv2.py:x0_5`."""
+    """What a configuration is called: its file's name and its words, `mnv2_x0_5` for `configs/mnv2.py:x0_5`."""
     file, *variant = path.split(":")
-    return "_".join([Path(file).stem, *variant])
+    return "_".join([Path(file).stem, *variant]).replace(",", "_")

@@ -35,12 +35,13 @@ from rich.progress import Progress
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxnets import image_files
-from jaxnets.datasets import open_builder
+from jaxnets.datasets import ImageFiles, is_folder, open_builder, read_folder
 from jaxnets.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 Batch = dict[str, np.ndarray]
+Fit = Callable[[Image.Image, int], Image.Image]  # an image and its index -> the pixels of it that are used
 
 _CHUNK = 512  # records read at once while decoding
 _open_streams: weakref.WeakSet = weakref.WeakSet()
@@ -53,7 +54,7 @@ class Split:
     name: str  # data set
     split: str  # in TFDS's split syntax
     directory: str  # of the prepared files
-    source: ArrayRecordDataSource  # index -> serialized tf.train.Example
+    source: ArrayRecordDataSource | ImageFiles  # index -> serialized tf.train.Example, or path and label
     class_names: tuple[str, ...]
     image_size: int  # pixels a side, after resizing
     crop: bool = False  # to the middle of the image; else all of it, squeezed to a square
@@ -77,7 +78,7 @@ def open_split(
     """The split of a prepared data set; cifar10, cifar100 and digits are prepared where they are not yet.
 
     Args:
-      dataset: a TFDS name of an image classification data set, `name[/config][:version]`.
+      dataset: a TFDS name of an image classification data set, `name[/config][:version]`, or `folder:PATH`.
       split: TFDS's split syntax: `train`, `train[:45000]`, `train[90%:]`, `train+test`.
       data_dir: None means `TFDS_DATA_DIR`, else TFDS's default.
       image_size: side in pixels to which images are brought, squeezed or, with `crop`, resized and cropped.
@@ -87,6 +88,8 @@ def open_split(
     """
     if image_size < 1:
         raise UserError(f"config.image_size must be at least 1 pixel, not {image_size}")
+    if is_folder(dataset):
+        return _open_folder(dataset, split, image_size, crop)
     builder = open_builder(dataset, data_dir)
     splits = builder.info.splits
     known = ", ".join(f"{name} ({info.num_examples} examples)" for name, info in splits.items())
@@ -101,6 +104,20 @@ def open_split(
     _check_shards(instructions, builder.data_path)
     source = ArrayRecordDataSource(instructions)
     return Split(dataset, split, str(builder.data_path), source, names, image_size, crop)
+
+
+def _open_folder(dataset: str, split: str, image_size: int, crop: bool) -> Split:
+    folder = read_folder(dataset)
+    try:
+        source = folder.select(split)
+    except ValueError as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"split {split!r} of {dataset} does not exist ({reason}); it has {folder.describe()}"
+        ) from error
+    if not len(source):
+        raise UserError(f"split {split!r} of {dataset} is empty; it has {folder.describe()}")
+    return Split(dataset, split, str(folder.directory), source, folder.class_names, image_size, crop)
 
 
 def class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
@@ -168,15 +185,15 @@ def _empty_batch(split: Split, size: int) -> Batch:
     return {"image": np.empty(shape, np.uint8), "label": np.empty(size, np.int32)}
 
 
-def read_batch(split: Split, indices: np.ndarray) -> Batch:
-    """The decoded examples at `indices`, as `decode` gives them all."""
+def read_batch(split: Split, indices: np.ndarray, fit: Fit | None = None) -> Batch:
+    """The decoded examples at `indices`, as `decode` gives them all, or brought to their size by `fit`."""
     batch = _empty_batch(split, len(indices))
-    _fill(batch, 0, split, indices)
+    _fill(batch, 0, split, indices, fit)
     return batch
 
 
-def _fill(batch: Batch, start: int, split: Split, indices: np.ndarray) -> None:
-    """Decode the records at `indices` into `batch` from position `start` on."""
+def _fill(batch: Batch, start: int, split: Split, indices: np.ndarray, fit: Fit | None = None) -> None:
+    """Decode the records at `indices` into `batch` from position `start` on, `fit` or else squeezed or cropped."""
     indices = indices.tolist()
     try:
         records = split.source.__getitems__(indices)
@@ -184,7 +201,8 @@ def _fill(batch: Batch, start: int, split: Split, indices: np.ndarray) -> None:
         records = [_read_record(split, index) for index in indices]
     for position, (index, record) in enumerate(zip(indices, records), start):
         try:
-            batch["image"][position], batch["label"][position] = _decode_record(split, record)
+            image, batch["label"][position] = _decode_record(split, record)
+            batch["image"][position] = np.asarray(fit(image, index) if fit else _fit(split, image))
         except Exception as error:  # PIL raises anything from OSError to SyntaxError for a bad image
             raise _record_error(split, index, error) from error
 
@@ -198,13 +216,19 @@ def _read_record(split: Split, index: int) -> bytes:
 
 def _record_error(split: Split, index: int, error: Exception) -> UserError:
     reason = str(error).split("\n")[0].split(";")[0][:200] or type(error).__name__
+    if isinstance(split.source, ImageFiles):
+        return UserError(f"{split.source.paths[index]} cannot be read ({reason}); replace it or take it out")
     return UserError(
         f"record {index} of {split.name} {split.split} in {split.directory} cannot be read ({reason}); "
         "delete the directory and have it prepared again"
     )
 
 
-def _decode_record(split: Split, record: bytes) -> tuple[np.ndarray, int]:
+def _decode_record(split: Split, record: bytes | tuple[str, int]) -> tuple[Image.Image, int]:
+    """The image of a record in RGB, and its label."""
+    if isinstance(split.source, ImageFiles):
+        path, label = record
+        return image_files.read(path), label
     # By hand: TFDS's own decoding takes three times as long, and would want OpenCV to be faster.
     feature = tf_example_pb2.Example.FromString(record).features.feature
     label = feature["label"].int64_list.value[0]
@@ -213,8 +237,18 @@ def _decode_record(split: Split, record: bytes) -> tuple[np.ndarray, int]:
     image = Image.open(io.BytesIO(feature["image"].bytes_list.value[0]))
     if image.mode != "RGB":
         image = image.convert("RGB")
-    fit = image_files.resize_and_crop if split.crop else image_files.squeeze
-    return np.asarray(fit(image, split.image_size)), label
+    return image, label
+
+
+def _fit(split: Split, image: Image.Image) -> Image.Image:
+    return (image_files.resize_and_crop if split.crop else image_files.squeeze)(image, split.image_size)
+
+
+def _random_fit(split: Split, seed: int, epoch: int, crop_area: float, image: Image.Image, index: int) -> Image.Image:
+    """The random-resized crop that a training image gets in an epoch; depends on nothing else."""
+    # Longer than the entropy of `epoch_order`, so that they are other draws.
+    raw = np.random.PCG64(np.random.SeedSequence([seed % 2**64, epoch, index, 1])).random_raw((10, 4))
+    return image_files.random_resized_crop(image, split.image_size, crop_area, (raw >> 11) / 2.0**53)
 
 
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
@@ -288,6 +322,7 @@ def stream_train(
     end_step: int,
     num_workers: int,
     steps_per_call: int,
+    crop_area: float = 0.0,
 ) -> Iterator[Batch]:
     """The training batches of steps `start_step` to `end_step`, `steps_per_call` (K) stacked at a time.
 
@@ -297,6 +332,7 @@ def stream_train(
 
     Args:
       num_workers: processes that read and decode; 0 reads in threads of this process.
+      crop_area: smallest share of the image in a random-resized crop, other ones every epoch; 0: as in evaluation.
 
     Raises:
       UserError: bad sizes, at once; or, while iterating, a record that cannot be read.
@@ -304,7 +340,7 @@ def stream_train(
     per_epoch = steps_per_epoch(len(split), batch_size)
     if steps_per_call < 1:
         raise UserError(f"config.steps_per_call must be at least 1, not {steps_per_call}")
-    load = partial(_train_batch, split, seed, batch_size)
+    load = partial(_train_batch, split, seed, batch_size, crop_area)
     batches = _stream(load, start_step, end_step, num_workers, batch_size * split.nbytes // len(split))
     return _stack_calls(batches, start_step, end_step, per_epoch, steps_per_call)
 
@@ -319,8 +355,10 @@ def stream_eval(split: Split, *, batch_size: int, num_workers: int) -> Iterator[
     return _stream(load, 0, len(indices), num_workers, batch_size * split.nbytes // len(split))
 
 
-def _train_batch(split: Split, seed: int, batch_size: int, step: int) -> Batch:
-    return read_batch(split, train_indices(seed, len(split), batch_size, step, 1)[0])
+def _train_batch(split: Split, seed: int, batch_size: int, crop_area: float, step: int) -> Batch:
+    epoch = step // steps_per_epoch(len(split), batch_size)
+    fit = partial(_random_fit, split, seed, epoch, crop_area) if crop_area else None
+    return read_batch(split, train_indices(seed, len(split), batch_size, step, 1)[0], fit)
 
 
 def _eval_batch(split: Split, batch_size: int, number: int) -> Batch:

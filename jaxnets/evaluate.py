@@ -24,6 +24,7 @@ import ml_collections
 import numpy as np
 
 from jaxnets import checkpoint, data, runtime, settings, step
+from jaxnets.datasets import is_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.workdir import CONFIG
 
@@ -179,7 +180,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--workdir", type=Path, required=True, help="the folder of the run")
     parser.add_argument("--checkpoint", default="best", help="best (by eval_accuracy; default), latest, or a step")
     parser.add_argument("--split", help="TFDS split to evaluate, e.g. test[:1000]; default: the run's eval_split")
-    parser.add_argument("--data_dir", help="where the data set is now, if not where the run found it")
+    parser.add_argument("--data_dir", help="where the data set (or its folder) is now, if not where the run found it")
     parser.add_argument("--batch_size", type=int, help="images at once; default: the run's eval_batch_size")
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the run")
     return parser
@@ -191,7 +192,9 @@ def main(argv: list[str]) -> None:
     runtime.configure_logging()
     run = load_run(args.workdir, args.checkpoint, ema=args.ema)
     config = run.config
-    if args.data_dir or not Path(config.data_dir or "").is_dir():  # or the run was made elsewhere
+    if args.data_dir and is_folder(config.dataset):
+        config.dataset = f"folder:{args.data_dir}"
+    elif args.data_dir or not Path(config.data_dir or "").is_dir():  # or the run was made elsewhere
         config.data_dir = args.data_dir
     if args.batch_size is not None:
         config.eval_batch_size = args.batch_size

@@ -1,6 +1,7 @@
 """Image files as upright RGB images of the size a net takes, whatever is in them."""
 
 import glob
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,20 +22,21 @@ def find(argument: str) -> list[str]:
     exists is never taken for a pattern, and one that does not exist is given back for `read` to complain of.
     """
     if os.path.isdir(argument):
-        if not (files := sorted(_images_below(argument))):
+        if not (files := sorted(images_below(argument))):
             raise UserError("the folder holds no image files")
         return files
     if os.path.lexists(argument) or not glob.has_magic(argument):
         return [argument]
     files = []
     for match in sorted(glob.glob(argument, recursive=True)):
-        files += sorted(_images_below(match)) if os.path.isdir(match) else [match]
+        files += sorted(images_below(match)) if os.path.isdir(match) else [match]
     if not files:
         raise UserError("no file matches this pattern")
     return files
 
 
-def _images_below(folder: str) -> Iterator[str]:
+def images_below(folder: str) -> Iterator[str]:
+    """The files at any depth in a folder whose name ends as an image's does; hidden ones are left out."""
     Image.init()
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
     for parent, folders, files in os.walk(folder):
@@ -98,3 +100,25 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
         image = image.resize(resized, Image.Resampling.BILINEAR)
     left, top = (round((side - size) / 2) for side in resized)
     return image.crop((left, top, left + size, top + size))
+
+
+def random_resized_crop(image: Image.Image, size: int, least_area: float, draws: np.ndarray) -> Image.Image:
+    """A random part of the image, `least_area` to all of it, brought to `size` x `size` pixels (1409.4842, section 6).
+
+    `draws` are uniform in [0, 1), float64 `(T, 4)`: for each of T trials area, aspect ratio (3/4 to 4/3, uniform in
+    its logarithm), top and left. As in torchvision's RandomResizedCrop, where no trial fits into the image it is
+    the middle, as much of it as such a ratio allows.
+    """
+    width, height = image.size
+    for area, ratio, top, left in draws.tolist():
+        pixels = width * height * (least_area + (1 - least_area) * area)
+        aspect = (4 / 3) ** (2 * ratio - 1)
+        w, h = round(math.sqrt(pixels * aspect)), round(math.sqrt(pixels / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            x, y = int(left * (width - w + 1)), int(top * (height - h + 1))
+            break
+    else:
+        w = max(min(width, round(height * 4 / 3)), 1)
+        h = max(min(height, round(width * 4 / 3)), 1)
+        x, y = (width - w) // 2, (height - h) // 2
+    return image.crop((x, y, x + w, y + h)).resize((size, size), Image.Resampling.BILINEAR)

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxnets import checkpoint, data, evaluate, runtime, settings, state, step, workdir
-from jaxnets.datasets import data_root
+from jaxnets.datasets import absolute, data_root
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plan import Plan, compile_and_create_state, load_initial_weights, make_plan, make_schedule, state_shapes
@@ -42,6 +42,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     config = config.copy_and_resolve_references()
     # Kept in the workdir, so that evaluation finds the data wherever it is started, in whatever environment.
     config.data_dir = str(data_root(config.data_dir).resolve())
+    config.dataset = absolute(config.dataset)
     if config.compilation_cache:
         runtime.enable_compilation_cache()
     workdir.check(directory, config)
@@ -118,7 +119,7 @@ class Running:
     """What the epochs of a run share: its compiled steps, and where its numbers and states go."""
 
     plan: Plan
-    dispatch: Callable  # (state, batches) -> (state, TrainMetrics) of one call
+    dispatch: dict[int, Callable]  # by side of the images: (state, batches) -> (state, TrainMetrics) of one call
     calls: Iterator[dict[str, np.ndarray]]  # what is dispatched, from the first step of this start on
     evaluator: evaluate.Evaluator
     manager: ocp.CheckpointManager
@@ -148,7 +149,9 @@ def fit(
         examples, eval_examples = load_examples(plan)
     per_call = steps_per_call(plan.config.steps_per_call, plan.steps_per_epoch, at)
     with clock.phase("compile"):
-        dispatch = compile_train(plan, examples, per_call) if at < plan.total_steps else None
+        epochs = range(at // plan.steps_per_epoch, plan.config.num_epochs)
+        sizes = dict.fromkeys(plan.training_size(epoch) for epoch in epochs)
+        dispatch = {size: compile_train(plan, examples, per_call, size) for size in sizes}
         current = step.replicate(start(), plan.devices)
     with (
         closing(train_calls(plan, bool(examples), per_call, at)) as calls,
@@ -180,15 +183,18 @@ def fit(
 def load_examples(plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """The decoded training and evaluation images on every device, or {} for what streams."""
     config = plan.config
-    nbytes = plan.train_split.nbytes + plan.eval_split.nbytes
+    # A random-resized crop is another part of the original image every epoch: it is made where images are read.
+    splits = (plan.eval_split,) if config.crop_area else (plan.train_split, plan.eval_split)
+    nbytes = sum(split.nbytes for split in splits)
     if not data.is_resident(config.resident, nbytes, config.resident_limit):
-        logger.info("streaming the images (%.1f GB decoded)", nbytes / 1e9)
+        logger.info("streaming the images (%.1f GB decoded)", (plan.train_split.nbytes + plan.eval_split.nbytes) / 1e9)
         return {}, {}
     # Two names of one split are decoded and kept once.
-    decoded = {
-        split.split: step.replicate(data.decode(split), plan.devices) for split in (plan.train_split, plan.eval_split)
-    }
+    decoded = {split.split: step.replicate(data.decode(split), plan.devices) for split in splits}
     logger.info("%.0f MB of images on each device", nbytes / 1e6)
+    if config.crop_area:
+        logger.info("streaming the training images, cropped anew every epoch")
+        return {}, decoded[plan.eval_split.split]
     return decoded[plan.train_split.split], decoded[plan.eval_split.split]
 
 
@@ -215,6 +221,7 @@ def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[
             end_step=plan.total_steps,
             num_workers=config.num_workers,
             steps_per_call=per_call,
+            crop_area=config.crop_area,
         )
     for batches in calls:
         yield step.shard(batches, len(plan.devices))
@@ -232,14 +239,17 @@ def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.Shap
     }
 
 
-def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int) -> Callable:
-    """The training step compiled for this run's shapes: `(state, batches) -> (state, metrics)`."""
+def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:
+    """The training step on images of `size` pixels a side, compiled: `(state, batches) -> (state, metrics)`."""
     config = plan.config
+    augmentation = {"mean": tuple(config.mean), "std": tuple(config.std), "size": size, **config.augment}
+    mixing = {name: augmentation.pop(name) for name in ("mixup", "cutmix")}
     one_step = partial(
         step.train_step,
         model=plan.model,
         optimizer=plan.optimizer,
-        augmentation={"mean": tuple(config.mean), "std": tuple(config.std), **config.augment},
+        augmentation=augmentation,
+        mixing=mixing if any(mixing.values()) else None,
         label_smoothing=config.label_smoothing,
         ema_decay=config.ema_decay,
         axis_name=step.AXIS,
@@ -269,7 +279,9 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
     saves the state and raises Interrupted.
     """
     plan = run.plan
-    end = (at // plan.steps_per_epoch + 1) * plan.steps_per_epoch
+    epoch = at // plan.steps_per_epoch
+    end = (epoch + 1) * plan.steps_per_epoch
+    dispatch = run.dispatch[plan.training_size(epoch)]
     dispatched = at
     began, seen = time.perf_counter(), 0
     in_flight = []
@@ -292,7 +304,7 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
     while dispatched < end and run.interruption.signum is None:
         with run.clock.phase("wait for data"):
             batches = next(run.calls)
-        current, metrics = run.dispatch(current, batches)
+        current, metrics = dispatch(current, batches)
         in_flight.append(metrics)
         dispatched += metrics.loss.shape[0]
         if len(in_flight) > 1:

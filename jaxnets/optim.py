@@ -3,9 +3,23 @@
 import jax
 import jax.numpy as jnp
 import optax
+from optax import contrib
 
-OPTIMIZERS = ("sgd", "adamw", "rmsprop", "lion")
-SCHEDULES = ("cosine", "linear", "step", "exponential", "constant")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop", "lion", "muon")
+SCHEDULES = ("cosine", "linear", "step", "exponential", "constant", "one_cycle")
+BATCH_SCALINGS = ("none", "linear", "sqrt")
+BASE_BATCH_SIZE = 256  # whose learning rate the scaling rules start from
+
+
+def scale_rate(rate: float, batch_size: int, scaling: str) -> float:
+    """The learning rate for a batch, from that for a batch of 256: times their ratio or its square root.
+
+    none: as it is. linear: arXiv 1706.02677, section 2.1. sqrt: keeps the variance of an update (1404.5997).
+    """
+    if scaling not in BATCH_SCALINGS:
+        raise ValueError(f"unknown batch scaling {scaling!r}; there are {', '.join(BATCH_SCALINGS)}")
+    exponent = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[scaling]
+    return rate * (batch_size / BASE_BATCH_SIZE) ** exponent
 
 
 def make_schedule(
@@ -24,11 +38,14 @@ def make_schedule(
     The warm-up takes at most half of the run.
 
     cosine, linear: to `peak * end_factor` at the last step. step: times `decay` at each of `boundaries`
-    (fractions of the run). exponential: times `decay` every epoch, smoothly.
+    (fractions of the run). exponential: times `decay` every epoch, smoothly. one_cycle (1708.07120) is
+    PyTorch's OneCycleLR: the warm-up is half a cosine from `peak / 25`, the fall another to `peak / 250000`.
     """
     total = steps_per_epoch * num_epochs
     warmup = min(round(warmup_epochs * steps_per_epoch), total // 2)
     rest = max(total - warmup, 1)
+    if name == "one_cycle":
+        return optax.cosine_onecycle_schedule(total, peak, warmup / total)
     if name == "cosine":
         body = optax.cosine_decay_schedule(peak, rest, end_factor)
     elif name == "linear":
@@ -62,6 +79,15 @@ def decay_mask(params, decay_depthwise: bool = True):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
+def muon_dimensions(params):
+    """How Muon sees each leaf as a matrix, inputs by outputs: convolutions so; None, for Adam, the rest.
+
+    The rest: the classifier, depthwise kernels (whose rows are channels that never meet), BatchNorm, biases.
+    """
+    as_matrix = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    return jax.tree.map(lambda leaf: as_matrix if leaf.ndim == 4 and leaf.shape[2] > 1 else None, params)
+
+
 def make_optimizer(
     name: str,
     schedule: optax.Schedule,
@@ -77,7 +103,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clipping, the named update, weight decay, learning rate.
 
-    Weight decay is PyTorch's: part of the gradient for sgd and rmsprop, decoupled for adamw and lion.
+    Weight decay is PyTorch's: part of the gradient for sgd and rmsprop, decoupled for adamw, lion and muon.
+    muon's orthogonal updates have the size of Adam's (2502.16982, section 2.2), so one learning rate serves both.
     """
     shrink = optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay_depthwise))
     accumulate = optax.trace(momentum, nesterov=nesterov and name == "sgd") if momentum else optax.identity()
@@ -89,6 +116,18 @@ def make_optimizer(
         update = optax.chain(optax.scale_by_adam(beta1, beta2, epsilon), shrink)
     elif name == "lion":
         update = optax.chain(optax.scale_by_lion(beta1, beta2), shrink)
+    elif name == "muon":
+        direction = contrib.muon(
+            -1.0,  # the direction alone: sign, rate and decay come after
+            beta=momentum,
+            eps=epsilon,
+            nesterov=nesterov,
+            adam_b1=beta1,
+            adam_b2=beta2,
+            muon_weight_dimension_numbers=muon_dimensions,
+            consistent_rms=0.2,
+        )
+        update = optax.chain(direction, shrink)
     else:
         raise ValueError(f"unknown optimizer {name!r}; there are {', '.join(OPTIMIZERS)}")
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from jaxnets import data, evaluate, optim, settings, state, step, torch_weights
+from jaxnets import augment, data, evaluate, optim, settings, state, step, torch_weights
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
 
@@ -52,6 +52,11 @@ class Plan:
         options = {"xla_backend_optimization_level": 0} if self.devices[0].platform == "cpu" else None
         with refuse_unfit_images(self.config.model.name, self.config.image_size):
             return jax.jit(partial(create_state, self), compiler_options=options).trace()
+
+    def training_size(self, epoch: int) -> int:
+        """Side in pixels of the images on which epoch `epoch`, from 0, trains."""
+        config = self.config
+        return augment.progressive_size(config.progressive_sizes, config.image_size, epoch, config.num_epochs)
 
 
 def create_state(plan: Plan) -> state.TrainState:
@@ -102,7 +107,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
                 f"config.{field}={config[field]} must be a multiple of the {len(devices)} devices it is spread over"
             )
     data.is_resident(config.resident, 0, config.resident_limit)  # refuses what it does not know
-    if find_prepared(config.dataset, config.data_dir) is None:  # else the first trace comes as soon
+    # Of a prepared data set the first trace comes as soon; it is of image_size only.
+    if config.progressive_sizes or find_prepared(config.dataset, config.data_dir) is None:
         check_net(config)
     open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size, crop=config.crop)
     train_split = open_split(config.dataset, config.train_split)
@@ -113,7 +119,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             f"of config.train_split={config.train_split!r}"
         )
     schedule = make_schedule(config, data.steps_per_epoch(len(train_split), config.batch_size))
-    update = {name: value for name, value in config.optimizer.items() if name not in ("name", "learning_rate")}
+    of_the_rate = ("name", "learning_rate", "batch_scaling")
+    update = {name: value for name, value in config.optimizer.items() if name not in of_the_rate}
     optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
     axis_name = step.AXIS if config.sync_batch_norm else None
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
@@ -128,7 +135,7 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
     fields = {name: value for name, value in config.schedule.items() if name != "name"}
     return optim.make_schedule(
         config.schedule.name,
-        config.optimizer.learning_rate,
+        optim.scale_rate(config.optimizer.learning_rate, config.batch_size, config.optimizer.batch_scaling),
         steps_per_epoch=steps_per_epoch,
         num_epochs=config.num_epochs,
         **fields,
@@ -138,9 +145,9 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
 def check_net(config: ml_collections.ConfigDict) -> None:
     """UserError where the net cannot be made or cannot take the images; by shapes, nothing is computed."""
     model = settings.make_model(config, num_classes=1)  # how many there are, only the data knows
-    images = jnp.zeros((1, config.image_size, config.image_size, 3))
-    with refuse_unfit_images(config.model.name, config.image_size):
-        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    for size in dict.fromkeys((config.image_size, *config.progressive_sizes)):
+        with refuse_unfit_images(config.model.name, size):
+            jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
 
 @contextlib.contextmanager

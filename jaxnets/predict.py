@@ -89,6 +89,8 @@ def _class_names(config: ml_collections.ConfigDict) -> Sequence[str]:
     """The names in the run's data set where it is prepared; never prepares or downloads it."""
     data_dir = config.data_dir if Path(config.data_dir or "").is_dir() else None
     try:
+        if datasets.is_folder(config.dataset):
+            return datasets.read_folder(config.dataset).class_names
         if datasets.find_prepared(config.dataset, data_dir):
             return data.class_names(datasets.open_builder(config.dataset, data_dir))
         reason = f"it is not prepared in {datasets.data_root(data_dir)}"

@@ -127,14 +127,32 @@ def check(config: ml_collections.ConfigDict) -> None:
     checks.within("seed", 0, 2**32, "an integer from 0 to 2**32 - 1")
     checks.one_of("optimizer.name", optim.OPTIMIZERS)
     checks.one_of("schedule.name", optim.SCHEDULES)
+    checks.one_of("optimizer.batch_scaling", optim.BATCH_SCALINGS)
     for field in ("optimizer.momentum", "optimizer.beta1", "optimizer.beta2", "label_smoothing", "ema_decay"):
         checks.within(field, 0, 1, "in [0, 1)")
-    for field in ("optimizer.weight_decay", "optimizer.clip_norm", "schedule.warmup_epochs"):
+    for field in (
+        "optimizer.weight_decay",
+        "optimizer.clip_norm",
+        "schedule.warmup_epochs",
+        "augment.mixup",
+        "augment.cutmix",
+    ):
         checks.within(field, 0, math.inf, "0 or more, and finite")
     checks.within("schedule.end_factor", 0, math.nextafter(1, 2), "in [0, 1]")
     side = config.image_size
     checks.within("augment.crop_padding", 0, side, f"from 0 to below image_size={side}")
     checks.within("augment.cutout", 0, side + 1, f"from 0 to image_size={side}")
+    checks.require(
+        "progressive_sizes",
+        f"whole numbers from 1 to image_size={side}",
+        lambda value: all(isinstance(size, int) and 1 <= size <= side for size in value),
+    )
+    checks.within("crop_area", 0, math.nextafter(1, 2), "in [0, 1]")
+    if config.crop_area and str(config.resident).lower() == "true":
+        raise UserError(
+            f"config.crop_area={config.crop_area} cuts every image anew where it is read; it needs config.resident "
+            "to be auto or false"
+        )
     in_the_run = "fractions of the run, in (0, 1)"
     checks.require("schedule.boundaries", in_the_run, lambda value: all(0 < fraction < 1 for fraction in value))
 

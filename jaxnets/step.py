@@ -16,7 +16,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxnets.augment import augment, normalize
+from jaxnets.augment import augment, mix, normalize
 from jaxnets.optim import update_ema
 from jaxnets.state import TrainState
 
@@ -69,6 +69,16 @@ def cross_entropy(logits, labels, smoothing: float = 0.0):
     return optax.softmax_cross_entropy(logits, targets)
 
 
+def mix_batch(keys, images, labels, mixing: dict[str, float]):
+    """Each image mixed with the one before it by `augment.mix`: images, the other's labels, shares of its own.
+
+    Batches are in random order, so that a neighbour is as good as any.
+    """
+    keys = jax.vmap(partial(jax.random.fold_in, data=1))(keys)  # not those of the image's own augmentation
+    images, shares = jax.vmap(partial(mix, **mixing))(keys, images, jnp.roll(images, 1, axis=0))
+    return images, jnp.roll(labels, 1), shares
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -77,21 +87,24 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     augmentation: dict[str, Any],
+    mixing: dict[str, float] | None = None,
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
     axis_name: str | None = None,
 ) -> tuple[TrainState, TrainMetrics]:
     """One update of `state` on this device's uint8 images: the new state and the whole batch's metrics.
 
-    `key` is the run's key. `axis_name` averages gradients, statistics and metrics over devices.
+    `key` is the run's key. `mixing` are the keywords of `augment.mix`; images mix with others on their device.
+    `axis_name` averages gradients, statistics and metrics over devices.
     """
     mean_over_devices = partial(lax.pmean, axis_name=axis_name) if axis_name else lambda tree: tree
     device = lax.axis_index(axis_name) if axis_name else 0
-    size = batch["label"].shape[0]
+    labels, size = batch["label"], batch["label"].shape[0]
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.step))
     # Counted over the whole batch: an image's augmentation is the same on any number of devices.
     image_keys = jax.vmap(partial(jax.random.fold_in, augment_key))(device * size + jnp.arange(size))
     images = jax.vmap(partial(augment, **augmentation))(image_keys, batch["image"])
+    images, others, shares = mix_batch(image_keys, images, labels, mixing) if mixing else (images, labels, 1.0)
 
     def objective(params):
         logits, updated = model.apply(
@@ -101,11 +114,13 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.fold_in(dropout_key, device)},
         )
-        return cross_entropy(logits, batch["label"], label_smoothing).mean(), (logits, updated)
+        losses = [cross_entropy(logits, classes, label_smoothing) for classes in (labels, others)]
+        return (shares * losses[0] + (1 - shares) * losses[1]).mean(), (logits, updated)
 
     (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
     loss, gradients, batch_stats = mean_over_devices((loss, gradients, updated.get("batch_stats", {})))
-    correct = (logits.argmax(-1) == batch["label"]).sum()
+    # Of a mixed image the class that has more of it counts.
+    correct = (logits.argmax(-1) == jnp.where(shares >= 0.5, labels, others)).sum()
     correct = lax.psum(correct, axis_name) if axis_name else correct
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -65,3 +65,69 @@ def test_augment_depends_on_the_key_alone():
     call = jax.jit(lambda key: augment.augment(key, IMAGE, mean=(0.5,) * 3, std=(0.5,) * 3, cutout=3))
     np.testing.assert_array_equal(call(KEYS[1]), call(KEYS[1]))
     assert not np.array_equal(call(KEYS[1]), call(KEYS[2]))
+
+
+def test_resize_is_pils_antialiased_bilinear_filter():
+    from PIL import Image
+
+    resized = augment.resize(IMAGE.astype(np.float32), 5)
+    theirs = np.asarray(Image.fromarray(IMAGE).resize((5, 5), Image.Resampling.BILINEAR), np.float32)
+    assert np.abs(resized - theirs).max() <= 1.01  # PIL rounds between its two passes
+    np.testing.assert_array_equal(augment.resize(IMAGE, SIDE), IMAGE)
+
+
+def test_augment_resizes_what_it_augmented():
+    fields = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "cutout": 4}
+    full = augment.augment(KEYS[0], IMAGE, **fields)
+    np.testing.assert_array_equal(augment.augment(KEYS[0], IMAGE, **fields, size=5), augment.resize(full, 5))
+
+
+@given(st.lists(st.integers(8, 64), min_size=1, max_size=5), st.integers(1, 200))
+def test_progressive_sizes_have_equal_shares_of_the_run(sizes, epochs):
+    made = [augment.progressive_size(sizes, 99, epoch, epochs) for epoch in range(epochs)]
+    bounds = [-(-i * epochs // len(sizes)) for i in range(len(sizes) + 1)]
+    assert made == [size for size, low, high in zip(sizes, bounds, bounds[1:]) for _ in range(low, high)]
+    assert augment.progressive_size((), 99, 0, epochs) == 99
+
+
+ONES, ZEROS = jnp.ones((SIDE, SIDE, 3)), jnp.zeros((SIDE, SIDE, 3))
+
+
+def mixed(function, alpha, image=ONES, other=ZEROS):
+    images, shares = jax.jit(jax.vmap(lambda key: function(key, image, other, alpha)))(KEYS)
+    return np.asarray(images), np.asarray(shares)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0])
+def test_mixup_blends_by_a_share_of_the_beta_distribution(alpha):
+    images, shares = mixed(augment.mix_up, alpha)
+    np.testing.assert_allclose(images, np.broadcast_to(shares[:, None, None, None], images.shape), rtol=1e-6)
+    assert shares.min() >= 0 and shares.max() <= 1
+    assert shares.mean() == pytest.approx(0.5, abs=0.08)
+    assert shares.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.2)  # of Beta(alpha, alpha)
+    first = mixed(augment.mix_up, alpha, jnp.asarray(IMAGE, jnp.float32), 7 * ONES)[0][0]
+    np.testing.assert_allclose(first, shares[0] * IMAGE + (1 - shares[0]) * 7, rtol=1e-4)
+
+
+def test_cutmix_pastes_one_box_and_says_what_is_left():
+    images, shares = mixed(augment.cut_mix, 1.0)
+    assert set(np.unique(images)) == {0.0, 1.0} and (images == images[..., :1]).all()
+    pasted = images[..., 0] == 0
+    heights, widths = pasted.any(2).sum(1), pasted.any(1).sum(1)
+    np.testing.assert_array_equal(pasted.sum((1, 2)), heights * widths)
+    np.testing.assert_allclose(shares, 1 - pasted.mean((1, 2)), atol=1e-6)
+    assert pasted.any(0).all() and shares.min() < 0.5 and (shares > 0.9).any()
+    # As wide as high, unless the border cuts it: alpha 1 draws all areas alike.
+    inner = (heights < SIDE) & (widths < SIDE) & ~pasted[:, [0, -1]].any((1, 2)) & ~pasted[:, :, [0, -1]].any((1, 2))
+    assert inner.any() and np.abs(heights - widths)[inner].max() <= 1
+
+
+def test_mix_chooses_evenly_where_both_are_on():
+    def call(key):
+        return augment.mix(key, ONES, ZEROS, mixup=1.0, cutmix=1.0)[0]
+
+    images = np.asarray(jax.jit(jax.vmap(call))(KEYS))
+    boxed = np.isin(images, (0.0, 1.0)).all((1, 2, 3))
+    assert 150 < boxed.sum() < 250
+    only = np.asarray(jax.vmap(lambda key: augment.mix(key, ONES, ZEROS, mixup=1.0)[0])(KEYS[:50]))
+    assert not np.isin(only, (0.0, 1.0)).all((1, 2, 3)).any()

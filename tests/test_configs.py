@@ -1,44 +1,137 @@
-"""Every configuration is complete, passes its check, and names a net that exists, in all its variants."""
+"""Every configuration is complete, passes its check, and names a net that exists, in all variants and recipes."""
 
 import importlib
 
 import pytest
 
-from configs import default
-from jaxnets import settings
+from configs import default, imagenet, recipes
+from jaxnets import list_models, models, optim, settings
+from jaxnets.errors import UserError
 
 VARIANTS = {
-    "digits": [None],
-    "mnv1": [None, "x0_25", "x0_5", "x0_75", "x1_0"],
-    "mnv2": [None, "x0_5", "x0_75", "x1_0", "x1_4"],
-    "squeezenet": [None, "1_0", "1_1"],
-    "shufflenet_v1": [None, "g1", "g2", "g3", "g4", "g8"],
-    "shufflenet_v2": [None, "x0_5", "x1_0", "x1_5", "x2_0"],
+    "digits": ["", "x0_35"],
+    "imagenet": ["", *imagenet.NETS],
+    "mnv1": ["", "x0_25", "x0_5", "x0_75", "x1_0"],
+    "mnv2": ["", "x0_5", "x0_75", "x1_0", "x1_4"],
+    "resnet": ["", "18", "34", "50", "101", "152"],
+    "squeezenet": ["", "1_0", "1_1"],
+    "shufflenet_v1": ["", "g1", "g2", "g3", "g4", "g8"],
+    "shufflenet_v2": ["", "x0_5", "x1_0", "x1_5", "x2_0"],
+    "vgg": ["", "16", "16_bn", "19", "19_bn"],
 }
+FAMILIES = sorted(VARIANTS.keys() - {"digits", "imagenet"})
+WITHOUT_BATCH_NORM = [("squeezenet", "1_0"), ("squeezenet", "1_1"), ("vgg", "16"), ("vgg", "19")]
+
+
+def load(name, words=""):
+    return importlib.import_module(f"configs.{name}").get_config(*[words] if words else [])
 
 
 def test_every_file_is_listed(repository):
-    assert {path.stem for path in (repository / "configs").glob("*.py")} == VARIANTS.keys() | {"default"}
+    files = {path.stem for path in (repository / "configs").glob("*.py")}
+    assert files == VARIANTS.keys() | {"default", "recipes"}
 
 
 @pytest.mark.parametrize(("name", "variant"), [(name, v) for name, variants in VARIANTS.items() for v in variants])
 def test_a_configuration_passes_and_has_the_fields_of_the_default(name, variant):
-    module = importlib.import_module(f"configs.{name}")
-    config = module.get_config() if variant is None else module.get_config(variant)
+    config = load(name, variant)
     settings.check(config)
     fields = settings.flatten(config.to_dict())
     assert fields.keys() == settings.flatten(default.get_config().to_dict()).keys()
     model = settings.make_model(config, 10)
-    if variant and variant.startswith("x"):
+    if variant.startswith("x"):
         assert model.width == float(variant[1:].replace("_", "."))
-    if variant and variant.startswith("g"):
+    if variant.startswith("g"):
         assert model.feature_group_count == int(variant[1:])
+    if name in ("resnet", "vgg") and variant:
+        assert model.depth == int(variant.removesuffix("_bn"))
+    assert config.image_size == models.default_image_size(config.model.name)
 
 
-@pytest.mark.parametrize("name", [name for name, variants in VARIANTS.items() if len(variants) > 1])
-def test_an_unknown_variant_is_refused_with_those_that_exist(name):
-    with pytest.raises(ValueError, match=f"'x9'.*{VARIANTS[name][-1]}"):
-        importlib.import_module(f"configs.{name}").get_config("x9")
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_variant_has_every_recipe_in_any_order(name, recipe):
+    for variant in VARIANTS[name][1:]:
+        config = load(name, f"{variant},{recipe}")
+        assert config.to_dict() == load(name, f"{recipe}, {variant}").to_dict()
+        assert config.model.to_dict() == load(name, variant).model.to_dict()
+        settings.check(config)
+    assert load(name, recipe).model.to_dict() == load(name).model.to_dict()
+    assert (load(name, recipe).to_dict() == load(name).to_dict()) == (recipe == "default")
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, v) for name in FAMILIES for v in VARIANTS[name][1:]])
+def test_the_reference_is_the_published_tables_recipe(name, variant):
+    config = load(name, f"{variant},reference")
+    gentler = (name, variant) in WITHOUT_BATCH_NORM
+    assert (config.num_epochs, config.batch_size) == (200, 256)
+    assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.nesterov) == ("sgd", 0.9, True)
+    assert config.optimizer.learning_rate == pytest.approx(0.01 if gentler else 0.1)
+    assert config.optimizer.weight_decay == 5e-4
+    assert config.augment.to_dict() == {"crop_padding": 4, "flip": True, "cutout": 0, "mixup": 0.0, "cutmix": 0.0}
+    rates = optim.make_schedule(config.schedule.name, 1.0, steps_per_epoch=195, num_epochs=200, warmup_epochs=0.0)
+    assert config.schedule.warmup_epochs == 0 and rates(0) == 1 and rates(195 * 100) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_tutorial_is_ten_epochs_of_plain_adam(name):
+    config = load(name, "tutorial")
+    assert (config.num_epochs, config.batch_size) == (10, 148)
+    # AdamW without decay is Adam.
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.optimizer.weight_decay) == ("adamw", 1e-4, 0)
+    assert config.schedule.name == "constant" and config.schedule.warmup_epochs == 0
+    assert not any(config.augment.to_dict().values())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_quick_is_short_and_ends_at_the_size_that_is_evaluated(name):
+    config = load(name, "quick")
+    assert config.num_epochs <= 20
+    assert (config.image_size, *config.progressive_sizes)[-1] == config.image_size
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_unknown_word_is_refused_with_those_that_exist(name):
+    with pytest.raises(UserError, match=f"'x9'.*{VARIANTS[name][-1]}.*default"):
+        load(name, "x9")
+    with pytest.raises(UserError, match="''"):
+        load(name, ",")
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_words_that_contradict_each_other_are_refused(name):
+    known = VARIANTS[name][1:]
+    if len(known) > 1:
+        with pytest.raises(UserError, match=f"{known[0]} and {known[1]} contradict each other"):
+            load(name, f"{known[0]},{known[1]}")
+    if name in FAMILIES:
+        with pytest.raises(UserError, match="quick and tutorial contradict each other"):
+            load(name, f"quick,{known[0]},tutorial")
+    assert load(name, f"{known[0]},{known[0]}").to_dict() == load(name, known[0]).to_dict()
+
+
+def test_imagenet_has_every_net_for_its_images_but_googlenet():
+    large = {name for name in list_models() if models.default_image_size(name) == 224}
+    assert large - imagenet.NETS.keys() == {"googlenet"}
+    for net in imagenet.NETS:
+        config = load("imagenet", net)
+        assert config.model.name == net and config.crop and config.crop_area > 0 and not config.augment.crop_padding
+
+
+def test_imagenets_recipes_are_the_papers():
+    v1, v2 = load("imagenet", "mobilenet_v1"), load("imagenet", "mobilenet_v2")
+    for config in (v1, v2):
+        assert (config.optimizer.name, config.optimizer.beta2, config.optimizer.weight_decay) == ("rmsprop", 0.9, 4e-5)
+        assert config.optimizer.learning_rate == 0.045
+    assert not v1.optimizer.decay_depthwise and v2.optimizer.decay_depthwise
+    assert (v2.optimizer.momentum, v2.schedule.decay, v2.batch_size) == (0.9, 0.98, 96)
+    for net in ("shufflenet_v1_g3", "shufflenet_v2_x1_0"):
+        config = load("imagenet", net)
+        assert config.schedule.name == "linear" and config.optimizer.weight_decay == 4e-5
+        assert (config.optimizer.learning_rate, config.batch_size, config.label_smoothing) == (0.5, 1024, 0.1)
+        assert config.num_epochs * 1_281_167 // config.batch_size == pytest.approx(300_000, rel=2e-3)
+    config = load("imagenet", "squeezenet1_0")
+    assert (config.schedule.name, config.optimizer.learning_rate) == ("linear", 0.04)
 
 
 def test_the_default_says_what_every_field_is(repository):

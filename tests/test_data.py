@@ -594,3 +594,38 @@ def test_a_split_can_be_cropped_to_the_middle_of_its_images(tmp_path):
     large = data.decode(data.open_split("digits", "test[:3]", tmp_path, image_size=16), progress=False)["image"]
     np.testing.assert_array_equal(cropped, large[:, 1:15, 1:15])
     assert not np.array_equal(cropped, squeezed)
+
+
+# Random-resized crops
+
+
+def crops(split, start, stop, num_workers=0, seed=3):
+    stream = data.stream_train(
+        split,
+        seed=seed,
+        batch_size=4,
+        start_step=start,
+        end_step=stop,
+        num_workers=num_workers,
+        steps_per_call=1,
+        crop_area=0.3,
+    )
+    with closing(stream):
+        return [call["image"][0] for call in stream]
+
+
+def test_random_crops_are_of_the_seed_the_epoch_and_the_image(root):
+    split = data.open_split("photos", "train", root, image_size=16)
+    whole = crops(split, 0, 4)  # two epochs of two steps
+    np.testing.assert_array_equal(whole[3:], crops(split, 3, 4))
+    np.testing.assert_array_equal(whole[1:3], crops(split, 1, 3, num_workers=1))
+    assert not np.array_equal(whole, crops(split, 0, 4, seed=4))
+
+    def by_image(epoch):
+        order = data.train_indices(3, 8, 4, 2 * epoch, 2).ravel()
+        return np.concatenate(whole[2 * epoch : 2 * epoch + 2])[np.argsort(order)]
+
+    first, second = by_image(0), by_image(1)
+    assert all(not np.array_equal(a, b) for a, b in zip(first, second))
+    centred = data.decode(split, progress=False)["image"]
+    assert all(not np.array_equal(a, b) for a, b in zip(first, centred))

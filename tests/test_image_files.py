@@ -194,3 +194,60 @@ def test_squeeze_keeps_the_whole_image_and_what_fits_as_it_is():
     expected = transforms.Resize((16, 16))(image)
     np.testing.assert_array_equal(np.asarray(image_files.squeeze(image, 16)), np.asarray(expected))
     assert image_files.squeeze(noise(32), 32) == noise(32)
+
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
+
+
+def crop_of(draw, least_area=0.08, image=PHOTO):
+    """The crop of one trial, and where torchvision would cut the same."""
+    return np.asarray(image_files.random_resized_crop(image, 16, least_area, np.array([draw])))
+
+
+def test_a_random_resized_crop_cuts_and_resizes_as_torchvision_does():
+    # Area 0.36 of the image at aspect ratio 1, from the middle of the room that leaves.
+    side = round(np.sqrt(0.36 * 30 * 50))
+    top, left = int(0.5 * (30 - side + 1)), int(0.5 * (50 - side + 1))
+    theirs = transforms.functional.resized_crop(PHOTO, top, left, side, side, [16, 16])
+    np.testing.assert_array_equal(crop_of([(0.36 - 0.08) / 0.92, 0.5, 0.5, 0.5]), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("shape", [(50, 50), (20, 200), (200, 20), (1, 300), (3, 2), (1, 1)])
+def test_random_resized_crops_lie_within_any_image(shape):
+    """Marked images: outside of an image PIL's crop is black, so every mean stays that of a white one."""
+    rng = np.random.default_rng(1)
+    image = Image.new("RGB", shape, "white")
+    extremes = [
+        np.tile([a, b, c, c], (10, 1)) for a in (0, 1 - 2**-53) for b in (0, 1 - 2**-53) for c in (0, 1 - 2**-53)
+    ]
+    for draws in (*rng.random((50, 10, 4)), *extremes):
+        assert np.asarray(image_files.random_resized_crop(image, 8, 0.08, draws)).min() == 255
+
+
+def test_random_resized_crops_take_the_areas_and_ratios_that_they_should(monkeypatch):
+    """Of a large image, whose crops are spied upon: area uniform from the least, ratios within 3/4 and 4/3."""
+    boxes = []
+    image = Image.new("RGB", (1000, 800))
+    monkeypatch.setattr(Image.Image, "crop", lambda self, box: boxes.append(box) or PHOTO)
+    for draws in np.random.default_rng(2).random((2000, 10, 4)):
+        image_files.random_resized_crop(image, 8, 0.25, draws)
+    left, top, right, bottom = np.array(boxes).T
+    areas, ratios = (right - left) * (bottom - top) / 800_000, (right - left) / (bottom - top)
+    assert areas.min() > 0.245 and areas.max() <= 1
+    assert ratios.min() > 0.74 and ratios.max() < 1.34
+    fitting = areas < 0.6  # larger ones fit only at some ratios
+    assert abs(np.log(ratios[fitting]).mean()) < 0.02
+    assert np.quantile(areas[fitting], 0.5) == pytest.approx(0.425, abs=0.015)
+    # Everywhere that a crop can be
+    room = (left / np.maximum(1000 - (right - left), 1))[fitting]
+    assert room.min() < 0.02 and room.max() > 0.98 and room.mean() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(("shape", "middle"), [((200, 20), (86.5, 113.5)), ((20, 200), (86.5, 113.5))])
+def test_where_no_crop_fits_it_is_the_middle(shape, middle):
+    """As in torchvision: the full shorter side, 4/3 of it along the other."""
+    wide = shape[0] > shape[1]
+    pixels = np.tile(np.arange(200, dtype=np.uint8)[:, None, None], (1, 20, 3))
+    image = Image.fromarray(pixels.swapaxes(0, 1) if wide else pixels)
+    found = np.asarray(image_files.random_resized_crop(image, 100, 0.9, np.full((10, 4), 0.99)))
+    assert (found.min(), found.max()) == pytest.approx(middle, abs=1.6)

@@ -9,6 +9,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import digits
 from jaxnets import checkpoint, data, journal, loop, models, runtime
@@ -280,3 +281,57 @@ def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(make_conf
     assert loop.call_shapes(plan, True, 5)["index"].shape == calls[0]["index"].shape
     fed = calls[0]["index"].swapaxes(0, 1).reshape(-1)
     np.testing.assert_array_equal(fed, data.epoch_order(5, 1, 160))
+
+
+def test_small_images_first_and_the_whole_size_last(make_config, tmp_path, monkeypatch):
+    """Progressive resizing, interrupted between the sizes: the sizes compiled, and the end of the whole run."""
+    seen = []
+    compile_train = loop.compile_train
+
+    def note(plan, examples, per_call, size):
+        seen.append(size)
+        return compile_train(plan, examples, per_call, size)
+
+    monkeypatch.setattr(loop, "compile_train", note)
+    fields = {"progressive_sizes": (8, 16), "augment__mixup": 0.5, "optimizer__name": "muon", "num_epochs": 3}
+    config = make_config(**fields, optimizer__learning_rate=0.01)
+    loop.train(config, tmp_path / "whole")
+    assert seen == [8, 16]
+
+    def dies(*args, **kwargs):
+        raise Stop
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        finish = loop.finish_epoch
+        patch.setattr(loop, "finish_epoch", lambda *run_to: (dies if run_to[-1] == 15 else finish)(*run_to))
+        loop.train(config, tmp_path / "run")
+    loop.train(config, tmp_path / "run")
+    assert seen == [8, 16, 8, 16, 16]
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    losses = [record["loss"] for record in numbers(tmp_path / "whole") if "loss" in record]
+    assert losses[-1] < losses[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Red and blue images of many sizes in a folder for each class."""
+    rng = np.random.default_rng(0)
+    for name, colour in (("blue", (20, 20, 200)), ("red", (200, 20, 20))):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(24):
+            pixels = rng.normal(colour, 20, (20 + i, 40 - i, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_a_folder_of_images_trains_on_random_crops(make_config, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    fields = {"train_split": "train[:32]", "eval_split": "train[32:]", "crop_area": 0.2, "crop": True}
+    config = make_config(dataset="folder:images", **fields, batch_size=8, num_epochs=4, augment__crop_padding=0)
+    result = loop.train(config, tmp_path / "run")
+    assert result["num_examples"] == 16 and result["eval_accuracy"] > 0.9
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["dataset"] == f"folder:{folder}"
+    # In worker processes the same crops.
+    config.num_workers = 1
+    loop.train(config, tmp_path / "again")
+    assert_same_run(tmp_path / "again", tmp_path / "run")

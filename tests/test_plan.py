@@ -48,6 +48,19 @@ def test_the_initial_state_is_the_seeds_and_the_checked_shapes(config):
     assert all(jax.tree.leaves(same)) and not all(jax.tree.leaves(other))
 
 
+def test_the_learning_rate_is_scaled_to_the_batch(config):
+    config.batch_size, config.optimizer.batch_scaling = 64, "sqrt"
+    config.schedule.update(name="constant", warmup_epochs=0.0)
+    assert plan.make_plan(config).schedule(0) == pytest.approx(0.05 / 2)
+
+
+def test_sizes_that_the_net_cannot_take_are_refused(config):
+    config.model.name, config.model.width, config.model.stem_stride = "vgg16_cifar", None, None
+    config.progressive_sizes = (16, 32)
+    with pytest.raises(UserError, match="'vgg16_cifar' cannot take images of 16x16"):
+        plan.make_plan(config)
+
+
 def test_a_split_without_one_batch_is_refused(config):
     config.train_split, config.batch_size = "train[:8]", 16
     with pytest.raises(UserError, match="at most the 8 examples of config.train_split='train"):

@@ -37,6 +37,11 @@ BAD = {
     "ema_decay": [1.0],
     "augment__crop_padding": [32, -1],
     "augment__cutout": [33],
+    "augment__mixup": [-0.1, float("inf")],
+    "augment__cutmix": [-0.1],
+    "crop_area": [-0.1, 1.1],
+    "progressive_sizes": [(16, 33), (0,), (16.5,)],
+    "optimizer__batch_scaling": ["square"],
     "mean": [(0.5, 0.5)],
     "std": [(0.5, 0.5, 0.0)],
     "num_workers": [-1],
@@ -52,6 +57,12 @@ def test_a_bad_value_is_refused_with_its_field(field, value):
 
 def test_the_defaults_pass():
     settings.check(default.get_config())
+
+
+def test_crops_made_where_images_are_read_cannot_be_resident():
+    settings.check(changed(crop_area=0.1))
+    with pytest.raises(UserError, match="config.crop_area=0.1 .*config.resident"):
+        settings.check(changed(crop_area=0.1, resident="true"))
 
 
 def test_a_configuration_survives_its_file(tmp_path):

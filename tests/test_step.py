@@ -117,6 +117,37 @@ def test_the_average_follows_the_weights():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.ema, expected)
 
 
+def test_mixed_images_have_mixed_targets():
+    """The loss of a mixed batch is the cross-entropy against targets that have the shares of both labels."""
+    model, optimizer, current = start()
+    batch = step.gather(DATA, {"index": INDEX["index"][0]})
+    call = jax.jit(one_step(model, optimizer, mixing={"mixup": 1.0}))
+    _, metrics = call(current, batch, KEY)
+
+    keys, _ = jax.random.split(jax.random.fold_in(KEY, 0))
+    keys = jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(BATCH))
+    own = jax.vmap(partial(augment.augment, **MOMENTS))(keys, batch["image"])
+    images, others, shares = step.mix_batch(keys, own, batch["label"], {"mixup": 1.0})
+    np.testing.assert_array_equal(others, [batch["label"][i - 1] for i in range(BATCH)])
+    for i in range(BATCH):
+        np.testing.assert_allclose(images[i], shares[i] * own[i] + (1 - shares[i]) * own[i - 1], atol=1e-5)
+    targets = shares[:, None] * jax.nn.one_hot(batch["label"], CLASSES)
+    targets += (1 - shares[:, None]) * jax.nn.one_hot(others, CLASSES)
+    logits, _ = model.apply(
+        current.variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+    )
+    np.testing.assert_allclose(metrics.loss, optax.softmax_cross_entropy(logits, targets).mean(), rtol=1e-5)
+    assert metrics.correct == (logits.argmax(-1) == targets.argmax(-1)).sum()
+
+
+def test_mixing_is_of_the_seed_and_the_step():
+    model, optimizer, current = start()
+    batch = step.gather(DATA, {"index": INDEX["index"][0]})
+    call = jax.jit(one_step(model, optimizer, mixing={"mixup": 1.0, "cutmix": 1.0}))
+    losses = [float(call(current.replace(step=jnp.int32(at)), batch, KEY)[1].loss) for at in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_evaluation_sums_the_unmasked_examples(num_devices):
     model, _, current = start()

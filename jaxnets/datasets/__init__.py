@@ -1,7 +1,20 @@
-"""TFDS builders that need no TensorFlow, and the way to any data set that TFDS has prepared."""
+"""TFDS builders that need no TensorFlow, and the way to what TFDS has prepared and to folders of images."""
 
 from jaxnets.datasets.cifar import Cifar10, Cifar100
 from jaxnets.datasets.digits import Digits
+from jaxnets.datasets.folder import ImageFiles, absolute, is_folder, read_folder
 from jaxnets.datasets.locate import BUILDERS, data_root, find_prepared, open_builder
 
-__all__ = ["BUILDERS", "Cifar10", "Cifar100", "Digits", "data_root", "find_prepared", "open_builder"]
+__all__ = [
+    "BUILDERS",
+    "Cifar10",
+    "Cifar100",
+    "Digits",
+    "ImageFiles",
+    "absolute",
+    "data_root",
+    "find_prepared",
+    "is_folder",
+    "open_builder",
+    "read_folder",
+]

@@ -48,7 +48,7 @@ def open_builder(dataset: str, data_dir: str | os.PathLike | None = None) -> tfd
     if name not in BUILDERS or version not in ("", str(BUILDERS[name].VERSION)):
         raise UserError(
             f"unknown dataset {dataset!r}: jaxnets prepares {', '.join(BUILDERS)}, and in data_dir {root} "
-            f"TFDS has prepared {', '.join(_prepared(root)) or 'nothing'}"
+            f"TFDS has prepared {', '.join(_prepared(root)) or 'nothing'}; a folder of images is folder:PATH"
         )
     if name == "digits":
         root = _writable([root, _cache_root()])

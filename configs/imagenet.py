@@ -1,0 +1,95 @@
+"""ImageNet, or any folder of images: `--config=configs/imagenet.py:NET`, trained by the recipe of the net's paper.
+
+MobileNetV1   RMSProp .9, epsilon 1, rate .045 times .94 every 2 epochs, decay 4e-5 but none on depthwise kernels
+              (arXiv 1704.04861, section 3.2: as Inception V3, which is 1512.00567, section 8);
+              batches of 96 and the decay as MobileNetV2's, 100 epochs as Inception V3's
+MobileNetV2   RMSProp .9, momentum .9, rate .045 times .98 every epoch, decay 4e-5, batches of 96
+              (1801.04381, section 6.1); epsilon 1 as Inception V3's, 300 epochs ours
+ShuffleNets   SGD .9, rate .5 falling linearly to 0, decay 4e-5, batches of 1024, 240 epochs (1707.01083, section 4:
+              300,000 steps; 1807.11164 keeps it); label smoothing .1 as in the authors' code
+SqueezeNet    SGD .9, rate .04 falling linearly to 0 (1602.07360, section 3.3), decay 2e-4, batches of 512, 68 epochs
+              (the authors' solver: 170,000 steps)
+ResNet        SGD .9, rate .1 times .1 twice, decay 1e-4, batches of 256 (1512.03385, section 3.4); 90 epochs ours
+VGG           SGD .9, rate .01 times .1 three times, decay 5e-4, batches of 256, 74 epochs (1409.1556, section 3.1)
+
+The MobileNets' papers trained asynchronously on 16 and more devices; a batch here is of all devices. Nobody has
+trained ImageNet itself with this file yet. Training images are random-resized crops and mirrored; evaluation takes
+the middle of the image resized to 8/7 of `image_size`. Colour jitter, which some of the authors used, is left out.
+
+A folder: `--config.dataset=folder:PATH`, of `class/image` with
+`--config.train_split='train[:90%]' --config.eval_split='train[90%:]'`, or of `train/class/image` and
+`val/class/image` with `--config.eval_split=val`.
+"""
+
+from configs import default, recipes
+from jaxnets import list_models
+from jaxnets.models import default_image_size
+
+
+def mobilenet_v1(config):
+    config.batch_size, config.num_epochs = 96, 100
+    config.optimizer.update(name="rmsprop", learning_rate=0.045, beta2=0.9, momentum=0.0, epsilon=1.0)
+    config.optimizer.update(weight_decay=4e-5, decay_depthwise=False)
+    config.schedule.update(name="exponential", decay=0.94**0.5, warmup_epochs=0.0)
+    config.crop_area = 0.25  # "limiting the size of small crops": the paper does not say where
+
+
+def mobilenet_v2(config):
+    config.batch_size, config.num_epochs = 96, 300
+    config.optimizer.update(name="rmsprop", learning_rate=0.045, beta2=0.9, momentum=0.9, epsilon=1.0)
+    config.optimizer.weight_decay = 4e-5
+    config.schedule.update(name="exponential", decay=0.98, warmup_epochs=0.0)
+
+
+def shufflenet(config):
+    config.batch_size, config.num_epochs = 1024, 240
+    config.optimizer.update(name="sgd", learning_rate=0.5, momentum=0.9, nesterov=False, weight_decay=4e-5)
+    config.schedule.update(name="linear", warmup_epochs=0.0)
+    config.label_smoothing = 0.1
+
+
+def squeezenet(config):
+    config.batch_size, config.num_epochs = 512, 68
+    config.optimizer.update(name="sgd", learning_rate=0.04, momentum=0.9, nesterov=False, weight_decay=2e-4)
+    config.schedule.update(name="linear", warmup_epochs=0.0)
+
+
+def resnet(config):
+    config.batch_size, config.num_epochs = 256, 90
+    config.optimizer.update(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4)
+    config.schedule.update(name="step", boundaries=(1 / 3, 2 / 3), decay=0.1, warmup_epochs=0.0)
+
+
+def vgg(config):
+    config.batch_size, config.num_epochs = 256, 74
+    config.optimizer.update(name="sgd", learning_rate=0.01, momentum=0.9, nesterov=False, weight_decay=5e-4)
+    config.schedule.update(name="step", boundaries=(1 / 3, 2 / 3, 5 / 6), decay=0.1, warmup_epochs=0.0)
+
+
+# By the beginning of a net's name; GoogLeNet's paper gives no learning rate.
+PAPERS = {
+    "mobilenet_v1": mobilenet_v1,
+    "mobilenet_v2": mobilenet_v2,
+    "shufflenet": shufflenet,
+    "squeezenet": squeezenet,
+    "resnet": resnet,
+    "vgg": vgg,
+}
+NETS = {name: family for family in PAPERS for name in list_models(f"{family}*") if default_image_size(name) == 224}
+
+
+def get_config(words: str = ""):
+    """The net of that name, mobilenet_v2 where none is given, on `imagenet2012` as TFDS prepares it."""
+    config = default.get_config()
+    net, _ = recipes.choose(words, NETS, "mobilenet_v2", ["default"])
+    config.model.name = net
+    config.dataset = "imagenet2012"
+    config.eval_split = "validation"
+    config.image_size = 224
+    config.crop = True
+    config.crop_area = 0.08
+    config.augment.crop_padding = 0
+    config.mean, config.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    config.num_workers = 8
+    PAPERS[NETS[net]](config)
+    return config

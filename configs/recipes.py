@@ -1,0 +1,82 @@
+"""Named recipes, and the words that a configuration takes: `--config=configs/mnv2.py:x0_5,quick`."""
+
+from collections.abc import Callable, Collection
+
+import ml_collections
+
+from jaxnets.errors import UserError
+
+
+def default(config: ml_collections.ConfigDict) -> None:
+    """The family's own fields: the best we know."""
+
+
+def reference(config: ml_collections.ConfigDict) -> None:
+    """What the published CIFAR-10 tables use, so that numbers compare: 200 epochs of SGD, batches of 256.
+
+    As in chenyaofo's and kuangliu's PyTorch tables; only theirs shrink BatchNorm's parameters and biases too.
+    """
+    config.batch_size, config.num_epochs = 256, 200
+    config.optimizer.update(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    config.schedule.update(name="cosine", warmup_epochs=0.0, end_factor=0.0)
+    config.augment.update(crop_padding=4, flip=True, cutout=0, mixup=0.0, cutmix=0.0)
+    config.progressive_sizes, config.label_smoothing, config.ema_decay = (), 0.0, 0.0
+
+
+def quick(config: ml_collections.ConfigDict) -> None:
+    """The most accuracy within 10 minutes of a laptop's 4 CPU cores; the number of epochs is the family's.
+
+    Small images for most of a short run: an image of 16 pixels costs a quarter of one of 32.
+    """
+    config.batch_size = 128
+    config.schedule.update(name="linear", warmup_epochs=1.0, end_factor=0.0)
+    config.augment.crop_padding = 2  # a short run needs little of it
+    config.progressive_sizes = (16, 16, 24, 32)
+    config.eval_every_epochs = 100  # only at the end
+
+
+def tutorial(config: ml_collections.ConfigDict) -> None:
+    """What beginners' write-ups run: 10 epochs of Adam at 1e-4, batches of 148, no augmentation."""
+    config.batch_size, config.num_epochs = 148, 10
+    config.optimizer.update(name="adamw", learning_rate=1e-4, weight_decay=0.0)  # without decay AdamW is Adam
+    config.optimizer.update(beta1=0.9, beta2=0.999, epsilon=1e-8, clip_norm=0.0)
+    config.schedule.update(name="constant", warmup_epochs=0.0)
+    config.augment.update(crop_padding=0, flip=False, cutout=0, mixup=0.0, cutmix=0.0)
+    config.progressive_sizes, config.label_smoothing, config.ema_decay = (), 0.0, 0.0
+
+
+RECIPES: dict[str, Callable[[ml_collections.ConfigDict], None]] = {
+    "default": default,
+    "reference": reference,
+    "quick": quick,
+    "tutorial": tutorial,
+}
+
+
+def choose(
+    words: str, variants: Collection[str], variant: str, recipes: Collection[str] = tuple(RECIPES)
+) -> tuple[str, Callable]:
+    """The variant and the recipe that comma-separated words name; `variant` and `default` where none does.
+
+    Raises UserError for a word that is neither, and for words that contradict each other: two variants or recipes.
+    """
+    chosen = dict.fromkeys(word.strip() for word in words.split(",")) if words else {}
+    listed = f"the variants {', '.join(variants)} and the recipes {', '.join(recipes)}"
+    for word in chosen:
+        if word not in variants and word not in recipes:
+            raise UserError(f"there is no variant or recipe {word!r}; there are {listed}")
+    for known in (variants, recipes):
+        named = [word for word in chosen if word in known]
+        if len(named) > 1:
+            raise UserError(f"{' and '.join(named)} contradict each other: name one; there are {listed}")
+    return (
+        next((word for word in chosen if word in variants), variant),
+        RECIPES[next((word for word in chosen if word in recipes), "default")],
+    )
+
+
+def gentler(config: ml_collections.ConfigDict) -> None:
+    """A tenth of the SGD recipes' rate, and clipped gradients: a net without BatchNorm diverges at the usual rate."""
+    if config.optimizer.name == "sgd":
+        config.optimizer.learning_rate /= 10
+        config.optimizer.clip_norm = 1.0

@@ -1,0 +1,17 @@
+"""ResNet on CIFAR-10, for comparison."""
+
+from configs import default, recipes
+
+NETS = {depth: f"resnet{depth}_cifar" for depth in ("18", "34", "50", "101", "152")}
+QUICK_EPOCHS = 1  # at 32 pixels ResNet-18 costs six times a MobileNetV2
+
+
+def get_config(words: str = ""):
+    """The CIFAR net of a depth, 18 where none is named, trained by a recipe of `recipes`."""
+    config = default.get_config()
+    variant, recipe = recipes.choose(words, NETS, "18")
+    config.model.name = NETS[variant]
+    if recipe is recipes.quick:
+        config.num_epochs = QUICK_EPOCHS
+    recipe(config)
+    return config

@@ -1,0 +1,23 @@
+"""VGG on CIFAR-10, for comparison."""
+
+from configs import default, recipes
+
+NETS = {variant: f"vgg{variant}_cifar" for variant in ("16", "16_bn", "19", "19_bn")}
+QUICK_EPOCHS = 1
+
+
+def get_config(words: str = ""):
+    """The CIFAR net of a depth, with BatchNorm (_bn) or without, 16_bn where none is named; a recipe of `recipes`.
+
+    Without BatchNorm at a tenth of a recipe's SGD rate, the reference's too.
+    """
+    config = default.get_config()
+    variant, recipe = recipes.choose(words, NETS, "16_bn")
+    config.model.name = NETS[variant]
+    if recipe is recipes.quick:
+        config.num_epochs = QUICK_EPOCHS
+    recipe(config)
+    config.progressive_sizes = ()  # its five poolings leave nothing of a smaller image
+    if not variant.endswith("_bn"):
+        recipes.gentler(config)
+    return config

@@ -1,0 +1,125 @@
+"""A folder of image files as a data set: `class/image`, or `split/class/image`; nothing is copied or prepared."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from jaxnets import image_files
+from jaxnets.errors import UserError
+
+PREFIX = "folder:"
+
+
+@dataclass(frozen=True)
+class ImageFiles(Sequence):
+    """The image files of a split and their classes: index -> (path, label); picklable."""
+
+    paths: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return self.paths[index], self.labels[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[str, int]]:
+        return [self[index] for index in indices]
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """A folder that was looked through: its splits and its classes."""
+
+    directory: Path
+    class_names: tuple[str, ...]
+    splits: dict[str, ImageFiles]
+
+    def describe(self) -> str:
+        """The splits with their sizes, as error messages list them."""
+        return ", ".join(f"{name} ({len(files)} examples)" for name, files in self.splits.items())
+
+    def select(self, split: str) -> ImageFiles:
+        """The files of a split in TFDS's syntax; ValueError where TFDS knows none of that name or slice."""
+        sizes = {name: tfds.core.SplitInfo(name, [len(files)], 0) for name, files in self.splits.items()}
+        chosen = []
+        for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes):
+            files = self.splits[part.splitname]
+            chosen += files.__getitems__(range(len(files))[part.from_ : part.to])
+        return ImageFiles(tuple(path for path, _ in chosen), tuple(label for _, label in chosen))
+
+
+def is_folder(dataset: str) -> bool:
+    """Whether a data set's name is `folder:PATH`."""
+    return dataset.startswith(PREFIX)
+
+
+def absolute(dataset: str) -> str:
+    """The same data set by a name that holds in any working directory."""
+    return f"{PREFIX}{_path(dataset).resolve()}" if is_folder(dataset) else dataset
+
+
+def read_folder(dataset: str) -> ImageFolder:
+    """Look through `folder:PATH`.
+
+    PATH holds a folder for each class; or a folder `train`, and others beside it such as `val`, with one for each
+    class. Classes are numbered in the order of their names; labels come from the folders' names, whatever is below
+    a class's folder. The files of a split stand in an order that only their names decide and that mixes the
+    classes, so that slices such as `train[:90%]` hold all of them and a further file moves no other. Hidden files
+    and folders, and files that are not named as images, are left out.
+
+    Raises UserError where there is no such folder, no class or no image in it, or a split has a class of its own.
+    """
+    directory = _path(dataset)
+    if not directory.is_dir():
+        raise UserError(f"config.dataset={dataset!r}: there is no such folder")
+    layout = _splits(directory)
+    class_names = tuple(sorted(_folders(layout["train"])))
+    splits = {}
+    for split, place in layout.items():
+        if strangers := sorted(_folders(place).keys() - set(class_names)):
+            raise UserError(f"{place} has a class {strangers[0]!r} that {layout['train']} has not")
+        splits[split] = _files(place, class_names)
+    if not len(splits["train"]):
+        raise UserError(
+            f"config.dataset={dataset!r}: {layout['train']} must hold a folder of image files for each class"
+        )
+    return ImageFolder(directory, class_names, splits)
+
+
+def _path(dataset: str) -> Path:
+    if not (path := dataset.removeprefix(PREFIX)):
+        raise UserError("config.dataset='folder:' names no folder; write folder:PATH")
+    return Path(path).expanduser()
+
+
+def _folders(directory: Path) -> dict[str, Path]:
+    """The folders in a folder by name, hidden ones left out."""
+    try:
+        with os.scandir(directory) as entries:
+            return {e.name: Path(e.path) for e in entries if e.is_dir() and not e.name.startswith(".")}
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {error.strerror}") from None
+
+
+def _splits(directory: Path) -> dict[str, Path]:
+    """The folder of each split, `train` first; a folder without splits is all `train`."""
+    folders = _folders(directory)
+    # A class may be called train: then its folder holds images rather than classes.
+    if "train" in folders and _folders(folders["train"]):
+        return {"train": folders.pop("train"), **dict(sorted(folders.items()))}
+    return {"train": directory}
+
+
+def _files(directory: Path, class_names: Sequence[str]) -> ImageFiles:
+    found = []
+    for label, name in enumerate(class_names):
+        for path in image_files.images_below(str(directory / name)):
+            key = os.fsencode(os.path.relpath(path, directory))
+            found.append((hashlib.sha256(key).digest(), path, label))
+    found.sort()
+    return ImageFiles(tuple(path for _, path, _ in found), tuple(label for _, _, label in found))

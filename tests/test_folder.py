@@ -1,0 +1,152 @@
+"""Folders of images: which files belong to which class and split, in which order, and every wrong folder."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxnets import data
+from jaxnets.datasets import folder
+from jaxnets.errors import UserError
+
+
+def place(directory, *names):
+    for number, name in enumerate(names):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10), (number, 100, 0)).save(path)
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Two classes, one with a folder below it, among files that are none of its images."""
+    place(tmp_path, *(f"cat/{i}.png" for i in range(10)), *(f"dog/more/{i}.JPG" for i in range(10)))
+    place(tmp_path, ".cache/a.png", "cat/.hidden.png", "loose.png")
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    return tmp_path
+
+
+@pytest.fixture
+def split(tmp_path):
+    """train and val, which lacks a class."""
+    place(tmp_path, "train/cat/a.png", "train/dog/b.png", "train/emu/c.png", "val/dog/d.png", "val/emu/e.png")
+    return tmp_path
+
+
+def names(files):
+    return [(os.path.basename(path), label) for path, label in files]
+
+
+def test_a_folder_of_classes_is_one_split_with_the_classes_mixed(flat):
+    found = folder.read_folder(f"folder:{flat}")
+    assert found.class_names == ("cat", "dog") and list(found.splits) == ["train"]
+    files = found.splits["train"]
+    assert sorted(files) == sorted(
+        [(str(flat / "cat" / f"{i}.png"), 0) for i in range(10)]
+        + [(str(flat / "dog" / "more" / f"{i}.JPG"), 1) for i in range(10)]
+    )
+    assert 0 < sum(files.labels[:10]) < 10
+
+
+def test_the_order_is_of_the_names_alone_and_stays_when_files_are_added(flat, tmp_path_factory):
+    before = names(folder.read_folder(f"folder:{flat}").splits["train"])
+    moved = tmp_path_factory.mktemp("moved") / "elsewhere"
+    flat.rename(moved)
+    assert names(folder.read_folder(f"folder:{moved}").splits["train"]) == before
+    place(moved, "cat/later.png")
+    after = names(folder.read_folder(f"folder:{moved}").splits["train"])
+    assert [file for file in after if file != ("later.png", 0)] == before
+
+
+def test_slices_share_the_files_among_them(flat):
+    found = folder.read_folder(f"folder:{flat}")
+    parts = [found.select(split) for split in ("train[:80%]", "train[80%:]")]
+    assert [len(part) for part in parts] == [16, 4]
+    assert list(found.select("train[:80%]+train[80%:]")) == [*parts[0], *parts[1]] == list(found.splits["train"])
+    assert list(found.select("train[-3:]")) == list(found.splits["train"])[-3:]
+
+
+def test_folders_in_train_make_splits_of_what_stands_beside_it(split):
+    found = folder.read_folder(f"folder:{split}")
+    assert found.class_names == ("cat", "dog", "emu") and list(found.splits) == ["train", "val"]
+    assert sorted(names(found.splits["val"])) == [("d.png", 1), ("e.png", 2)]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    place(tmp_path, "car/a.png", "train/b.png")
+    assert folder.read_folder(f"folder:{tmp_path}").class_names == ("car", "train")
+
+
+def test_a_class_of_another_split_alone_is_refused(split):
+    place(split, "val/yak/f.png")
+    with pytest.raises(UserError, match="val has a class 'yak' that .*train has not"):
+        folder.read_folder(f"folder:{split}")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ("folder:", "names no folder"),
+        ("folder:{}/missing", "no such folder"),
+        ("folder:{}/file", "no such folder"),
+        ("folder:{}/empty", "a folder of image files for each class"),
+        ("folder:{}/bare", "a folder of image files for each class"),
+    ],
+)
+def test_what_is_no_folder_of_classes_is_refused(tmp_path, dataset, message):
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bare" / "cat").mkdir(parents=True)
+    with pytest.raises(UserError, match=message):
+        data.open_split(dataset.format(tmp_path), "train", image_size=8)
+
+
+@pytest.mark.parametrize("wanted", ["validation", "train[:0]", "train[50:]", "train[", ""])
+def test_a_split_that_is_not_there_lists_those_that_are(split, wanted):
+    with pytest.raises(UserError, match=r"train \(3 examples\), val \(2 examples\)") as error:
+        data.open_split(f"folder:{split}", wanted, image_size=8)
+    assert repr(wanted) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_decoded_images_have_the_colours_of_their_class(tmp_path):
+    for name, colour in (("blue", (0, 0, 255)), ("red", (255, 0, 0))):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("RGB", (9 + i, 20), colour).save(tmp_path / name / f"{i}.png")
+    opened = data.open_split(f"folder:{tmp_path}", "train", image_size=8, crop=True)
+    assert (len(opened), opened.class_names) == (10, ("blue", "red"))
+    batch = data.decode(pickle.loads(pickle.dumps(opened)), progress=False)
+    np.testing.assert_array_equal(
+        batch["image"][..., 0], np.broadcast_to(batch["label"][:, None, None] * 255, (10, 8, 8))
+    )
+    assert sorted(batch["label"]) == [0] * 5 + [1] * 5
+
+
+def test_photographs_are_turned_as_their_exif_data_say_and_transparent_ones_show_white(tmp_path):
+    (tmp_path / "all").mkdir()
+    halves = Image.new("RGB", (16, 16), (200, 0, 0))
+    halves.paste((0, 0, 200), (8, 0, 16, 16))
+    exif = halves.getexif()
+    exif[0x0112] = 8  # the right of what is stored is the top
+    halves.save(tmp_path / "all" / "turned.png", exif=exif)
+    turned = data.decode(data.open_split(f"folder:{tmp_path}", "train", image_size=16), progress=False)["image"][0]
+    assert (turned[:8] == (0, 0, 200)).all() and (turned[8:] == (200, 0, 0)).all()
+    (tmp_path / "all" / "turned.png").unlink()
+    Image.new("RGBA", (16, 16), (200, 0, 0, 0)).save(tmp_path / "all" / "glass.png")
+    glass = data.decode(data.open_split(f"folder:{tmp_path}", "train", image_size=16), progress=False)["image"][0]
+    assert (glass == 255).all()
+
+
+def test_a_damaged_file_is_named_and_no_folder_is_to_be_deleted(flat):
+    (flat / "dog" / "broken.jpg").write_bytes(b"\xff\xd8 not a whole image")
+    with pytest.raises(UserError, match=r"broken\.jpg cannot be read .*; replace it or take it out") as error:
+        data.decode(data.open_split(f"folder:{flat}", "train", image_size=8), progress=False)
+    assert "delete" not in str(error.value)
+
+
+def test_a_folders_name_holds_anywhere(flat, monkeypatch):
+    monkeypatch.chdir(flat.parent)
+    assert folder.absolute(f"folder:{flat.name}") == f"folder:{flat}"
+    assert folder.absolute("cifar10") == "cifar10"
