@@ -1,5 +1,6 @@
 """The page of a comparison: one HTML file that needs nothing else, for screen, phone and print, light and dark."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
@@ -10,8 +11,10 @@ from jaxnets import compare_results, machine, plots
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1c1d; --paper: #fff; --soft: #f3f4f5; --line: #d8dadc; --dim: #5c6166; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e7e8e9; --paper: #16181a; --soft: #212427; --line: #3a3f44; --dim: #a2a8ae; }
+@media screen and (prefers-color-scheme: dark) {
+  :root { --ink: #e7e8e9; --paper: #16181a; --soft: #212427; --line: #3a3f44; --dim: #a2a8ae;
+    --series-0: #4fb0f0; --series-1: #ff8b4a; --series-2: #3fcfa0; --series-3: #e78ac0; --series-4: #f2bf55;
+    --series-5: #8fd3ff; --series-6: #c79be0; --series-7: #b4b4b4; }
 }
 body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--paper); color: var(--ink);
        font: 1rem/1.5 system-ui, sans-serif; }
@@ -19,14 +22,15 @@ h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem
 p, li { max-width: 46rem; } .dim, li { color: var(--dim); font-size: .9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-thead th { background: var(--soft); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
+td { white-space: nowrap; } thead th { background: var(--soft); vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
+  min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
 thead th:first-child { background: var(--soft); }
-figure { margin: 1rem 0; } figcaption { color: var(--dim); font-size: .9rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2rem; }
+figure { margin: 0; min-width: 0; } figcaption { color: var(--dim); font-size: .9rem; }
 svg text { font-family: system-ui, sans-serif !important; }
-code { background: var(--soft); padding: .1rem .3rem; border-radius: .2rem; overflow-wrap: anywhere; }
-@media (max-width: 40rem) { th:first-child, td:first-child { white-space: normal; overflow-wrap: anywhere; } }
+code { font-size: .85rem; } code span { display: inline-block; overflow-wrap: anywhere; max-width: 100%; }
 @media print {
   :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #eee; --line: #bbb; --dim: #333; }
   body { max-width: none; font-size: 9pt; } .wide { overflow: visible; } table { font-size: 7.5pt; }
@@ -43,11 +47,11 @@ Record = dict[str, Any]
 def html(comparison: Record) -> str:
     """The whole page, from the record that is written as JSON."""
     nets = comparison["nets"]
-    title = f"{len(nets)} nets on {comparison['dataset']}"
+    title = f"{len(nets)} nets on {comparison['dataset']}, compared"
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="dim">{escape(machine.sentence(comparison["machine"]))} · {escape(comparison["date"])}<br>'
-        f"<code>{escape(comparison['command'])}</code></p>",
+        f"<code>{_words(comparison['command'])}</code></p>",
         _table(compare_results.table(comparison)),
         "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in compare_results.notes(comparison)) + "</ul>",
         *_charts(nets),
@@ -62,6 +66,11 @@ def html(comparison: Record) -> str:
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
+
+
+def _words(command: str) -> str:
+    """A command that breaks between its arguments rather than at a hyphen."""
+    return " ".join(f"<span>{escape(shlex.quote(word))}</span>" for word in shlex.split(command))
 
 
 def _table(section: compare_results.Section) -> str:
@@ -111,10 +120,11 @@ def _charts(nets: Sequence[Record]) -> list[str]:
     ]
     if timed:
         charts.append(("Accuracy against latency", "Of one image; median.", draw_latency, timed))
-    return [
+    figures = [
         f"<figure><h2>{title}</h2>{_chart(title, draw, shown)}<figcaption>{caption}</figcaption></figure>"
         for title, caption, draw, shown in charts
     ]
+    return ['<div class="charts">', *figures, "</div>"]
 
 
 def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence[tuple[int, Record]]) -> str:
@@ -126,6 +136,8 @@ def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence
         axes = figure.subplots()
         for index, net in nets:
             draw(axes, index, net)
+        if draw is not draw_curves:
+            plots.logarithmic(axes)
         axes.set_ylabel("accuracy (%)")
         figure.legend(loc="outside lower center", ncols=columns, columnspacing=1.2, handletextpad=0.4)
     return plots.inline_svg(figure, title)
@@ -152,14 +164,12 @@ def _point(axes: Axes, x: float, index: int, net: Record) -> None:
 def draw_cost(axes: Axes, index: int, net: Record) -> None:
     """A net's accuracy at its MACs."""
     _point(axes, net["macs"] / 1e6, index, net)
-    axes.set_xscale("log")
     axes.set_xlabel("MACs (M)")
 
 
 def draw_latency(axes: Axes, index: int, net: Record) -> None:
     """A net's accuracy at the time it takes for one image."""
     _point(axes, net["latency"]["one"]["ms"], index, net)
-    axes.set_xscale("log")
     axes.set_xlabel(f"latency of one image at {net['latency']['image_size']} pixels (ms)")
 
 

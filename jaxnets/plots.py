@@ -9,7 +9,9 @@ from html import escape
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 INK = "#1b1c1d"  # text and axes; of its own value, so that `inline_svg` finds it
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A8467F", "#E69F00", "#56B4E9", "#7F3C8D", "#888888")
@@ -60,6 +62,17 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic x axis with plain numbers; they are few where it spans much."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    if high < 3 * low:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.minorticks_off()
+
+
 def footnote(figure: Figure, text: str) -> None:
     """Lines below everything: what the numbers cost, and where they were made."""
     width = figure.bbox.width / figure.dpi
@@ -81,6 +94,7 @@ def save(figure: Figure, path: Path) -> list[Path]:
 def inline_svg(figure: Figure, name: str) -> str:
     """The figure as an `<svg>` element without background, its text and axes in the colour of the text around it.
 
+    The page may give the lines other colours than `COLOURS` as `--series-0` and so on, for a dark ground.
     `name` tells it apart from the others of a page, and is what a screen reader says.
     """
     buffer = io.StringIO()
@@ -88,6 +102,8 @@ def inline_svg(figure: Figure, name: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    for number, colour in enumerate(COLOURS):
+        svg = svg.replace(colour.lower(), f"var(--series-{number}, {colour})")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{re.sub(r'[^a-z]+', '-', name.lower())}-", svg)
     width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])

@@ -43,7 +43,7 @@ def test_an_inline_figure_takes_the_colour_of_the_text_around_it(figure):
     root = ElementTree.fromstring(svg)  # well formed
     assert root.get("aria-label") == "Accuracy & cost" and root.get("width") is None
     assert "currentColor" in svg and plots.INK not in svg
-    assert plots.COLOURS[0].lower() in svg
+    assert f"var(--series-0, {plots.COLOURS[0]})" in svg
     assert "across" in "".join(root.itertext())  # text that can be found
 
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator
 
 from jaxnets import plots
 from jaxnets.figures import training
@@ -43,10 +42,7 @@ def draw(data: dict[str, Any]) -> Figure:
                 capsize=2.5,
                 label=family if cost == "macs" else None,
             )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.minorticks_off()
+        plots.logarithmic(axes)
         axes.set_xlabel(label)
     panels[0].set_ylabel("accuracy (%)")
     figure.legend(loc="outside upper center", ncols=len(data["families"]), columnspacing=1.2, handletextpad=0.5)
