@@ -13,31 +13,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
+import torch
+
+from jaxnets.torch_nets import import_torchvision
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
 
-def _import_torchvision():
-    """Import torchvision, also where its CUDA build stands beside a CPU PyTorch.
-
-    There the operators are missing from the binary, and their import fails until the schemas exist.
-    """
-    import torch
-
-    torch.set_num_threads(1)  # the test processes share the cores; more threads would wait for each other
-    try:
-        import torchvision
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _import_torchvision.library = library  # the schemas live as long as this object
-        import torchvision
-    return torchvision
-
-
-_import_torchvision()
+torch.set_num_threads(1)  # the test processes share the cores; more threads would wait for each other
+import_torchvision()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import nn
 
+from jaxnets import torch_nets
 from tests.torch_twins import adapted, megvii, pytorch_cifar
 
 
@@ -86,7 +87,7 @@ CASES = {
     "shufflenet_v2 .5": Case(tv("shufflenet_v2_x0_5"), "shufflenet_v2_x0_5", train_side=64),
     "shufflenet_v2 1": Case(tv("shufflenet_v2_x1_0"), "shufflenet_v2_x1_0", sides=(64, 97)),
     "shufflenet_v2 1.5 chenyaofo": Case(
-        lambda: adapted.shufflenet_v2_chenyaofo("x1_5"), "shufflenet_v2_x1_5_cifar", {}, "chenyaofo", (33,)
+        lambda: torch_nets.shufflenet_v2_cifar("x1_5"), "shufflenet_v2_x1_5_cifar", {}, "chenyaofo", (33,)
     ),
     "shufflenet_v2 2": Case(tv("shufflenet_v2_x2_0"), "shufflenet_v2_x2_0"),
     "shufflenet_v2 kuangliu .5": Case(
@@ -111,7 +112,7 @@ CASES = {
     ),
     "squeezenet 1.0": Case(tv("squeezenet1_0"), "squeezenet1_0", sides=(97,)),
     "squeezenet 1.1": Case(tv("squeezenet1_1"), "squeezenet1_1", sides=(64, 75), train_side=33, batch=2, rate=3e-4),
-    "squeezenet 1.1 32x32": Case(lambda: adapted.squeezenet_cifar("1_1"), "squeezenet1_1_cifar", sides=(33,)),
+    "squeezenet 1.1 32x32": Case(lambda: torch_nets.squeezenet_cifar("1_1"), "squeezenet1_1_cifar", sides=(33,)),
     "vgg16": Case(
         lambda: adapted.vgg(16, False, 7, 32, 48),
         "vgg16",

@@ -10,9 +10,8 @@ import torch
 import torchvision
 
 import jaxnets
-from jaxnets import data, image_files, torch_weights
+from jaxnets import data, image_files, torch_nets, torch_weights
 from tests.parity_cases import to_torch
-from tests.torch_twins import adapted
 
 IMAGENET = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 CIFAR = np.array([0.4914, 0.4822, 0.4465], np.float32), np.array([0.2023, 0.1994, 0.2010], np.float32)
@@ -50,7 +49,7 @@ def test_shufflenet_on_cifar10(shared_dir):
     split = data.open_split("cifar10", "test", shared_dir / "tensorflow_datasets", image_size=32)
     batch = data.decode(split, progress=False)
     images = normalised(batch["image"], *CIFAR)
-    net = adapted.shufflenet_v2_chenyaofo("x0_5")
+    net = torch_nets.shufflenet_v2_cifar("x0_5")
     ours, theirs = logits_of_both("shufflenet_v2_x0_5_cifar", net, weights, images, 500)
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
     assert np.array_equal(ours.argmax(-1), theirs.argmax(-1))

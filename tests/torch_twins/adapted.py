@@ -26,21 +26,6 @@ def mobilenet_v2_chenyaofo(width):
     return net
 
 
-def shufflenet_v2_chenyaofo(size):
-    net = getattr(torchvision.models, f"shufflenet_v2_{size}")(num_classes=10)
-    net.conv1[0].stride = (1, 1)
-    net.maxpool = nn.Identity()
-    return net
-
-
-def squeezenet_cifar(version, num_classes=10):
-    net = getattr(torchvision.models, f"squeezenet{version}")(num_classes=num_classes)
-    stem = net.features[0]
-    stem.stride = (1, 1)
-    stem.padding = tuple(k // 2 for k in stem.kernel_size)
-    return net
-
-
 class FirePlus(nn.Module):
     """torchvision's Fire module with squeeze-and-excitation, and a bypass around both."""
 

@@ -4,92 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from jaxnets.torch_nets import MobileNet, MobileNetV2, add_pairs, apply_pair, conv, shuffle
 
-def conv(inputs, outputs, kernel=1, stride=1, groups=1):
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-
-
-def add_pairs(module, *convs):
-    """Give a module conv1, bn1, conv2, bn2, ..."""
-    for number, layer in enumerate(convs, start=1):
-        setattr(module, f"conv{number}", layer)
-        setattr(module, f"bn{number}", nn.BatchNorm2d(layer.out_channels))
-
-
-def apply_pair(module, number, x):
-    return getattr(module, f"bn{number}")(getattr(module, f"conv{number}")(x))
-
-
-def shuffle(x, groups):
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
-
-
-class SeparableBlock(nn.Module):
-    def __init__(self, inputs, outputs, stride):
-        super().__init__()
-        add_pairs(self, conv(inputs, inputs, 3, stride, inputs), conv(inputs, outputs))
-
-    def forward(self, x):
-        return F.relu(apply_pair(self, 2, F.relu(apply_pair(self, 1, x))))
-
-
-class MobileNet(nn.Module):
-    rows = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
-
-    def __init__(self, width=1.0):
-        super().__init__()
-        widths = [int(width * features) for features in (32, *(features for features, _ in self.rows))]
-        add_pairs(self, conv(3, widths[0], 3))
-        self.layers = nn.Sequential(
-            *(SeparableBlock(a, b, stride) for a, b, (_, stride) in zip(widths, widths[1:], self.rows))
-        )
-        self.linear = nn.Linear(widths[-1], 10)
-
-    def forward(self, x):
-        return self.linear(self.layers(F.relu(apply_pair(self, 1, x))).mean((2, 3)))
-
-
-class ExpandedBlock(nn.Module):
-    def __init__(self, inputs, outputs, expansion, stride):
-        super().__init__()
-        hidden = inputs * expansion
-        add_pairs(self, conv(inputs, hidden), conv(hidden, hidden, 3, stride, hidden), conv(hidden, outputs))
-        self.stride = stride
-        self.shortcut = nn.Sequential()
-        if stride == 1 and inputs != outputs:
-            self.shortcut = nn.Sequential(conv(inputs, outputs), nn.BatchNorm2d(outputs))
-
-    def forward(self, x):
-        y = F.relu(apply_pair(self, 2, F.relu(apply_pair(self, 1, x))))
-        y = apply_pair(self, 3, y)
-        return y + self.shortcut(x) if self.stride == 1 else y
-
-
-class MobileNetV2(nn.Module):
-    rows = (
-        (1, 16, 1, 1),
-        (6, 24, 2, 1),
-        (6, 32, 3, 2),
-        (6, 64, 4, 2),
-        (6, 96, 3, 1),
-        (6, 160, 3, 2),
-        (6, 320, 1, 1),
-    )
-
-    def __init__(self):
-        super().__init__()
-        width, blocks = 32, []
-        for expansion, outputs, repeats, stride in self.rows:
-            for i in range(repeats):
-                blocks.append(ExpandedBlock(width, outputs, expansion, stride if i == 0 else 1))
-                width = outputs
-        add_pairs(self, conv(3, 32, 3), conv(width, 1280))
-        self.layers = nn.Sequential(*blocks)
-        self.linear = nn.Linear(1280, 10)
-
-    def forward(self, x):
-        x = self.layers(F.relu(apply_pair(self, 1, x)))
-        return self.linear(F.relu(apply_pair(self, 2, x)).mean((2, 3)))
+__all__ = ["MobileNet", "MobileNetV2", "ShuffleNet", "ShuffleNetV2"]
 
 
 class GroupedBottleneck(nn.Module):

@@ -1,0 +1,124 @@
+"""Draw the ratios to PyTorch that `python -m jaxnets.benchmark --out=FILE` kept, one bar a net and mode.
+
+python benchmarks/plot.py benchmarks/results/cpu.json --out=benchmarks/results/cpu.svg
+
+Where eager and compiled PyTorch took part, the bar is against the faster of them. The line across a bar's end reaches
+from the lowest to the highest round.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from jaxnets import plots
+from jaxnets.benchmark_report import conditions
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+
+LABELS = {"train": "training", "eval": "evaluation", "latency": "latency of one image"}
+COLOURS = dict(zip(LABELS, plots.COLOURS))
+
+
+class Bar(NamedTuple):
+    """How many times as fast as PyTorch jaxnets is: the median, and the extremes of the rounds."""
+
+    net: str
+    mode: str
+    ratio: float
+    low: float
+    high: float
+
+
+def bars_of(records: Sequence[dict[str, Any]]) -> list[Bar]:
+    """One for each race in which PyTorch took part; UserError if a net's mode stands there twice."""
+    bars: dict[tuple[str, str], Bar] = {}
+    for record in records:
+        for race in record["races"]:
+            ratios = [ratio for name, ratio in race["ratios"].items() if name.startswith("torch")]
+            if not ratios:
+                continue
+            key = race["model"], race["mode"]
+            if key in bars:
+                raise UserError(f"the results hold {' '.join(key)} twice; give files of different races")
+            closest = min(ratios, key=lambda ratio: ratio["median"])
+            bars[key] = Bar(*key, closest["median"], closest["low"], closest["high"])
+    if not bars:
+        raise UserError("the results hold no race against PyTorch")
+    return list(bars.values())
+
+
+def draw(bars: Sequence[Bar], footnote: str) -> Figure:
+    """Horizontal bars, grouped by net, from the line at 1 where both are equally fast."""
+    nets = list(dict.fromkeys(bar.net for bar in bars))
+    modes = [mode for mode in LABELS if any(bar.mode == mode for bar in bars)]
+    thickness = 0.8 / len(modes)
+    figure = plots.new_figure(7.5, 1.2 + len(nets) * (0.12 + 0.17 * len(modes)))
+    axes = figure.subplots()
+    for number, mode in enumerate(modes):
+        chosen = [bar for bar in bars if bar.mode == mode]
+        places = [nets.index(bar.net) + (number - (len(modes) - 1) / 2) * thickness for bar in chosen]
+        spread = [[bar.ratio - bar.low for bar in chosen], [bar.high - bar.ratio for bar in chosen]]
+        axes.barh(
+            places,
+            [bar.ratio for bar in chosen],
+            thickness * 0.9,
+            xerr=spread,
+            color=COLOURS[mode],
+            error_kw={"ecolor": plots.INK, "elinewidth": 0.9},
+            label=LABELS[mode],
+        )
+        for place, bar in zip(places, chosen):
+            axes.annotate(
+                f"{bar.ratio:.2f}",
+                (bar.high, place),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
+    axes.axvline(1, color=plots.INK, linewidth=1)
+    axes.set_yticks(range(len(nets)), nets)
+    axes.set_ylim(len(nets) - 0.5, -0.5)
+    axes.set_xlim(0, 1.12 * max(1.0, *(bar.high for bar in bars)))
+    axes.set_xlabel("speed relative to PyTorch (1: equally fast)")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    figure.legend(loc="outside upper left", ncols=len(modes))
+    plots.footnote(figure, footnote)
+    return figure
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A benchmark's record; UserError if the file is none."""
+    try:
+        record = json.loads(path.read_text())
+        record["races"], record["environment"]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is no result of python -m jaxnets.benchmark --out=FILE") from None
+    return record
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    parser = ArgumentParser(prog="python benchmarks/plot.py", description=__doc__)
+    parser.add_argument("results", nargs="+", type=Path, help="JSON files of the benchmark")
+    parser.add_argument("--out", type=Path, required=True, help="the picture: .svg, .png or .pdf; replaced if there")
+    args = parser.parse_args(argv[1:])
+    if args.out.suffix not in (".svg", ".png", ".pdf"):
+        raise UserError(f"--out={args.out} must end in .svg, .png or .pdf")
+    records = [read(path) for path in args.results]
+    bars = bars_of(records)
+    with plots.style():
+        figure = draw(bars, conditions(records[0]))
+        # White, since text and axes are dark wherever the picture is shown.
+        figure.savefig(args.out, dpi=plots.DPI, facecolor="white")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)(sys.argv)

@@ -1,0 +1,309 @@
+"""Race our nets against PyTorch's: training, evaluation, and the latency of one image.
+
+Every contender lives in a process of its own. They take turns, so that what else the machine does meets all of them;
+compilation and first steps are timed apart. A ratio is theirs to ours in the same round, above 1 where jaxnets is
+faster; shown are medians, and the lowest and highest round. The contenders:
+
+jaxnets        a jitted step with create_model, value_and_grad and optax, as a user writes it
+torch          eager PyTorch with the memory format, and in evaluation the fused or frozen graph, that is fastest
+torch_compile  torch.compile; in evaluation with frozen weights on a CPU, with CUDA graphs on a GPU
+flax           our net with plain flax convolutions and BatchNorm: JAXNETS_OPS=reference
+
+On a GPU all compute in bfloat16. The floor of a step is the larger of two times. Memory: every convolution and dense
+layer reads its input and writes its output once, in training their gradients too, at the bandwidth of a large copy;
+parameters are read once, in training they and their momenta are read and written. Arithmetic: two operations a
+multiply-accumulate, in training three times that less the image's gradient, at the rate of a large product of
+matrices. Both are measured in the same run, with the same threads, and the better of the libraries' figures taken.
+The floor is no bound for maps that stay in a cache.
+"""
+
+import argparse
+import datetime
+import importlib.util
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+
+from jaxnets import benchmark_report, benchmark_worker, create_model, runtime
+from jaxnets.benchmark_worker import CONTENDERS, MODES, Task, Worker
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.layer_list import layers_of
+from jaxnets.models import default_image_size
+from jaxnets.summary import summarize
+
+# Those that PyTorch's side has, too.
+MODELS = (
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "squeezenet1_1",
+    "shufflenet_v1_g3",
+    "shufflenet_v2_x1_0",
+    "mobilenet_v1_cifar",
+    "mobilenet_v2_cifar",
+    "squeezenet1_1_cifar",
+    "shufflenet_v1_g3_cifar",
+    "shufflenet_v2_x1_0_cifar",
+)
+TURN_SECONDS = 1.0  # a turn is as many steps as take at least this long
+IMAGE_SIZE, BATCH_SIZE = 96, 64  # of ImageNet's nets, except for latency
+CIFAR_BATCH_SIZE = 128
+PACKAGES = ("jaxnets", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
+# Beginnings of the names of the environment variables that change how fast something runs.
+VARIABLES = ("JAX", "XLA_", "GLIBC_", "MALLOC_", "LD_PRELOAD", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "PYTORCH_")
+VARIABLES += ("CUDA_", "NVIDIA_", "NCCL_", "CUBLAS", "CUDNN")
+FORMATS = ("table", "markdown", "json")
+
+
+@dataclass(frozen=True)
+class Race:
+    """A task, and who takes part: "jaxnets" first."""
+
+    task: Task
+    contenders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What a step must at least move and compute, and the seconds for each at the machine's rates."""
+
+    bytes: int
+    flops: int
+    memory_seconds: float
+    compute_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.memory_seconds, self.compute_seconds)
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def task_of(model: str, mode: str, batch_size: int | None = None, image_size: int | None = None) -> Task:
+    """The task, sizes of None chosen by the kind of net: CIFAR's 128 x 32 px, ImageNet's 64 x 96 px.
+
+    Latency is that of one image, 224 px for ImageNet. Raises UserError for an unknown net or a size it cannot take.
+    """
+    net = create_model(model)
+    own_size = default_image_size(model)
+    if image_size is None:
+        image_size = own_size if mode == "latency" else min(own_size, IMAGE_SIZE)
+    if mode == "latency":
+        batch_size = 1
+    elif batch_size is None:
+        batch_size = BATCH_SIZE if own_size > IMAGE_SIZE else CIFAR_BATCH_SIZE
+    summarize(model, image_size)  # refuses what the net cannot take
+    if mode == "train" and batch_size == 1:
+        raise UserError("--batch_size=1 leaves BatchNorm one value a channel in training; it must be at least 2")
+    return Task(model, mode, batch_size, image_size, net.num_classes, usable_cores())
+
+
+def floor_of(task: Task, rates: dict[str, float], float_bytes: int) -> Floor:
+    """The floor of one step, as defined above, with `float_bytes` for each number of a map."""
+    model, train = create_model(task.model), task.mode == "train"
+    layers = [layer for layer in layers_of(model, task.image_size) if layer.kind != "batch_norm"]
+    numbers = [math.prod(layer.input_shape) + math.prod(layer.output_shape) for layer in layers]
+    summary = summarize(task.model, task.image_size)
+    moved, macs = sum(numbers), summary.macs
+    if train:
+        moved = 2 * moved - math.prod(layers[0].input_shape)
+        macs = 3 * macs - summary.rows[0].macs
+    parameter_bytes = 4 * summary.parameters * (4 if train else 1)
+    total = task.batch_size * float_bytes * moved + parameter_bytes
+    flops = 2 * task.batch_size * macs
+    return Floor(total, flops, total / rates["copy_bytes_per_second"], flops / rates["flops_per_second"])
+
+
+def statistics_of(values: Sequence[float]) -> dict[str, Any]:
+    """Median, extremes, and the values themselves by round."""
+    return {"median": median(values), "low": min(values), "high": max(values), "rounds": list(values)}
+
+
+def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]:
+    """Start the contenders, warm each up, and let them take turns.
+
+    UserError if a process dies, or a contender's net has another number of parameters than ours.
+    """
+    task, name = race.task, f"{race.task.model} {race.task.mode}"
+    expected = summarize(task.model, task.image_size).parameters
+    with ExitStack() as stack:
+        workers = {contender: stack.enter_context(benchmark_worker.start(contender)) for contender in race.contenders}
+        idle = {contender: worker.ask("hello")["idle_bytes"] for contender, worker in workers.items()}
+        entries, steps = {}, {}
+        for contender, worker in workers.items():
+            runtime.logger.info("%s: %s compiles and takes its first step", name, contender)
+            entries[contender] = worker.ask("prepare", **asdict(task))
+            if entries[contender]["parameters"] != expected:
+                raise UserError(
+                    f"{contender}'s {task.model} has {entries[contender]['parameters']:,} parameters, ours {expected:,}"
+                )
+            steps[contender] = steps_per_turn(worker)
+            runtime.logger.info(
+                "%s: %s took %.1f s to its first step", name, contender, entries[contender]["first_step_seconds"]
+            )
+        turns = take_turns(workers, steps, rounds)
+    for contender, answers in turns.items():
+        seconds = [answer["seconds"] / steps[contender] for answer in answers]
+        entries[contender] |= {"steps_per_turn": steps[contender], "step_seconds": statistics_of(seconds)}
+        entries[contender] |= {"images_per_second": task.batch_size / median(seconds)}
+        entries[contender] |= {"idle_bytes": idle[contender]}
+        entries[contender] |= {key: answers[-1][key] for key in ("peak_bytes", "device_peak_bytes")}
+    ours = entries["jaxnets"]["step_seconds"]
+    ratios = {
+        contender: statistics_of([b / a for a, b in zip(ours["rounds"], entries[contender]["step_seconds"]["rounds"])])
+        for contender in race.contenders[1:]
+    }
+    for contender, ratio in ratios.items():
+        runtime.logger.info("%s: %.2f times as fast as %s", name, ratio["median"], contender)
+    floor = floor_of(task, rates, 4 if entries["jaxnets"]["dtype"] == "float32" else 2)
+    share = floor.seconds / ours["median"]
+    return asdict(task) | {
+        "parameters": expected,
+        "contenders": entries,
+        "ratios": ratios,
+        "floor": asdict(floor) | {"seconds": floor.seconds, "share": share},
+    }
+
+
+def steps_per_turn(worker: Worker) -> int:
+    """How many steps take `TURN_SECONDS`: from one step, or some where one is too short to tell."""
+    steps = 1
+    while (seconds := worker.ask("turn", steps=steps)["seconds"]) < TURN_SECONDS / 5:
+        steps = max(2 * steps, math.ceil(steps * TURN_SECONDS / 4 / seconds))
+    return math.ceil(steps * TURN_SECONDS / seconds)
+
+
+def take_turns(workers: dict[str, Worker], steps: dict[str, int], rounds: int) -> dict[str, list[dict[str, Any]]]:
+    """The answers of every contender, one a round; who begins changes from round to round."""
+    answers = {contender: [] for contender in workers}
+    for number in range(rounds):
+        shift = number % len(workers)
+        order = [*workers][shift:] + [*workers][:shift]
+        for contender in order:
+            answers[contender].append(workers[contender].ask("turn", steps=steps[contender]))
+    return answers
+
+
+def measure_rates(contenders: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:
+    """The best copy bandwidth and matrix rate of the libraries that take part, and each one's answer."""
+    answers = {}
+    for library, contender in {"jax": "jaxnets", "torch": "torch"}.items():
+        if library == "torch" and not {"torch", "torch_compile"} & set(contenders):
+            continue
+        runtime.logger.info("%s measures how fast this machine copies and multiplies", library)
+        with benchmark_worker.start(contender) as worker:
+            answers[library] = worker.ask("rates", threads=usable_cores())
+    best = {
+        key: max(answer[key] for answer in answers.values()) for key in ("copy_bytes_per_second", "flops_per_second")
+    }
+    return best, answers
+
+
+def describe_run(argv: Sequence[str]) -> dict[str, Any]:
+    """When, with what command, versions and environment."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python -m jaxnets.benchmark", *argv[1:]]),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cores": usable_cores(),
+        "versions": versions,
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        "contender_environments": benchmark_worker.ENVIRONMENTS,
+    }
+
+
+def _listed(text: str, what: str, known: Sequence[str]) -> tuple[str, ...]:
+    """The names between commas, each once; UserError for one that is not known."""
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in known:
+            raise UserError(f"--{what}: {name!r} must be one of {', '.join(known)}")
+    return names
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m jaxnets.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(MODELS), help="nets, with commas; default: all that PyTorch has")
+    parser.add_argument("--batch_size", type=int, help="of training and evaluation; default: 64, and 128 for CIFAR")
+    parser.add_argument("--image_size", type=int, help="side in pixels; default: 96, 224 for latency, 32 for CIFAR")
+    parser.add_argument("--mode", default=",".join(MODES), help=f"of {', '.join(MODES)}; default: all")
+    parser.add_argument("--against", default="torch", help=f"of {', '.join(CONTENDERS[1:])}; default: torch")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of every contender; default: 5")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="json is one object on one line")
+    parser.add_argument("--out", type=Path, help="a new file to keep everything in, as JSON")
+    return parser
+
+
+def plan(args) -> list[Race]:
+    """The races that the arguments ask for; UserError for bad ones."""
+    modes = _listed(args.mode, "mode", MODES)
+    against = _listed(args.against, "against", CONTENDERS[1:])
+    if args.rounds < 1:
+        raise UserError(f"--rounds={args.rounds} must be at least 1")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise UserError(f"--batch_size={args.batch_size} must be at least 1")
+    names = dict.fromkeys(args.models.split(","))
+    tasks = [task_of(name, mode, args.batch_size, args.image_size) for name in names for mode in modes]
+    if any(contender.startswith("torch") for contender in against):
+        missing = [package for package in ("torch", "torchvision") if importlib.util.find_spec(package) is None]
+        if missing:
+            raise UserError(f"{missing[0]} is not installed: pip install 'jaxnets[torch]', or --against=flax")
+        for name in names:
+            if name not in MODELS:
+                raise UserError(f"--models: PyTorch's side has no {name!r}, only {', '.join(MODELS)}")
+    if args.out is not None:
+        if args.out.exists():
+            raise UserError(f"--out={args.out} exists already, and is not overwritten")
+        if not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
+            raise UserError(f"--out={args.out}: {args.out.parent} must be a folder to write in")
+    return [Race(task, ("jaxnets", *against)) for task in tasks]
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    # What this process traces itself needs no accelerator: that is for the contenders.
+    jax.config.update("jax_platforms", "cpu")
+    args = _parser().parse_args(argv[1:])
+    races = plan(args)
+    runtime.configure_logging()
+    rates, answers = measure_rates(races[0].contenders)
+    record = describe_run(argv) | {
+        "device": answers["jax"]["about"]["device"],
+        "rounds": args.rounds,
+        "rates": rates,
+        "rates_by_library": answers,
+        "races": [],
+    }
+    for race in races:
+        record["races"].append(run_race(race, args.rounds, rates))
+        if args.out is not None:  # after every race, so that an end before the last loses none
+            args.out.write_text(json.dumps(record, indent=1) + "\n")
+    if args.format == "json":
+        print(json.dumps(record))
+    else:
+        benchmark_report.show(record, markdown=args.format == "markdown")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)(sys.argv)

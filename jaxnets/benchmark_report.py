@@ -1,0 +1,101 @@
+"""What the benchmark measured, as tables."""
+
+from typing import Any
+
+from jaxnets import summary
+from jaxnets.summary import Section
+
+MIB = 1024**2
+
+
+def sections(record: dict[str, Any]) -> list[Section]:
+    """Speed, what starting and memory cost, and how far the floor is."""
+    return [speed(record), costs(record), floors(record)]
+
+
+def speed(record: dict[str, Any]) -> Section:
+    """One row for each race and contender: a step of both, and the ratio of them."""
+    rows = []
+    for race in record["races"]:
+        ours = race["contenders"]["jaxnets"]
+        for name, ratio in race["ratios"].items():
+            theirs = race["contenders"][name]
+            batch = f"{race['batch_size']}x{race['image_size']}px"
+            steps = (_ms(entry["step_seconds"]["median"]) for entry in (ours, theirs))
+            spread = f"{ratio['low']:.2f}-{ratio['high']:.2f}"
+            rows.append((race["model"], race["mode"], batch, name, *steps, f"{ratio['median']:.2f}", spread))
+    header = "net", "mode", "batch", "against", "jaxnets (ms)", "they (ms)", "ratio", "spread"
+    return Section(
+        "Speed: steps, and how many times as fast jaxnets is",
+        header,
+        rows,
+        text_columns=4,
+        footer=f"Medians of {record['rounds']} rounds, and the ratio's lowest and highest round. {conditions(record)}",
+    )
+
+
+def costs(record: dict[str, Any]) -> Section:
+    """One row for each race and contender: compiling, the first step, memory."""
+    rows = []
+    for race in record["races"]:
+        for name, entry in race["contenders"].items():
+            on_device = entry["device_peak_bytes"]
+            peak = on_device if on_device is not None else entry["peak_bytes"] - entry["idle_bytes"]
+            cells = f"{entry['compile_seconds']:.1f}", f"{entry['first_step_seconds']:.1f}"
+            cells += ("" if entry["temp_bytes"] is None else _mib(entry["temp_bytes"])), _mib(peak)
+            rows.append((race["model"], race["mode"], name, entry["form"], *cells))
+    return Section(
+        "Start and memory",
+        ("net", "mode", "contender", "form", "compile (s)", "first step (s)", "temp (MiB)", "peak (MiB)"),
+        rows,
+        text_columns=4,
+        footer=(
+            "The first step includes compiling. temp: what XLA's plan adds to arguments and results. peak: most memory "
+            "resident while racing less that before the net was made; on a GPU, of its memory."
+        ),
+    )
+
+
+def floors(record: dict[str, Any]) -> Section:
+    """One row a race: what a step must move and compute, and jaxnets beside it."""
+    rows = []
+    for race in record["races"]:
+        floor, ours = race["floor"], race["contenders"]["jaxnets"]["step_seconds"]["median"]
+        cells = f"{floor['bytes'] / MIB:,.0f}", f"{floor['flops'] / 1e9:,.1f}"
+        cells += _ms(floor["memory_seconds"]), _ms(floor["compute_seconds"])
+        rows.append((race["model"], race["mode"], *cells, _ms(ours), f"{floor['share']:.0%}"))
+    rates = record["rates"]
+    return Section(
+        "The floor: what must be moved and computed, and how close jaxnets is",
+        ("net", "mode", "moved (MiB)", "GFLOP", "memory (ms)", "matrices (ms)", "jaxnets (ms)", "floor (%)"),
+        rows,
+        text_columns=2,
+        footer=(
+            f"Measured in this run: copies at {rates['copy_bytes_per_second'] / 1e9:,.1f} GB/s (read and written), "
+            f"products of matrices at {rates['flops_per_second'] / 1e9:,.0f} GFLOP/s."
+        ),
+    )
+
+
+def conditions(record: dict[str, Any]) -> str:
+    """The machine, the versions and the date, in a sentence."""
+    names = [name for name in ("jax", "torch") if name in record["versions"]]
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in names)
+    environment = "".join(f", {name}={value}" for name, value in record["environment"].items())
+    return f"{record['device']}, {record['cores']} CPU cores, {versions}{environment}; {record['date'][:10]}."
+
+
+def show(record: dict[str, Any], *, markdown: bool) -> None:
+    """Print the tables."""
+    for position, section in enumerate(sections(record)):
+        if position:
+            print()
+        print(summary.markdown(section)) if markdown else summary.print_section(section)
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.1f}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / MIB:,.0f}"

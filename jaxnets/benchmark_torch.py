@@ -1,0 +1,216 @@
+"""The benchmark's PyTorch side, in its best honest form.
+
+Tried before the race, the fastest taken: the memory format (channels_last or not), and in evaluation the BatchNorms
+folded into the convolutions (torch.fx) and TorchScript's frozen graph. `compiled` is torch.compile: of training and
+on a GPU with CUDA graphs, of evaluation on the CPU with Inductor's freezing, which folds and repacks the weights.
+"""
+
+import contextlib
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx.experimental.optimization import fuse
+
+from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task
+from jaxnets.torch_nets import NETS
+
+TRIAL_SECONDS = 0.4  # for each form, after two steps that do not count
+Step = Callable[[], torch.Tensor]  # returns the loss, or the logits
+FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """How a form started, and how fast it is then."""
+
+    first_step_seconds: float  # setting up included
+    step_seconds: float
+    first: torch.Tensor  # the loss, or the logits
+
+
+class _Contender:
+    def __init__(self, step, wait_for_each, report):
+        self._step, self._wait_for_each, self.report = step, wait_for_each, report
+
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self._step()
+            if self._wait_for_each:
+                _synchronize()
+        _synchronize()
+
+    def device_peak_bytes(self) -> int | None:
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def prepare(task: Task, compiled: bool) -> _Contender:
+    """Try the forms of the task, keep the fastest.
+
+    On a GPU the net computes in bfloat16, by autocast. `report`: parameters, compile_seconds (of the first step what
+    a later one does not take), first_step_seconds, dtype, form, loss, and `tried`: seconds a step by form.
+    """
+    torch.set_num_threads(task.threads)
+    torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    warnings.simplefilter("ignore")  # what TorchScript and Inductor advise is not for the user
+    net = NETS[task.model]().to(_device())
+    forms = _forms(net, task, compiled)
+    trials = {}
+    for name, make in forms.items():
+        step, trials[name] = _try(make)
+    best = min(trials, key=lambda name: trials[name].step_seconds)
+    if name != best:  # the net has taken another form since
+        step, _ = _try(forms[best])
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    report = {
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "compile_seconds": max(0.0, trials[best].first_step_seconds - trials[best].step_seconds),
+        "first_step_seconds": trials[best].first_step_seconds,
+        "temp_bytes": None,
+        "argument_bytes": None,
+        "dtype": "float32" if _device() == "cpu" else "bfloat16",
+        "form": best,
+        "loss": float(trials[best].first) if task.mode == "train" else None,
+        "tried": {name: trial.step_seconds for name, trial in trials.items()},
+    }
+    return _Contender(step, task.mode != "train", report)
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _try(make: Callable[[], Step]) -> tuple[Step, Trial]:
+    """Set a form up and time its steps."""
+    began = time.perf_counter()
+    step = make()
+    first = step()
+    _synchronize()
+    first_step_seconds = time.perf_counter() - began
+    for _ in range(2):  # TorchScript optimises in the second step, CUDA graphs are recorded by the third
+        step()
+    _synchronize()
+    began, steps = time.perf_counter(), 0
+    while time.perf_counter() - began < TRIAL_SECONDS:
+        step()
+        _synchronize()
+        steps += 1
+    return step, Trial(first_step_seconds, (time.perf_counter() - began) / steps, first)
+
+
+def _forms(net: nn.Module, task: Task, compiled: bool) -> dict[str, Callable[[], Step]]:
+    """The ways to run the net, each with what sets it up."""
+    labels = torch.randint(task.num_classes, (task.batch_size,), device=_device())
+    images = torch.randn(task.batch_size, 3, task.image_size, task.image_size, device=_device())
+
+    def make(memory_format, change):
+        batch = images.to(memory_format=memory_format)
+        changed = change(net.train(task.mode == "train").to(memory_format=memory_format), batch)
+        return _train_step(changed, batch, labels) if task.mode == "train" else _eval_step(changed, batch)
+
+    if compiled:  # which chooses layouts itself
+        return {"compiled": partial(make, torch.channels_last, _compiled)}
+    changes = {"": _unchanged}
+    if task.mode != "train":
+        changes[", fused"] = _fused
+        if _device() == "cpu":
+            changes[", TorchScript"] = _frozen
+    return {
+        name + suffix: partial(make, memory_format, change)
+        for name, memory_format in FORMATS.items()
+        for suffix, change in changes.items()
+    }
+
+
+def _unchanged(net: nn.Module, batch: torch.Tensor) -> nn.Module:
+    return net
+
+
+def _fused(net: nn.Module, batch: torch.Tensor) -> nn.Module:
+    """BatchNorms folded into the convolutions in front of them."""
+    return fuse(net)
+
+
+def _compiled(net: nn.Module, batch: torch.Tensor) -> nn.Module:
+    if _device() == "cuda":
+        return torch.compile(net, mode="reduce-overhead")
+    import torch._inductor.config as inductor
+
+    inductor.freezing = not net.training
+    return torch.compile(net)
+
+
+def _frozen(net: nn.Module, batch: torch.Tensor) -> nn.Module:
+    with torch.no_grad():
+        return torch.jit.optimize_for_inference(torch.jit.freeze(torch.jit.trace(net, batch)))
+
+
+def _autocast():
+    return torch.autocast("cuda", torch.bfloat16) if _device() == "cuda" else contextlib.nullcontext()
+
+
+def _train_step(net: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Step:
+    optimizer = torch.optim.SGD(
+        net.parameters(), LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True
+    )
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        torch.compiler.cudagraph_mark_step_begin()
+        with _autocast():
+            loss = F.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def _eval_step(net: nn.Module, images: torch.Tensor) -> Step:
+    @torch.inference_mode()
+    def step():
+        torch.compiler.cudagraph_mark_step_begin()
+        with _autocast():
+            return net(images)
+
+    return step
+
+
+def rates(threads: int) -> dict[str, Any]:
+    """Bytes a second read and written in a copy, floating-point operations a second in a product of matrices."""
+    torch.set_num_threads(threads)
+    on_cpu = _device() == "cpu"
+    source = torch.zeros(1 << 26 if on_cpu else 1 << 28, device=_device())
+    target = torch.zeros_like(source)
+    n, dtype = (2048, torch.float32) if on_cpu else (8192, torch.bfloat16)
+    a = torch.ones(n, n, dtype=dtype, device=_device())
+    product = torch.empty_like(a)
+    return {
+        "copy_bytes_per_second": 2 * source.nbytes / _best(lambda: target.copy_(source)),
+        "flops_per_second": 2 * n**3 / _best(lambda: torch.mm(a, a, out=product)),
+        "about": {"device": torch.cuda.get_device_name() if not on_cpu else None, "threads": threads},
+    }
+
+
+def _best(call, repeats: int = 10) -> float:
+    """Seconds of the fastest of some calls, after two to warm up."""
+    seconds = []
+    for _ in range(2 + repeats):
+        began = time.perf_counter()
+        call()
+        _synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[2:])

@@ -1,0 +1,188 @@
+"""A contender of the benchmark in a process of its own: asked in lines of JSON, blocked on its input between turns.
+
+The process answers four questions: "hello" (its libraries are imported), "rates" (how fast it copies and multiplies
+matrices), "prepare" (a task: weights, compilation, the first step) and "turn" (the seconds that so many steps take).
+What it prints itself goes to standard error.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from jaxnets.errors import UserError
+
+MODES = ("train", "eval", "latency")
+CONTENDERS = ("jaxnets", "torch", "torch_compile", "flax")
+# What a contender is started with beside the environment that all share.
+ENVIRONMENTS = {
+    "jaxnets": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+    "flax": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAXNETS_OPS": "reference"},
+    "torch": {"OMP_PROC_BIND": "true"},
+    "torch_compile": {"OMP_PROC_BIND": "true"},
+}
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What every contender of a race is to do."""
+
+    model: str
+    mode: str
+    batch_size: int
+    image_size: int
+    num_classes: int
+    threads: int  # CPU cores to use
+
+
+class Contender(Protocol):
+    """A net that is warm. `report`: what `prepare` answers."""
+
+    report: dict[str, Any]
+
+    def run(self, steps: int) -> None:
+        """Take so many steps; returns when they are done."""
+
+    def device_peak_bytes(self) -> int | None:
+        """Most device memory in use so far; None on a CPU."""
+
+
+class Worker:
+    """The parent's side of one process; close it, or use it in a `with`."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: dict[str, str] | None = None):
+        self.name = name
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  as long as this object
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | (environment or {}),
+        )
+
+    def ask(self, question: str, **details) -> dict[str, Any]:
+        """Send a question, wait for its answer. UserError with its last words if the process has died."""
+        try:
+            self._process.stdin.write(json.dumps({"question": question} | details) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            raise self._died() from None
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise self._died()
+        return json.loads(answer)
+
+    def _died(self) -> UserError:
+        status = self._process.wait()
+        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
+        self._errors.seek(0)
+        lines = [line.strip() for line in self._errors if line.strip()]
+        return UserError(f"the process of {self.name} ended {how}: {lines[-1] if lines else 'it said nothing'}")
+
+    def close(self) -> None:
+        """End the process, gently if it listens."""
+        for stream in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):  # a dead process takes nothing more
+                stream.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def start(contender: str) -> Worker:
+    """A process for one of `CONTENDERS`."""
+    command = [sys.executable, "-m", "jaxnets.benchmark_worker", contender]
+    return Worker(contender, command, ENVIRONMENTS[contender])
+
+
+def peak_bytes() -> int:
+    """The most memory that was resident at once, since `reset_peak` where that works."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def reset_peak() -> None:
+    """Count `peak_bytes` from here on, on Linux; elsewhere it stays that of the process's life.
+
+    Memory that the process has freed is handed back first, where the C library can (glibc).
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def serve(
+    prepare: Callable[[Task], Contender],
+    rates: Callable[..., dict[str, Any]],
+    questions: Iterable[str],
+    answers: TextIO,
+) -> None:
+    """Answer every line of `questions` with one in `answers`, until the parent hangs up."""
+    contender = None
+    for line in questions:
+        details = json.loads(line)
+        question = details.pop("question")
+        if question == "hello":
+            reset_peak()
+            answer = {"idle_bytes": peak_bytes()}
+        elif question == "rates":
+            answer = rates(**details)
+        elif question == "prepare":
+            contender = prepare(Task(**details))
+            reset_peak()  # what compiling and trying out took does not count, unless it stays
+            answer = contender.report
+        else:
+            began = time.perf_counter()
+            contender.run(details["steps"])
+            seconds = time.perf_counter() - began
+            peaks = {"peak_bytes": peak_bytes(), "device_peak_bytes": contender.device_peak_bytes()}
+            answer = {"seconds": seconds} | peaks
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def main(contender: str) -> None:
+    """Be one of `CONTENDERS`."""
+    # Libraries may print: the answers have a pipe of their own, and what is printed goes where errors go.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    if contender in ("jaxnets", "flax"):
+        from jaxnets import benchmark_jax
+
+        serve(benchmark_jax.prepare, benchmark_jax.rates, sys.stdin, answers)
+    else:
+        from jaxnets import benchmark_torch
+
+        prepare = partial(benchmark_torch.prepare, compiled=contender == "torch_compile")
+        serve(prepare, benchmark_torch.rates, sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

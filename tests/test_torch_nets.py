@@ -1,0 +1,64 @@
+"""PyTorch's side of the benchmark: the same nets, in every form that is tried."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+import jaxnets
+from jaxnets import benchmark_torch, torch_weights
+from jaxnets.torch_nets import NETS
+from tests.parity_cases import calibrated, images_of, to_torch
+from tests.test_models import PARAMETERS
+
+
+def side_of(name):
+    return 32 if name.endswith("_cifar") else 64
+
+
+@pytest.fixture(scope="module", params=NETS)
+def net(request):
+    """The name, and PyTorch's net with weights under which logits say something."""
+    torch.manual_seed(0)
+    return request.param, calibrated(NETS[request.param](), side_of(request.param), batch=8)
+
+
+def logits_of(net, batch):
+    with torch.no_grad():
+        return net(batch).numpy()
+
+
+def test_parameters_are_the_pinned_ones(net):
+    name, theirs = net
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == PARAMETERS[name]
+
+
+def test_our_net_with_its_weights_says_the_same(net):
+    name, theirs = net
+    images = images_of(side_of(name), batch=2)
+    expected = logits_of(theirs, to_torch(images))
+    assert np.abs(expected[0] - expected[1]).max() > 0.01 * np.abs(expected).max()  # the images make a difference
+    ours = jaxnets.create_model(name)
+    variables = torch_weights.load(ours, theirs.state_dict())
+    logits = jax.jit(lambda variables, images: ours.apply(variables, images, train=False))(variables, images)
+    assert np.abs(np.asarray(logits) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_fused_and_frozen_nets_say_the_same(net, memory_format):
+    name, theirs = net
+    batch = to_torch(images_of(side_of(name), batch=2)).to(memory_format=memory_format)
+    theirs = theirs.to(memory_format=memory_format)
+    expected = logits_of(theirs, batch)
+    for change in (benchmark_torch._fused, benchmark_torch._frozen):
+        changed = change(theirs, batch)
+        for _ in range(3):  # TorchScript specialises as it runs
+            logits = logits_of(changed, batch)
+        assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_fusing_leaves_no_batch_norm(net):
+    name, theirs = net
+    fused = benchmark_torch._fused(theirs, None)
+    assert any(isinstance(module, torch.nn.Conv2d) for module in fused.modules())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
