@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from jaxnets.runtime import logger
 from jaxnets.state import TrainState
 
 BEST_METRIC = "eval_accuracy"
+TOTALS = ("loss", "correct", "count")
+NUMBERS = "fiubV"  # kinds of NumPy's types; V is bfloat16
+# Arrays compress, but not like this; what is smaller than the slack may.
+MAX_RATIO, MAX_SLACK = 16, 1 << 26
 
 
 class DamagedError(UserError):
@@ -23,28 +28,39 @@ class DamagedError(UserError):
 
 
 def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir; with `keep` for writing: that many of the latest, and the best, are kept."""
+    """The checkpoints of a workdir; with `keep` for writing: that many of the latest, and the best, are kept.
+
+    Raises UserError where there are none to read, or what lies there is something else.
+    """
     directory = (workdir / "checkpoints").resolve()
     if keep is None:
         if not directory.is_dir():
             raise UserError(f"{workdir} has no checkpoints: {directory} is missing")
         options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_score, save_interval_steps=0, create=False)
-        return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
+        return _open(directory, options)
     best = preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best]),
         best_fn=_score,
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(directory, options=options, item_handlers=_handlers())
+    return _open(directory, options)
 
 
-def _handlers() -> dict[str, ocp.CheckpointHandler]:
-    return {
+def _open(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    handlers = {
         "variables": ocp.StandardCheckpointHandler(),
         "rest": ocp.StandardCheckpointHandler(),
         "record": ocp.JsonCheckpointHandler(),
     }
+    try:
+        return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+    except Exception as error:  # Orbax reads all metrics at once, and raises what it will for those that are damaged
+        raise UserError(f"{directory} cannot be read as the checkpoints of a run: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def exists(workdir: Path) -> bool:
@@ -119,15 +135,27 @@ def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
     """One item as a tree of NumPy arrays, whatever devices it was written from."""
     where = f"checkpoint {step} in {manager.directory}"
     try:
-        digests = _restore_record(manager, step)["digests"]
+        digest = _restore_record(manager, step)["digests"].get(name)
+        _require_honest_size(manager, step, name)
         tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore()}))[name]
     except Exception as error:  # Orbax and TensorStore raise what they will for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DamagedError(f"{where} is incomplete or damaged: {reason}") from error
+        raise DamagedError(f"{where} is incomplete or damaged: {_reason(error)}") from error
     tree = jax.tree.map(np.asarray, tree)
-    if _digest(tree) != digests.get(name):
+    if not isinstance(tree, dict) or not all(leaf.dtype.kind in NUMBERS for leaf in jax.tree.leaves(tree)):
+        raise DamagedError(f"{where} is damaged: {name} is not a tree of arrays of numbers")
+    if _digest(tree) != digest:
         raise DamagedError(f"{where} is damaged: {name} differs from what was written")
     return tree
+
+
+def _require_honest_size(manager: ocp.CheckpointManager, step: int, name: str) -> None:
+    """ValueError for arrays that claim far more memory than the files that hold them."""
+    folder = Path(manager.directory) / str(step) / name
+    on_disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    arrays = jax.tree.leaves(manager.item_metadata(step)[name].tree)
+    claimed = sum(math.prod(array.shape) * np.dtype(array.dtype).itemsize for array in arrays)
+    if claimed > MAX_SLACK + MAX_RATIO * on_disk:
+        raise ValueError(f"{name} claims {claimed} bytes and has {on_disk}")
 
 
 def _restore_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -183,7 +211,10 @@ def restore_state(
     require_same_shapes(rest, flax.serialization.to_state_dict(expected), where)
     values = flax.serialization.from_state_dict(expected, rest)
     state = template.replace(**variables, **values)
-    return state, _restore_record(manager, step)["totals"]
+    totals = _restore_record(manager, step).get("totals")
+    if not isinstance(totals, dict) or not all(math.isfinite(totals.get(name, math.nan)) for name in TOTALS):
+        raise DamagedError(f"{where} has no sums of the training examples beside it")
+    return state, totals
 
 
 def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, dict[str, float]] | None:
@@ -230,8 +261,10 @@ def find_step(manager: ocp.CheckpointManager, which: str) -> int:
     if which == "latest":
         return steps[-1]
     if which == "best":
-        scores = {step: manager.metrics(step) for step in steps}
-        scores = {step: m[BEST_METRIC] for step, m in scores.items() if m}
+        try:
+            scores = {step: float(_score(metrics)) for step in steps if (metrics := manager.metrics(step))}
+        except Exception as error:
+            raise UserError(f"the evaluations in {manager.directory} cannot be read: {_reason(error)}") from error
         if not scores and len(steps) == 1:  # as weights from elsewhere are
             return steps[0]
         if not scores:

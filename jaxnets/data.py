@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 Fit = Callable[[Image.Image, int], Image.Image]  # an image and its index -> the pixels of it that are used
 
+MAX_CLASSES = 1 << 20
 _CHUNK = 512  # records read at once while decoding
 _open_streams: weakref.WeakSet = weakref.WeakSet()
 
@@ -133,6 +134,8 @@ def class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
         raise UserError(f"{builder.info.full_name} has {image.np_dtype} images; only uint8 ones can be read")
     if not label.num_classes:
         raise UserError(f"{builder.info.full_name} does not say how many classes it has")
+    if label.num_classes > MAX_CLASSES:
+        raise UserError(f"{builder.info.full_name} claims {label.num_classes} classes; at most {MAX_CLASSES} are read")
     return tuple(label.int2str(index) for index in range(label.num_classes))
 
 
@@ -148,6 +151,8 @@ def _check_shards(instructions: Sequence[Any], directory: os.PathLike) -> None:
             return f"{path} is truncated or damaged"
         found = reader.num_records()
         reader.close()
+        if found > os.path.getsize(path):
+            return f"{path} claims {found} records, more than it has bytes"
         return None if found == count else f"{path} holds {found} records in place of {count}"
 
     files = {(str(instruction.filename), instruction.examples_in_shard) for instruction in instructions}
@@ -234,7 +239,7 @@ def _decode_record(split: Split, record: bytes | tuple[str, int]) -> tuple[Image
     label = feature["label"].int64_list.value[0]
     if not 0 <= label < split.num_classes:
         raise ValueError(f"its label {label} is none of {split.num_classes} classes")
-    image = Image.open(io.BytesIO(feature["image"].bytes_list.value[0]))
+    image = image_files.open_image(io.BytesIO(feature["image"].bytes_list.value[0]))
     if image.mode != "RGB":
         image = image.convert("RGB")
     return image, label

@@ -139,16 +139,20 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Run:
     try:
         # The number of classes is the checkpoint's, so that the data set need not be there.
         num_classes = variables["params"]["classifier"]["kernel"].shape[-1]
-    except (KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{where} holds no classifier") from None
     if ema and averaged is None:
         raise UserError(f"{where} has no averaged weights (config.ema_decay was 0)")
     model = settings.make_model(config, num_classes)
-    images = jnp.zeros((1, config.image_size, config.image_size, 3))
-    expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    try:
+        expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    except Exception as error:  # a configuration from elsewhere can ask for sizes that nothing can have
+        raise UserError(f"{workdir / CONFIG} describes a net that cannot be made: {str(error)[:300]}") from error
     checkpoint.require_same_shapes(variables, {"params": {}, "batch_stats": {}} | expected, where)
-    variables = averaged or variables
-    return Run(config, model, variables, at)
+    if ema:
+        checkpoint.require_same_shapes(averaged, variables, f"the average in {where}")
+    return Run(config, model, averaged if ema else variables, at)
 
 
 def load_examples(

@@ -1,18 +1,31 @@
 """Image files as upright RGB images of the size a net takes, whatever is in them."""
 
+import functools
 import glob
 import math
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxnets.errors import UserError
+from jaxnets.plain_files import open_at_once
+
+_one_large_image = threading.Lock()
 
 # Without those that run another program (EPS) or are no pictures (HDF5, PDF).
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
+# An image of strangers may cost half a gigabyte and five seconds, no more.
+MAX_BYTES = 1 << 28  # of a file: some formats are read whole before anything is known of them
+MAX_PIXELS = 1 << 26  # 256 MB in PIL, once or twice
+COSTLY_FORMATS = ("WEBP", "AVIF", "JPEG2000")  # several times the memory and time, as transparency: a quarter of it
+MAX_SCANNED_PIXELS = 1 << 31  # pixels times scans: each scan of a progressive JPEG goes over all of its pixels
+LARGE = 1 << 24  # pixels from which on images are decoded one at a time, whatever the number of threads
 
 
 def find(argument: str) -> list[str]:
@@ -46,29 +59,70 @@ def images_below(folder: str) -> Iterator[str]:
                 yield os.path.join(parent, name)
 
 
-def read(path: str) -> Image.Image:
+def read(path: str, fit: Callable[[Image.Image], Image.Image] = lambda image: image) -> Image.Image:
     """The file's first image in RGB, turned as its EXIF data say; UserError, without the path, where it has none.
 
     Transparent pixels show white. 16-bit grey keeps its upper 8 bits. Colour profiles are not applied, as in
-    the pipelines on which the published weights were trained.
+    the pipelines on which the published weights were trained. What `fit` makes of the image is returned: of
+    large ones only one is in memory at a time, whatever the number of threads.
     """
-    Image.init()
     try:
-        with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as image:
-            return _to_rgb(image)
+        with (
+            open(path, "rb", opener=open_at_once) as file,
+            open_image(file) as image,
+            _one_large_image if image.width * image.height > LARGE else nullcontext(),
+        ):
+            return fit(_to_rgb(image))
     except UnidentifiedImageError:
         raise UserError("not an image that can be read, or its beginning is damaged") from None
     except FileNotFoundError:
         raise UserError("there is no such file") from None
+    except UserError:
+        raise
     except Exception as error:  # for a damaged file PIL raises anything from OSError to struct.error
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
         raise UserError(reason) from error
 
 
+def open_image(file: BinaryIO) -> Image.Image:
+    """The image in a file, not decoded yet, which `load` then does within bounds of memory and time.
+
+    Raises UserError for one that is too large, and what PIL raises for one that it cannot read.
+    """
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_BYTES:
+        raise UserError(f"{size >> 20} MiB are too much for an image: {MAX_BYTES >> 20} are read")
+    file.seek(0)
+    image = Image.open(file, formats=_formats())
+    width, height = image.size
+    limit = MAX_PIXELS // 4 if image.format in COSTLY_FORMATS or image.has_transparency_data else MAX_PIXELS
+    if width * height > limit:
+        raise UserError(f"{width}x{height} pixels are too many: at most {limit} are decoded of such a file")
+    if image.format in ("JPEG", "MPO"):
+        _refuse_endless_scans(image, file)
+    return image
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this PIL can read."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _refuse_endless_scans(image: Image.Image, file: BinaryIO) -> None:
+    place = file.tell()
+    file.seek(0)
+    scans = file.read().count(b"\xff\xda")  # in the coded pixels, 255 is always followed by 0 or a restart mark
+    file.seek(place)
+    if image.width * image.height * scans > MAX_SCANNED_PIXELS:
+        raise UserError(f"{scans} scans of {image.width}x{image.height} pixels are too many")
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     # PIL's conversion to RGB clips numbers of more than 8 bits at 255, and shows the colour behind the transparent.
     deep = image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if deep:
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
@@ -77,7 +131,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
-    return image.convert("RGB")
+    image.load()
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def squeeze(image: Image.Image, size: int) -> Image.Image:

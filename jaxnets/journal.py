@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxnets.errors import UserError
+from jaxnets.plain_files import parse_json, read_text
+
 FILE = "metrics.jsonl"
+MAX_BYTES = 1 << 27  # half a million records
 
 
 def _import_tensorboard_x():
@@ -25,13 +29,13 @@ def _import_tensorboard_x():
 def read(workdir: Path) -> list[dict[str, Any]]:
     """The records of a workdir in order; a last line that a kill tore is left out."""
     try:
-        lines = (workdir / FILE).read_text().splitlines()
+        lines = read_text(workdir / FILE, MAX_BYTES).splitlines()
     except FileNotFoundError:
         return []
     records = []
     for line in lines:
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except ValueError:
             break
     return records
@@ -46,9 +50,12 @@ class Journal:
         `evaluated` tells whether the checkpoint holds its evaluation; if not, that is dropped as well,
         since it will be made again.
         """
+        records = read(workdir)
+        if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
+            raise UserError(f"{workdir / FILE} has lines that are no records of a run")
         self.records = [
             record
-            for record in read(workdir)
+            for record in records
             if record["step"] < step or record["step"] == step and (evaluated or "eval_loss" not in record)
         ]
         path = workdir / FILE

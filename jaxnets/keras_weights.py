@@ -1,18 +1,19 @@
 """Weight files of Keras's MobileNet and MobileNetV2, as entries with PyTorch's suffixes and shapes."""
 
-import io
+import importlib.util
 import os
 import re
-import zipfile
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from jaxnets import h5_arrays
 from jaxnets.errors import UserError
 from jaxnets.weight_files import KERAS_SUFFIXES, Weights, first_line, require_file
 
-LIMIT = 1 << 29  # bytes of weights; the largest of these nets has 30 MB
 # Keras's variables by name, and in `.keras` files by number, with PyTorch's names.
 BY_NAME = {
     "kernel": "weight",
@@ -29,7 +30,7 @@ BY_NUMBER = {
     "depthwise_conv2d": ("weight", "bias"),
     "dense": ("weight", "bias"),
 }
-NO_WEIGHTS = re.compile("^optimizer|seed_generator")  # state of the training and of dropout
+TIMEOUT = 30  # seconds; on a machine at rest it takes half of one
 
 
 def is_keras_file(source) -> bool:
@@ -44,14 +45,10 @@ def read(source: str | os.PathLike) -> Weights:
     """
     path = Path(source)
     require_file(path)
+    if importlib.util.find_spec("h5py") is None:
+        raise UserError(f"reading {path} needs h5py (pip install h5py)")
     try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f"reading {path} needs h5py (pip install h5py)") from error
-    try:
-        content = _member(path) if path.suffix == ".keras" else path
-        with h5py.File(content, "r") as file:
-            arrays = _arrays(file, h5py)
+        arrays = _arrays(path)
     except UserError as error:
         raise UserError(f"{path} is refused: {error}") from error
     except Exception as error:  # HDF5 and zip report a damaged file in many ways
@@ -67,28 +64,24 @@ def read(source: str | os.PathLike) -> Weights:
     return Weights(entries, False, str(path))
 
 
-def _member(path: Path) -> io.BytesIO:
-    with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file:
-        content = file.read(LIMIT + 1)
-    if len(content) > LIMIT:
-        raise UserError(f"its weights take more than {LIMIT >> 20} MiB")
-    return io.BytesIO(content)
-
-
-def _arrays(file, h5py) -> dict[str, np.ndarray]:
-    """All data sets by path, none from outside the file, and no more than `LIMIT` bytes."""
-    found: dict[str, Any] = {}
-
-    def add(name, item):
-        if isinstance(item, h5py.Dataset) and not NO_WEIGHTS.search(name):
-            if item.external or item.is_virtual:
-                raise UserError(f"{name} lies outside the file")
-            found[name] = item
-
-    file.visititems(add)  # does not follow links to other files
-    if sum(item.nbytes for item in found.values()) > LIMIT:
-        raise UserError(f"its weights take more than {LIMIT >> 20} MiB")
-    return {name: item[()] for name, item in found.items()}
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `h5_arrays` finds in the file, in bounded memory and time."""
+    with tempfile.TemporaryDirectory(prefix="jaxnets-") as folder:
+        target = Path(folder) / "arrays.npz"
+        command = [sys.executable, "-P", h5_arrays.__file__, str(path.absolute()), str(target)]
+        # The same modules as here; and threads of BLAS would each want a share of the memory.
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            raise ValueError(f"reading it took more than {TIMEOUT} seconds") from None
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["reading it takes too long, or crashes the HDF5 library"])[
+                -1
+            ]
+            raise (UserError if done.returncode == h5_arrays.REFUSED else ValueError)(reason)
+        with np.load(target) as file:
+            return {str(name): file[f"array{i}"] for i, name in enumerate(file["names"])}
 
 
 def _torch_name(place: str) -> str:

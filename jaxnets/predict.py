@@ -146,7 +146,7 @@ def _pixels(classifier: Classifier, path: str) -> np.ndarray | UserError:
     """The file as uint8 `(S, S, 3)`, or why not."""
     fit = image_files.resize_and_crop if classifier.crop else image_files.squeeze
     try:
-        return np.asarray(fit(image_files.read(path), classifier.image_size))
+        return np.asarray(image_files.read(path, partial(fit, size=classifier.image_size)))
     except UserError as error:
         return error
 

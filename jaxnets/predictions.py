@@ -2,7 +2,6 @@
 
 import os
 import zipfile
-import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,8 +10,10 @@ from PIL import Image
 
 from jaxnets import data, step
 from jaxnets.errors import UserError
+from jaxnets.plain_files import open_at_once
 
 FILE = "predictions.npz"
+MAX_BYTES = 1 << 28
 NUM_MISTAKES = 24
 THUMBNAIL = 128  # pixels a side, at most
 
@@ -71,14 +72,22 @@ def load(workdir: Path) -> Evaluated | None:
     """The last predictions of a run, None where none were kept; UserError for a file that is something else."""
     path = workdir / FILE
     try:
+        _require_modest(path)
         with np.load(path) as file:
             content = Evaluated(**{field.name: file[field.name] for field in fields(Evaluated)})
             _check(content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as a run's predictions: {error}") from None
+    except Exception as error:  # zipfile and NumPy report a damaged file in many ways
+        raise UserError(f"{path} cannot be read as a run's predictions: {str(error)[:300]}") from None
     return content
+
+
+def _require_modest(path: Path) -> None:
+    """ValueError for an archive that would inflate to more than any run writes, or is a pipe."""
+    with open(path, "rb", opener=open_at_once) as file, zipfile.ZipFile(file) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
+            raise ValueError(f"it inflates to more than {MAX_BYTES >> 20} MiB")
 
 
 def _check(content: Evaluated) -> None:

@@ -12,7 +12,11 @@ import ml_collections
 import jaxnets
 from jaxnets import optim
 from jaxnets.errors import UserError
+from jaxnets.plain_files import parse_json, read_text
 
+MAX_BYTES = 1 << 20  # of a config.json; one has about 2,000
+# What evaluation counts with, and the most that is not a mistake, or a trap in a workdir from elsewhere.
+LIMITS = {"eval_batch_size": 1 << 20, "image_size": 4096, "steps_per_call": 10_000}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 # What may differ when a run goes on: none of it changes what is learned (a changed horizon is announced).
@@ -58,14 +62,14 @@ def write(config: ml_collections.ConfigDict, path: Path) -> None:
 def read(path: Path) -> ml_collections.ConfigDict:
     """The configuration in a workdir's `config.json`; UserError where there is none or it cannot be read."""
     try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
+        values = parse_json(read_text(path, MAX_BYTES))
+        if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
+            raise ValueError("it has no field model")
+        return ml_collections.ConfigDict(values, convert_dict=True)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path.parent} is not the workdir of a run: it has no {path.name}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as a run's configuration: {error}") from None
-    if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
-        raise UserError(f"{path} is not a run's configuration: it has no field model")
-    return ml_collections.ConfigDict(values, convert_dict=True)
+    except Exception as error:  # ConfigDict refuses a field called like one of its methods by a KeyError
+        raise UserError(f"{path} is not a run's configuration: {error}") from None
 
 
 def differences(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -89,7 +93,7 @@ class _Checks:
             raise UserError(f"config.{field} is missing; it must be {must}")
         try:
             good = ok(self.values[field])
-        except TypeError:  # not even of the right type, in a file from elsewhere
+        except (TypeError, ValueError, OverflowError):  # not even of the right type, in a file from elsewhere
             good = False
         if not good:
             raise UserError(f"config.{field} must be {must}, not {self.values[field]!r}")
@@ -108,14 +112,25 @@ class _Checks:
 def check_evaluation(config: ml_collections.ConfigDict) -> None:
     """Raise UserError for the first field that evaluation needs and that has a value it cannot have."""
     checks = _Checks(config)
-    checks.positive("eval_batch_size", "image_size", "resident_limit", "steps_per_call")
+    for field, most in LIMITS.items():
+        checks.require(field, f"a whole number from 1 to {most}", lambda value, most=most: _whole(value, 1, most))
+    checks.positive("resident_limit")
     checks.require("crop", "True or False", lambda value: isinstance(value, bool))
-    checks.within("num_workers", 0, math.inf, "0 or more")
+    checks.require("num_workers", "a whole number from 0 to 1000", lambda value: _whole(value, 0, 1000))
+    checks.require("compilation_cache", "True or False", lambda value: isinstance(value, bool))
     checks.one_of("model.dtype", DTYPES)
     for field in ("model.name", "dataset", "eval_split"):
         checks.require(field, "a name", lambda value: isinstance(value, str))
-    checks.require("mean", "three numbers, one a channel", lambda value: len(value) == 3 and min(value) > -math.inf)
-    checks.require("std", "three numbers greater than 0", lambda value: len(value) == 3 and min(value) > 0)
+    checks.require("mean", "three numbers, one a channel", lambda value: len(value) == 3 and _finite(value))
+    checks.require("std", "three numbers above 0", lambda value: len(value) == 3 and _finite(value) and min(value) > 0)
+
+
+def _whole(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _finite(values: Any) -> bool:
+    return all(math.isfinite(value) for value in values)
 
 
 def check(config: ml_collections.ConfigDict) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxnets.plain_files import parse_json, read_text
+
 FILE = "timing.jsonl"
+MAX_BYTES = 1 << 26
 REST = "set-up and rest"
 TRAINING = ("train", "wait for data")  # what passes while the steps of an epoch are taken
 AFTERWARDS = ("evaluate", "checkpoint")  # and when it ends; all else comes before its first step
@@ -62,16 +65,16 @@ class Clock:
 def read(workdir: Path) -> list[Span]:
     """The spans of a workdir in order, those left out that a start from an earlier checkpoint made again."""
     try:
-        lines = (workdir / FILE).read_text().splitlines()
+        lines = read_text(workdir / FILE, MAX_BYTES).splitlines()
     except FileNotFoundError:
         return []
     spans: list[Span] = []
     for line in lines:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             seconds = {str(name): float(value) for name, value in record["seconds"].items()}
             span = Span(int(record["first"]), int(record["last"]), seconds)
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             continue
         spans = [before for before in spans if before.last <= span.first]
         spans.append(span)

@@ -1,9 +1,9 @@
 """Weight files and state_dicts as they come: read without running anything, unwrapped, names made plain."""
 
+import io
+import json
 import logging
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from jaxnets import pickle_check
 from jaxnets.errors import UserError
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
@@ -29,6 +30,11 @@ SAFETENSORS_TYPES = {
     "I64": np.int64,
     "I32": np.int32,
 }
+# Bounds on what strangers may send; no net here has a tenth of these.
+MAX_ENTRIES = 10_000
+MAX_NAME = 250  # characters
+MAX_HEADER = 1 << 23  # bytes, of a safetensors file
+MAX_OLD_FILE = 5 << 27  # bytes of PyTorch's format of before 2020, which cannot be mapped; VGG19 has 548 MiB
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +78,14 @@ def require_file(path: Path):
 
 def _read_torch(path: Path) -> Mapping:
     torch = import_torch(f"reading {path}")
-    _refuse_inflating_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} is refused: it is damaged, or holds objects beside tensors, which could run code when "
-            "loaded; save the net's state_dict() alone"
-        ) from error
+        with path.open("rb") as file:
+            archive = file.read(4) == b"PK\3\4"
+        (_check_archive if archive else _check_old_file)(path, torch)
+        # Mapped, so that only what is used takes memory.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except UserError as error:
+        raise UserError(f"{path} is refused: {error}; save the net's state_dict() alone") from error
     except Exception as error:  # a damaged file makes PyTorch raise nearly anything
         raise UserError(f"{path} is not a whole PyTorch file: {first_line(error)}") from error
     if not isinstance(content, Mapping):
@@ -87,15 +93,25 @@ def _read_torch(path: Path) -> Mapping:
     return content
 
 
-def _refuse_inflating_archive(path: Path):
+def _check_archive(path: Path, torch):
+    # By PyTorch's own reader: two readers of one zip file can be made to see different things in it.
+    reader = torch._C.PyTorchFileReader(str(path))
     # PyTorch stores its archives uncompressed: contents larger than the file would be a decompression bomb.
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inflated = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # the older format, or a damaged file: PyTorch will tell
+    inflated = sum(map(reader.get_record_size, reader.get_all_records()))
     if inflated > path.stat().st_size:
-        raise UserError(f"{path} is refused: it claims to hold {inflated} bytes, more than the file has")
+        raise UserError(f"it claims to hold {inflated} bytes, more than the file has")
+    if reader.get_record_size("data.pkl") > pickle_check.MAX_BYTES:
+        raise UserError("its pickle is far too long for a state_dict")
+    pickle_check.check(io.BytesIO(reader.get_record("data.pkl")))
+
+
+def _check_old_file(path: Path, torch):
+    if path.stat().st_size > MAX_OLD_FILE:
+        raise UserError(f"it is larger than {MAX_OLD_FILE >> 20} MiB and in PyTorch's format of before 2020")
+    with path.open("rb") as file:
+        start = io.BytesIO(file.read(pickle_check.MAX_BYTES))
+    for _ in range(5):  # magic number, version, sizes of C's types, the state_dict, which storages follow
+        pickle_check.check(start)
 
 
 def import_torch(purpose: str):
@@ -109,10 +125,20 @@ def import_torch(purpose: str):
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER:
+                raise UserError(f"{path} is refused: its header claims {length} bytes, {MAX_HEADER} are plenty")
+            with safetensors.safe_open(path, framework="numpy"):  # raises unless all shapes, types and places fit
+                header = json.loads(file.read(length))
+        mapped = np.memmap(path, np.uint8, "r")[8 + length :]  # only what is used takes memory
+        header.pop("__metadata__", None)
         return {
-            name: np.frombuffer(entry["data"], SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
-            for name, entry in safetensors.deserialize(path.read_bytes())
+            name: mapped[slice(*entry["data_offsets"])].view(SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
+            for name, entry in header.items()
         }
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"{path} has an entry of type {error}, where weights are floats") from error
     except Exception as error:  # SafetensorError, OSError, and whatever else a damaged file leads to
@@ -120,8 +146,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's message, not too long, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def is_array(value) -> bool:
@@ -140,13 +166,17 @@ def unwrap(content: Mapping, origin: str) -> dict[str, Any]:
         content = content[wrappers[0]]
     odd = [key for key, value in content.items() if not isinstance(key, str) or not is_array(value)]
     if odd or not content:
-        listed = ", ".join(map(repr, odd[:3])) or "nothing at all"
+        listed = ", ".join(f"{key!r:.80}" for key in odd[:3]) or "nothing at all"
         raise UserError(
             f"{origin} holds {listed} where a state_dict has only names and tensors (and none of the wrappers "
             f"{', '.join(WRAPPERS)})"
         )
+    if len(content) > MAX_ENTRIES:
+        raise UserError(f"{origin} has {len(content)} entries, which no net here has: {MAX_ENTRIES} are read")
     entries = {}
     for key, value in content.items():
+        if len(key) > MAX_NAME or not key.isprintable():
+            raise UserError(f"{origin} has an entry called {key!r:.80}, which is no name of a weight")
         name = ".".join(part for part in key.split(".") if part not in WRAPPING_MODULES)
         if name in entries:
             raise UserError(f"{origin} has two entries called {name}, with and without a wrapping module")

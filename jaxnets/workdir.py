@@ -61,6 +61,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
         raise UserError(f"--workdir={workdir} cannot be read: {error.strerror}") from None
     if not os.access(workdir, os.W_OK):
         raise UserError(f"--workdir={workdir} is not writable")
+    _require_own_files(workdir)
     if CONFIG in present:
         before = settings.read(workdir / CONFIG)
         _require_same_run(workdir, before, config)
@@ -71,6 +72,16 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
             "choose a new or an empty one"
         )
     return None
+
+
+def _require_own_files(workdir: Path) -> None:
+    """UserError where a file of the run is a link: writing it would change what lies elsewhere, or a pipe."""
+    for entry in os.scandir(workdir):
+        if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+            raise UserError(
+                f"--workdir={workdir} holds {entry.name!r}, a link or a special file, where a run has files and "
+                "folders of its own; to keep a run elsewhere, let --workdir itself be the link"
+            )
 
 
 def _created(workdir: Path) -> Path:

@@ -169,7 +169,7 @@ def test_data_outside_the_file_is_not_read(tmp_path):
 def test_a_data_set_that_inflates_is_not_read(tmp_path):
     with h5py.File(tmp_path / "net.h5", "w") as file:
         file.create_dataset("Conv1/Conv1/kernel:0", (1 << 20, 1 << 12), "f4", chunks=True, compression="gzip")
-    with pytest.raises(UserError, match="more than 512 MiB"):
+    with pytest.raises(UserError, match="more than 128 MiB"):
         torch_weights.load("mobilenet_v2", tmp_path / "net.h5")
 
 

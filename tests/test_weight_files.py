@@ -84,8 +84,8 @@ def test_a_whole_model_is_refused(tmp_path):
 
 def test_an_archive_that_claims_more_than_the_file_has_is_not_opened(tmp_path):
     with zipfile.ZipFile(tmp_path / "net.pth", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", b"\x80\x02}.")
-        archive.writestr("archive/data/0", bytes(1 << 20))
+        for name, content in {"data.pkl": b"\x80\x02}.", "version": b"3\n", "data/0": bytes(1 << 20)}.items():
+            archive.writestr(f"archive/{name}", content)
     with pytest.raises(UserError, match="claims to hold"):
         weight_files.read(tmp_path / "net.pth")
 

@@ -1,5 +1,6 @@
 """A published archive: found beside the data or downloaded, verified, and read without extracting it."""
 
+import gzip
 import hashlib
 import http.client
 import logging
@@ -9,10 +10,10 @@ import tarfile
 import tempfile
 import threading
 import urllib.request
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 # Name look-up included. TFDS's own downloader retries for minutes; a user without network waits this long.
 CONNECT_SECONDS = 8.0
 _TEXT_LIMIT = 1 << 16
+_SLACK = 1 << 24  # bytes of an archive beside the members that are read
 _BLOCK = 1 << 18
 
 
@@ -136,6 +138,20 @@ def _progress_bar(archive: Archive) -> Progress:
     return Progress(*columns, console=Console(stderr=True), disable=not on_terminal)
 
 
+class _Limited:
+    """A stream that ends in an error after so many bytes: a small archive can inflate without end."""
+
+    def __init__(self, stream: BinaryIO, limit: int):
+        self._stream, self._left = stream, limit
+
+    def read(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        self._left -= len(block)
+        if self._left < 0:
+            raise tarfile.ReadError("it inflates to more than was published")
+        return block
+
+
 def read_members(path: Path, wanted: Mapping[str, int | None]) -> dict[str, bytes]:
     """The contents of the `wanted` members of a tar.gz: name -> size in bytes, or None for a short text.
 
@@ -143,8 +159,9 @@ def read_members(path: Path, wanted: Mapping[str, int | None]) -> dict[str, byte
     `UserError` where the archive is damaged or a member is missing, repeated, or of another size.
     """
     contents = {}
+    limit = _SLACK + sum(size or _TEXT_LIMIT for size in wanted.values())
     try:
-        with tarfile.open(path, "r|gz") as tar:
+        with gzip.open(path) as inflated, tarfile.open(fileobj=_Limited(inflated, limit), mode="r|") as tar:
             for member in tar:
                 if member.name not in wanted:
                     continue
@@ -153,7 +170,9 @@ def read_members(path: Path, wanted: Mapping[str, int | None]) -> dict[str, byte
                 if not member.isreg() or not right_size or member.name in contents:
                     raise UserError(f"{path} holds a {member.name} that is not the published one; replace the file")
                 contents[member.name] = tar.extractfile(member).read()
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # tarfile.TarError, zlib.error, EOFError, OSError, and ValueError for odd headers
         raise UserError(f"{path} is damaged ({error}); replace it") from error
     if missing := sorted(set(wanted) - set(contents)):
         raise UserError(f"{path} is incomplete: {', '.join(missing)} missing; replace it")

@@ -9,19 +9,23 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 
 from jaxnets.datasets.cifar import Cifar10, Cifar100
 from jaxnets.datasets.digits import Digits
 from jaxnets.errors import UserError
+from jaxnets.plain_files import parse_json, read_text
 
 logger = logging.getLogger(__name__)
 
 BUILDERS = {"cifar10": Cifar10, "cifar100": Cifar100, "digits": Digits}
 
 _RANDOM_ACCESS = "array_record"
+_MAX_DESCRIPTION = 1 << 20  # bytes of one of its JSON files
 _NAME = re.compile(r"(\w+(?:/\w[\w.+-]*)?)(?::([\w.]+))?")  # data set, configuration; version
 
 
@@ -97,6 +101,7 @@ def _prepared(root: Path) -> list[str]:
 def _open(directory: Path) -> tfds.core.DatasetBuilder:
     """The builder of a prepared directory, set to read array_record files."""
     try:
+        _require_harmless(directory)
         builder = tfds.builder_from_directory(directory)
         formats = {file_format.value for file_format in builder.info.available_file_formats()}
         if _RANDOM_ACCESS in formats:
@@ -112,6 +117,28 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
         f"at random; where TensorFlow is installed, `tfds convert_format --dataset_version_dir={directory} "
         f"--out_file_format={_RANDOM_ACCESS}` adds files that can"
     )
+
+
+def _require_harmless(directory: Path) -> None:
+    """UserError where the description of a data set from elsewhere would run its code, or is far too large.
+
+    TFDS imports the module of every feature's class; only its own are needed.
+    """
+    for file in ("dataset_info.json", "features.json", *(path.name for path in directory.glob("*.labels.txt"))):
+        text = read_text(directory / file, _MAX_DESCRIPTION)
+        if file == "features.json":
+            for name in _class_names(parse_json(text)):
+                if not str(name).startswith("tensorflow_datasets."):
+                    raise UserError(f"its {file} names {str(name)[:80]}, which is no class of TFDS")
+
+
+def _class_names(value: Any) -> Iterator[Any]:
+    """What a features.json gives for classes, at any depth, in the old spelling and the new."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        if key in ("pythonClassName", "python_class_name", "type"):
+            yield item
+        yield from _class_names(item)
 
 
 def _prepare(name: str, root: Path) -> Path:

@@ -1,0 +1,43 @@
+"""Small text files that may come from strangers: regular ones, of bounded length, and JSON of bounded depth."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from jaxnets.errors import UserError
+
+
+def open_at_once(path: str | Path, flags: int) -> int:
+    """An `opener` for `open`: UserError for a pipe or a device, which might keep us waiting, or never end."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError("not a regular file")
+    return descriptor
+
+
+def read_text(path: Path, limit: int) -> str:
+    """The text of a file of at most `limit` bytes.
+
+    Raises FileNotFoundError, and UserError where it cannot be read or is no such file.
+    """
+    try:
+        with open(path, "rb", opener=open_at_once) as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise UserError(f"it is longer than {limit} bytes")
+        return content.decode()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text; ValueError for any other, and for one that nests too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
