@@ -371,16 +371,22 @@ def _eval_batch(split: Split, batch_size: int, number: int) -> Batch:
     return read_batch(split, indices[number]) | {"mask": mask[number]}
 
 
+def call_steps(start_step: int, end_step: int, per_epoch: int, steps_per_call: int) -> Iterator[tuple[int, int]]:
+    """The first step and the number of steps of every call; a call never crosses the end of an epoch."""
+    step = start_step
+    while step < end_step:
+        count = min(steps_per_call, per_epoch - step % per_epoch, end_step - step)
+        yield step, count
+        step += count
+
+
 def _stack_calls(
     batches: Iterator[Batch], start_step: int, end_step: int, per_epoch: int, steps_per_call: int
 ) -> Iterator[Batch]:
-    step = start_step
     with closing(batches):
-        while step < end_step:
-            count = min(steps_per_call, per_epoch - step % per_epoch, end_step - step)
+        for _, count in call_steps(start_step, end_step, per_epoch, steps_per_call):
             call = [next(batches) for _ in range(count)]
             yield {name: np.stack([batch[name] for batch in call]) for name in call[0]}
-            step += count
 
 
 def _stream(load: Callable[[int], Batch], start: int, stop: int, num_workers: int, batch_bytes: int) -> Iterator[Batch]:

@@ -151,7 +151,7 @@ def fit(
     with clock.phase("compile"):
         epochs = range(at // plan.steps_per_epoch, plan.config.num_epochs)
         sizes = dict.fromkeys(plan.training_size(epoch) for epoch in epochs)
-        dispatch = {size: compile_train(plan, examples, per_call, size) for size in sizes}
+        dispatch = {size: make_dispatch(plan, examples, per_call, size) for size in sizes}
         current = step.replicate(start(), plan.devices)
     with (
         closing(train_calls(plan, bool(examples), per_call, at)) as calls,
@@ -199,9 +199,15 @@ def load_examples(plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array
 
 
 def steps_per_call(limit: int, steps_per_epoch: int, at: int) -> int:
-    """The most steps, up to `limit`, whose calls end exactly with every epoch when started at step `at`."""
+    """The most steps, up to `limit`, whose calls end exactly with every epoch when started at step `at`.
+
+    Where those are few, as of 781 or of 97 steps, it is `limit`, and an epoch's last call is shorter: one program
+    more to compile.
+    """
+    limit = min(limit, steps_per_epoch)
     span = math.gcd(steps_per_epoch, at % steps_per_epoch)
-    return max(k for k in range(1, min(limit, span) + 1) if span % k == 0)
+    even = max(k for k in range(1, min(limit, span) + 1) if span % k == 0)
+    return even if even * 4 >= limit else limit
 
 
 def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[dict[str, np.ndarray]]:
@@ -209,8 +215,8 @@ def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[
     config, size = plan.config, len(plan.train_split)
     if resident:
         calls = (
-            {"index": data.train_indices(config.seed, size, config.batch_size, first, per_call)}
-            for first in range(at, plan.total_steps, per_call)
+            {"index": data.train_indices(config.seed, size, config.batch_size, first, count)}
+            for first, count in data.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
         )
     else:
         calls = data.stream_train(
@@ -237,6 +243,19 @@ def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.Shap
         "image": jax.ShapeDtypeStruct((*lead, side, side, 3), np.uint8),
         "label": jax.ShapeDtypeStruct(lead, np.int32),
     }
+
+
+def make_dispatch(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:
+    """`(state, batches) -> (state, metrics)` of one call; compiled for `per_call` steps, for fewer when they come."""
+    compiled = {per_call: compile_train(plan, examples, per_call, size)}
+
+    def dispatch(current, batches):
+        _, count = next(iter(batches.values())).shape[:2]  # (devices, steps, ...)
+        if count not in compiled:
+            compiled[count] = compile_train(plan, examples, count, size)
+        return compiled[count](current, batches)
+
+    return dispatch
 
 
 def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:

@@ -262,7 +262,6 @@ def test_a_net_that_cannot_take_the_images_is_refused(make_config, tmp_path):
     [
         (10, 390, 0, 10),
         (10, 195, 0, 5),
-        (10, 97, 0, 1),
         (10, 390, 20, 10),
         (10, 390, 15, 5),
         (4, 3, 0, 3),
@@ -272,6 +271,28 @@ def test_a_net_that_cannot_take_the_images_is_refused(make_config, tmp_path):
 def test_calls_end_with_the_epoch(limit, per_epoch, at, expected):
     per_call = loop.steps_per_call(limit, per_epoch, at)
     assert per_call == expected and per_epoch % per_call == 0 and at % per_call == 0
+
+
+@pytest.mark.parametrize(("limit", "per_epoch", "at"), [(10, 97, 0), (10, 781, 0), (10, 781, 780), (10, 781, 797)])
+def test_calls_are_full_but_for_the_last_of_an_epoch_where_no_number_divides_it(limit, per_epoch, at):
+    per_call = loop.steps_per_call(limit, per_epoch, at)
+    assert per_call == limit
+    calls = list(data.call_steps(at, 3 * per_epoch, per_epoch, per_call))
+    ends = [first + count for first, count in calls]
+    assert [first for first, _ in calls] == [at, *ends[:-1]] and ends[-1] == 3 * per_epoch
+    assert all(count == limit or end % per_epoch == 0 for (_, count), end in zip(calls, ends))
+
+
+@pytest.mark.parametrize("resident", ["true", "false"])
+def test_a_shorter_last_call_makes_the_same_run(make_config, tmp_path, resident):
+    """Five steps an epoch as calls of one, and of four and one."""
+    loop.train(make_config(steps_per_call=1, num_epochs=1), tmp_path / "one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "steps_per_call", lambda *_: 4)
+        loop.train(make_config(num_epochs=1, resident=resident), tmp_path / "run")
+    last = [numbers(tmp_path / name)[-1] for name in ("one", "run")]
+    assert last[0]["step"] == last[1]["step"] == 5
+    assert last[1]["eval_loss"] == pytest.approx(last[0]["eval_loss"], rel=1e-3)
 
 
 def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(make_config):
