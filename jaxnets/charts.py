@@ -22,6 +22,7 @@ class Curve:
     colour: str  # of COLOURS
     faint: bool = False
     dashed: bool = False
+    marked: bool = False  # its points, where they are few
 
 
 def _placeholder(colour: str) -> str:
@@ -54,8 +55,8 @@ def draw_curves(
                 linewidth=1.1 if curve.faint else 1.9,
                 linestyle=(0, (4, 2)) if curve.dashed else "-",
                 alpha=0.55 if curve.faint else 1.0,
-                # Points where there are few, and else where a line would be none.
-                marker="o" if not curve.faint and len(curve.x) <= 30 or len(curve.x) == 1 else "",
+                # One point alone would be no line.
+                marker="o" if curve.marked and len(curve.x) <= 30 or len(curve.x) == 1 else "",
                 markersize=3.4,
             )
         if logarithmic:
@@ -64,7 +65,7 @@ def draw_curves(
             axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.yaxis.set_major_formatter(_number)
         if percent:
-            axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0, decimals=None))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
         if from_zero:
             axes.set_ylim(bottom=0)
         axes.set_xlim(left=0)

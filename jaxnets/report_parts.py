@@ -159,12 +159,14 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
         name = f"{run.name}, " if several else ""
         style = {"colour": colour if several else TRAINING, "dashed": dashed}
         records = run.epochs if trained == "images_per_second" else run.trained
-        add(run, records, trained, f"{name}training", faint=bool(evaluated), **style)
+        marked = trained == "images_per_second"
+        add(run, records, trained, f"{name}training", faint=bool(evaluated), marked=marked, **style)
         if evaluated:
             style["colour"] = colour if several else EVALUATION
-            add(run, run.evaluations, evaluated, f"{name}evaluation", **style)
+            add(run, run.evaluations, evaluated, f"{name}evaluation", marked=True, **style)
             if not several:
-                add(run, run.evaluations, f"ema_{evaluated}", "averaged weights", colour=AVERAGED, dashed=True)
+                style = {"colour": AVERAGED, "dashed": True, "marked": True}
+                add(run, run.evaluations, f"ema_{evaluated}", "averaged weights", **style)
     if not curves:
         return None
     return {
@@ -233,7 +235,7 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return "–" if value is None else str(value)
 
@@ -341,7 +343,7 @@ def _mistakes(evaluated: Evaluated, names: Sequence[str]) -> list[dict[str, Any]
 
 
 def _percent(probability: float) -> str:
-    return f"{probability:.1%}" if probability >= 0.001 else "< 0.1%"
+    return f"{probability:.1%}" if probability >= 0.001 else "<0.1%"
 
 
 def _png(image: np.ndarray) -> str:

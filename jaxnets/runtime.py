@@ -24,6 +24,7 @@ class _StandardError(logging.Handler):
 def configure_logging() -> None:
     """Our log lines on standard error, one format; of the libraries only errors."""
     absl.logging.set_verbosity(absl.logging.ERROR)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if not logger.handlers:
         handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from jaxnets import checkpoint, data, journal, loop, models, runtime
+from jaxnets import checkpoint, data, journal, loop, models, predictions, report, runtime, timing
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan
 from tests.tiny_net import TinyNet
@@ -82,6 +82,26 @@ def test_a_run_leaves_its_records_and_returns_the_last(finished):
     assert result == evaluated[-1]
     assert result["num_examples"] == 50 and 0 <= result["eval_accuracy"] <= result["eval_top5_accuracy"] <= 1
     assert json.loads((workdir / "config.json").read_text())["model"]["name"] == "tiny"
+
+
+def test_a_run_leaves_its_page_its_predictions_and_its_times(finished):
+    workdir, result = finished
+    kept = predictions.load(workdir)
+    assert int(kept.step) == 10 and len(kept.label) == 50
+    assert (kept.predicted == kept.label).mean() == result["eval_accuracy"]
+    assert f"{result['eval_accuracy']:.2%}" in (workdir / "report.html").read_text()
+    spans = timing.read(workdir)
+    assert [(span.first, span.last) for span in spans] == [(0, 5), (5, 10)]
+    assert {"compile", "train", "evaluate", "checkpoint"} <= timing.totals(spans).keys()
+
+
+def test_a_page_that_cannot_be_drawn_harms_no_run(finished, make_config, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(report, "write", fail)
+    loop.train(make_config(), tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished[0])
 
 
 def test_a_finished_run_has_nothing_left_to_do(finished, make_config):
@@ -158,6 +178,7 @@ def test_an_interrupted_run_saves_where_it_is(make_config, tmp_path, monkeypatch
     assert weights(tmp_path / "run")[0] == saved  # the step in flight is finished too
     loop.train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert {span.last for span in timing.read(tmp_path / "run")} == {5, saved, 10}
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_config, tmp_path, caplog, monkeypatch):

@@ -126,7 +126,7 @@ def test_the_mistakes_are_counted_and_shown(workdir):
     assert "7 wrong among 60" in page.text
     images = page.all("img")
     assert [image["alt"] for image in images][0] == "cat, taken for dog" and len(images) == 4
-    assert "< 0.1%" in page.text
+    assert "<0.1%" in page.text
     shown = Image.open(io.BytesIO(base64.b64decode(images[0]["src"].removeprefix("data:image/png;base64,"))))
     np.testing.assert_array_equal(np.asarray(shown), predictions.load(workdir).images[0])
     headers = [cell for cell in page.all("th") if cell.get("scope") == "row"]
