@@ -101,11 +101,12 @@ def task_of(model: str, mode: str, batch_size: int | None = None, image_size: in
     own_size = default_image_size(model)
     if image_size is None:
         image_size = own_size if mode == "latency" else min(own_size, IMAGE_SIZE)
+    else:
+        summarize(model, image_size)  # refuses what the net cannot take
     if mode == "latency":
         batch_size = 1
     elif batch_size is None:
         batch_size = BATCH_SIZE if own_size > IMAGE_SIZE else CIFAR_BATCH_SIZE
-    summarize(model, image_size)  # refuses what the net cannot take
     if mode == "train" and batch_size == 1:
         raise UserError("--batch_size=1 leaves BatchNorm one value a channel in training; it must be at least 2")
     return Task(model, mode, batch_size, image_size, net.num_classes, usable_cores())
@@ -264,7 +265,8 @@ def plan(args) -> list[Race]:
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f"--batch_size={args.batch_size} must be at least 1")
     names = dict.fromkeys(args.models.split(","))
-    tasks = [task_of(name, mode, args.batch_size, args.image_size) for name in names for mode in modes]
+    for name in names:
+        create_model(name)  # refuses an unknown one
     if any(contender.startswith("torch") for contender in against):
         missing = [package for package in ("torch", "torchvision") if importlib.util.find_spec(package) is None]
         if missing:
@@ -277,6 +279,7 @@ def plan(args) -> list[Race]:
             raise UserError(f"--out={args.out} exists already, and is not overwritten")
         if not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
             raise UserError(f"--out={args.out}: {args.out.parent} must be a folder to write in")
+    tasks = [task_of(name, mode, args.batch_size, args.image_size) for name in names for mode in modes]
     return [Race(task, ("jaxnets", *against)) for task in tasks]
 
 

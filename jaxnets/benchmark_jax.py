@@ -13,6 +13,11 @@ from jaxnets import create_model, machine
 from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task
 
 
+def make_optimizer() -> optax.GradientTransformation:
+    """SGD with momentum that decays every parameter, as PyTorch's does by default."""
+    return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM))
+
+
 def make_train_step(model, optimizer):
     """A step of SGD in one program: ((params, batch_stats, opt_state, key), images, labels) -> (state, loss)."""
 
@@ -89,8 +94,7 @@ def prepare(task: Task) -> _Contender:
     images = jax.random.normal(key_images, (task.batch_size, task.image_size, task.image_size, 3))
     labels = jax.random.randint(key_labels, (task.batch_size,), 0, task.num_classes)
     if task.mode == "train":
-        # What decays is left to the recipe: PyTorch's default decays everything, and so does this.
-        optimizer = optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM))
+        optimizer = make_optimizer()
         function = make_train_step(model, optimizer)
         params = variables["params"]
         kept = [(params, variables["batch_stats"], optimizer.init(params), key)]

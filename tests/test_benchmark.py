@@ -1,0 +1,342 @@
+"""The benchmark: fair turns, ratios pair by pair, an honest floor, both sides doing the same work, clear refusals."""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+import torch
+
+from benchmarks import plot
+from jaxnets import benchmark, benchmark_jax, benchmark_report, benchmark_torch, benchmark_worker
+from jaxnets.benchmark import Race, floor_of, task_of
+from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Worker
+from jaxnets.errors import UserError
+from jaxnets.torch_nets import NETS
+from tests.test_models import PARAMETERS
+from tests.tiny_net import TinyNet
+
+# Bound threads would wait for those of the tests beside this one.
+ON_ONE_CORE = """
+import os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+RATES = {"copy_bytes_per_second": 1e10, "flops_per_second": 1e11}
+
+
+class FakeWorker:
+    """A contender whose turns take the seconds that it is told; notes who was asked when."""
+
+    def __init__(self, name, step_seconds, log, parameters):
+        self.name, self.step_seconds, self.log, self.parameters = name, step_seconds, log, parameters
+        self.turns = 0
+
+    def ask(self, question, **details):
+        if question == "hello":
+            return {"idle_bytes": 100}
+        if question == "prepare":
+            report = {"compile_seconds": 1.0, "first_step_seconds": 2.0, "temp_bytes": None, "form": "fake"}
+            return report | {"parameters": self.parameters, "dtype": "float32"}
+        self.log.append(self.name)
+        # The first turn measures how many steps to take.
+        seconds = self.step_seconds[min(max(0, self.turns - 1), len(self.step_seconds) - 1)]
+        self.turns += 1
+        return {"seconds": seconds * details["steps"], "peak_bytes": 700, "device_peak_bytes": None}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+
+@pytest.fixture
+def fake_race(monkeypatch):
+    """Race made-up contenders: name -> seconds a step by round; the result and the order of the turns."""
+
+    def run(parameters=PARAMETERS["squeezenet1_1_cifar"], **step_seconds):
+        log = []
+        counts = dict.fromkeys(step_seconds, PARAMETERS["squeezenet1_1_cifar"]) | {"torch": parameters}
+        monkeypatch.setattr(
+            benchmark_worker, "start", lambda name: FakeWorker(name, step_seconds[name], log, counts[name])
+        )
+        task = task_of("squeezenet1_1_cifar", "eval")
+        rounds = len(step_seconds["jaxnets"])
+        return benchmark.run_race(Race(task, tuple(step_seconds)), rounds, RATES), log
+
+    return run
+
+
+def test_contenders_take_turns_and_alternate_who_begins(fake_race):
+    _, log = fake_race(jaxnets=[1.0] * 3, torch=[1.0] * 3, flax=[1.0] * 3)
+    turns = log[3:]  # after one turn each to choose the steps
+    assert turns == ["jaxnets", "torch", "flax", "torch", "flax", "jaxnets", "flax", "jaxnets", "torch"]
+
+
+def test_ratios_are_taken_within_rounds(fake_race):
+    # The machine slows down fourfold: medians apart would say 2, though in every round it is 3 or more.
+    race, _ = fake_race(jaxnets=[1.0, 2.0, 4.0], torch=[3.0, 8.0, 12.0])
+    assert race["ratios"]["torch"] == {"median": 3.0, "low": 3.0, "high": 4.0, "rounds": [3.0, 4.0, 3.0]}
+    ours = race["contenders"]["jaxnets"]
+    assert (ours["step_seconds"]["median"], ours["step_seconds"]["low"], ours["step_seconds"]["high"]) == (2, 1, 4)
+    assert ours["images_per_second"] == 128 / 2
+
+
+def test_short_steps_fill_a_turn(fake_race):
+    race, _ = fake_race(jaxnets=[0.003], torch=[0.4])
+    steps = {name: entry["steps_per_turn"] for name, entry in race["contenders"].items()}
+    assert steps["jaxnets"] in (334, 335) and steps["torch"] == 3
+
+
+def test_another_number_of_parameters_is_no_race(fake_race):
+    with pytest.raises(UserError, match="torch's squeezenet1_1_cifar has 5 parameters, ours 727,626"):
+        fake_race(parameters=5, jaxnets=[1.0], torch=[1.0])
+
+
+def test_tables_hold_what_was_measured(fake_race, capsys):
+    race, _ = fake_race(jaxnets=[0.5, 0.5], torch=[1.0, 1.25])
+    record = benchmark.describe_run(["benchmark"]) | {"device": "abacus", "rounds": 2, "rates": RATES, "races": [race]}
+    benchmark_report.show(record, markdown=True)
+    printed = capsys.readouterr().out
+    assert "| squeezenet1_1_cifar | eval | 128x32px | torch | 500.0 | 1,125.0 | 2.25 | 2.00-2.50 |" in printed
+    assert "abacus" in printed and "10.0 GB/s" in printed and "100 GFLOP/s" in printed
+    assert f"{race['floor']['seconds'] / 0.5:.0%}" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "expected"),
+    [
+        ("mobilenet_v2", "train", (64, 96)),
+        ("mobilenet_v2", "latency", (1, 224)),
+        ("mobilenet_v2_cifar", "eval", (128, 32)),
+        ("mobilenet_v2_cifar", "latency", (1, 32)),
+    ],
+)
+def test_default_sizes(name, mode, expected):
+    task = task_of(name, mode)
+    assert (task.batch_size, task.image_size) == expected
+
+
+def test_every_net_of_pytorch_is_raced():
+    assert set(benchmark.MODELS) == set(NETS)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1_cifar", "squeezenet1_1"])
+def test_floor_is_what_pytorchs_layers_move_and_multiply(name):
+    moved = first = macs = first_macs = 0
+
+    def count(module, inputs, output):
+        nonlocal moved, first, macs, first_macs
+        layer_macs = module.weight.numel() * output[0, 0].numel()
+        if not macs:
+            first, first_macs = inputs[0].numel(), layer_macs
+        moved += inputs[0].numel() + output.numel()
+        macs += layer_macs
+
+    net = NETS[name]().eval()
+    for module in net.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 32, 32))
+    evaluation = floor_of(task_of(name, "eval", 8, 32), RATES, float_bytes=4)
+    assert evaluation.bytes == 4 * (8 * moved + PARAMETERS[name])
+    assert evaluation.flops == 2 * 8 * macs
+    training = floor_of(task_of(name, "train", 8, 32), RATES, float_bytes=2)
+    # No gradient of the images; parameters and momenta are read and written.
+    assert training.bytes == 2 * 8 * (2 * moved - first) + 16 * PARAMETERS[name]
+    assert training.flops == 2 * 8 * (3 * macs - first_macs)
+    assert training.memory_seconds == pytest.approx(training.bytes / 1e10)
+    assert training.seconds == max(training.bytes / 1e10, training.flops / 1e11)
+
+
+def test_a_training_step_is_pytorchs_sgd():
+    model, optimizer = TinyNet(num_classes=3), benchmark_jax.make_optimizer()
+    images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    labels = np.array([0, 1, 2, 1])
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
+    variables = jax.tree.map(np.asarray, variables)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss_of(params):
+        logits, _ = model.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def as_torch(tree):
+        return [torch.tensor(np.asarray(leaf)) for leaf in jax.tree.leaves(tree)]
+
+    expected = [value.requires_grad_() for value in as_torch(variables["params"])]
+    sgd = torch.optim.SGD(expected, LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    step = benchmark_jax.make_train_step(model, optimizer)
+    params = jax.tree.map(jax.numpy.array, variables["params"])
+    state = params, jax.tree.map(jax.numpy.array, variables["batch_stats"]), optimizer.init(params), jax.random.key(2)
+    for _ in range(3):  # with momentum the second step differs from the first
+        loss, gradients = loss_of(jax.tree.map(np.asarray, state[0]))
+        for value, gradient in zip(expected, as_torch(gradients)):
+            value.grad = gradient
+        sgd.step()
+        state, raced_loss = step(state, images, labels)
+        assert float(raced_loss) == pytest.approx(float(loss), rel=1e-5)
+    for value, raced in zip(expected, as_torch(state[0])):
+        np.testing.assert_allclose(raced, value.detach(), rtol=1e-5, atol=1e-6)
+    means = [np.asarray(leaf) for leaf in jax.tree.leaves(state[1])]
+    assert any(not np.array_equal(a, b) for a, b in zip(means, jax.tree.leaves(variables["batch_stats"])))
+
+
+def test_pytorch_trains():
+    task = dataclasses.replace(task_of("squeezenet1_1_cifar", "train", 2), threads=1)
+    net = NETS[task.model]()
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    step = benchmark_torch._train_step(net, torch.randn(2, 3, 32, 32), torch.tensor([1, 2]))
+    losses = [float(step()) for _ in range(3)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert all(not torch.equal(a, b) for a, b in zip(before, net.parameters()))
+
+
+def test_pytorch_races_in_its_fastest_form(monkeypatch):
+    monkeypatch.setattr(benchmark_torch, "TRIAL_SECONDS", 0.05)
+    task = dataclasses.replace(task_of("squeezenet1_1_cifar", "latency"), threads=1)
+    contender = benchmark_torch.prepare(task, compiled=False)
+    tried = contender.report["tried"]
+    assert set(tried) == {a + b for a in ("channels_last", "NCHW") for b in ("", ", fused", ", TorchScript")}
+    assert contender.report["form"] == min(tried, key=tried.get)
+    assert contender.report["parameters"] == PARAMETERS["squeezenet1_1_cifar"]
+    contender.run(2)
+
+
+BAD = {
+    "--models=mobilenet_v9": "there is no net 'mobilenet_v9'",
+    "--models=": "there is no net ''",
+    "--models=resnet18": "PyTorch's side has no 'resnet18'",
+    "--mode=training": "'training' must be one of train, eval, latency",
+    "--against=tensorflow": "'tensorflow' must be one of torch, torch_compile, flax",
+    "--against=jaxnets": "'jaxnets' must be one of",
+    "--rounds=0": "--rounds=0 must be at least 1",
+    "--batch_size=0": "--batch_size=0 must be at least 1",
+    "--batch_size=1": "--batch_size=1 leaves BatchNorm one value",
+    "--image_size=0": "image_size=0",
+    "--image_size=5": "too small",
+    "--format=yaml": "invalid choice: 'yaml'",
+    "--out=nowhere/at/all.json": "must be a folder to write in",
+    "--model": "--model",
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_bad_arguments_are_refused_before_any_work(argument, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark_worker, "start", lambda name: pytest.fail("work has begun"))
+    with pytest.raises(UserError) as error:
+        benchmark.main(["benchmark", argument])
+    assert BAD[argument] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_results_are_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_worker, "start", lambda name: pytest.fail("work has begun"))
+    out = tmp_path / "kept.json"
+    out.write_text("precious")
+    with pytest.raises(UserError, match="exists already"):
+        benchmark.main(["benchmark", f"--out={out}"])
+    assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("import sys; sys.exit('out of luck')", "the process of torch ended with status 1: out of luck"),
+        ("raise ValueError('first line\\nlast line')", "with status 1: last line"),
+        ("import os; os.kill(os.getpid(), 9)", "by SIGKILL: it said nothing"),
+    ],
+)
+def test_a_dead_process_is_named_with_its_last_words(program, words):
+    with Worker("torch", [sys.executable, "-c", program]) as worker, pytest.raises(UserError) as error:
+        worker.ask("hello")
+    assert words in str(error.value)
+
+
+def test_a_process_ends_with_its_worker():
+    worker = Worker("x", [sys.executable, "-c", "import sys; print('{}', flush=True); sys.stdin.read()"])
+    with worker:
+        assert worker.ask("hello") == {}
+        assert worker._process.poll() is None
+    assert worker._process.returncode == 0
+
+
+def test_the_command(tmp_path, repository):
+    out = tmp_path / "result.json"
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    arguments = ["--models=squeezenet1_1_cifar", "--mode=latency", "--against=torch,flax", "--rounds=2"]
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ONE_CORE, "-m", "jaxnets.benchmark", *arguments, "--format=json", f"--out={out}"],
+        cwd=repository,
+        env=kept | {"JAXNETS_OPS": "xla"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record == json.loads(out.read_text())
+    assert record["environment"]["JAXNETS_OPS"] == "xla"
+    assert {"jax", "torch", "flax"} <= set(record["versions"])
+    (race,) = record["races"]
+    entries = race["contenders"]
+    assert list(entries) == ["jaxnets", "torch", "flax"]
+    assert (entries["jaxnets"]["form"], entries["flax"]["form"]) == ("operators: xla", "operators: reference")
+    for name, ratio in race["ratios"].items():
+        pairs = zip(entries["jaxnets"]["step_seconds"]["rounds"], entries[name]["step_seconds"]["rounds"])
+        assert ratio["rounds"] == [theirs / ours for ours, theirs in pairs]
+    for entry in entries.values():
+        assert 0 < entry["step_seconds"]["low"] <= entry["step_seconds"]["high"] < 1
+        assert entry["peak_bytes"] > entry["idle_bytes"] > 1e7
+    # Some weights and nothing else lie between PyTorch's net and its own; nobody beats a floor of one image 100 times.
+    assert entries["jaxnets"]["temp_bytes"] > 0
+    assert 0 < race["floor"]["share"] < 100
+
+
+def record_of(*races):
+    return {"races": [{"model": m, "mode": mode, "ratios": ratios} for m, mode, ratios in races], "environment": {}}
+
+
+def ratio(low, median, high):
+    return {"low": low, "median": median, "high": high}
+
+
+def test_the_picture_shows_the_ratios_to_the_faster_pytorch():
+    record = record_of(
+        ("mobilenet_v2", "train", {"torch": ratio(1.4, 1.5, 1.6), "torch_compile": ratio(1.1, 1.2, 1.3)}),
+        ("mobilenet_v2", "eval", {"torch": ratio(0.7, 0.8, 0.9), "flax": ratio(0.1, 0.2, 0.3)}),
+        ("squeezenet1_1", "train", {"flax": ratio(9.0, 9.0, 9.0)}),
+    )
+    bars = plot.bars_of([record])
+    assert bars == [
+        plot.Bar("mobilenet_v2", "train", 1.2, 1.1, 1.3),
+        plot.Bar("mobilenet_v2", "eval", 0.8, 0.7, 0.9),
+    ]
+    axes = plot.draw(bars, "a note").axes[0]
+    assert sorted(patch.get_width() for patch in axes.patches) == [0.8, 1.2]
+    with pytest.raises(UserError, match="mobilenet_v2 train twice"):
+        plot.bars_of([record, record])
+
+
+def test_the_picture_is_written(tmp_path):
+    source, picture = tmp_path / "result.json", tmp_path / "picture.svg"
+    about = {"device": "abacus", "cores": 1, "versions": {"jax": "0"}, "date": "2026-01-01T00:00"}
+    source.write_text(json.dumps(record_of(("mobilenet_v2", "train", {"torch": ratio(1, 1, 1)})) | about))
+    plot.main(["plot", str(source), f"--out={picture}"])
+    assert picture.read_text().startswith("<?xml")
+    source.write_text("[]")
+    with pytest.raises(UserError, match="is no result of"):
+        plot.main(["plot", str(source), f"--out={picture}"])
+    with pytest.raises(UserError, match="must end in"):
+        plot.main(["plot", str(source), f"--out={tmp_path / 'picture.doc'}"])
