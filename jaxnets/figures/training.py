@@ -8,11 +8,11 @@ from jaxnets.figures.options import Options
 
 # Minutes on a laptop for a handful of nets; `--config.FIELD=VALUE` sets any of it otherwise.
 SMALL = (
-    "--config.train_split=train[:10000]",
-    "--config.eval_split=test[:5000]",
+    "--config.train_split=train[:8000]",
+    "--config.eval_split=test[:4000]",
     "--config.image_size=24",
     "--config.augment.crop_padding=3",
-    "--config.num_epochs=8",
+    "--config.num_epochs=6",
     "--config.batch_size=64",
     "--config.optimizer.learning_rate=0.05",
 )

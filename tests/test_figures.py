@@ -1,0 +1,198 @@
+"""Figures: the numbers behind them against what is known, the command, and what each draws."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxnets
+from jaxnets import loop, models, plots, settings
+from jaxnets.errors import UserError
+from jaxnets.figures import __main__ as command
+from jaxnets.figures import (
+    bottleneck_ablation,
+    cost_breakdown,
+    relu_collapse,
+    shuffle_ablation,
+    training,
+    width_tradeoff,
+)
+from jaxnets.figures.options import Options
+from tests.test_compare import SMALL
+from tests.tiny_net import TinyNet
+
+POINTS = relu_collapse.spiral()
+
+
+def test_what_no_coordinate_clips_comes_back_exactly():
+    """Positive entries and points of the first quadrant: ReLU changes nothing."""
+    points = np.abs(POINTS)
+    matrix = np.random.default_rng(0).uniform(0.1, 1, (5, 2))
+    np.testing.assert_allclose(relu_collapse.reconstruct(points, matrix), points, atol=1e-12)
+
+
+def test_what_all_coordinates_clip_is_lost():
+    points = -np.abs(POINTS)
+    found = relu_collapse.reconstruct(points, np.ones((4, 2)) + np.eye(4, 2))
+    assert np.abs(found).max() == 0
+    assert relu_collapse.relative_error(points, found) == 1.0
+    assert relu_collapse.relative_error(points, relu_collapse.scaled(points, found)) == 1.0
+
+
+def test_a_matrix_beside_its_negative_brings_half_back():
+    """ReLU(y) - ReLU(-y) = y, so that T over -T gives exactly x / 2, and scaling all of it."""
+    matrix = np.random.default_rng(1).standard_normal((3, 2))
+    found = relu_collapse.reconstruct(POINTS, np.concatenate([matrix, -matrix]))
+    np.testing.assert_allclose(found, POINTS / 2, atol=1e-12)
+    assert relu_collapse.relative_error(POINTS, found) == pytest.approx(0.5)
+    assert relu_collapse.relative_error(POINTS, relu_collapse.scaled(POINTS, found)) == pytest.approx(0, abs=1e-12)
+
+
+@given(st.integers(2, 12), st.integers(0, 2**16))
+def test_no_scale_is_better_than_the_best(dimensions, seed):
+    random = np.random.default_rng(seed)
+    found = relu_collapse.reconstruct(POINTS, random.standard_normal((dimensions, 2)))
+    best = relu_collapse.relative_error(POINTS, relu_collapse.scaled(POINTS, found))
+    assert all(
+        best <= relu_collapse.relative_error(POINTS, found * factor) + 1e-9 for factor in random.uniform(0, 4, 9)
+    )
+
+
+def test_the_error_falls_with_the_dimensions(monkeypatch, tmp_path):
+    monkeypatch.setattr(relu_collapse, "DRAWS", 60)
+    data = relu_collapse.measure(Options(tmp_path))
+    assert list(data["panels"]) == ["2", "3", "5", "15", "30"]
+    middle = {point["n"]: point["scaled_error"][1] for point in data["sweep"]}
+    assert middle[2] > middle[5] > middle[15] > middle[60]
+    assert data["sweep"][-1]["error"][1] == pytest.approx(0.5, abs=0.05)
+    with plots.style():
+        figure = relu_collapse.draw(json.loads(json.dumps(data)))
+    assert len(figure.axes) == 7
+
+
+def test_the_costs_of_mobilenet_v1_are_the_papers(monkeypatch):
+    monkeypatch.setattr(cost_breakdown, "layer_times", lambda layers, batch_size: [1.0] * len(layers))
+    monkeypatch.setattr(cost_breakdown.latency, "measure", lambda *args, **kwargs: {"ms": 30.0})
+    data = cost_breakdown.measure(Options(None))
+    np.testing.assert_allclose(data["shares"]["kernels"], data["paper"]["kernels"], atol=0.006)
+    ours, paper = np.asarray(data["shares"]["macs"]), np.asarray(data["paper"]["macs"])
+    np.testing.assert_allclose(ours[[0, 1, 3]], paper[[0, 1, 3]], atol=0.006)
+    assert ours[2] == pytest.approx(1.91, abs=0.006) and ours.sum() == pytest.approx(100)
+    assert data["shares"]["time"] == pytest.approx([100 * n / 28 for n in (13, 13, 1, 1)])
+    with plots.style():
+        figure = cost_breakdown.draw(json.loads(json.dumps(data)))
+    widths = [sum(bar.get_width() for bar in figure.axes[0].patches[row::5]) for row in (0, 1, 4)]
+    assert len(figure.axes[0].patches) == 20 and math.fsum(widths) > 0
+
+
+def test_a_layer_alone_is_the_layer_of_the_net():
+    """Same kernel and same output as in the net, for every layer."""
+    model = jaxnets.create_model("mobilenet_v1", width=0.25)
+    for layer in cost_breakdown.layers_of(model, 32):
+        if layer.kind == "batch_norm":
+            continue
+        module, arguments = cost_breakdown.layer_module(layer)
+        shapes = jax.eval_shape(
+            lambda m=module, a=arguments, s=layer.input_shape: m.init_with_output(
+                jax.random.key(0), jnp.ones((2, *s)), **a
+            )
+        )
+        assert shapes[0].shape == (2, *layer.output_shape)
+        assert layer.shape in [leaf.shape for leaf in jax.tree.leaves(shapes[1]["params"])]
+
+
+@pytest.fixture(scope="module")
+def small(repository, tmp_path_factory):
+    """Arguments with which a figure's nets are trained in seconds, on `tiny`."""
+    models.MODELS["tiny"] = TinyNet
+    overrides = [f"--config.data_dir={tmp_path_factory.mktemp('tfds')}", *SMALL]
+    yield [f"--config={repository}/configs/digits.py", *overrides]
+    del models.MODELS["tiny"]
+
+
+@pytest.fixture
+def untrained(monkeypatch):
+    """Runs that leave the records of a run, and train nothing."""
+
+    def train(config, directory):
+        directory.mkdir(parents=True)
+        settings.write(config, directory / "config.json")
+        records = []
+        for epoch in range(1, config.num_epochs + 1):
+            at = {"step": 5 * epoch, "epoch": epoch}
+            records.append(at | {"loss": 1.0, "accuracy": 0.5, "images_per_second": 80.0})
+            accuracy = (epoch + config.seed / 10) / 4
+            records.append(at | {"eval_loss": 1.0, "eval_accuracy": accuracy, "num_examples": 48})
+        (directory / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    monkeypatch.setattr(loop, "train", train)
+
+
+def run(name, out, small):
+    command.main(["figures", name, f"--out={out}", *small])
+    data = json.loads((out / f"{name}.json").read_text())
+    assert (out / f"{name}.png").stat().st_size > 5_000 and (out / f"{name}.pdf").read_bytes()[:5] == b"%PDF-"
+    return data
+
+
+def test_shuffle_ablation(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(shuffle_ablation, "GROUPS", (1, 2))
+    monkeypatch.setattr(
+        shuffle_ablation, "spec", lambda groups, shuffle: f"tiny:width={groups}" + ("" if shuffle else ":dropout=0.1")
+    )
+    data = run("shuffle_ablation", tmp_path, ["--seeds=1", *small])
+    one, two = data["groups"]
+    assert one["no_shuffle"] is None and two["no_shuffle"]["label"] == "tiny:width=2:dropout=0.1"
+    assert two["shuffle"]["accuracy"]["n"] == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["figure"] == "shuffle_ablation" and len(result["files"]) == 3
+    assert "3 runs of 2 epochs on digits train[:160] at 16 px" in result["compute"]
+
+
+def test_bottleneck_ablation(small, untrained, tmp_path, monkeypatch):
+    nets = {name: f"tiny:dropout=0.{at}" for at, name in enumerate(bottleneck_ablation.NETS, start=1)}
+    monkeypatch.setattr(bottleneck_ablation, "NETS", nets)
+    data = run("bottleneck_ablation", tmp_path, small)
+    assert list(data["nets"]) == ["linear", "nonlinear", "expansions", "none"]
+    for net in data["nets"].values():
+        # By seed and evaluation: the epoch and the accuracy.
+        assert net["curves"] == [[[1, 0.25], [2, 0.5]], [[1, 0.275], [2, 0.525]]]
+
+
+def test_width_tradeoff(small, untrained, tmp_path, monkeypatch):
+    families = {"one": ("tiny", "tiny:width=2"), "other": ("tiny:activation=relu6",)}
+    monkeypatch.setattr(width_tradeoff, "FAMILIES", families)
+    data = run("width_tradeoff", tmp_path, small)
+    assert [len(nets) for nets in data["families"].values()] == [2, 1]
+    assert all(net["macs"] > 0 and net["accuracy"]["n"] == 2 for nets in data["families"].values() for net in nets)
+
+
+def test_the_compute_counts_forward_and_backward():
+    run = {"train_seconds": 90.0, "train_images": 1000}
+    config = {"num_epochs": 4, "image_size": 24}
+    machine = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}}
+    facts = {"dataset": "d", "train_split": "t", "eval_split": "e", "machine": machine}
+    nets = [{"config": config, "macs": 2e9, "runs": [run, run]}]
+    line = training.compute(facts | {"nets": nets})
+    assert line.startswith("2 runs of 4 epochs on d t at 24 px: 12.0 T MACs, 3.0 min of training")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nothing", "--out=x"], "invalid choice: 'nothing'"),
+        (["relu_collapse"], "--out"),
+        (["relu_collapse", "--out=x", "--config.num_epochs=1"], "trains no net"),
+        (["cost_breakdown", "--out=x", "--seeds=3"], "trains no net"),
+        (["width_tradeoff", "--out=x", "--seeds=0"], "--seeds=0"),
+        (["width_tradeoff", "--out=x", "--epochs=1"], "unexpected argument"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(arguments, says):
+    with pytest.raises(UserError, match=says):
+        command.main(["figures", *arguments])
