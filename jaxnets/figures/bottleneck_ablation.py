@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from jaxnets import plots
 from jaxnets.figures import training
@@ -39,9 +40,10 @@ def draw(data: dict[str, Any]) -> Figure:
         for name, label in variants.items():
             draw_net(axes, list(NETS).index(name), label, data["nets"][name])
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="lower right")
     figure.axes[0].set_ylabel("accuracy (%)")
-    plots.footnote(figure, data["compute"])
+    training.footnote(figure, data, "bands: range over")
     return figure
 
 

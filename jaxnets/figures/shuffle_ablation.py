@@ -65,7 +65,7 @@ def draw(data: dict[str, Any]) -> Figure:
     axes.set_xticks(range(len(labels)), labels)
     axes.set(xlabel=f"groups, ShuffleNetV1 {data['width']}x", ylabel="accuracy (%)", xlim=(-0.3, len(labels) - 0.5))
     axes.legend()
-    plots.footnote(figure, data["compute"])
+    training.footnote(figure, data, "whiskers: standard deviation over")
     return figure
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxnets import compare, machine
+from matplotlib.figure import Figure
+
+from jaxnets import compare, machine, plots
 from jaxnets.figures.options import Options
 
 # Minutes on a laptop for a handful of nets; `--config.FIELD=VALUE` sets any of it otherwise.
@@ -38,6 +40,12 @@ def compute(comparison: dict[str, Any]) -> str:
         f"{config['image_size']} px: {macs / 1e12:.1f} T MACs, {seconds / 60:.1f} min of training; accuracy of "
         f"{comparison['eval_split']}; {machine.sentence(comparison['machine'])}"
     )
+
+
+def footnote(figure: Figure, data: dict[str, Any], spread: str) -> None:
+    """Below a figure: what it cost, and what shows the spread over seeds."""
+    seeds = f"; {spread} {data['seeds']} seeds" if data["seeds"] > 1 else "; one seed"
+    plots.footnote(figure, data["compute"] + seeds)
 
 
 def net_data(net: dict[str, Any]) -> dict[str, Any]:

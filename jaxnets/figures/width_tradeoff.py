@@ -46,5 +46,5 @@ def draw(data: dict[str, Any]) -> Figure:
         axes.set_xlabel(label)
     panels[0].set_ylabel("accuracy (%)")
     figure.legend(loc="outside upper center", ncols=len(data["families"]), columnspacing=1.2, handletextpad=0.5)
-    plots.footnote(figure, data["compute"])
+    training.footnote(figure, data, "whiskers: standard deviation over")
     return figure
