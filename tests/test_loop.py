@@ -71,6 +71,12 @@ def finished(make_config, tmp_path_factory):
     return workdir, result
 
 
+@pytest.fixture(autouse=True)
+def undrawn(finished, monkeypatch):
+    """No page but that of the finished run: half a second of each test."""
+    monkeypatch.setattr(report, "write", lambda workdirs: None)
+
+
 def test_a_run_leaves_its_records_and_returns_the_last(finished):
     workdir, result = finished
     records = numbers(workdir)
