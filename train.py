@@ -18,13 +18,20 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from jaxnets import loop
+from jaxnets import distributed, loop
 from jaxnets.errors import UserError, exit_on_user_error
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/mnv2.py.")
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder for checkpoints, metrics and logs; default: runs/<name of the configuration>."
 )
+COORDINATOR_ADDRESS = flags.DEFINE_string(
+    "coordinator_address",
+    None,
+    "HOST:PORT of process 0, to train as one of several processes that no scheduler starts.",
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -52,8 +59,10 @@ def main(argv: list[str]) -> None:
     if WORKDIR.value == "":
         raise UserError("--workdir is empty; leave it out for runs/<name of the configuration>")
     name = "_".join([Path(path.split(":")[0]).stem, *path.split(":")[1:]]).replace(",", "_")
-    result = loop.train(CONFIG.value, WORKDIR.value or Path("runs") / name)
-    print(json.dumps(result))
+    with distributed.joined(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value):
+        result = loop.train(CONFIG.value, WORKDIR.value or Path("runs") / name)
+        if distributed.is_primary():
+            print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":

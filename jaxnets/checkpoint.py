@@ -2,7 +2,9 @@
 
 import hashlib
 import itertools
+import json
 import math
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from jaxnets import distributed
+from jaxnets import step as step_lib
 from jaxnets.errors import UserError
 from jaxnets.runtime import logger
 from jaxnets.state import TrainState
@@ -36,8 +40,7 @@ def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManage
     if keep is None:
         if not directory.is_dir():
             raise UserError(f"{workdir} has no checkpoints: {directory} is missing")
-        options = ocp.CheckpointManagerOptions(read_only=True, best_fn=_score, save_interval_steps=0, create=False)
-        return _open(directory, options)
+        return _open_reader(directory)
     best = preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best]),
@@ -47,11 +50,26 @@ def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManage
     return _open(directory, options)
 
 
+def _open_reader(directory: Path) -> ocp.CheckpointManager:
+    """A manager that reads, each process on its own: nothing in it waits for another process."""
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(index, {index}, f"reader{index}") if distributed.many() else None
+    options = ocp.CheckpointManagerOptions(
+        read_only=True,
+        best_fn=_score,
+        save_interval_steps=0,
+        create=False,
+        multiprocessing_options=alone or ocp.options.MultiprocessingOptions(),
+    )
+    return _open(directory, options)
+
+
 def _open(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    processes = {"multiprocessing_options": options.multiprocessing_options}
     handlers = {
-        "variables": ocp.StandardCheckpointHandler(),
-        "rest": ocp.StandardCheckpointHandler(),
-        "record": ocp.JsonCheckpointHandler(),
+        "variables": ocp.StandardCheckpointHandler(**processes),
+        "rest": ocp.StandardCheckpointHandler(**processes),
+        "record": ocp.JsonCheckpointHandler(**processes),
     }
     try:
         return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
@@ -121,6 +139,11 @@ def save_variables(workdir: Path, variables: dict[str, Any]) -> None:
 
 def _save_items(manager: ocp.CheckpointManager, step: int, items: dict[str, Any], totals, metrics) -> None:
     record = {"digests": {name: _digest(tree) for name, tree in items.items()}, "totals": totals}
+    if distributed.many():
+        # Each process writes a part, so the parts must be of one whole. They are not where processors round
+        # differently: where machines of several kinds are mixed.
+        distributed.require_agreement(f"the state at step {step}", json.dumps(record["digests"]))
+        items = step_lib.replicate(items, distributed.devices())
     manager.save(
         step,
         metrics=metrics,
@@ -137,7 +160,9 @@ def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
     try:
         digest = _restore_record(manager, step)["digests"].get(name)
         _require_honest_size(manager, step, name)
-        tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore()}))[name]
+        # NumPy arrays, or Orbax would look for the devices that wrote them.
+        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), manager.item_metadata(step)[name].tree)
+        tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
     except Exception as error:  # Orbax and TensorStore raise what they will for a damaged file
         raise DamagedError(f"{where} is incomplete or damaged: {_reason(error)}") from error
     tree = jax.tree.map(np.asarray, tree)
@@ -241,6 +266,25 @@ def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> tupl
             f"no checkpoint in {manager.directory} is whole ({damaged[0][1]}); to start over, choose another workdir"
         )
     return None
+
+
+def restore_agreed(manager: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, dict[str, float]] | None:
+    """`restore_latest`; of several processes the first chooses the checkpoint, and all restore it."""
+    if not distributed.many():
+        return restore_latest(manager, template)
+    found = []
+
+    def choose() -> int | None:
+        with closing(_open_reader(Path(manager.directory))) as reader:
+            found.append(restore_latest(reader, template))
+        return found[0] and int(found[0][0].step)
+
+    at = distributed.on_primary(choose)
+    manager.reload()  # without what has been set aside
+    if not found and at is not None:
+        with closing(_open_reader(Path(manager.directory))) as reader:
+            found.append(restore_state(reader, at, template))
+    return found[0] if found else None
 
 
 def _set_aside(manager: ocp.CheckpointManager, step: int) -> Path:

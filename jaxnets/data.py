@@ -328,6 +328,7 @@ def stream_train(
     num_workers: int,
     steps_per_call: int,
     crop_area: float = 0.0,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """The training batches of steps `start_step` to `end_step`, `steps_per_call` (K) stacked at a time.
 
@@ -338,6 +339,7 @@ def stream_train(
     Args:
       num_workers: processes that read and decode; 0 reads in threads of this process.
       crop_area: smallest share of the image in a random-resized crop, other ones every epoch; 0: as in evaluation.
+      part: `(i, n)` yields the i-th of n equal parts of every batch, and reads no more.
 
     Raises:
       UserError: bad sizes, at once; or, while iterating, a record that cannot be read.
@@ -345,30 +347,38 @@ def stream_train(
     per_epoch = steps_per_epoch(len(split), batch_size)
     if steps_per_call < 1:
         raise UserError(f"config.steps_per_call must be at least 1, not {steps_per_call}")
-    load = partial(_train_batch, split, seed, batch_size, crop_area)
-    batches = _stream(load, start_step, end_step, num_workers, batch_size * split.nbytes // len(split))
+    load = partial(_train_batch, split, seed, batch_size, crop_area, part)
+    batches = _stream(load, start_step, end_step, num_workers, batch_size // part[1] * split.nbytes // len(split))
     return _stack_calls(batches, start_step, end_step, per_epoch, steps_per_call)
 
 
-def stream_eval(split: Split, *, batch_size: int, num_workers: int) -> Iterator[Batch]:
+def stream_eval(split: Split, *, batch_size: int, num_workers: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
     """The batches of `eval_indices`: `{'image': uint8 (B, S, S, 3), 'label': int32 (B,), 'mask': bool (B,)}`.
 
-    See `stream_train` for `num_workers`, closing, and errors.
+    See `stream_train` for `num_workers`, `part`, closing, and errors.
     """
     indices, _ = eval_indices(len(split), batch_size)
-    load = partial(_eval_batch, split, batch_size)
-    return _stream(load, 0, len(indices), num_workers, batch_size * split.nbytes // len(split))
+    load = partial(_eval_batch, split, batch_size, part)
+    return _stream(load, 0, len(indices), num_workers, batch_size // part[1] * split.nbytes // len(split))
 
 
-def _train_batch(split: Split, seed: int, batch_size: int, crop_area: float, step: int) -> Batch:
+def take_part(batches: np.ndarray, part: tuple[int, int]) -> np.ndarray:
+    """The i-th of n equal parts, `part` = (i, n), of every batch in `(K, B)`: `(K, B / n)`."""
+    number, count = part
+    size = batches.shape[1] // count
+    return batches[:, number * size : (number + 1) * size]
+
+
+def _train_batch(split: Split, seed: int, batch_size: int, crop_area: float, part: tuple[int, int], step: int) -> Batch:
     epoch = step // steps_per_epoch(len(split), batch_size)
     fit = partial(_random_fit, split, seed, epoch, crop_area) if crop_area else None
-    return read_batch(split, train_indices(seed, len(split), batch_size, step, 1)[0], fit)
+    indices = train_indices(seed, len(split), batch_size, step, 1)
+    return read_batch(split, take_part(indices, part)[0], fit)
 
 
-def _eval_batch(split: Split, batch_size: int, number: int) -> Batch:
-    indices, mask = eval_indices(len(split), batch_size)
-    return read_batch(split, indices[number]) | {"mask": mask[number]}
+def _eval_batch(split: Split, batch_size: int, part: tuple[int, int], number: int) -> Batch:
+    indices, mask = (take_part(values, part)[number] for values in eval_indices(len(split), batch_size))
+    return read_batch(split, indices) | {"mask": mask}
 
 
 def call_steps(start_step: int, end_step: int, per_epoch: int, steps_per_call: int) -> Iterator[tuple[int, int]]:

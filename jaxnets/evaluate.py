@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jaxnets import checkpoint, data, runtime, settings, step
+from jaxnets import checkpoint, data, distributed, runtime, settings, step
 from jaxnets.datasets import is_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.workdir import CONFIG
@@ -32,15 +32,22 @@ Evaluator = Callable[[dict[str, Any]], tuple[dict[str, Any], step.Predictions]]
 
 
 def eval_calls(
-    split: data.Split, resident: bool, config: ml_collections.ConfigDict, num_devices: int
+    split: data.Split,
+    resident: bool,
+    config: ml_collections.ConfigDict,
+    num_devices: int,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, as the mapped evaluation takes it: K batches a call, the rest masked."""
+    """Every example once, as the mapped evaluation takes it: K batches a call, the rest masked.
+
+    `part` (i, n) is the share of a process, the i-th of n, for its `num_devices`.
+    """
     size = config.eval_batch_size
     if resident:
-        index, mask = data.eval_indices(len(split), size)
+        index, mask = (data.take_part(values, part) for values in data.eval_indices(len(split), size))
         batches = ({"index": i, "mask": m} for i, m in zip(index, mask))
     else:
-        batches = data.stream_eval(split, batch_size=size, num_workers=config.num_workers)
+        batches = data.stream_eval(split, batch_size=size, num_workers=config.num_workers, part=part)
     pending: list[dict[str, np.ndarray]] = []
     # No more batches in a call than there are: a small split would be mostly padding.
     per_call = min(config.steps_per_call, -(-len(split) // size))
@@ -79,17 +86,19 @@ def make_evaluator(
         def settle(totals, of_call):
             nonlocal total
             total = _add(total, totals)
-            predictions.append(step.unshard(of_call))
+            predictions.append(jax.tree.map(np.asarray, of_call))
 
-        for batches in eval_calls(split, bool(examples), config, len(devices)):
+        part = distributed.share()
+        for batches in eval_calls(split, bool(examples), config, len(devices) // part[1], part):
             # The devices work on one call while the host adds up the one before.
-            behind, ahead = ahead, call(variables, examples, batches)
+            behind, ahead = ahead, call(variables, examples, step.assemble(batches, devices))
             if behind:
                 settle(*behind)
             between_calls()
         settle(*ahead)
         # Only the end of the last call is padding.
-        return summarize(total), jax.tree.map(lambda *parts: np.concatenate(parts)[: len(split)], *predictions)
+        predictions = distributed.gather(jax.tree.map(lambda *calls: np.concatenate(calls, axis=1), *predictions))
+        return summarize(total), jax.tree.map(lambda values: values[: len(split)], step.unshard(predictions))
 
     return evaluate
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxnets import distributed
 from jaxnets.errors import UserError
 from jaxnets.plain_files import parse_json, read_text
 
@@ -42,7 +43,10 @@ def read(workdir: Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """Appends records to `metrics.jsonl` and to TensorBoard; goes on from a given step."""
+    """Appends records to `metrics.jsonl` and to TensorBoard; goes on from a given step.
+
+    Of several processes each knows the records, and process 0 writes them.
+    """
 
     def __init__(self, workdir: Path, step: int, evaluated: bool):
         """Drop what stands after `step`, the step of the restored checkpoint (0: a new run).
@@ -58,6 +62,9 @@ class Journal:
             for record in records
             if record["step"] < step or record["step"] == step and (evaluated or "eval_loss" not in record)
         ]
+        self._file = self._tensorboard = None
+        if not distributed.is_primary():
+            return
         path = workdir / FILE
         scratch = path.with_suffix(".tmp")
         with scratch.open("w") as file:
@@ -71,6 +78,8 @@ class Journal:
     def write(self, record: dict[str, Any]) -> None:
         """Append one record, with at least `step` and `epoch`; on disk when this returns."""
         self.records.append(record)
+        if self._file is None:
+            return
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -86,5 +95,6 @@ class Journal:
         return found[-1] if found else None
 
     def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        if self._file is not None:
+            self._file.close()
+            self._tensorboard.close()

@@ -1,6 +1,7 @@
 """A training run from its configuration to its last number: set up, train by epochs, evaluate, save."""
 
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxnets import checkpoint, data, evaluate, runtime, settings, state, step, workdir
+from jaxnets import checkpoint, data, distributed, evaluate, runtime, settings, state, step, workdir
 from jaxnets.datasets import absolute, data_root
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
@@ -49,7 +50,8 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     initialise = bool(config.init_from) and not checkpoint.exists(directory)
     if initialise and not Path(config.init_from).expanduser().exists():
         raise UserError(f"config.init_from={config.init_from!r}: there is no such file or workdir")
-    plan = make_plan(config)
+    distributed.require_agreement("the configuration", json.dumps(settings.as_dict(config) | {"data_dir": None}))
+    plan = distributed.primary_first(partial(make_plan, config))
     template = state_shapes(plan)
     # Before the workdir is claimed: weights that cannot be had leave no trace of this run.
     weights = load_initial_weights(plan) if initialise else None
@@ -58,7 +60,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
         closing(checkpoint.open_manager(directory, config.keep_checkpoints)) as manager,
         ThreadPoolExecutor(1) as background,
     ):
-        saved = checkpoint.restore_latest(manager, template) if before else None
+        saved = checkpoint.restore_agreed(manager, template) if before else None
         start, totals = saved or (None, dict(NO_TOTALS))
         at = int(start.step) if saved else 0
         if at > plan.total_steps:
@@ -66,7 +68,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
                 f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, "
                 f"which ends at {plan.total_steps}; its checkpoints are as they were"
             )
-        workdir.keep(directory, config)
+        distributed.on_primary(partial(workdir.keep, directory, config))
         # XLA compiles this while the training step is traced, which takes as long.
         create = None if saved else background.submit(compile_and_create_state, plan, weights)
         announce(plan, directory, at, before)
@@ -155,7 +157,7 @@ def fit(
         current = step.replicate(start(), plan.devices)
     with (
         closing(train_calls(plan, bool(examples), per_call, at)) as calls,
-        runtime.deferred_interrupts() as interruption,
+        runtime.deferred_interrupts(distributed.interruption(plan.devices)) as interruption,
         Progress(at, plan.total_steps, plan.steps_per_epoch) as progress,
     ):
         evaluator = evaluate.make_evaluator(
@@ -174,7 +176,8 @@ def fit(
                 finish_epoch(run, current, at)
         except runtime.Interrupted:
             manager.wait_until_finished()
-            clock.write(manager.latest_step() or 0)
+            if distributed.is_primary():
+                clock.write(manager.latest_step() or 0)
             logger.info("saved step %d; the same command goes on from there", manager.latest_step() or 0)
             raise SystemExit(interruption.status) from None
     return journal.last_evaluation(at)
@@ -212,10 +215,10 @@ def steps_per_call(limit: int, steps_per_epoch: int, at: int) -> int:
 
 def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[dict[str, np.ndarray]]:
     """What the mapped training step takes, call by call, from step `at` to the last one."""
-    config, size = plan.config, len(plan.train_split)
+    config, size, part = plan.config, len(plan.train_split), distributed.share()
     if resident:
         calls = (
-            {"index": data.train_indices(config.seed, size, config.batch_size, first, count)}
+            {"index": data.take_part(data.train_indices(config.seed, size, config.batch_size, first, count), part)}
             for first, count in data.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
         )
     else:
@@ -228,14 +231,15 @@ def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[
             num_workers=config.num_workers,
             steps_per_call=per_call,
             crop_area=config.crop_area,
+            part=part,
         )
     for batches in calls:
-        yield step.shard(batches, len(plan.devices))
+        yield step.assemble(step.shard(batches, len(plan.devices) // part[1]), plan.devices)
 
 
 def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and types of one item of `train_calls`."""
-    lead = (len(plan.devices), per_call, plan.config.batch_size // len(plan.devices))
+    """The shapes and types of one item of `train_calls`, as this process feeds it."""
+    lead = (len(plan.devices) // distributed.share()[1], per_call, plan.config.batch_size // len(plan.devices))
     if resident:
         return {"index": jax.ShapeDtypeStruct(lead, np.int32)}
     side = plan.config.image_size
@@ -273,10 +277,11 @@ def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, siz
         ema_decay=config.ema_decay,
         axis_name=step.AXIS,
     )
-    batches = call_shapes(plan, bool(examples), per_call)
+    shapes = state_shapes(plan), call_shapes(plan, bool(examples), per_call)
+    current, batches = step.placeholders(*shapes, plan.devices)
     key = step.replicate(jax.random.key(config.seed), plan.devices)
     began = time.perf_counter()
-    compiled = step.pmap_train(one_step, plan.devices).lower(state_shapes(plan), examples, batches, key).compile()
+    compiled = step.pmap_train(one_step, plan.devices).lower(current, examples, batches, key).compile()
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     logger.info(
@@ -320,7 +325,7 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
             report(run, at, totals, seen / (now - began))
             totals, began, seen = dict(NO_TOTALS), now, 0
 
-    while dispatched < end and run.interruption.signum is None:
+    while dispatched < end and not run.interruption.asked():
         with run.clock.phase("wait for data"):
             batches = next(run.calls)
         current, metrics = dispatch(current, batches)
@@ -397,10 +402,11 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
     if (last or epoch % config.checkpoint_every_epochs == 0) and not (saved and metrics is None):
         with run.clock.phase("checkpoint"):
             checkpoint.save(run.manager, current, NO_TOTALS, metrics)
-    run.clock.write(at)
-    if predictions:
-        run.page.update(at, predictions)
-    if run.interruption.signum is not None and not last:
+    if distributed.is_primary():
+        run.clock.write(at)
+        if predictions:
+            run.page.update(at, predictions)
+    if not last and run.interruption.asked():
         if at not in run.manager.all_steps():
             checkpoint.save(run.manager, current, NO_TOTALS, metrics)
         run.interruption.raise_if_asked()

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import optax
 
-from jaxnets import augment, data, evaluate, optim, settings, state, step, torch_weights
+from jaxnets import augment, data, distributed, evaluate, optim, settings, state, step, torch_weights
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
 
@@ -100,7 +100,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
 
     Data comes last: it may have to be downloaded and prepared first.
     """
-    devices = jax.local_devices()
+    devices = distributed.devices()
     for field in ("batch_size", "eval_batch_size"):
         if config[field] % len(devices):
             raise UserError(

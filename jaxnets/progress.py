@@ -5,12 +5,14 @@ import sys
 import rich.progress
 from rich.console import Console
 
+from jaxnets import distributed
+
 
 class Progress:
     """Epoch, loss, accuracy, images/s and time left on standard error; nothing where that is not a terminal."""
 
     def __init__(self, at: int, total_steps: int, steps_per_epoch: int):
-        self.shown = sys.stderr.isatty()
+        self.shown = sys.stderr.isatty() and distributed.is_primary()
         self._steps_per_epoch = steps_per_epoch
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("epoch {task.fields[epoch]}"),

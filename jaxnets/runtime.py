@@ -55,8 +55,11 @@ class Interruption:
 
     signum: int | None = None
 
+    def asked(self) -> bool:
+        return self.signum is not None
+
     def raise_if_asked(self) -> None:
-        if self.signum is not None:
+        if self.asked():
             raise Interrupted
 
     @property
@@ -66,9 +69,9 @@ class Interruption:
 
 
 @contextlib.contextmanager
-def deferred_interrupts() -> Iterator[Interruption]:
+def deferred_interrupts(interruption: Interruption | None = None) -> Iterator[Interruption]:
     """Note the first SIGINT or SIGTERM for the caller to act on; a second one ends the process at once."""
-    interruption = Interruption()
+    interruption = interruption or Interruption()
 
     def note(signum, _frame):
         if interruption.signum is not None:

@@ -199,7 +199,41 @@ def pmap_eval(step: Callable, devices: list[jax.Device]) -> Callable:
 
 def replicate(tree, devices: list[jax.Device]):
     """The tree with a copy of every array on each device, as the mapped functions take state and data."""
-    return jax.device_put(tree, NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec()))
+    sharding = _sharding(devices, PartitionSpec())
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def place(values):
+        if isinstance(values, jax.Array) and not values.is_fully_addressable:
+            return values
+        if jax.dtypes.issubdtype(values.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(values)), impl=jax.random.key_impl(values))
+        # Every process has the whole: nothing is sent, where `device_put` would compare the processes' copies.
+        values = np.asarray(values)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(place, tree)
+
+
+def _sharding(devices: list[jax.Device], spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(Mesh(np.asarray(devices), (AXIS,)), spec)
+
+
+def placeholders(state, batches: dict[str, jax.ShapeDtypeStruct], devices: list[jax.Device]):
+    """What the training step is lowered for, from the shapes of the state and of this process's batches."""
+    if _sharding(devices, PartitionSpec()).is_fully_addressable:
+        return state, batches
+    # Of several processes `pmap` lowers for arrays, not for their shapes.
+    state, batches = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), (state, batches))
+    return replicate(state, devices), assemble(batches, devices)
+
+
+def assemble(batches: dict[str, np.ndarray], devices: list[jax.Device]) -> Batch:
+    """What `shard` made for this process's devices, with that of the others as one batch over all `devices`."""
+    sharding = _sharding(devices, PartitionSpec(AXIS))
+    if sharding.is_fully_addressable:
+        return batches
+    return {name: jax.make_array_from_process_local_data(sharding, values) for name, values in batches.items()}
 
 
 def shard(batches: dict[str, np.ndarray], num_devices: int) -> dict[str, np.ndarray]:

@@ -1,14 +1,15 @@
-"""The folder of one run: claimed by one process, for one configuration."""
+"""The folder of one run: claimed by one process, or the processes of one run, for one configuration."""
 
 import contextlib
 import fcntl
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import ml_collections
 
-from jaxnets import settings
+from jaxnets import distributed, settings
 from jaxnets.errors import UserError
 
 CONFIG = "config.json"
@@ -22,13 +23,25 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[ml_colle
 
     A new one gets `config`; one that goes on keeps what it has until `keep` changes it.
 
-    Raises UserError as `check` does, and if the workdir cannot be written or is in use.
+    Of several processes the first claims it for all.
+
+    Raises UserError as `check` does, and if the workdir cannot be written, is in use, or is not the same folder to
+    all processes.
     """
-    with _locked(_created(workdir)):
-        before = check(workdir, config)
-        if before is None:
-            keep(workdir, config)
-        yield before
+    with contextlib.ExitStack() as held:
+
+        def take():
+            claimed = held.enter_context(_locked(_created(workdir)))
+            before = check(workdir, config)
+            if before is None:
+                keep(workdir, config)
+            return claimed, before and settings.as_dict(before)
+
+        claimed, before = distributed.on_primary(take)
+        lock = workdir / LOCK
+        if not lock.exists() or lock.read_text() != claimed:
+            raise UserError(f"--workdir={workdir} must be one folder to all processes, on a file system they share")
+        yield before and ml_collections.ConfigDict(before, convert_dict=True)
 
 
 def keep(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -95,9 +108,10 @@ def _created(workdir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(workdir: Path) -> Iterator[None]:
+def _locked(workdir: Path) -> Iterator[str]:
+    """Hold the lock; yields what stands in it, which no other claim writes."""
     try:
-        lock = (workdir / LOCK).open("w")
+        lock = (workdir / LOCK).open("a+")
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
     with lock:
@@ -105,7 +119,11 @@ def _locked(workdir: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"--workdir={workdir} is in use by another run; choose another or wait") from None
-        yield
+        claimed = uuid.uuid4().hex
+        lock.truncate(0)
+        lock.write(claimed)
+        lock.flush()
+        yield claimed
 
 
 def _require_same_run(workdir: Path, before: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> None:

@@ -1,0 +1,264 @@
+"""Many processes as one run: JAX's distributed runtime, and what the processes of a run agree on.
+
+Alone, a process agrees with itself: every function here then does nothing else, and no collective is run.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxnets.errors import UserError
+from jaxnets.runtime import Interruption, configure_logging, logger
+
+HEARTBEAT_SECONDS = 15  # a process silent for this long is gone
+POLL_SECONDS = 1.0  # between two looks at who is there
+LEAVE_SECONDS = 10  # process 0 waits at most so long for the others to leave before it
+
+T = TypeVar("T")
+
+
+def many() -> bool:
+    """Whether this process is one of several."""
+    return jax.process_count() > 1
+
+
+def is_primary() -> bool:
+    """Whether this is process 0, which writes what is written once: records, logs, the result."""
+    return jax.process_index() == 0
+
+
+def share() -> tuple[int, int]:
+    """`(i, n)`: this process feeds the i-th of n equal parts of every batch."""
+    return jax.process_index(), jax.process_count()
+
+
+def devices() -> list[jax.Device]:
+    """The devices of all processes, those of one beside each other; UserError if some have more than others."""
+    found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+    counts = np.bincount([device.process_index for device in found], minlength=jax.process_count())
+    if len(set(counts.tolist())) > 1:
+        raise UserError(f"every process needs the same number of devices; they have {counts.tolist()}")
+    return found
+
+
+@contextlib.contextmanager
+def joined(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> Iterator[None]:
+    """Within it, this process is part of the cluster it was started in; alone where there is none.
+
+    The cluster is what the arguments say, else the environment (`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`,
+    `JAX_PROCESS_ID`), else what JAX detects: SLURM, Open MPI, a Kubernetes job, TPU pods. To be entered before
+    anything asks for a device. When another process goes, this one ends with status 1 and one sentence that
+    names it; within `HEARTBEAT_SECONDS` and a few more.
+
+    Raises UserError for a cluster that is described by halves or cannot be joined.
+    """
+    if not _initialize(coordinator_address, num_processes, process_id):
+        yield
+        return
+    watch = _Watch()
+    try:
+        yield
+    except SystemExit:  # on a signal, and agreed
+        watch.leave()
+        raise
+    except jax.errors.JaxRuntimeError:
+        # A collective may fail before it is known whose fault it is: the watch ends this process when it knows.
+        time.sleep(HEARTBEAT_SECONDS + 5 * POLL_SECONDS)
+        raise
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        watch.leave_alone()
+        raise SystemExit(1) from None
+    else:
+        watch.leave()
+
+
+def _initialize(address: str | None, num_processes: int | None, process_id: int | None) -> bool:
+    """Join the cluster; whether there is one of more than this process."""
+    configure_logging()  # before JAX says how it joins
+    address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    num_processes = _number("num_processes", num_processes)
+    process_id = _number("process_id", process_id)
+    described = any(value is not None for value in (address, num_processes, process_id))
+    # A Kubernetes pod is a cluster's only as part of an indexed job; any other makes JAX ask, and fail.
+    lone_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ
+    before = jax.config.jax_enable_recoverability, jax.config.jax_enable_preemption_service
+    # The first: a process that loses another is not aborted, but told, and can say so. The second would take
+    # SIGTERM from Python.
+    jax.config.update("jax_enable_recoverability", True)
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            address,
+            num_processes,
+            process_id,
+            cluster_detection_method="deactivate" if lone_pod else None,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        nothing_found = isinstance(error, ValueError) and str(error) == "coordinator_address should be defined."
+        if nothing_found and not described:
+            jax.config.update("jax_enable_recoverability", before[0])
+            jax.config.update("jax_enable_preemption_service", before[1])
+            return False
+        raise UserError(
+            f"the cluster cannot be joined ({str(error).splitlines()[0]}); --coordinator_address=HOST:PORT "
+            "--num_processes=N --process_id=0..N-1 describe one"
+        ) from None
+    if many():
+        logger.setLevel("INFO" if is_primary() else "WARNING")
+    return many()
+
+
+def _number(name: str, value: int | None) -> int | None:
+    variable = f"JAX_{name.upper()}"
+    text = os.environ.get(variable)
+    if value is not None or not text:
+        return value
+    if not text.isdecimal():
+        raise UserError(f"{variable}={text!r} in the environment must be a number")
+    return int(text)
+
+
+class _Watch:
+    """A thread that ends this process, with one sentence, when another process of the run has gone."""
+
+    def __init__(self):
+        self._leaving = threading.Event()
+        self._devices = jax.devices()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def _alive(self) -> set[int]:
+        """The processes that are there; waits for all of them to ask."""
+        with contextlib.suppress(multihost_utils.ProcessFailureError):
+            with multihost_utils.live_devices(self._devices) as alive:
+                pass
+            return {device.process_index for device in alive}
+        with multihost_utils.live_devices(self._devices) as alive:
+            return {device.process_index for device in alive}
+
+    def _look(self) -> None:
+        while not self._leaving.is_set():
+            try:
+                gone = set(range(jax.process_count())) - self._alive()
+            except Exception:  # the service, which is in process 0, does not answer
+                gone = {0}
+            if gone and not self._leaving.is_set():
+                _end_without(sorted(gone))
+            self._leaving.wait(POLL_SECONDS)
+
+    def leave(self) -> None:
+        """End together with the others: process 0, which they all talk to, last."""
+        multihost_utils.sync_global_devices("done")
+        self._leaving.set()
+        multihost_utils.sync_global_devices("leaving")  # nobody takes a departure for a loss any longer
+        self.leave_alone()
+
+    def leave_alone(self) -> None:
+        """End without the others, who notice it."""
+        self._leaving.set()
+        if is_primary():
+            deadline = time.monotonic() + LEAVE_SECONDS
+            with contextlib.suppress(Exception):
+                self._thread.join(LEAVE_SECONDS)
+                while time.monotonic() < deadline and len(self._alive()) > 1:
+                    time.sleep(0.1)
+        else:
+            self._thread.join(LEAVE_SECONDS)
+        jax.distributed.shutdown()
+
+
+def _end_without(gone: list[int]) -> None:
+    names = " and ".join(map(str, gone))
+    print(
+        f"error: process {names} of {jax.process_count()} has ended or cannot be reached, so this one "
+        f"({jax.process_index()}) ends too; the same command on every machine goes on from the last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)  # the main thread may wait for the lost process in a collective, for ever
+
+
+def on_primary(work: Callable[[], T]) -> T:
+    """What `work` returns on process 0, where alone it runs: JSON, the same on every process, as is a UserError."""
+    if not many():
+        return work()
+    answer: dict[str, Any] = {}
+    if is_primary():
+        try:
+            answer["value"] = work()
+        except UserError as error:
+            answer["error"] = str(error)
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    sent = text if is_primary() else np.zeros(size, np.uint8)
+    answer = json.loads(multihost_utils.broadcast_one_to_all(sent).astype(np.uint8).tobytes())
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["value"]
+
+
+def primary_first(work: Callable[[], T]) -> T:
+    """What `work` returns, on each process; process 0 does it before the others, who find what it has made."""
+    done = []
+    on_primary(lambda: done.append(work()))
+    return done[0] if done else work()
+
+
+def require_agreement(what: str, text: str) -> None:
+    """UserError on every process unless all pass the same text."""
+    if not many():
+        return
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    differing = np.flatnonzero((digests != digests[0]).any(axis=1))
+    if differing.size:
+        raise UserError(f"{what} of process {differing[0]} differs from that of process 0")
+
+
+def gather(tree):
+    """The NumPy arrays of all processes joined along their first axis, in the order of the processes."""
+    return multihost_utils.process_allgather(tree, tiled=True) if many() else tree
+
+
+class SharedInterruption(Interruption):
+    """The interruption of a run of several processes: whoever is asked to end, all end, at the same place.
+
+    `asked` must be called at the same places by all. Each call sends what this process knows and reads what was
+    sent at the call before, so that no process waits for the devices to run dry.
+    """
+
+    def __init__(self, devices: list[jax.Device]):
+        self._num_local = sum(device.process_index == jax.process_index() for device in devices)
+        self._latest = jax.pmap(lambda x: jax.lax.pmax(x, "all"), "all", out_axes=None, devices=devices)
+        self._sent = None
+        self._agreed: int | None = None
+
+    def asked(self) -> bool:
+        if self._agreed is None:
+            before, self._sent = self._sent, self._latest(np.full(self._num_local, self.signum or 0, np.int32))
+            if before is not None:
+                self._agreed = int(np.asarray(before)) or None
+        return self._agreed is not None
+
+    @property
+    def status(self) -> int:
+        return 128 + self._agreed
+
+
+def interruption(devices: list[jax.Device]) -> Interruption:
+    """What notes the signals of a run on these devices."""
+    return SharedInterruption(devices) if many() else Interruption()
