@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -106,11 +107,13 @@ def test_what_is_finished_is_not_run_or_timed_again(finished, configs, trained, 
     assert again["nets"] == before["nets"]
 
 
-def test_more_seeds_and_nets_keep_what_is_there(finished, configs, trained, tmp_path):
-    out, _ = finished
-    found = compare.run(compare.make_entries(configs, [MODELS[0], "tiny:activation=relu6"]), 2, out)
-    assert trained == [("tiny_activation=relu6", "seed0"), ("tiny_activation=relu6", "seed1")]
-    assert [len(net["runs"]) for net in found["nets"]] == [2, 2]
+def test_more_seeds_keep_what_is_there(finished, configs, trained, tmp_path):
+    out = shutil.copytree(finished[0], tmp_path / "copy")
+    first = {name: config.copy_and_resolve_references() for name, config in configs.items()}
+    next(iter(first.values())).seed = 1
+    found = compare.run(compare.make_entries(first, MODELS[:1]), 2, out)
+    assert trained == [("tiny", "seed2")]
+    assert [run["seed"] for run in found["nets"][0]["runs"]] == [1, 2]
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(configs, trained, tmp_path, monkeypatch):
