@@ -3,7 +3,7 @@
 from configs import default, recipes
 
 NETS = {groups: f"shufflenet_v1_{groups}_cifar" for groups in ("g1", "g2", "g3", "g4", "g8")}
-QUICK_EPOCHS = 6
+QUICK_EPOCHS = 4
 
 
 def get_config(words: str = ""):

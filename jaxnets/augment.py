@@ -69,8 +69,11 @@ def mix(key, image, other, *, mixup: float = 0.0, cutmix: float = 0.0):
 
 
 def progressive_size(sizes: Sequence[int], image_size: int, epoch: int, num_epochs: int) -> int:
-    """Side in pixels of the training images of an epoch (from 0): `sizes` in equal shares of the run."""
-    return sizes[min(epoch * len(sizes) // num_epochs, len(sizes) - 1)] if sizes else image_size
+    """Side in pixels of the training images of an epoch (from 0): `sizes` in equal shares of the run.
+
+    Of a run shorter than `sizes` too, the last epoch has the last size.
+    """
+    return sizes[-(-(epoch + 1) * len(sizes) // num_epochs) - 1] if sizes else image_size
 
 
 def normalize(images, mean, std):

@@ -82,11 +82,26 @@ def test_augment_resizes_what_it_augmented():
     np.testing.assert_array_equal(augment.augment(KEYS[0], IMAGE, **fields, size=5), augment.resize(full, 5))
 
 
-@given(st.lists(st.integers(8, 64), min_size=1, max_size=5), st.integers(1, 200))
-def test_progressive_sizes_have_equal_shares_of_the_run(sizes, epochs):
+@pytest.mark.parametrize(
+    ("epochs", "expected"),
+    [
+        (1, [32]),
+        (2, [16, 32]),
+        (4, [16, 16, 24, 32]),
+        (6, [16, 16, 16, 24, 32, 32]),
+        (8, [16] * 4 + [24] * 2 + [32] * 2),
+    ],
+)
+def test_progressive_sizes_grow_in_equal_shares_to_the_last_ones(epochs, expected):
+    assert [augment.progressive_size((16, 16, 24, 32), 99, epoch, epochs) for epoch in range(epochs)] == expected
+
+
+@given(st.lists(st.integers(8, 64), min_size=1, max_size=5, unique=True), st.integers(1, 200))
+def test_shares_of_progressive_sizes_differ_by_an_epoch_at_most_and_end_with_the_last(sizes, epochs):
     made = [augment.progressive_size(sizes, 99, epoch, epochs) for epoch in range(epochs)]
-    bounds = [-(-i * epochs // len(sizes)) for i in range(len(sizes) + 1)]
-    assert made == [size for size, low, high in zip(sizes, bounds, bounds[1:]) for _ in range(low, high)]
+    counts = [made.count(size) for size in sizes]
+    assert max(counts) - min(counts) <= 1 and made[-1] == sizes[-1]
+    assert made == [size for size, count in zip(sizes, counts) for _ in range(count)]  # in their order
     assert augment.progressive_size((), 99, 0, epochs) == 99
 
 
