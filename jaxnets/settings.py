@@ -65,6 +65,10 @@ def read(path: Path) -> ml_collections.ConfigDict:
         values = parse_json(read_text(path, MAX_BYTES))
         if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
             raise ValueError("it has no field model")
+        if odd := [
+            name for name in flatten(values) if any(map(ml_collections.ConfigDict.__dict__.get, name.split(".")))
+        ]:
+            raise ValueError(f"no field can be called {odd[0]:.80}")
         return ml_collections.ConfigDict(values, convert_dict=True)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path.parent} is not the workdir of a run: it has no {path.name}") from None

@@ -104,6 +104,7 @@ def _created(workdir: Path) -> Path:
         raise UserError(f"--workdir={workdir} is, or lies below, a file; it must be a folder") from None
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be created: {error.strerror}") from None
+    _require_own_files(workdir)
     return workdir
 
 
