@@ -85,7 +85,7 @@ class Conv(nn.Module):
             return ACTIVATIONS[self.activation](ops.conv(*convolution[:2], **ops.geometry(convolution)))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         bounds = CLIP_BOUNDS.get(self.activation)
-        y = ops.conv_affine(convolution, jnp.ones_like(bias), bias, bounds=bounds or ops.UNBOUNDED)
+        y = ops.conv_bias(convolution, bias, bounds=bounds or ops.UNBOUNDED)
         return y if bounds else ACTIVATIONS[self.activation](y)
 
 
@@ -181,13 +181,13 @@ def max_pool(x, window: int = 3, strides: int = 2, padding: int = 0, ceil_mode: 
     Raises ValueError where the image is too small for one window.
     """
     pads = [_pool_padding(side, window, strides, padding, ceil_mode) for side in x.shape[1:3]]
-    return nn.max_pool(jnp.asarray(x), (window, window), (strides, strides), pads)
+    return ops.max_pool(x, window, strides=strides, padding=pads)
 
 
 def avg_pool(x, window: int = 3, strides: int = 2, padding: int = 0):
     """PyTorch's `avg_pool2d` with its default `count_include_pad=True`; raises as `max_pool`."""
     pads = [_pool_padding(side, window, strides, padding, ceil_mode=False) for side in x.shape[1:3]]
-    return nn.avg_pool(jnp.asarray(x), (window, window), (strides, strides), pads)
+    return ops.avg_pool(x, window, strides=strides, padding=pads)
 
 
 def _pool_padding(side, window, strides, padding, ceil_mode):
@@ -219,7 +219,16 @@ def _bins(size, count):
 
 def drop_path(x, rate: float, train: bool):
     """Stochastic depth (1603.09382): the residual branch `x` of whole images becomes 0, the rest grows."""
-    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=not train)(jnp.asarray(x))
+    if not train or not rate:
+        return x
+    return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=False)(jnp.asarray(x))
+
+
+def add(x, branch, activation: str = "identity"):
+    """A block's input and what its branch makes of it, added and activated."""
+    bounds = CLIP_BOUNDS.get(activation)
+    y = ops.add(x, branch, bounds=bounds or ops.UNBOUNDED)
+    return y if bounds else ACTIVATIONS[activation](y)
 
 
 def global_mean(x):

@@ -6,7 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxnets.models.layers import PADDINGS, ConvBN, drop_path, make_divisible
+from jaxnets.models.layers import PADDINGS, ConvBN, add, drop_path, make_divisible
 from jaxnets.models.net import FeatureMap, ResidualNet, last_of_each_stride, require_choice, require_strides
 
 # Table 2: expansion t, output channels c, repetitions n, stride s of the first repetition
@@ -45,10 +45,10 @@ class InvertedResidual(nn.Module):
         if self.strides != 1:
             return y
         if channels == self.features:
-            return x + drop_path(y, self.drop_rate, train)
+            return add(x, drop_path(y, self.drop_rate, train))
         if self.shortcut == "projection":
             y = drop_path(y, self.drop_rate, train)
-            return y + self.conv_bn(self.features, 1, activation="identity", name="shortcut")(x, train)
+            return add(self.conv_bn(self.features, 1, activation="identity", name="shortcut")(x, train), y)
         return y
 
 

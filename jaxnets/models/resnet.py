@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxnets.models.layers import ACTIVATIONS, ConvBN, drop_path, make_divisible, max_pool
+from jaxnets.models.layers import ConvBN, add, drop_path, make_divisible, max_pool
 from jaxnets.models.net import FeatureMap, ResidualNet, last_of_each_stride, require_choice
 
 # Table 1: repetitions of the blocks with 64, 128, 256 and 512 channels, by depth
@@ -40,7 +40,7 @@ class ResidualBlock(nn.Module):
         y = drop_path(y, self.drop_rate, train)
         if self.strides != 1 or x.shape[-1] != features:
             x = self.conv_bn(features, 1, self.strides, activation="identity", name="shortcut")(x, train)
-        return ACTIVATIONS[self.activation](x + y)
+        return add(x, y, self.activation)
 
 
 class ResNet(ResidualNet):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxnets import ops
-from jaxnets.models.layers import ACTIVATIONS, ConvBN, avg_pool, drop_path, make_divisible, max_pool
+from jaxnets.models.layers import ConvBN, add, avg_pool, drop_path, make_divisible, max_pool
 from jaxnets.models.net import FeatureMap, ResidualNet, last_of_each_stride, require_choice
 
 # Table 1: output channels of stage 2, by the number of groups; they double in stages 3 and 4
@@ -55,7 +55,7 @@ class ShuffleUnit(nn.Module):
         pointwise2 = self.conv_bn(added, 1, feature_group_count=groups, activation=activation, name="pointwise2")
         y = pointwise2(y, train)
         if self.strides == 1:
-            return ACTIVATIONS[self.activation](x + drop_path(y, self.drop_rate, train))
+            return add(x, drop_path(y, self.drop_rate, train), self.activation)
         pooled = avg_pool(x, 3, 2, padding=1)
         return jnp.concatenate((y, pooled) if kuangliu else (pooled, y), -1)
 

@@ -58,8 +58,9 @@ class ShuffleUnit(nn.Module):
         right = self.conv_bn(self.features - left.shape[-1], 1, name="pointwise2")(right, train)
         if self.se_ratio:
             right = SqueezeExcite(self.se_ratio, name="se")(right)
-        y = jnp.concatenate((left, right), -1)
-        return y if self.variant == "megvii" else ops.channel_shuffle(y, 2)
+        if self.variant == "megvii":
+            return jnp.concatenate((left, right), -1)
+        return ops.concatenate_shuffle(left, right)
 
     def split(self, x):
         """The inputs of the shortcut and of the branch."""

@@ -135,16 +135,49 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
 
 
 def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED):
-    """clip(`conv` * gain + bias), gain and bias `(C,)` float32: a convolution with its bias, or with a BatchNorm in
-    evaluation. Of x's dtype. ValueError as for `conv`.
+    """clip(`conv` * gain + bias), gain and bias `(C,)` float32: a BatchNorm in evaluation. Of x's dtype.
+
+    ValueError as for `conv`.
     """
     if _is_native(convolution, gain, bias):
         return native.conv_affine(convolution, gain, bias, bounds)
     y = conv(*convolution[:2], **geometry(convolution))
-    z = y * gain + bias
-    if bounds != UNBOUNDED:
-        z = jax.lax.clamp(jnp.asarray(bounds[0], z.dtype), z, jnp.asarray(bounds[1], z.dtype))
-    return z.astype(y.dtype)
+    return _clip((y * gain + bias).astype(y.dtype), bounds)
+
+
+def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
+    """clip(`conv` + bias), bias `(C,)` float32; of x's dtype. ValueError as for `conv`."""
+    if _is_native(convolution, bias):
+        return native.conv_bias(convolution, bias, bounds)
+    y = conv(*convolution[:2], **geometry(convolution))
+    return _clip(y + bias.astype(y.dtype), bounds)
+
+
+def add(x, y, *, bounds=UNBOUNDED):
+    """clip(x + y), the sum of a block's input and its branch; y may be `Normalized` without bounds, or x and y."""
+    if isinstance(y, Normalized) and y.bounds == UNBOUNDED:
+        return native.add(x, y, bounds)
+    return _clip(jnp.asarray(x) + jnp.asarray(y), bounds)
+
+
+def max_pool(x, window, *, strides, padding=NO_PADDING):
+    """Maximum over `window` x `window` pixels, `strides` apart; `padding` is never the maximum.
+
+    The gradient goes to the first maximum, as in PyTorch and lax.
+    """
+    return _formulations().max_pool(jnp.asarray(x), window, strides, tuple(map(tuple, padding)))
+
+
+def avg_pool(x, window, *, strides, padding=NO_PADDING):
+    """Mean of `window` x `window` pixels, `strides` apart, the zeros of the padding counted."""
+    return _formulations().avg_pool(jnp.asarray(x), window, strides, tuple(map(tuple, padding)))
+
+
+def concatenate_shuffle(x, y):
+    """`channel_shuffle`, in two groups, of x's channels and then y's; either may be `Normalized`."""
+    if formulation() == "native" and x.shape == y.shape and x.dtype == y.dtype == jnp.float32:
+        return native.interleave(x, y)
+    return channel_shuffle(jnp.concatenate((jnp.asarray(x), jnp.asarray(y)), -1), 2)
 
 
 def channel_shuffle(x, groups):
@@ -155,6 +188,13 @@ def channel_shuffle(x, groups):
     if groups < 1 or x.shape[-1] % groups:
         raise ValueError(f"{groups} groups must divide the {x.shape[-1]} channels")
     return _formulations().channel_shuffle(x, groups)
+
+
+def _clip(x, bounds):
+    if bounds == UNBOUNDED:
+        return x
+    low, high = (jnp.asarray(bound, x.dtype) for bound in bounds)
+    return jax.lax.clamp(low, x, high)
 
 
 def _is_native(convolution, *vectors):
@@ -204,15 +244,20 @@ __all__ = [
     "NO_PADDING",
     "Normalized",
     "UNBOUNDED",
+    "add",
+    "avg_pool",
     "batch_norm",
     "channel_shuffle",
+    "concatenate_shuffle",
     "conv",
     "conv_affine",
     "conv_batch_norm",
+    "conv_bias",
     "depthwise_conv",
     "formulation",
     "geometry",
     "grouped_conv",
+    "max_pool",
     "pointwise_conv",
     "using",
 ]

@@ -57,3 +57,16 @@ def channel_shuffle(x, groups):
     *batch, channels = x.shape
     x = x.reshape(*batch, groups, channels // groups)
     return jnp.swapaxes(x, -1, -2).reshape(*batch, channels)
+
+
+def avg_pool(x, window, strides, padding):
+    """`lax.reduce_window`, over the number of values."""
+    edges = ((0, 0), *padding, (0, 0))
+    total = lax.reduce_window(x, 0.0, lax.add, (1, window, window, 1), (1, strides, strides, 1), edges)
+    return total / window**2
+
+
+def max_pool(x, window, strides, padding):
+    """`lax.reduce_window`, gradient by autodiff: all of it to the first greatest value."""
+    edges = ((0, 0), *padding, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, strides, strides, 1), edges)

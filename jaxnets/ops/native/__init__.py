@@ -90,7 +90,7 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
         return xla.batch_norm(x, scale, bias, epsilon, bounds, axis_name)
     library.require()
     affine, mean, var = _affine(_moments(x), scale, bias, epsilon, axis_name)
-    z = _normalize(*align(x, affine), tuple(map(float, bounds)))
+    z = normalize(x, affine, tuple(map(float, bounds)))
     return z, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
@@ -98,7 +98,7 @@ def conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name):
     """See `jaxnets.ops.conv_batch_norm`, for what has a plan; `Normalized`."""
     y, moments = _conv(plan_of(convolution, moments=True), convolution.x, convolution.kernel)
     affine, mean, var = _affine(moments, scale, bias, epsilon, axis_name)
-    z = Normalized(*align(y, affine), tuple(map(float, bounds)), _normalize)
+    z = Normalized(*align(y, affine), tuple(map(float, bounds)), normalize)
     return z, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
@@ -162,7 +162,7 @@ def _conv_moments_backward(plan, saved, cotangents):
     shapes = [x.shape, (2, x.shape[-1]) if affine.size else (2, 0), kernel.shape]
     arrays = align(dy, y, correction, x, affine, kernel)
     dx, sums, dkernel = _call(f"{plan.kind}_gradients", shapes, *arrays, **_attributes(plan))
-    return dx, jnp.stack([-affine[1] * sums[0], sums[1], sums[0]]) if affine.size else affine, dkernel
+    return dx, _affine_gradient(affine, sums), dkernel
 
 
 _conv_moments.defvjp(_conv_moments_forward, _conv_moments_backward)
@@ -225,7 +225,7 @@ def _conv_affine(x, kernel, affine, plan, bounds):
 
 def _conv_affine_forward(x, kernel, affine, plan, bounds):
     def unfused(x, kernel, affine):
-        return _normalize(*align(_conv(plan, x, kernel)[0], affine), bounds)
+        return normalize(_conv(plan, x, kernel)[0], affine, bounds)
 
     return jax.vjp(unfused, x, kernel, affine)
 
@@ -257,19 +257,168 @@ def _moments_backward(saved, dmoments):
 _moments.defvjp(_moments_forward, _moments_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _normalize(x, affine, bounds):
-    return _call("normalize", [x.shape], x, affine, **_bounds(bounds))[0]
+def normalize(x, affine, bounds, added=None):
+    """clip((x - mean) * gain + bias + added), `affine` being `(3, C)`: mean, gain, bias."""
+    added = jnp.zeros((0,), jnp.float32) if added is None else added
+    return _normalize(*align(x, affine, added), bounds)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(x, affine, added, bounds):
+    return _call("normalize", [x.shape], x, affine, added, **_bounds(bounds))[0]
+
+
+def _normalize_forward(x, affine, added, bounds):
+    z = _normalize(x, affine, added, bounds)
+    return z, (x, affine, added, z if added.size and bounds != UNBOUNDED else jnp.zeros_like(added, shape=(0,)))
 
 
 def _normalize_backward(bounds, saved, dz):
-    x, affine = saved
-    shapes = [x.shape, (2, x.shape[-1])]
-    dx, sums = _call("normalize_gradient", shapes, *align(dz, x, affine), aliases={0: 0}, **_bounds(bounds))
-    return dx, jnp.stack([-affine[1] * sums[0], sums[1], sums[0]])
+    x, affine, added, z = saved
+    shapes = [x.shape, (2, x.shape[-1]), x.shape if z.size else (0,)]
+    arrays = align(dz, x, affine, z)
+    dx, sums, d_added = _call("normalize_gradient", shapes, *arrays, aliases={0: 0}, **_bounds(bounds))
+    if not z.size:
+        d_added = dz if added.size else added
+    return dx, _affine_gradient(affine, sums), d_added
 
 
-_normalize.defvjp(lambda x, affine, bounds: (_normalize(x, affine, bounds), (x, affine)), _normalize_backward)
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _affine_gradient(affine, sums):
+    """From the sums of dz where it was not clipped, and of that times x - mean; `affine` itself if it is empty."""
+    return jnp.stack([-affine[1] * sums[0], sums[1], sums[0]]) if affine.size else affine
+
+
+def add(x, y, bounds):
+    """See `jaxnets.ops.add`; y is `Normalized`, without bounds."""
+    return normalize(y.raw, y.affine, tuple(map(float, bounds)), jnp.asarray(x))
+
+
+def conv_bias(convolution, bias, bounds):
+    """See `jaxnets.ops.conv_bias`, for what has a plan."""
+    library.require()
+    arrays = align(jnp.asarray(convolution.x), convolution.kernel, bias)
+    return _conv_bias(*arrays, plan_of(convolution), tuple(map(float, bounds)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _conv_bias(x, kernel, bias, plan, bounds):
+    affine = jnp.stack([jnp.zeros_like(bias), jnp.ones_like(bias), bias])
+    return _forward(plan, x, jnp.zeros((0,), jnp.float32), kernel, affine, bounds)[0]
+
+
+def _conv_bias_forward(x, kernel, bias, plan, bounds):
+    z = _conv_bias(x, kernel, bias, plan, bounds)
+    return z, (x, kernel, z)
+
+
+def _conv_bias_backward(plan, bounds, saved, dz):
+    x, kernel, z = saved
+    # Where z lies between the bounds is where it was not clipped: it stands for what it was before.
+    nothing = jnp.zeros((0,), jnp.float32)
+    as_it_is = jnp.zeros((3, z.shape[-1])).at[1].set(1)
+    arrays = align(dz, z, as_it_is, nothing)
+    shapes = [z.shape, (2, z.shape[-1]), (0,)]
+    dy, sums, _ = _call("normalize_gradient", shapes, *arrays, aliases={0: 0}, **_bounds(bounds))
+    moments = jnp.zeros((3, 0), jnp.float32)
+    dx, _, dkernel = _conv_moments_backward(plan, (x, *align(nothing, x)[:1], kernel, z, moments), (dy, moments))
+    return dx, dkernel, sums[0]
+
+
+_conv_bias.defvjp(_conv_bias_forward, _conv_bias_backward)
+
+
+# ---- channels in another order
+
+
+def channel_shuffle(x, groups):
+    """See `jaxnets.ops.channel_shuffle`; of `Normalized`, the same."""
+    if isinstance(x, Normalized):
+        affine = reference.channel_shuffle(x.affine, groups)
+        return Normalized(channel_shuffle(x.raw, groups), affine, x.bounds, x.compute)
+    if x.dtype != jnp.float32 or x.ndim != 4:
+        return xla.channel_shuffle(x, groups)
+    library.require()
+    return _shuffle(x, groups)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _shuffle(x, groups):
+    return _call("shuffle", [x.shape], x, groups=np.int64(groups))[0]
+
+
+_shuffle.defvjp(
+    lambda x, groups: (_shuffle(x, groups), None),
+    lambda groups, _, dy: (_shuffle(dy, dy.shape[-1] // groups),),
+)
+
+
+def interleave(a, b):
+    """`channel_shuffle` of two arrays' channels, one behind the other, in two groups; either may be `Normalized`."""
+    library.require()
+    parts = [(x.raw, x.affine, x.bounds) if isinstance(x, Normalized) else (x, None, UNBOUNDED) for x in (a, b)]
+    arrays = [jnp.zeros((0,), jnp.float32) if x is None else x for part in parts for x in part[:2]]
+    return _interleave(*align(*arrays), tuple(part[2] for part in parts))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _interleave(a, a_affine, b, b_affine, bounds):
+    shape = (*a.shape[:3], 2 * a.shape[3])
+    return _call("interleave", [shape], a, a_affine, b, b_affine, **_both_bounds(bounds))[0]
+
+
+def _interleave_backward(bounds, saved, dy):
+    shapes = [
+        shape for x, affine in (saved[:2], saved[2:]) for shape in (x.shape, (2, x.shape[3] if affine.size else 0))
+    ]
+    results = _call("interleave_gradients", shapes, *align(dy, *saved), **_both_bounds(bounds))
+    da, a_sums, db, b_sums = results
+    return da, _affine_gradient(saved[1], a_sums), db, _affine_gradient(saved[3], b_sums)
+
+
+_interleave.defvjp(lambda *args: (_interleave(*args), args[:4]), _interleave_backward)
+
+
+def _both_bounds(bounds):
+    other = {f"other_{name}": value for name, value in _bounds(bounds[1]).items()}
+    return {**_bounds(bounds[0]), **other}
+
+
+# ---- pooling
+
+
+def avg_pool(x, window, strides, padding):
+    """See `jaxnets.ops.avg_pool`: a depthwise convolution."""
+    kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, x.dtype)
+    return depthwise_conv(x, kernel, (strides, strides), padding)
+
+
+def max_pool(x, window, strides, padding):
+    """See `jaxnets.ops.max_pool`."""
+    if x.dtype != jnp.float32:
+        return xla.max_pool(x, window, strides, padding)
+    library.require()
+    return _max_pool(x, window, strides, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x, window, strides, padding):
+    shape = jax.eval_shape(lambda x: reference.max_pool(x, window, strides, padding), x).shape
+    return _call("max_pool", [shape], x, **_pooling(window, strides, padding))[0]
+
+
+def _max_pool_backward(window, strides, padding, x, dy):
+    return tuple(_call("max_pool_gradient", [x.shape], *align(dy, x), **_pooling(window, strides, padding)))
+
+
+_max_pool.defvjp(lambda x, *where: (_max_pool(x, *where), x), _max_pool_backward)
+
+
+def _pooling(window, strides, padding):
+    (top, _), (left, _) = padding
+    return {name: np.int64(v) for name, v in (("window", window), ("stride", strides), ("top", top), ("left", left))}
 
 
 # ---- calls
@@ -302,15 +451,18 @@ def _result(shape, like):
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding, manual_axis_type=aval.manual_axis_type)
 
 
-channel_shuffle = xla.channel_shuffle
-
 __all__ = [
+    "add",
+    "avg_pool",
     "batch_norm",
     "channel_shuffle",
     "conv",
     "conv_affine",
     "conv_batch_norm",
+    "conv_bias",
     "depthwise_conv",
     "grouped_conv",
+    "interleave",
+    "max_pool",
     "pointwise_conv",
 ]

@@ -23,8 +23,8 @@ struct Channels {
 
 // Blocks of channels whose padded rows fit the nearest cache.
 Index BlockWidth(Index kernel, Index padded_width) {
-  const Index fit = 12 * 1024 / ((kernel + 1) * std::max<Index>(padded_width, 1));
-  return std::clamp<Index>(fit / 16 * 16, 32, 64);
+  const Index fit = 48 * 1024 / ((kernel + 1) * std::max<Index>(padded_width, 1));
+  return std::clamp<Index>(fit / 16 * 16, 32, 192);
 }
 
 Index FloorDivide(Index a, Index b) { return a / b - (a % b < 0); }

@@ -8,6 +8,7 @@
 
 #include "depthwise.h"
 #include "moments.h"
+#include "pooling.h"
 #include "products.h"
 #include "tasks.h"
 #include "vectors.h"
@@ -131,17 +132,19 @@ ffi::Error DenseKernelGradient(ffi::ThreadPool pool, Index stride, Index top, In
 
 // ---- BatchNorm by itself
 
+constexpr Index kMostTasks = 128;
+
 // body(task, first row, row after the last)
 template <class Body>
 Index ForRows(ffi::ThreadPool& pool, Index rows, Index channels, Body body) {
-  const Index tasks = std::clamp<Index>(rows * channels / 32768, 1, 128);
+  const Index tasks = std::clamp<Index>(rows * channels / 32768, 1, kMostTasks);
   Parallel(pool, tasks, [&](Index t) { body(t, Cut(rows, t, tasks), Cut(rows, t + 1, tasks)); });
   return tasks;
 }
 
 ffi::Error Moments(ffi::ThreadPool pool, Input x, Output moments) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
-  std::vector<MomentSums> sums(128);
+  std::vector<MomentSums> sums(kMostTasks);
   const Index tasks = ForRows(pool, rows, channels, [&](Index task, Index from, Index to) {
     sums[task] = MomentSums(channels);
     sums[task].Add(x.typed_data() + from * channels, to - from, channels);
@@ -150,36 +153,131 @@ ffi::Error Moments(ffi::ThreadPool pool, Input x, Output moments) {
   return ffi::Error::Success();
 }
 
-ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input affine, Output z) {
+// clip((x - mean) * gain + bias + added), `added` being optional.
+ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input affine, Input added, Output z) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
   const Reading reading = ReadingOf(affine, channels, low, high);
+  const float *from_x = x.typed_data(), *from_added = Optional(added);
   ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
     for (Index r = from; r < to; ++r) {
       ForVectors(channels, [&](auto width, Index c) {
         constexpr int B = width;
         const Affine<B> normalized(reading.affine, channels, c);
         const Index i = r * channels + c;
-        Store<B>(z->typed_data() + i, Clip<B>(normalized(Load<B>(x.typed_data() + i)), reading.bounds));
+        auto v = normalized(Load<B>(from_x + i));
+        if (from_added) v += Load<B>(from_added + i);
+        Store<B>(z->typed_data() + i, Clip<B>(v, reading.bounds));
       });
     }
   });
   return ffi::Error::Success();
 }
 
-// dx, in dz's own memory, and the reading's sums.
-ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input dz, Input x, Input affine, Output dx,
-                             Output sums) {
+// dx, in dz's own memory, the reading's sums, and what was added's gradient if there is room for it; `z` is what
+// came out, and needed only if something was added.
+ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input dz, Input x, Input affine, Input z,
+                             Output dx, Output sums, Output d_added) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
   const Reading reading = ReadingOf(affine, channels, low, high);
-  std::vector<GradientSums> gradient_sums(128);
+  const float* sum = Optional(z);
+  float* d = Optional(d_added);
+  std::vector<GradientSums> gradient_sums(kMostTasks);
   const Index tasks = ForRows(pool, rows, channels, [&](Index task, Index from, Index to) {
     gradient_sums[task] = GradientSums(channels);
     const Index at = from * channels, size = (to - from) * channels;
     if (dx->typed_data() != dz.typed_data()) std::copy_n(dz.typed_data() + at, size, dx->typed_data() + at);
     gradient_sums[task].Apply(reading, x.typed_data() + at, channels, dx->typed_data() + at, channels, to - from, 0,
-                              channels);
+                              channels, sum ? sum + at : nullptr, d ? d + at : nullptr);
   });
   GradientSums::Finish(gradient_sums.data(), tasks, channels, sums->typed_data(), channels);
+  return ffi::Error::Success();
+}
+
+// ---- channels in another order
+
+// out's channel j * groups + i = channel j of group i.
+ffi::Error Shuffle(ffi::ThreadPool pool, Index groups, Input x, Output y) {
+  const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions()), count = channels / groups;
+  std::vector<int32_t> order(channels);
+  for (Index c = 0; c < channels; ++c) order[c] = c % groups * count + c / groups;
+  ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
+    const int32_t* source = order.data();
+    for (Index r = from; r < to; ++r) {
+      const float* x_row = x.typed_data() + r * channels;
+      float* y_row = y->typed_data() + r * channels;
+      for (Index c = 0; c < channels; ++c) y_row[c] = x_row[source[c]];
+    }
+  });
+  return ffi::Error::Success();
+}
+
+// The channels of two arrays in turns, each read as its affine and bounds say.
+ffi::Error Interleave(ffi::ThreadPool pool, float low, float high, float other_low, float other_high, Input a,
+                      Input a_affine, Input b, Input b_affine, Output y) {
+  const Index rows = RowsOf(a.dimensions()), channels = LastOf(a.dimensions());
+  const MatrixRows of_a{a.typed_data(), {1, channels}, ReadingOf(a_affine, channels, low, high)};
+  const MatrixRows of_b{b.typed_data(), {1, channels}, ReadingOf(b_affine, channels, other_low, other_high)};
+  ForRows(pool, rows, 2 * channels, [&](Index, Index from, Index to) {
+    float *left = Scratch<0>(of_a.depth()), *right = Scratch<1>(of_b.depth());
+    for (Index r = from; r < to; ++r) {
+      of_a.Stage(r, r + 1, left);
+      of_b.Stage(r, r + 1, right);
+      float* out = y->typed_data() + r * 2 * channels;
+      for (Index c = 0; c < channels; ++c) {
+        out[2 * c] = left[c];
+        out[2 * c + 1] = right[c];
+      }
+    }
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error InterleaveGradients(ffi::ThreadPool pool, float low, float high, float other_low, float other_high,
+                               Input dy, Input a, Input a_affine, Input b, Input b_affine, Output da, Output a_sums,
+                               Output db, Output b_sums) {
+  const Index rows = RowsOf(a.dimensions()), channels = LastOf(a.dimensions());
+  const Reading read_a = ReadingOf(a_affine, channels, low, high);
+  const Reading read_b = ReadingOf(b_affine, channels, other_low, other_high);
+  std::vector<GradientSums> of_a(kMostTasks), of_b(kMostTasks);
+  const Index tasks = ForRows(pool, rows, 2 * channels, [&](Index task, Index from, Index to) {
+    if (read_a.affine) of_a[task] = GradientSums(channels);
+    if (read_b.affine) of_b[task] = GradientSums(channels);
+    for (; from < to; from += kChunk) {  // a few rows, which stay in the caches
+      const Index count = std::min(kChunk, to - from), at = from * channels;
+      float *left = da->typed_data() + at, *right = db->typed_data() + at;
+      const float* d = dy.typed_data() + 2 * at;
+      for (Index i = 0; i < count * channels; ++i) {
+        left[i] = d[2 * i];
+        right[i] = d[2 * i + 1];
+      }
+      if (read_a.affine) of_a[task].Apply(read_a, a.typed_data() + at, channels, left, channels, count, 0, channels);
+      if (read_b.affine) of_b[task].Apply(read_b, b.typed_data() + at, channels, right, channels, count, 0, channels);
+    }
+  });
+  if (read_a.affine) GradientSums::Finish(of_a.data(), tasks, channels, a_sums->typed_data(), channels);
+  if (read_b.affine) GradientSums::Finish(of_b.data(), tasks, channels, b_sums->typed_data(), channels);
+  return ffi::Error::Success();
+}
+
+// ---- pooling
+
+Pooling PoolingOf(ffi::Span<const int64_t> in, ffi::Span<const int64_t> out, Index window, Index stride, Index top,
+                  Index left) {
+  return {in[0], in[1], in[2], in[3], out[1], out[2], window, stride, top, left};
+}
+
+ffi::Error MaximumPool(ffi::ThreadPool pool, Index window, Index stride, Index top, Index left, Input x, Output y) {
+  if (!y->element_count()) return ffi::Error::Success();
+  MaxPool(pool, PoolingOf(x.dimensions(), y->dimensions(), window, stride, top, left), x.typed_data(),
+          y->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride, Index top, Index left, Input dy,
+                               Input x, Output dx) {
+  if (!dx->element_count()) return ffi::Error::Success();
+  MaxPoolGradient(pool, PoolingOf(x.dimensions(), dy.dimensions(), window, stride, top, left), dy.typed_data(),
+                  x.typed_data(), dx->typed_data());
   return ffi::Error::Success();
 }
 
@@ -193,6 +291,8 @@ ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input 
 #define OUTPUT_BOUNDS Attr<float>("output_low").Attr<float>("output_high")
 #define ARG Arg<Input>()
 #define RET Ret<Input>()
+#define OTHER_BOUNDS Attr<float>("other_low").Attr<float>("other_high")
+#define POOLING Attr<int64_t>("window").WINDOW
 #define HANDLER(name, function, binding) \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, jaxnets::function, binding)
 
@@ -206,5 +306,11 @@ HANDLER(pointwise_gradients, PointwiseGradients, BIND.GROUPS.BOUNDS.ARG.ARG.ARG.
 HANDLER(dense, Dense, BIND.WINDOW.OUTPUT_BOUNDS.ARG.ARG.ARG.RET.RET);
 HANDLER(dense_kernel_gradient, DenseKernelGradient, BIND.WINDOW.ARG.ARG.RET);
 HANDLER(moments, Moments, BIND.ARG.RET);
-HANDLER(normalize, Normalize, BIND.BOUNDS.ARG.ARG.RET);
-HANDLER(normalize_gradient, NormalizeGradient, BIND.BOUNDS.ARG.ARG.ARG.RET.RET);
+HANDLER(normalize, Normalize, BIND.BOUNDS.ARG.ARG.ARG.RET);
+HANDLER(normalize_gradient, NormalizeGradient, BIND.BOUNDS.ARG.ARG.ARG.ARG.RET.RET.RET);
+HANDLER(shuffle, Shuffle, BIND.GROUPS.ARG.RET);
+HANDLER(interleave, Interleave, BIND.BOUNDS.OTHER_BOUNDS.ARG.ARG.ARG.ARG.RET);
+HANDLER(interleave_gradients, InterleaveGradients,
+        BIND.BOUNDS.OTHER_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET.RET.RET);
+HANDLER(max_pool, MaximumPool, BIND.POOLING.ARG.RET);
+HANDLER(max_pool_gradient, MaximumPoolGradient, BIND.POOLING.ARG.ARG.RET);

@@ -23,7 +23,8 @@ from jaxnets.runtime import cache_directory
 SOURCE = Path(__file__).with_name("kernels.cc")
 HANDLERS = (
     *("depthwise", "depthwise_gradients", "pointwise", "pointwise_gradients", "dense", "dense_kernel_gradient"),
-    *("moments", "normalize", "normalize_gradient"),
+    *("moments", "normalize", "normalize_gradient", "shuffle", "interleave", "interleave_gradients"),
+    *("max_pool", "max_pool_gradient"),
 )
 COMPILERS = ("c++", "g++", "clang++")
 # Neither of the two -fno changes a value: no NaN, infinity or order of a sum is given up.

@@ -111,9 +111,10 @@ class GradientSums {
   explicit GradientSums(Index channels) : channels_(channels), sums_(2 * channels), totals_(2 * channels) {}
 
   // In place, `rows` rows of dz become the gradient of x: dz where z was not clipped, times the gain. Their channels
-  // are `count` of the reading's, from `first` on.
+  // are `count` of the reading's, from `first` on. If x was not all that was clipped, `sum` is: what came out. Of
+  // what that was added to x, the gradient is `d_added`, if there is one. Both are as dz is.
   void Apply(Reading reading, const float* x, Index x_pitch, float* dz, Index pitch, Index rows, Index first,
-             Index count) {
+             Index count, const float* sum = nullptr, float* d_added = nullptr) {
     for (Index from = 0; from < rows; from += kChunk) {
       const Index to = std::min(rows, from + kChunk);
       if (pending_ + to - from > kChunk) Flush();
@@ -121,15 +122,17 @@ class GradientSums {
         constexpr int B = width;
         const Affine<B> z(reading.affine, reading.channels, first + c);
         float *sums = &sums_[first + c], *products = sums + channels_;
-        auto sum = Load<B>(sums), product = Load<B>(products);
+        auto total = Load<B>(sums), product = Load<B>(products);
         for (Index r = from; r < to; ++r) {
           const auto v = Load<B>(x + r * x_pitch + c);
-          const auto d = OfUnclipped<B>(Load<B>(dz + r * pitch + c), z(v), reading.bounds);
-          sum += d;
+          const auto clipped = sum ? Load<B>(sum + r * pitch + c) : z(v);
+          const auto d = OfUnclipped<B>(Load<B>(dz + r * pitch + c), clipped, reading.bounds);
+          total += d;
           product += d * (v - z.mean);
+          if (d_added) Store<B>(d_added + r * pitch + c, d);
           Store<B>(dz + r * pitch + c, d * z.gain);
         }
-        Store<B>(sums, sum);
+        Store<B>(sums, total);
         Store<B>(products, product);
       });
       pending_ += to - from;

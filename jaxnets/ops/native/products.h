@@ -15,7 +15,8 @@ namespace jaxnets {
 // A tile of the product is kRows rows and up to kWide vectors: as many sums as the registers hold.
 constexpr int kRows = kRegisters == 32 ? 8 : 4, kWide = 3;
 constexpr Index kPanel = kWide * kLanes, kAlign = kLanes > kRows ? kLanes : kRows;
-constexpr Index kCached = 96 * 1024;  // floats of all that a chunk of rows needs
+constexpr Index kDepth = 256;
+constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 
 constexpr Index Aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
 
@@ -98,9 +99,12 @@ class Panels {
       const Index group = Group(panel), columns = Columns(panel);
       const float* from_column = a + group * depth_.aligned();
       float* to_column = out + group * width_.aligned() + First(panel);
-      for (Index r = 0; r < rows; r += kRows) {
-        AnyTile<false>(columns, from_column + r * depth_.pitch(), depth_.pitch(), At(panel), columns, depth_.count,
-                       to_column + r * out_pitch, out_pitch, false);
+      // Of a panel, as much at a time as stays in the nearest cache.
+      for (Index k = 0; k < depth_.count; k += kDepth) {
+        for (Index r = 0; r < rows; r += kRows) {
+          AnyTile<false>(columns, from_column + r * depth_.pitch() + k, depth_.pitch(), At(panel) + k * columns, columns,
+                         std::min(kDepth, depth_.count - k), to_column + r * out_pitch, out_pitch, k > 0);
+        }
       }
     }
   }

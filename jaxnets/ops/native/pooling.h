@@ -1,0 +1,92 @@
+// Maximum over windows.
+
+#pragma once
+
+#include "tasks.h"
+#include "vectors.h"
+
+namespace jaxnets {
+
+struct Pooling {
+  Index images, height, width, channels, out_height, out_width, window, stride, top, left;
+
+  // body(number of the tap, index of its first channel) for the taps of output (i, j) inside the image, in order.
+  template <class Body>
+  INLINE void ForTaps(Index image, Index i, Index j, Body body) const {
+    for (Index k = 0; k < window; ++k) {
+      const Index row = i * stride - top + k;
+      if (row < 0 || row >= height) continue;
+      for (Index l = 0; l < window; ++l) {
+        const Index column = j * stride - left + l;
+        if (column < 0 || column >= width) continue;
+        body(k * window + l, ((image * height + row) * width + column) * channels);
+      }
+    }
+  }
+
+  Index Output(Index image, Index i, Index j) const {
+    return ((image * out_height + i) * out_width + j) * channels;
+  }
+};
+
+// NaN is the greatest.
+template <int B>
+INLINE Mask<B> Greater(Vector<B> v, Vector<B> best) {
+  return (v > best) | (v != v);
+}
+
+inline void MaxPool(ffi::ThreadPool& pool, const Pooling& p, const float* x, float* y) {
+  Parallel(pool, p.images * p.out_height, [&](Index task) {
+    const Index image = task / p.out_height, i = task % p.out_height;
+    for (Index j = 0; j < p.out_width; ++j) {
+      float* to = y + p.Output(image, i, j);
+      ForVectors(p.channels, [&](auto width, Index c) {
+        constexpr int B = width;
+        Vector<B> best = Vector<B>{} - std::numeric_limits<float>::infinity();
+        p.ForTaps(image, i, j, [&](Index, Index at) {
+          const auto v = Load<B>(x + at + c);
+          best = Greater<B>(v, best) ? v : best;
+        });
+        Store<B>(to + c, best);
+      });
+    }
+  });
+}
+
+// To the first greatest value of each window goes all of its gradient.
+inline void MaxPoolGradient(ffi::ThreadPool& pool, const Pooling& p, const float* dy, const float* x, float* dx) {
+  constexpr Index kBlock = 64;
+  const Index blocks = DivideUp(p.channels, kBlock);
+  Parallel(pool, p.images * blocks, [&](Index task) {
+    const Index image = task / blocks, first = task % blocks * kBlock, count = std::min(kBlock, p.channels - first);
+    for (Index i = 0; i < p.height * p.width; ++i) {
+      std::fill_n(dx + (image * p.height * p.width + i) * p.channels + first, count, 0.f);
+    }
+    for (Index i = 0; i < p.out_height; ++i) {
+      for (Index j = 0; j < p.out_width; ++j) {
+        const float* d = dy + p.Output(image, i, j) + first;
+        ForVectors(count, [&](auto width, Index c) {
+          constexpr int B = width;
+          Vector<B> best = Vector<B>{} - std::numeric_limits<float>::infinity();
+          Mask<B> chosen = {};
+          bool any = false;
+          p.ForTaps(image, i, j, [&](Index tap, Index at) {
+            const auto v = Load<B>(x + at + first + c);
+            const Mask<B> greater = Greater<B>(v, best) | (Mask<B>{} - (any ? 0 : 1));
+            best = greater ? v : best;
+            chosen = greater ? Mask<B>{} + int32_t(tap) : chosen;
+            any = true;
+          });
+          const auto of_window = Load<B>(d + c);
+          p.ForTaps(image, i, j, [&](Index tap, Index at) {
+            float* to = dx + at + first + c;
+            const Vector<B> zero = {};
+            Store<B>(to, Load<B>(to) + (chosen == int32_t(tap) ? of_window : zero));
+          });
+        });
+      }
+    }
+  });
+}
+
+}  // namespace jaxnets
