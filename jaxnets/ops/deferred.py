@@ -69,6 +69,9 @@ class Normalized:
             self._array = self.compute(self.raw, self.affine, self.bounds)
         return self._array
 
+    def __array__(self, dtype=None, copy=None):
+        return np.asarray(self.__jax_array__(), dtype)
+
     def __add__(self, other):
         return jnp.asarray(self) + jnp.asarray(other)
 

@@ -218,7 +218,7 @@ ffi::Error Interleave(ffi::ThreadPool pool, float low, float high, float other_l
   const MatrixRows of_a{a.typed_data(), {1, channels}, ReadingOf(a_affine, channels, low, high)};
   const MatrixRows of_b{b.typed_data(), {1, channels}, ReadingOf(b_affine, channels, other_low, other_high)};
   ForRows(pool, rows, 2 * channels, [&](Index, Index from, Index to) {
-    float *left = Scratch<0>(of_a.depth()), *right = Scratch<1>(of_b.depth());
+    float *left = Scratch<0>(of_a.pitch()), *right = Scratch<1>(of_b.pitch());
     for (Index r = from; r < to; ++r) {
       of_a.Stage(r, r + 1, left);
       of_b.Stage(r, r + 1, right);

@@ -5,8 +5,6 @@
 
 #pragma once
 
-#include <memory>
-
 #include "moments.h"
 #include "tasks.h"
 
@@ -60,7 +58,8 @@ struct Side {
 
   Index aligned() const { return Aligned(count); }
   Index channels() const { return groups * count; }
-  Index pitch() const { return groups * aligned(); }
+  // Between rows in the caches; a power of two would send them all to the same few places there.
+  Index pitch() const { return groups * aligned() + (groups * aligned() % 256 ? 0 : kAlign); }
 };
 
 // A kernel (depth.count, groups * width.count) cut into panels of columns, with zeros to full vectors.
@@ -112,7 +111,7 @@ class Panels {
  private:
   Panels(Side depth, Side width)
       : depth_(depth), width_(width), of_group_(DivideUp(width.aligned(), kPanel)),
-        memory_(new float[depth.count * width.pitch()]) {}
+        memory_(depth.count * width.groups * width.aligned()) {}
 
   float* At(Index panel) const {
     return &memory_[depth_.count * (Group(panel) * width_.aligned() + First(panel))];
@@ -120,7 +119,7 @@ class Panels {
 
   Side depth_, width_;
   Index of_group_;
-  std::unique_ptr<float[]> memory_;
+  Memory memory_;
 };
 
 // The rows of a matrix (rows, channels), read and aligned by groups.
@@ -129,7 +128,7 @@ struct MatrixRows {
   Side side;
   Reading reading;
 
-  Index depth() const { return side.pitch(); }
+  Index pitch() const { return side.pitch(); }
 
   void Stage(Index from, Index to, float* out) const {
     for (Index r = from; r < to; ++r, out += side.pitch()) {
@@ -189,10 +188,10 @@ struct WindowRows {
   Window window;
 
   Index length() const { return window.height * window.width * channels; }
-  Index depth() const { return Aligned(length()); }
+  Index pitch() const { return Side{1, length()}.pitch(); }
 
   void Stage(Index from, Index to, float* out) const {
-    for (Index r = from; r < to; ++r, out += depth()) {
+    for (Index r = from; r < to; ++r, out += pitch()) {
       const Index image = r / (out_height * out_width), i = r / out_width % out_height, j = r % out_width;
       const Index left = j * window.stride - window.left;
       const Index first = std::clamp<Index>(-left, 0, window.width);
@@ -209,7 +208,7 @@ struct WindowRows {
         std::copy(from_row, from_row + (last - first) * channels, to_row + first * channels);
         std::fill(to_row + last * channels, to_row + window.width * channels, 0.f);
       }
-      std::fill(to_row, out + depth(), 0.f);
+      std::fill(to_row, out + Aligned(length()), 0.f);
     }
   }
 };
@@ -239,7 +238,7 @@ inline void Deliver(const float* products, Index pitch, Reading output, Index fi
 template <class Rows>
 void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, const Panels& panels, Side width, Reading output,
              float* y, float* moments) {
-  const Index chunk = ChunkRows(in.depth() + width.pitch()), chunks = DivideUp(rows, chunk);
+  const Index chunk = ChunkRows(in.pitch() + width.pitch()), chunks = DivideUp(rows, chunk);
   const Index tasks = std::min<Index>(chunks, 64), channels = width.channels();
   // Where there are few rows the columns are shared out too.
   const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(16, tasks), 1, panels.count());
@@ -248,16 +247,18 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, const Panels& pa
     const Index task = index / parts, part = index % parts;
     const Index from_panel = Cut(panels.count(), part, parts), to_panel = Cut(panels.count(), part + 1, parts);
     if (moments) sums[task] = MomentSums(channels);
-    float *staged = Scratch<0>(chunk * in.depth()), *products = Scratch<1>(chunk * width.pitch());
+    float *staged = Scratch<0>(chunk * in.pitch()), *products = Scratch<1>(chunk * width.pitch());
     for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
       const Index from = c * chunk, to = std::min(rows, from + chunk), count = DivideUp(to - from, kRows) * kRows;
       float* of_chunk = y + from * channels;
-      float* out = width.aligned() == width.count && count == to - from ? of_chunk : products;
+      const bool direct = width.aligned() == width.count && count == to - from;
+      float* out = direct ? of_chunk : products;
+      const Index pitch = direct ? channels : width.pitch();
       in.Stage(from, to, staged);
-      panels.Multiply(staged, count, from_panel, to_panel, out, width.pitch());
+      panels.Multiply(staged, count, from_panel, to_panel, out, pitch);
       for (Index panel = from_panel; panel < to_panel; ++panel) {
         const Index first = panels.First(panel), group = panels.Group(panel);
-        Deliver(out + group * width.aligned() + first, width.pitch(), output, group * width.count + first,
+        Deliver(out + group * width.aligned() + first, pitch, output, group * width.count + first,
                 std::min(panels.Columns(panel), width.count - first), to - from, of_chunk, channels);
       }
       if (moments) sums[task].Add(of_chunk, to - from, channels);
@@ -271,7 +272,7 @@ class KernelSums {
  public:
   KernelSums() = default;
   KernelSums(Side depth, Side width)
-      : depth_(depth), width_(width), memory_(new float[depth.groups * depth.aligned() * width.aligned()]) {}
+      : depth_(depth), width_(width), memory_(depth.groups * depth.aligned() * width.aligned()) {}
 
   // Adds the product of the transposed staged rows and the staged gradient.
   void Add(const float* staged, const float* gradient, Index rows) {
@@ -306,7 +307,7 @@ class KernelSums {
 
  private:
   Side depth_{}, width_{};
-  std::unique_ptr<float[]> memory_;
+  Memory memory_;
   bool begun_ = false;
 };
 
@@ -318,7 +319,7 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
                       float* dkernel) {
   const Side width = gradient.side;
   const Index chunk = ChunkRows(2 * depth.pitch() + width.pitch()), chunks = DivideUp(rows, chunk);
-  const Index weights = depth.pitch() * width.aligned(), most = std::clamp<Index>((4 << 20) / weights, 8, 64);
+  const Index weights = depth.pitch() * width.aligned(), most = std::clamp<Index>((2 << 20) / weights, 8, 64);
   const Index tasks = std::min(chunks, most), channels = depth.channels();
   std::vector<KernelSums> kernel_sums(tasks);
   std::vector<GradientSums> gradient_sums(tasks);
@@ -334,10 +335,12 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
       kernel_sums[task].Add(staged, staged_gradient, to - from);
       if (!panels) continue;
       float* of_chunk = dx + from * channels;
-      float* out = depth.aligned() == depth.count && count == to - from ? of_chunk : products;
-      panels->Multiply(staged_gradient, count, 0, panels->count(), out, depth.pitch());
+      const bool direct = depth.aligned() == depth.count && count == to - from;
+      float* out = direct ? of_chunk : products;
+      const Index pitch = direct ? channels : depth.pitch();
+      panels->Multiply(staged_gradient, count, 0, panels->count(), out, pitch);
       for (Index group = 0; group < depth.groups; ++group) {
-        Deliver(out + group * depth.aligned(), depth.pitch(), {}, group * depth.count, depth.count, to - from,
+        Deliver(out + group * depth.aligned(), pitch, {}, group * depth.count, depth.count, to - from,
                 of_chunk, channels);
       }
       if (reading.affine) {

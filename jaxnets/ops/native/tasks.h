@@ -5,6 +5,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -53,6 +54,47 @@ float* Scratch(Index size) {
   }
   return memory.get();
 }
+
+// Memory for the length of a call, from those that earlier calls gave back: new memory costs a page fault every 4 KiB.
+class Memory {
+ public:
+  Memory() = default;
+  explicit Memory(Index size) : size_(size) {
+    std::lock_guard<std::mutex> lock(Mutex());
+    auto found = Unused().lower_bound(size);
+    if (found == Unused().end() || found->first > 2 * size) {
+      data_.reset(new float[size]);
+    } else {
+      size_ = found->first;
+      data_ = std::move(found->second);
+      Unused().erase(found);
+    }
+  }
+  Memory(Memory&& other) = default;
+  Memory& operator=(Memory&& other) = default;
+  ~Memory() {
+    if (!data_) return;
+    std::lock_guard<std::mutex> lock(Mutex());
+    if (Unused().size() < kKept) Unused().emplace(size_, std::move(data_));
+  }
+
+  float& operator[](Index i) const { return data_[i]; }
+
+ private:
+  static constexpr size_t kKept = 128;
+
+  static std::mutex& Mutex() {
+    static auto* mutex = new std::mutex;
+    return *mutex;
+  }
+  static std::multimap<Index, std::unique_ptr<float[]>>& Unused() {
+    static auto* unused = new std::multimap<Index, std::unique_ptr<float[]>>;
+    return *unused;
+  }
+
+  Index size_ = 0;
+  std::unique_ptr<float[]> data_;
+};
 
 inline Index Cut(Index total, Index part, Index parts) { return total * part / parts; }
 

@@ -1,0 +1,278 @@
+"""What is computed together with a convolution, and around it: against the reference in float64, by formulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxnets import ops
+from jaxnets.ops import Convolution, Normalized
+
+INF = float("inf")
+FORMULATIONS = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(name == "native" and not ops.native_library.available(), reason="no C++")
+    )
+    for name in ("xla", "native")
+]
+RELU, RELU6 = (0.0, INF), (0.0, 6.0)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def run(name, function, arrays, dy):
+    with ops.using(name):
+        y, pull = jax.vjp(lambda *arrays: jnp.asarray(function(*arrays)), *arrays)
+        return y, *pull(jnp.asarray(dy, y.dtype))
+
+
+def compare(name, function, *arrays, tolerance=1e-5):
+    """Values and gradients, within `tolerance` of the largest of each array."""
+    with ops.using("reference"):
+        shape = jax.eval_shape(lambda *arrays: jnp.asarray(function(*arrays)), *arrays).shape
+    dy = normal(99, *shape)
+    got = run(name, function, [jnp.asarray(a) for a in arrays], dy)
+    with jax.enable_x64(True):
+        expected = run("reference", function, [jnp.asarray(a, jnp.float64) for a in arrays], dy)
+    for g, e in zip(got, expected, strict=True):
+        assert g.shape == e.shape
+        np.testing.assert_allclose(g, e, rtol=0, atol=tolerance * max(1, np.abs(e).max(initial=0)))
+
+
+def conv_bn(x, kernel, scale, bias, stride=1, groups=1, bounds=ops.UNBOUNDED):
+    pad = (kernel.shape[0] - 1) // 2
+    convolution = Convolution(x, kernel, (stride, stride), ((pad, pad),) * 2, groups)
+    return ops.conv_batch_norm(convolution, scale, bias, bounds=bounds)[0]
+
+
+def bottleneck(stride, bounds, size=3):
+    """Expand, depthwise, project, and the input added where it fits: each BatchNorm is read by the next convolution."""
+
+    def function(x, expand, depthwise, project, scale, bias, out_scale, out_bias):
+        y = conv_bn(x, expand, scale, bias, bounds=bounds)
+        y = conv_bn(y, depthwise, scale, bias, stride, y.shape[-1], bounds)
+        y = conv_bn(y, project, out_scale, out_bias)
+        return ops.add(x, y) if stride == 1 else y
+
+    return function
+
+
+def bottleneck_arrays(batch, height, width, channels, hidden, size=3):
+    kernels = normal(1, 1, 1, channels, hidden), normal(2, size, size, 1, hidden), normal(3, 1, 1, hidden, channels)
+    vectors = normal(4, hidden) + 2, normal(5, hidden) + 1, normal(6, channels) + 2, normal(7, channels)
+    return normal(0, batch, height, width, channels), *kernels, *vectors
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bounds", [ops.UNBOUNDED, RELU, RELU6])
+def test_bottleneck(name, stride, bounds):
+    compare(name, bottleneck(stride, bounds), *bottleneck_arrays(3, 7, 6, 5, 19), tolerance=2e-5)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_bottleneck_of_many_rows_and_full_vectors(name):
+    compare(name, bottleneck(1, ops.UNBOUNDED), *bottleneck_arrays(6, 16, 16, 16, 64, 5), tolerance=2e-5)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.integers(1, 20), st.integers(2, 50)),
+    st.sampled_from([1, 2]),
+    st.sampled_from([3, 5]),
+)
+def test_bottleneck_of_any_shape(shape, stride, size):
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    arrays = bottleneck_arrays(shape[0] + 1, *shape[1:], size)
+    compare("native", bottleneck(stride, ops.UNBOUNDED), *arrays, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize(("groups", "channels", "features"), [(3, 12, 60), (2, 32, 32), (4, 20, 8), (1, 70, 130)])
+def test_grouped_1x1_that_reads_a_batch_norm(name, groups, channels, features):
+    def function(x, first, scale, bias, kernel, out_scale, out_bias):
+        y = conv_bn(x, first, scale, bias, bounds=RELU)
+        y = ops.channel_shuffle(y, 2)
+        return conv_bn(y, kernel, out_scale, out_bias, groups=groups)
+
+    arrays = (
+        *(normal(0, 2, 5, 4, 7), normal(1, 1, 1, 7, channels), normal(2, channels) + 2, normal(3, channels)),
+        *(normal(4, 1, 1, channels // groups, features), normal(5, features) + 2, normal(6, features)),
+    )
+    compare(name, function, *arrays)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (7, 2, 3), (3, 1, 0), (1, 2, 0)])
+def test_dense_convolution_with_bias_or_batch_norm(name, size, stride, padding):
+    geometry = (stride, stride), ((padding, padding + 1), (padding, padding)), 1
+
+    def function(x, kernel, bias, second, scale, shift):
+        y = ops.conv_bias(Convolution(x, kernel, *geometry), bias, bounds=RELU)
+        return conv_bn(y, second, scale, shift, bounds=RELU6)
+
+    arrays = (normal(0, 2, 9, 8, 3), normal(1, size, size, 3, 18), normal(2, 18))
+    compare(name, function, *arrays, normal(3, 3, 3, 18, 9), normal(4, 9) + 2, normal(5, 9))
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("kernel", [(1, 1, 10, 21), (3, 3, 1, 10), (3, 3, 10, 5), (1, 1, 5, 8)])
+def test_affine_known_beforehand(name, kernel):
+    groups = 10 // kernel[2]
+
+    def function(x, kernel, gain, bias):
+        pad = (kernel.shape[0] - 1) // 2
+        return ops.conv_affine(Convolution(x, kernel, (1, 1), ((pad, pad),) * 2, groups), gain, bias, bounds=RELU6)
+
+    compare(name, function, normal(0, 2, 6, 5, 10), normal(1, *kernel), normal(2, kernel[3]) + 1, normal(3, kernel[3]))
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("bounds", [ops.UNBOUNDED, RELU])
+def test_sum_with_a_batch_norm(name, bounds):
+    def function(x, kernel, scale, bias):
+        return ops.add(x, conv_bn(x, kernel, scale, bias), bounds=bounds) * x
+
+    compare(name, function, normal(0, 2, 5, 4, 11), normal(1, 1, 1, 11, 11), normal(2, 11) + 2, normal(3, 11))
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("both", [False, True])
+def test_concatenation_and_shuffle(name, both):
+    def function(x, kernel, scale, bias):
+        y = conv_bn(x, kernel, scale, bias, bounds=RELU)
+        return ops.concatenate_shuffle(conv_bn(x, kernel, bias, scale) if both else x, y)
+
+    compare(name, function, normal(0, 2, 5, 4, 19), normal(1, 1, 1, 19, 19), normal(2, 19) + 2, normal(3, 19))
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("pool", ["max_pool", "avg_pool"])
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"),
+    [(3, 2, ((0, 0), (0, 0))), (3, 2, ((1, 1), (1, 1))), (2, 2, ((0, 1), (0, 0))), (3, 1, ((1, 1), (1, 1)))],
+)
+def test_pooling(name, pool, window, strides, padding):
+    def function(x):
+        return getattr(ops, pool)(x, window, strides=strides, padding=padding)
+
+    compare(name, function, normal(0, 2, 9, 8, 70))
+
+
+@pytest.mark.parametrize("name", ["reference", *FORMULATIONS])
+def test_the_first_maximum_has_the_gradient(name):
+    with ops.using(name):
+        gradient = jax.grad(lambda x: ops.max_pool(x, 2, strides=2).sum())(jnp.zeros((1, 4, 4, 1)))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], np.kron(np.ones((2, 2)), [[1, 0], [0, 0]]))
+
+
+@pytest.mark.parametrize("name", ["reference", *FORMULATIONS])
+def test_infinity_and_nan_pass_a_maximum(name):
+    x = np.full((1, 4, 6, 3), -INF, np.float32)
+    x[0, 0, 0], x[0, 2, 2], x[0, 3, 5] = INF, np.nan, 1
+    with ops.using(name):
+        y = ops.max_pool(x, 2, strides=2)[0, :, :, 0]
+    np.testing.assert_array_equal(y, [[INF, -INF, -INF], [-INF, np.nan, 1]])
+
+
+@pytest.mark.parametrize("bad", [np.nan, INF])
+@pytest.mark.parametrize("kernel", [(1, 1, 20, 18), (3, 3, 20, 18), (1, 1, 10, 18)])
+def test_what_is_not_finite_spreads_as_in_the_reference(bad, kernel):
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    x, weights = normal(0, 2, 6, 5, 20), normal(1, *kernel)
+    x[1, 2, 3, 4] = bad
+    pad, groups = (kernel[0] - 1) // 2, 20 // kernel[2]
+
+    def function(x, weights):
+        return ops.conv(x, weights, padding=((pad, pad),) * 2, feature_group_count=groups)
+
+    dy = normal(2, 2, 6, 5, 18)
+    for g, e in zip(run("native", function, (x, weights), dy), run("reference", function, (x, weights), dy)):
+        np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1e3, 1.0), (1e4, 1e-1), (-1e6, 1.0)])
+def test_moments_of_products_with_a_large_mean_and_a_small_variance(mean, std):
+    """A 1x1 convolution by the identity, so that its outputs are known to the last bit."""
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    x = (mean + std * np.random.default_rng(0).normal(size=(8, 12, 12, 20))).astype(np.float32)
+    convolution = Convolution(jnp.asarray(x), jnp.eye(20)[None, None], (1, 1), ops.NO_PADDING, 1)
+    with ops.using("native"):
+        y, _, var = ops.conv_batch_norm(convolution, jnp.ones(20), jnp.zeros(20))
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(var, wide.var((0, 1, 2)), rtol=1e-6)
+    expected = (wide - wide.mean((0, 1, 2))) / np.sqrt(wide.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(jnp.asarray(y), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_an_empty_batch(name):
+    x = jnp.zeros((0, 5, 5, 8))
+    with ops.using(name):
+        y = conv_bn(
+            conv_bn(x, normal(0, 1, 1, 8, 6), jnp.ones(6), jnp.zeros(6)),
+            normal(1, 3, 3, 1, 6),
+            jnp.ones(6),
+            jnp.zeros(6),
+            2,
+            6,
+        )
+        z = ops.conv_bias(Convolution(x, jnp.asarray(normal(2, 3, 3, 8, 7)), (1, 1), ops.NO_PADDING, 1), jnp.ones(7))
+        gradient = jax.grad(lambda k: conv_bn(x, k, jnp.ones(6), jnp.zeros(6)).shape[0] * k.sum())(
+            normal(0, 1, 1, 8, 6)
+        )
+    assert jnp.asarray(y).shape == (0, 3, 3, 6)
+    assert z.shape == (0, 3, 3, 7)
+    assert not np.asarray(gradient).any()
+
+
+def test_normalized_acts_as_its_array():
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    x = jnp.asarray(normal(0, 2, 4, 4, 6))
+    with ops.using("native"):
+        y = conv_bn(x, jnp.asarray(normal(1, 1, 1, 6, 6)), jnp.ones(6), jnp.zeros(6), bounds=RELU)
+    assert isinstance(y, Normalized)
+    array = jnp.asarray(y)
+    assert (y.shape, y.dtype, y.ndim, y.size) == (array.shape, array.dtype, array.ndim, array.size)
+    np.testing.assert_array_equal(jnp.concatenate((y, x), -1), jnp.concatenate((array, x), -1))
+    np.testing.assert_array_equal(y + x, array + x)
+    np.testing.assert_array_equal(x + y, array + x)
+    np.testing.assert_array_equal(y[:, 1:], array[:, 1:])
+    np.testing.assert_array_equal(jax.tree.map(lambda a: a, y), array)
+    assert y.astype(jnp.bfloat16).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_shares_of_a_batch_with_common_statistics_are_the_batch(name):
+    """pmap with axis_name: values, and gradients summed over the devices, as for the whole batch on one."""
+    x, *rest = bottleneck_arrays(8, 6, 6, 5, 12)
+
+    def loss(x, kernel, depthwise, scale, bias, axis_name):
+        y, _, _ = ops.conv_batch_norm(
+            Convolution(x, kernel, (1, 1), ops.NO_PADDING, 1), scale, bias, bounds=RELU6, axis_name=axis_name
+        )
+        convolution = Convolution(y, depthwise, (1, 1), ((1, 1), (1, 1)), 12)
+        z, mean, var = ops.conv_batch_norm(convolution, scale, bias, axis_name=axis_name)
+        return jnp.sum(jnp.asarray(z) ** 3), (mean, var)
+
+    arrays = x, rest[0], rest[1], rest[3], rest[4]
+    whole = jax.value_and_grad(loss, (0, 1, 2, 3, 4), has_aux=True)
+    with ops.using("reference"):
+        (value, moments), gradients = jax.jit(lambda *a: whole(*a, None))(*arrays)
+    with ops.using(name):
+        step = jax.pmap(lambda *a: whole(*a, "devices"), axis_name="devices", in_axes=(0, None, None, None, None))
+        (values, of_devices), shares = step(x.reshape(4, 2, *x.shape[1:]), *arrays[1:])
+    np.testing.assert_allclose(values.sum(), value, rtol=1e-4)
+    for got, expected in zip(of_devices, moments):
+        np.testing.assert_allclose(got, np.stack([expected] * 4), rtol=1e-4, atol=1e-6)
+    got = (shares[0].reshape(x.shape), *(share.sum(0) for share in shares[1:]))
+    for g, e in zip(got, gradients):
+        np.testing.assert_allclose(g, e, rtol=0, atol=1e-4 * np.abs(e).max())
