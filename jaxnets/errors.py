@@ -8,7 +8,13 @@ from collections.abc import Callable
 
 
 class UserError(ValueError):
-    """Bad input: the message says what, where, and what would be right."""
+    """Bad input: the message says what, where, and what would be right.
+
+    One line that any terminal can show: names out of a file may hold line ends and control sequences.
+    """
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -65,3 +65,7 @@ def test_output_that_nobody_reads_any_longer_ends_it_quietly(repository):
         )
         os.close(writer)
         assert (process.returncode, process.stderr) == (1, "")
+
+
+def test_a_message_is_one_line_whatever_it_names():
+    assert str(UserError("no \x1b[2J\nin caf\xe9\udcff")) == r"no \x1b[2J\nin café\udcff"
