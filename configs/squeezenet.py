@@ -3,7 +3,7 @@
 from configs import default, recipes
 
 NETS = {"1_0": "squeezenet1_0_cifar", "1_1": "squeezenet1_1_cifar"}
-QUICK_EPOCHS = 12
+QUICK_EPOCHS = 8
 
 
 def get_config(words: str = ""):

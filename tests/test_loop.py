@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from configs import digits
-from jaxnets import checkpoint, data, journal, loop, models, predictions, report, runtime, timing
+from jaxnets import checkpoint, data, evaluate, journal, loop, models, predictions, report, runtime, timing
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan
 from tests.tiny_net import TinyNet
@@ -372,7 +372,7 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-def test_a_folder_of_images_trains_on_random_crops(make_config, folder, tmp_path, monkeypatch):
+def test_a_folder_of_images_trains_on_random_crops(make_config, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder.parent)
     fields = {"train_split": "train[:32]", "eval_split": "train[32:]", "crop_area": 0.2, "crop": True}
     config = make_config(dataset="folder:images", **fields, batch_size=8, num_epochs=4, augment__crop_padding=0)
@@ -383,3 +383,8 @@ def test_a_folder_of_images_trains_on_random_crops(make_config, folder, tmp_path
     config.num_workers = 1
     loop.train(config, tmp_path / "again")
     assert_same_run(tmp_path / "again", tmp_path / "run")
+
+    folder.rename(tmp_path / "moved")
+    evaluate.main(["", f"--workdir={tmp_path / 'run'}", "--checkpoint=latest", f"--data_dir={tmp_path / 'moved'}"])
+    evaluated = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert evaluated["num_examples"] == 16 and evaluated["eval_accuracy"] == result["eval_accuracy"]
