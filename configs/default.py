@@ -43,7 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.model.activation = placeholder(str)  # relu, relu6, silu, ...
     config.model.stem_stride = placeholder(int)  # MobileNets
     config.model.stage_strides = placeholder(tuple)  # MobileNets: one per row of the paper's table
-    config.model.shortcut = placeholder(str)  # MobileNetV2: identity, projection
+    config.model.shortcut = placeholder(str)  # MobileNetV2: identity, projection, expansions, none
+    config.model.bottleneck = placeholder(str)  # MobileNetV2: linear, nonlinear
+    config.model.shuffle = placeholder(bool)  # ShuffleNetV1: False leaves the channel shuffle out
     config.model.stochastic_depth = placeholder(float)  # nets with residual blocks: rate of the last block, [0, 1)
     config.model.bn_momentum = placeholder(float)  # share of the old running statistics, [0, 1); PyTorch's is 1 - it
     config.model.bn_epsilon = placeholder(float)  # added to the variance

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jaxnets.figures import (
     width_tradeoff,
 )
 from jaxnets.figures.options import Options
+from jaxnets.models import layers, mobilenet_v2
 from tests.test_compare import SMALL
 from tests.tiny_net import TinyNet
 
@@ -196,3 +198,53 @@ def test_the_compute_counts_forward_and_backward():
 def test_bad_arguments_are_one_sentence(arguments, says):
     with pytest.raises(UserError, match=says):
         command.main(["figures", *arguments])
+
+
+def traced(name, **fields):
+    """A net's parameters by their shapes, and what it computes; nothing is computed."""
+    model = jaxnets.create_model(name, num_classes=3, width=0.25, **fields)
+    images = jnp.zeros((2, 16, 16, 3))
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    return jax.tree.map(jnp.shape, variables), str(jax.make_jaxpr(partial(model.apply, train=False))(variables, images))
+
+
+@pytest.mark.parametrize(("shortcut", "expansion"), [("identity", 1), ("expansions", 6), ("none", None)])
+def test_figure_6s_shortcuts_are_equally_many(monkeypatch, shortcut, expansion):
+    added = []
+    monkeypatch.setattr(mobilenet_v2, "add", lambda *args: added.append(args[0].shape[-1]) or layers.add(*args))
+    model = jaxnets.create_model("mobilenet_v2_cifar", shortcut=shortcut)
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    of_the_paper = [c for _, c, n, _ in mobilenet_v2.TABLE for _ in range(n - 1)]
+    assert len(of_the_paper) == 10
+    assert added == ([expansion * c for c in of_the_paper] if expansion else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("mobilenet_v2_cifar", "bottleneck", "nonlinear"),
+        ("mobilenet_v2_cifar", "shortcut", "none"),
+        ("mobilenet_v2_cifar", "shortcut", "expansions"),
+        ("shufflenet_v1_g2_cifar", "shuffle", False),
+    ],
+)
+def test_an_ablation_changes_what_a_net_computes_and_not_its_weights(name, field, value):
+    fields = {"shortcut": "identity"} if name == "mobilenet_v2_cifar" else {}
+    (weights, computation), (other_weights, other) = traced(name, **fields), traced(name, **fields | {field: value})
+    assert weights == other_weights and computation != other
+
+
+def test_an_ablation_is_refused_where_it_is_unknown():
+    for name, field in (("mobilenet_v2", {"bottleneck": "relu"}), ("shufflenet_v1_g3", {"shuffle": "no"})):
+        with pytest.raises(UserError, match=next(iter(field))):
+            jaxnets.create_model(name, **field)
+
+
+@pytest.mark.parametrize(("bottleneck", "negative"), [("linear", True), ("nonlinear", False)])
+def test_a_non_linear_bottleneck_is_never_negative(bottleneck, negative):
+    conv_bn = partial(layers.ConvBN, activation="relu6")
+    block = mobilenet_v2.InvertedResidual(4, 6, 1, "none", conv_bn, bottleneck=bottleneck)
+    x = jax.random.normal(jax.random.key(1), (2, 4, 4, 4))
+    (y, expanded), _ = block.init_with_output(jax.random.key(0), x, False)
+    assert jnp.asarray(expanded).shape == (2, 4, 4, 24)
+    assert bool((jnp.asarray(y) < 0).any()) == negative

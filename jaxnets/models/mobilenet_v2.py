@@ -23,7 +23,10 @@ CIFAR_STAGE_STRIDES = (1, 1, 2, 2, 1, 2, 1)
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1 without activation (table 1)."""
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation (table 1): the output, and the expansion.
+
+    `before` is the expansion of the block before, for shortcuts between expansions.
+    """
 
     features: int
     expansion: int
@@ -31,31 +34,38 @@ class InvertedResidual(nn.Module):
     shortcut: str
     conv_bn: Any = ConvBN
     drop_rate: float = 0.0
+    bottleneck: str = "linear"
 
     @nn.compact
-    def __call__(self, x, train: bool):
+    def __call__(self, x, train: bool, before=None):
         channels = x.shape[-1]
         hidden = channels * self.expansion
+        project = self.conv_bn if self.bottleneck == "nonlinear" else partial(self.conv_bn, activation="identity")
         y = x
         # The common CIFAR net (projection shortcuts) expands the first block too, by 1.
         if self.expansion != 1 or self.shortcut == "projection":
             y = self.conv_bn(hidden, 1, name="expand")(y, train)
+        if self.shortcut == "expansions" and before is not None and before.shape == y.shape:
+            y = add(before, drop_path(y, self.drop_rate, train))
+        expanded = y
         y = self.conv_bn(hidden, 3, self.strides, feature_group_count=hidden, name="depthwise")(y, train)
-        y = self.conv_bn(self.features, 1, activation="identity", name="project")(y, train)
-        if self.strides != 1:
-            return y
+        y = project(self.features, 1, name="project")(y, train)
+        if self.strides != 1 or self.shortcut in ("expansions", "none"):
+            return y, expanded
         if channels == self.features:
-            return add(x, drop_path(y, self.drop_rate, train))
-        if self.shortcut == "projection":
+            y = add(x, drop_path(y, self.drop_rate, train))
+        elif self.shortcut == "projection":
             y = drop_path(y, self.drop_rate, train)
-            return add(self.conv_bn(self.features, 1, activation="identity", name="shortcut")(x, train), y)
-        return y
+            y = add(self.conv_bn(self.features, 1, activation="identity", name="shortcut")(x, train), y)
+        return y, expanded
 
 
 class MobileNetV2(ResidualNet):
     """Table 2 of the paper.
 
-    `shortcut`: "identity" as there, or "projection", the 1x1 convolution of the common CIFAR net.
+    `shortcut`: "identity" as there, or "projection", the 1x1 convolution of the common CIFAR net. Of the ablations in
+    figure 6 it has "expansions", which adds the expansion of the block before where the shapes are the same, and
+    "none"; `bottleneck="nonlinear"` puts the activation behind the projection too.
     Keras's weights want `padding="same"` and `bn_epsilon=1e-3`.
     """
 
@@ -64,12 +74,14 @@ class MobileNetV2(ResidualNet):
     stem_stride: int = 2
     stage_strides: Sequence[int] = tuple(s for _, _, _, s in TABLE)
     shortcut: str = "identity"
+    bottleneck: str = "linear"
     padding: str = "torch"
 
     def __post_init__(self):
         require_choice(self, "stem_stride", (1, 2))
         require_strides(self, "stage_strides", len(TABLE))
-        require_choice(self, "shortcut", ("identity", "projection"))
+        require_choice(self, "shortcut", ("identity", "projection", "expansions", "none"))
+        require_choice(self, "bottleneck", ("linear", "nonlinear"))
         require_choice(self, "padding", PADDINGS)
         super().__post_init__()
 
@@ -83,7 +95,7 @@ class MobileNetV2(ResidualNet):
         stride = self.stem_stride
         x = self.conv_bn(make_divisible(32 * self.width), 3, stride, name="stem")(x, train)
         drop_rates = iter(self.drop_rates(sum(n for _, _, n, _ in TABLE)))
-        maps = []
+        maps, expanded = [], None
         for stage, ((t, c, n, _), s) in enumerate(zip(TABLE, self.stage_strides)):
             for i in range(n):
                 block = InvertedResidual(
@@ -93,9 +105,10 @@ class MobileNetV2(ResidualNet):
                     self.shortcut,
                     self.conv_bn,
                     next(drop_rates),
+                    self.bottleneck,
                     name=f"stage{stage}_block{i}",
                 )
-                x = block(x, train)
+                x, expanded = block(x, train, expanded)
             stride *= s
             maps.append(FeatureMap(x, stride))
         # Section 3.4: the last layer is never narrowed.

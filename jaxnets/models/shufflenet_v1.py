@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxnets import ops
 from jaxnets.models.layers import ConvBN, add, avg_pool, drop_path, make_divisible, max_pool
-from jaxnets.models.net import FeatureMap, ResidualNet, last_of_each_stride, require_choice
+from jaxnets.models.net import FeatureMap, ResidualNet, last_of_each_stride, require, require_choice
 
 # Table 1: output channels of stage 2, by the number of groups; they double in stages 3 and 4
 STAGE2_FEATURES = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
@@ -34,6 +34,7 @@ class ShuffleUnit(nn.Module):
     activation: str
     conv_bn: Any = ConvBN
     drop_rate: float = 0.0
+    shuffle: bool = True
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -42,14 +43,14 @@ class ShuffleUnit(nn.Module):
         added = self.features - x.shape[-1] if self.strides == 2 else self.features
         hidden = (added if kuangliu else self.features) // 4
         y = self.conv_bn(hidden, 1, feature_group_count=1 if self.first else groups, name="pointwise1")(x, train)
-        if not (megvii or kuangliu and self.first):
+        if self.shuffle and not (megvii or kuangliu and self.first):
             y = ops.channel_shuffle(y, groups)
         activation = self.activation if kuangliu else "identity"
         depthwise = self.conv_bn(
             hidden, 3, self.strides, feature_group_count=hidden, activation=activation, name="depthwise"
         )
         y = depthwise(y, train)
-        if megvii:  # the inverse permutation, and a layer later
+        if self.shuffle and megvii:  # the inverse permutation, and a layer later
             y = ops.channel_shuffle(y, hidden // groups)
         activation = self.activation if self.strides == 2 else "identity"
         pointwise2 = self.conv_bn(added, 1, feature_group_count=groups, activation=activation, name="pointwise2")
@@ -66,17 +67,20 @@ class ShuffleNetV1(ResidualNet):
     `stem_stride=1` is the net for 32x32 images, which also leaves the max-pool out. `variant`: "paper"; "megvii",
     the authors' code, which shuffles after the depthwise convolution and by the inverse permutation; "kuangliu",
     the common CIFAR net: a 1x1 stem, an activation after the depthwise convolution, the shortcut's channels last,
-    and in the units of stride 2 a bottleneck of a quarter of the channels that they add.
+    and in the units of stride 2 a bottleneck of a quarter of the channels that they add. `shuffle=False` leaves the
+    channel shuffle out, the ablation of table 3.
     """
 
     feature_group_count: int = 3
     stem_stride: int = 2
     variant: str = "paper"
+    shuffle: bool = True
 
     def __post_init__(self):
         require_choice(self, "feature_group_count", STAGE2_FEATURES)
         require_choice(self, "stem_stride", (1, 2))
         require_choice(self, "variant", ("paper", "megvii", "kuangliu"))
+        require(self, "shuffle", isinstance(self.shuffle, bool), "True or False")
         super().__post_init__()
 
     @nn.compact
@@ -104,6 +108,7 @@ class ShuffleNetV1(ResidualNet):
                     self.activation,
                     self.conv_bn,
                     next(drop_rates),
+                    self.shuffle,
                     name=f"stage{stage}_block{i}",
                 )
                 x = unit(x, train)
