@@ -18,7 +18,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from jaxnets import distributed, loop
+from jaxnets import distributed, loop, runtime
 from jaxnets.errors import UserError, exit_on_user_error
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/mnv2.py.")
@@ -59,6 +59,8 @@ def main(argv: list[str]) -> None:
     if WORKDIR.value == "":
         raise UserError("--workdir is empty; leave it out for runs/<name of the configuration>")
     name = "_".join([Path(path.split(":")[0]).stem, *path.split(":")[1:]]).replace(",", "_")
+    if CONFIG.value.get("deterministic"):  # before the cluster's devices are asked for
+        runtime.make_deterministic()
     with distributed.joined(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value):
         result = loop.train(CONFIG.value, WORKDIR.value or Path("runs") / name)
         if distributed.is_primary():

@@ -89,5 +89,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every_epochs = 1  # and after the last, and on SIGTERM or Ctrl-C
     config.keep_checkpoints = 3  # the latest; the best by eval_accuracy is kept besides
     config.log_every_steps = 100  # and at the end of every epoch
+    config.deterministic = False  # on a GPU: the same run bit for bit, with slower operations (XLA's flag)
     config.compilation_cache = True  # keep compiled programs between starts (JAX_COMPILATION_CACHE_DIR)
     return config

@@ -73,14 +73,16 @@ def joined(
     except SystemExit:  # on a signal, and agreed
         watch.leave()
         raise
-    except jax.errors.JaxRuntimeError:
-        # A collective may fail before it is known whose fault it is: the watch ends this process when it knows.
-        time.sleep(HEARTBEAT_SECONDS + 5 * POLL_SECONDS)
-        raise
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         watch.leave_alone()
         raise SystemExit(1) from None
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # A collective may fail before it is known that a process is lost: then the watch ends this one.
+            time.sleep(HEARTBEAT_SECONDS + 5 * POLL_SECONDS)
+        watch.leave_alone()
+        raise
     else:
         watch.leave()
 
@@ -92,8 +94,9 @@ def _initialize(address: str | None, num_processes: int | None, process_id: int 
     num_processes = _number("num_processes", num_processes)
     process_id = _number("process_id", process_id)
     described = any(value is not None for value in (address, num_processes, process_id))
-    # A Kubernetes pod is a cluster's only as part of an indexed job; any other makes JAX ask, and fail.
-    lone_pod = "KUBERNETES_SERVICE_HOST" in os.environ and "JOB_COMPLETION_INDEX" not in os.environ
+    whole = all(value is not None for value in (address, num_processes, process_id))
+    # In every pod of Kubernetes JAX asks its server about the job: only where that can help.
+    asks_in_vain = "KUBERNETES_SERVICE_HOST" in os.environ and (whole or "JOB_COMPLETION_INDEX" not in os.environ)
     before = jax.config.jax_enable_recoverability, jax.config.jax_enable_preemption_service
     # The first: a process that loses another is not aborted, but told, and can say so. The second would take
     # SIGTERM from Python.
@@ -104,10 +107,12 @@ def _initialize(address: str | None, num_processes: int | None, process_id: int 
             address,
             num_processes,
             process_id,
-            cluster_detection_method="deactivate" if lone_pod else None,
+            cluster_detection_method="deactivate" if asks_in_vain else None,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (
+        Exception
+    ) as error:  # ValueError, KeyError, RuntimeError, the Kubernetes client's own, by the kind of trouble
         nothing_found = isinstance(error, ValueError) and str(error) == "coordinator_address should be defined."
         if nothing_found and not described:
             jax.config.update("jax_enable_recoverability", before[0])

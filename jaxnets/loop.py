@@ -40,6 +40,8 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     clock = Clock(directory)
     runtime.configure_logging()
     settings.check(config)
+    if config.deterministic:
+        runtime.make_deterministic()
     config = config.copy_and_resolve_references()
     # Kept in the workdir, so that evaluation finds the data wherever it is started, in whatever environment.
     config.data_dir = str(data_root(config.data_dir).resolve())

@@ -13,6 +13,8 @@ import jax
 
 logger = logging.getLogger("jaxnets")
 
+DETERMINISTIC = "--xla_gpu_deterministic_ops"  # the flag of XLA
+
 
 class _StandardError(logging.Handler):
     """Writes to whatever standard error is now, since a progress bar takes its place for a while."""
@@ -44,6 +46,16 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def make_deterministic() -> None:
+    """Have XLA choose operations that give the same bits every time; before anything asks for a device.
+
+    Only GPUs have others: sums by atomic additions, and what is fastest in a measurement that differs every time.
+    """
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    if not any(flag.startswith(DETERMINISTIC) for flag in flags):
+        os.environ["XLA_FLAGS"] = " ".join([*flags, f"{DETERMINISTIC}=true"])
 
 
 class Interrupted(Exception):

@@ -33,6 +33,7 @@ FREE_FIELDS = frozenset(
         "checkpoint_every_epochs",
         "keep_checkpoints",
         "log_every_steps",
+        "deterministic",
         "compilation_cache",
     }
 )
@@ -143,6 +144,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     checks = _Checks(config)
     checks.positive("batch_size", "num_epochs", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints")
     checks.positive("log_every_steps", "optimizer.learning_rate", "optimizer.epsilon", "schedule.decay")
+    checks.require("deterministic", "True or False", lambda value: isinstance(value, bool))
     checks.within("seed", 0, 2**32, "an integer from 0 to 2**32 - 1")
     checks.one_of("optimizer.name", optim.OPTIMIZERS)
     checks.one_of("schedule.name", optim.SCHEDULES)

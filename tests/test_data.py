@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from contextlib import closing
+from functools import partial
 from multiprocessing import shared_memory
 from pathlib import Path
 
@@ -372,6 +373,22 @@ def test_evaluation_streams_the_resident_batches(num_workers, digits, decoded, m
         np.testing.assert_array_equal(batch["mask"], expected_mask)
         np.testing.assert_array_equal(batch["image"], decoded["image"][expected_index])
         np.testing.assert_array_equal(batch["label"], decoded["label"][expected_index])
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_parts_of_several_processes_make_up_the_batches_of_one(digits, count):
+    """Each process reads its share, in the places that the shares have in the batch of one process."""
+    sizes = {"seed": 3, "batch_size": 40, "num_workers": 0, "steps_per_call": 3, "start_step": 33, "end_step": 40}
+    streams = {
+        "train": (partial(data.stream_train, digits, **sizes), 1),
+        "eval": (partial(data.stream_eval, digits, batch_size=400, num_workers=0), 0),
+    }
+    for stream, axis in streams.values():
+        parts = [list(stream(part=(i, count))) for i in range(count)]
+        for whole, *shares in zip(stream(), *parts, strict=True):
+            for name in whole:
+                joined = np.concatenate([share[name] for share in shares], axis=axis)
+                np.testing.assert_array_equal(joined, whole[name])
 
 
 def test_empty_stream(digits):

@@ -18,6 +18,30 @@ import pytest
 from jaxnets import checkpoint, distributed, journal
 from jaxnets.errors import UserError
 
+# How the processes learn of each other: by flags, as JAX is told, or as they are found in a job of a scheduler.
+CLUSTERS = {
+    "flags": lambda port, count, i: {},
+    "jax": lambda port, count, i: {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(i),
+    },
+    "slurm": lambda port, count, i: {
+        "SLURM_JOB_ID": "77",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(i),
+        "SLURM_LOCALID": str(i),
+        "JAX_COORDINATOR_PORT": str(port),
+    },
+    "open mpi": lambda port, count, i: {
+        "OMPI_MCA_orte_hnp_uri": f"4096.0;tcp://127.0.0.1:{port}",
+        "OMPI_COMM_WORLD_SIZE": str(count),
+        "OMPI_COMM_WORLD_RANK": str(i),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(i),
+        "JAX_COORDINATOR_PORT": str(port),
+    },
+}
 NOT_FOR_CHILDREN = ("XLA_FLAGS", "SLURM_JOB_ID", "KUBERNETES_SERVICE_HOST", "JAX_COORDINATOR_ADDRESS")
 
 
@@ -27,7 +51,7 @@ def start(repository, tmp_path_factory):
     started = []
     data_dir = str(tmp_path_factory.mktemp("tfds"))
 
-    def start(workdir, *flags, processes=1, devices=4, of_last=()):
+    def start(workdir, *flags, processes=1, devices=4, cluster="flags", of_last=()):
         environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_CHILDREN} | {
             "TFDS_DATA_DIR": data_dir,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
@@ -37,14 +61,16 @@ def start(repository, tmp_path_factory):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        cluster = [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}"] if processes > 1 else []
+        address = [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}"]
         command = [sys.executable, "-m", "tests.tiny_run", "--config=tests/tiny_run.py", f"--workdir={workdir}", *flags]
         children = []
         for number in range(processes):
-            arguments = [*command, *cluster, *([f"--process_id={number}"] if cluster else [])]
+            told = processes > 1 and cluster == "flags"
+            arguments = [*command, *([*address, f"--process_id={number}"] if told else [])]
             arguments += of_last if number == processes - 1 else ()
+            found = CLUSTERS[cluster](port, processes, number) if processes > 1 else {}
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            children.append(subprocess.Popen(arguments, cwd=repository, env=environment, **pipes))
+            children.append(subprocess.Popen(arguments, cwd=repository, env=environment | found, **pipes))
         started.extend(children)
         return children
 
@@ -113,17 +139,17 @@ def test_every_process_writes_its_part_of_a_checkpoint(runs):
 
 
 @pytest.mark.parametrize(
-    ("wrote", "goes_on", "devices", "flags"),
+    ("wrote", "goes_on", "devices", "flags", "cluster"),
     [
-        (2, 1, 2, []),
-        (1, 2, 1, ["--config.resident=false"]),
+        (2, 1, 2, ["--config.deterministic=True"], None),
+        (1, 2, 1, ["--config.resident=false"], "slurm"),
     ],
 )
-def test_a_run_goes_on_with_other_processes_and_devices(runs, start, tmp_path, wrote, goes_on, devices, flags):
+def test_a_run_goes_on_with_other_processes_and_devices(runs, start, tmp_path, wrote, goes_on, devices, flags, cluster):
     workdir = tmp_path / "run"
     shutil.copytree(runs[wrote][0], workdir)
     shutil.rmtree(workdir / "checkpoints" / "10")
-    (status, _, err), *_ = end(start(workdir, *flags, processes=goes_on, devices=devices))
+    (status, _, err), *_ = end(start(workdir, *flags, processes=goes_on, devices=devices, cluster=cluster))
     assert status == 0, err
     assert "at step 5 of 10" in err
     assert_equal_runs(runs[1][0], workdir)
@@ -183,7 +209,7 @@ def test_the_loss_of_the_first_process_ends_the_others(start, tmp_path):
 
 
 def test_bad_input_is_one_sentence_from_every_process(start, tmp_path):
-    results = end(start(tmp_path / "run", "--config.batch_size=3", processes=2, devices=1))
+    results = end(start(tmp_path / "run", "--config.batch_size=3", processes=2, devices=1, cluster="jax"))
     for status, out, err in results:
         assert status == 1 and "{" not in out and "config.batch_size=3 must be a multiple of the 2 devices" in err
         assert "Traceback" not in err and "stack trace" not in err
@@ -192,7 +218,8 @@ def test_bad_input_is_one_sentence_from_every_process(start, tmp_path):
 
 def test_processes_with_different_configurations_are_refused(start, tmp_path):
     """One cluster, two commands: what they train would be neither's run."""
-    results = end(start(tmp_path / "run", processes=2, devices=1, of_last=["--config.seed=1"]))
+    command = {"processes": 2, "devices": 1, "cluster": "open mpi"}
+    results = end(start(tmp_path / "run", **command, of_last=["--config.seed=1"]))
     for status, _, err in results:
         assert status == 1 and "the configuration of process 1 differs from that of process 0" in err, err
     assert not (tmp_path / "run").exists()
@@ -213,6 +240,16 @@ def test_a_cluster_described_by_halves_is_refused(monkeypatch, environment, argu
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=re.escape(message)), distributed.joined(**arguments):
         pass
+
+
+def test_a_pod_that_is_no_part_of_a_job_trains_alone(monkeypatch):
+    asked = []
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.delenv("JOB_COMPLETION_INDEX", raising=False)
+    monkeypatch.setattr(jax._src.xla_bridge, "backends_are_initialized", lambda: False)
+    monkeypatch.setattr(jax._src.clusters.K8sCluster, "is_env_present", lambda: asked.append(1))
+    with distributed.joined():
+        assert not distributed.many() and not asked
 
 
 def test_alone_a_process_agrees_with_itself():

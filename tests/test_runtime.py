@@ -48,3 +48,13 @@ def test_log_lines_go_to_standard_error_once(capsys):
     runtime.logger.info("one line of %d", 1)
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("one line of 1") == 1
+
+
+def test_what_xla_is_told_for_determinism_is_told_once_and_never_against_the_user(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=somewhere")
+    runtime.make_deterministic()
+    runtime.make_deterministic()
+    assert os.environ["XLA_FLAGS"] == "--xla_dump_to=somewhere --xla_gpu_deterministic_ops=true"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
+    runtime.make_deterministic()
+    assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=false"
