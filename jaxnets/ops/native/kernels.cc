@@ -34,6 +34,8 @@ Reading ReadingOf(const Input& affine, Index channels, float low, float high) {
   return {Optional(affine), channels, {low, high}};
 }
 
+float* Fresh(Output& a) { return jaxnets::Fresh(a->typed_data(), a->element_count()); }
+
 void Clear(Output& a) { std::fill_n(a->typed_data(), a->element_count(), 0.f); }
 
 // What no rows have: a mean of 0 / 0.
@@ -53,7 +55,7 @@ ffi::Error Depthwise(ffi::ThreadPool pool, Index stride, Index top, Index left, 
   if (size != 3 && size != 5) return NoSuchKernel();
   auto run = size == 3 ? DepthwiseForward<3> : DepthwiseForward<5>;
   run(pool, {stride, top, left}, x.typed_data(), in, ReadingOf(affine, in.channels, low, high), kernel.typed_data(),
-      y->typed_data(), out, ReadingOf(output, out.channels, out_low, out_high), Optional(moments));
+      Fresh(y), out, ReadingOf(output, out.channels, out_low, out_high), Optional(moments));
   return ffi::Error::Success();
 }
 
@@ -68,7 +70,7 @@ ffi::Error DepthwiseGradients(ffi::ThreadPool pool, Index stride, Index top, Ind
                        : (stride == 1 ? DepthwiseBackward<5, 1> : DepthwiseBackward<5, 2>);
   const ReadGradient gradient{dy.typed_data(), y.typed_data(), ReadingOf(correction, out.channels, 0, 0)};
   run(pool, {stride, top, left}, gradient, x.typed_data(), ReadingOf(affine, in.channels, low, high),
-      kernel.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data(), in, out);
+      kernel.typed_data(), Fresh(dx), sums->typed_data(), dkernel->typed_data(), in, out);
   return ffi::Error::Success();
 }
 
@@ -82,7 +84,7 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, float low, float high, 
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const MatrixRows matrix{x.typed_data(), depth, ReadingOf(affine, in, low, high)};
   const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width);
-  Product(pool, matrix, rows, panels, width, ReadingOf(output, out, out_low, out_high), y->typed_data(),
+  Product(pool, matrix, rows, panels, width, ReadingOf(output, out, out_low, out_high), Fresh(y),
           Optional(moments));
   return ffi::Error::Success();
 }
@@ -96,7 +98,7 @@ ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, float low, flo
   const auto panels = Panels::Pack<true>(pool, kernel.typed_data(), width, depth);
   ProductGradients(pool, MatrixRows{x.typed_data(), depth, reading}, depth,
                    GradientRows{dy.typed_data(), y.typed_data(), Optional(correction), width}, rows, &panels, reading,
-                   x.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data());
+                   x.typed_data(), Fresh(dx), sums->typed_data(), dkernel->typed_data());
   return ffi::Error::Success();
 }
 
@@ -114,7 +116,7 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, floa
       WindowsOf(x.typed_data(), x.dimensions(), y->dimensions(), kernel.dimensions(), stride, top, left);
   const Side depth{1, windows.length()}, width{1, out};
   const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width);
-  Product(pool, windows, rows, panels, width, ReadingOf(output, out, out_low, out_high), y->typed_data(),
+  Product(pool, windows, rows, panels, width, ReadingOf(output, out, out_low, out_high), Fresh(y),
           Optional(moments));
   return ffi::Error::Success();
 }
@@ -158,6 +160,7 @@ ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
   const Reading reading = ReadingOf(affine, channels, low, high);
   const float *from_x = x.typed_data(), *from_added = Optional(added);
+  float* to_z = Fresh(z);
   ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
     for (Index r = from; r < to; ++r) {
       ForVectors(channels, [&](auto width, Index c) {
@@ -166,7 +169,7 @@ ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input
         const Index i = r * channels + c;
         auto v = normalized(Load<B>(from_x + i));
         if (from_added) v += Load<B>(from_added + i);
-        Store<B>(z->typed_data() + i, Clip<B>(v, reading.bounds));
+        Store<B>(to_z + i, Clip<B>(v, reading.bounds));
       });
     }
   });
@@ -198,13 +201,14 @@ ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input 
 // out's channel j * groups + i = channel j of group i.
 ffi::Error Shuffle(ffi::ThreadPool pool, Index groups, Input x, Output y) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions()), count = channels / groups;
+  float* to_y = Fresh(y);
   std::vector<int32_t> order(channels);
   for (Index c = 0; c < channels; ++c) order[c] = c % groups * count + c / groups;
   ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
     const int32_t* source = order.data();
     for (Index r = from; r < to; ++r) {
       const float* x_row = x.typed_data() + r * channels;
-      float* y_row = y->typed_data() + r * channels;
+      float* y_row = to_y + r * channels;
       for (Index c = 0; c < channels; ++c) y_row[c] = x_row[source[c]];
     }
   });
@@ -217,12 +221,13 @@ ffi::Error Interleave(ffi::ThreadPool pool, float low, float high, float other_l
   const Index rows = RowsOf(a.dimensions()), channels = LastOf(a.dimensions());
   const MatrixRows of_a{a.typed_data(), {1, channels}, ReadingOf(a_affine, channels, low, high)};
   const MatrixRows of_b{b.typed_data(), {1, channels}, ReadingOf(b_affine, channels, other_low, other_high)};
+  float* to_y = Fresh(y);
   ForRows(pool, rows, 2 * channels, [&](Index, Index from, Index to) {
     float *left = Scratch<0>(of_a.pitch()), *right = Scratch<1>(of_b.pitch());
     for (Index r = from; r < to; ++r) {
       of_a.Stage(r, r + 1, left);
       of_b.Stage(r, r + 1, right);
-      float* out = y->typed_data() + r * 2 * channels;
+      float* out = to_y + r * 2 * channels;
       for (Index c = 0; c < channels; ++c) {
         out[2 * c] = left[c];
         out[2 * c + 1] = right[c];
@@ -239,12 +244,13 @@ ffi::Error InterleaveGradients(ffi::ThreadPool pool, float low, float high, floa
   const Reading read_a = ReadingOf(a_affine, channels, low, high);
   const Reading read_b = ReadingOf(b_affine, channels, other_low, other_high);
   std::vector<GradientSums> of_a(kMostTasks), of_b(kMostTasks);
+  float *to_a = Fresh(da), *to_b = Fresh(db);
   const Index tasks = ForRows(pool, rows, 2 * channels, [&](Index task, Index from, Index to) {
     if (read_a.affine) of_a[task] = GradientSums(channels);
     if (read_b.affine) of_b[task] = GradientSums(channels);
     for (; from < to; from += kChunk) {  // a few rows, which stay in the caches
       const Index count = std::min(kChunk, to - from), at = from * channels;
-      float *left = da->typed_data() + at, *right = db->typed_data() + at;
+      float *left = to_a + at, *right = to_b + at;
       const float* d = dy.typed_data() + 2 * at;
       for (Index i = 0; i < count * channels; ++i) {
         left[i] = d[2 * i];
@@ -269,7 +275,7 @@ Pooling PoolingOf(ffi::Span<const int64_t> in, ffi::Span<const int64_t> out, Ind
 ffi::Error MaximumPool(ffi::ThreadPool pool, Index window, Index stride, Index top, Index left, Input x, Output y) {
   if (!y->element_count()) return ffi::Error::Success();
   MaxPool(pool, PoolingOf(x.dimensions(), y->dimensions(), window, stride, top, left), x.typed_data(),
-          y->typed_data());
+          Fresh(y));
   return ffi::Error::Success();
 }
 
@@ -277,7 +283,7 @@ ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride,
                                Input x, Output dx) {
   if (!dx->element_count()) return ffi::Error::Success();
   MaxPoolGradient(pool, PoolingOf(x.dimensions(), dy.dimensions(), window, stride, top, left), dy.typed_data(),
-                  x.typed_data(), dx->typed_data());
+                  x.typed_data(), Fresh(dx));
   return ffi::Error::Success();
 }
 
