@@ -294,16 +294,26 @@ def _(path):
     os.truncate(path, 1 << 40)
 
 
-@case("tags.tif", "image", "")
-def _(path):
+def tags() -> bytes:
+    """A TIFF whose 3,000 tags all hold the same two megabytes."""
     count, size = 3000, 2_000_000
     data = 8 + 2 + 12 * count + 4
     known = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 273: data, 277: 1, 278: 16, 279: 256}
-    tags = [
+    entries = [
         struct.pack("<HHII", tag, 4, 1, known[tag]) if tag in known else struct.pack("<HHII", tag, 1, size, data)
         for tag in range(count)
     ]
-    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, count) + b"".join(tags) + bytes(4 + size))
+    return b"II*\0" + struct.pack("<IH", 8, count) + b"".join(entries) + bytes(4 + size)
+
+
+@case("tags.tif", "image", "")
+def _(path):
+    path.write_bytes(tags())
+
+
+@case("tags.png", "image", "")
+def _(path):
+    path.write_bytes(png(8, 8, chunk(b"eXIf", tags())))
 
 
 @case("program.eps", "image", "not an image")

@@ -119,12 +119,13 @@ def run_target(target: str, seconds: float, engine: str, seed: int, folder: Path
 
 def watch(process: subprocess.Popen, out: Path, engine: str) -> bool:
     """Wait for a process; ends it, and says so, where one file takes too long."""
-    began = time.monotonic()
+    idle, last = -120, None  # starting may take two minutes
     while process.poll() is None:
         time.sleep(1)
         places = [out / "count"] if engine == "random" else list(out.glob("tried*"))
-        last = max((path.stat().st_mtime for path in places if path.exists()), default=None)
-        idle = time.time() - last if last else time.monotonic() - began - 120  # starting may take two minutes
+        now = max((path.stat().st_mtime for path in places if path.exists()), default=None)
+        # Seconds that this process has seen: where the whole machine pauses, no file is to blame.
+        idle, last = (idle + 1 if now == last else 0), now
         if idle > STALLED:
             process.kill()
             process.wait()
@@ -134,7 +135,7 @@ def watch(process: subprocess.Popen, out: Path, engine: str) -> bool:
 
 def count_of(out: Path, engine: str) -> int:
     if engine == "random":
-        return int((out / "count").read_text()) if (out / "count").exists() else 0
+        return int((out / "count").read_text() or 0) if (out / "count").exists() else 0
     runs = re.findall(r"^#(\d+)|Done (\d+) runs", (out / "log").read_text(errors="replace"), re.MULTILINE)
     return max((int(a or b) for a, b in runs), default=0)
 
