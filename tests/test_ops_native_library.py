@@ -1,7 +1,6 @@
 """The kernels' build: cached, safe with several processes, and done without where it fails."""
 
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -96,10 +95,3 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     assert out == ["False xla", "72.0"]
     assert "not available" in line
 
-
-def test_freed_memory_is_kept_unless_told_otherwise(monkeypatch):
-    if platform.libc_ver()[0] != "glibc":
-        pytest.skip("not glibc")
-    assert native_library.keep_freed_memory()
-    monkeypatch.setenv("JAXNETS_KEEP_MEMORY", "0")
-    assert not native_library.keep_freed_memory()

@@ -32,9 +32,6 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
     *("-shared", "-fPIC", "-DNDEBUG", "-w"),
 )
-# mallopt's parameters: no memory by mmap up to 2 GiB, nothing trimmed, and one arena for all threads, since another
-# arena's heaps are limited to 64 MiB.
-KEEP = ((-3, 2**31 - 1), (-1, 2**31 - 1), (-8, 1))
 TIMEOUT = 300  # seconds; a build takes 3 to 10
 
 logger = logging.getLogger("jaxnets")
@@ -65,26 +62,11 @@ def _load() -> str | None:
         for name in HANDLERS:
             handler = jax.ffi.pycapsule(getattr(library, name))
             jax.ffi.register_ffi_target(f"jaxnets_{name}", handler, platform="cpu")
-        keep_freed_memory()
     except Exception as error:  # whatever it is, the portable operators do without
         problem = " ".join(str(error).split()) or type(error).__name__
         logger.warning("operators: native kernels not available, using xla's: %s", problem)
         return problem
     return None
-
-
-def keep_freed_memory() -> bool:
-    """Whether glibc now keeps what is freed for what is asked for next, in this process; False if it is another libc.
-
-    XLA asks for the memory of a step's intermediates anew at every step. By default glibc gives blocks that large
-    back to the system, and a step pays for the page faults: up to half of its time. What a process holds at most
-    stays the same. JAXNETS_KEEP_MEMORY=0 leaves glibc as it is.
-    """
-    if os.environ.get("JAXNETS_KEEP_MEMORY") == "0" or platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    done = [mallopt(parameter, value) for parameter, value in KEEP]
-    return all(done)
 
 
 def _open(compiler: list[str]) -> ctypes.CDLL:
