@@ -38,8 +38,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     """absl's flags; UserError for what is no flag, no field of the configuration, or no value for it."""
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:  # of a configuration file that fails, the last line says why
-        raise UserError(" ".join((str(error).splitlines()[0], *str(error).strip().splitlines()[1:][-1:]))) from None
+    except flags.Error as error:  # of a configuration file that fails, the last line of its stack trace says why
+        first, *others = str(error).replace(r"\n", "\n").strip().splitlines()
+        why = [line.removeprefix("jaxnets.errors.UserError: ") for line in others[-1:]]
+        raise UserError(" ".join((first, *why))) from None
     except (AttributeError, KeyError) as error:
         fields = [arg.lstrip("-").split("=")[0] for arg in argv if "config." in arg]
         unknown = [field for field in fields if f"'{field.split('.')[-1]}" in str(error)] or fields

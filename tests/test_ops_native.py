@@ -77,7 +77,7 @@ def test_depthwise(size, stride, channels):
     compare_depthwise(normal(0, 3, 9, 6, channels), normal(1, size, size, 1, channels), stride, padding)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.data())
 def test_depthwise_of_any_shape(data):
     size, stride = data.draw(st.sampled_from([3, 5])), data.draw(st.sampled_from([1, 2]))
@@ -135,7 +135,7 @@ def test_batch_norm_of_many_rows():
     compare_batch_norm(normal(0, 16, 33, 32, 40), (0.0, 6.0))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(st.integers(1, 4), st.integers(3, 9), st.integers(3, 9), st.integers(1, 40), st.sampled_from(BOUNDS))
 def test_batch_norm_of_any_shape(images, height, width, channels, bounds):
     compare_batch_norm(normal(0, images, height, width, channels), bounds)
