@@ -83,9 +83,9 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, float low, float high, 
   if (!rows) return NoMoments(moments), ffi::Error::Success();
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const MatrixRows matrix{x.typed_data(), depth, ReadingOf(affine, in, low, high)};
-  const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width);
-  Product(pool, matrix, rows, panels, width, ReadingOf(output, out, out_low, out_high), Fresh(y),
-          Optional(moments));
+  const Reading reading = ReadingOf(output, out, out_low, out_high);
+  const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width, reading);
+  Product(pool, matrix, rows, panels, width, Fresh(y), Optional(moments));
   return ffi::Error::Success();
 }
 
@@ -115,9 +115,9 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, floa
   const auto windows =
       WindowsOf(x.typed_data(), x.dimensions(), y->dimensions(), kernel.dimensions(), stride, top, left);
   const Side depth{1, windows.length()}, width{1, out};
-  const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width);
-  Product(pool, windows, rows, panels, width, ReadingOf(output, out, out_low, out_high), Fresh(y),
-          Optional(moments));
+  const Reading reading = ReadingOf(output, out, out_low, out_high);
+  const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width, reading);
+  Product(pool, windows, rows, panels, width, Fresh(y), Optional(moments));
   return ffi::Error::Success();
 }
 

@@ -18,11 +18,26 @@ constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows nee
 
 constexpr Index Aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
 
-// out (kRows, V vectors) = or += the sum over k < depth of a's column k times b's row k. TRANSPOSED: a's row k.
+// What a tile of sums begins with, and how it ends.
+struct Around {
+  bool add;           // to what is there
+  const float* bias;  // or to a row of these, if there are any
+  bool clip;
+  Bounds bounds;
+};
+
+// out (kRows, V vectors) = the sum over k < depth of a's column k times b's row k. TRANSPOSED: a's row k.
 template <int V, bool TRANSPOSED>
 void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch, Index depth, float* out, Index out_pitch,
-          bool add) {
+          Around around) {
   Vector<kLanes> sum[kRows][V] = {};
+  if (around.bias) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+      for (int j = 0; j < V; ++j) sum[i][j] = Load<kLanes>(around.bias + j * kLanes);
+    }
+  }
   for (Index k = 0; k < depth; ++k) {
     Vector<kLanes> row[V];
 #pragma GCC unroll 8
@@ -39,17 +54,18 @@ void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch, Index de
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
       float* to = out + i * out_pitch + j * kLanes;
-      Store<kLanes>(to, add ? Load<kLanes>(to) + sum[i][j] : sum[i][j]);
+      if (around.add) sum[i][j] += Load<kLanes>(to);
+      Store<kLanes>(to, around.clip ? Clip<kLanes>(sum[i][j], around.bounds) : sum[i][j]);
     }
   }
 }
 
 template <bool TRANSPOSED>
 INLINE void AnyTile(Index columns, const float* a, Index a_pitch, const float* b, Index b_pitch, Index depth,
-                    float* out, Index out_pitch, bool add) {
-  if (columns >= 3 * kLanes) return Tile<3, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, add);
-  if (columns >= 2 * kLanes) return Tile<2, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, add);
-  Tile<1, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, add);
+                    float* out, Index out_pitch, Around around) {
+  if (columns >= 3 * kLanes) return Tile<3, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
+  if (columns >= 2 * kLanes) return Tile<2, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
+  Tile<1, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
 }
 
 // One side of a grouped product's kernel: `groups` groups of `count` channels, each aligned in the caches.
@@ -62,13 +78,14 @@ struct Side {
   Index pitch() const { return groups * aligned() + (groups * aligned() % 256 ? 0 : kAlign); }
 };
 
-// A kernel (depth.count, groups * width.count) cut into panels of columns, with zeros to full vectors.
+// A kernel (depth.count, groups * width.count) cut into panels of columns, with zeros to full vectors. Where products
+// are read as an affine says, that is done here: the columns times their gain, and what is then added to the products.
 class Panels {
  public:
   // TRANSPOSED: `kernel` is (width.count, groups * depth.count).
   template <bool TRANSPOSED>
-  static Panels Pack(ffi::ThreadPool& pool, const float* kernel, Side depth, Side width) {
-    Panels panels(depth, width);
+  static Panels Pack(ffi::ThreadPool& pool, const float* kernel, Side depth, Side width, Reading output = {}) {
+    Panels panels(depth, width, output);
     Parallel(pool, panels.count(), [&](Index panel) {
       const Index group = panels.Group(panel), first = panels.First(panel), columns = panels.Columns(panel);
       const Index exact = std::min(columns, width.count - first);
@@ -79,7 +96,8 @@ class Panels {
           for (Index j = 0; j < exact; ++j) to[j] = from[j * depth.channels()];
         } else {
           const float* from = kernel + k * width.channels() + group * width.count + first;
-          std::copy(from, from + exact, to);
+          const float* gain = output.affine ? output.affine + output.channels + group * width.count + first : nullptr;
+          for (Index j = 0; j < exact; ++j) to[j] = gain ? from[j] * gain[j] : from[j];
         }
         std::fill(to + exact, to + columns, 0.f);
       }
@@ -98,28 +116,42 @@ class Panels {
       const Index group = Group(panel), columns = Columns(panel);
       const float* from_column = a + group * depth_.aligned();
       float* to_column = out + group * width_.aligned() + First(panel);
+      const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
       // Of a panel, as much at a time as stays in the nearest cache.
       for (Index k = 0; k < depth_.count; k += kDepth) {
         for (Index r = 0; r < rows; r += kRows) {
           AnyTile<false>(columns, from_column + r * depth_.pitch() + k, depth_.pitch(), At(panel) + k * columns, columns,
-                         std::min(kDepth, depth_.count - k), to_column + r * out_pitch, out_pitch, k > 0);
+                         std::min(kDepth, depth_.count - k), to_column + r * out_pitch, out_pitch,
+                         {k > 0, k == 0 ? bias : nullptr, bias && k + kDepth >= depth_.count, output_.bounds});
         }
       }
     }
   }
 
  private:
-  Panels(Side depth, Side width)
-      : depth_(depth), width_(width), of_group_(DivideUp(width.aligned(), kPanel)),
-        memory_(depth.count * width.groups * width.aligned()) {}
+  Panels(Side depth, Side width, Reading output)
+      : depth_(depth), width_(width), output_(output), of_group_(DivideUp(width.aligned(), kPanel)),
+        memory_(depth.count * width.groups * width.aligned()) {
+    if (!output.affine) return;
+    bias_.resize(width.groups * width.aligned());
+    const float *mean = output.affine, *gain = mean + output.channels, *bias = gain + output.channels;
+    for (Index group = 0; group < width.groups; ++group) {
+      for (Index j = 0; j < width.count; ++j) {
+        const Index c = group * width.count + j;
+        bias_[group * width.aligned() + j] = bias[c] - mean[c] * gain[c];
+      }
+    }
+  }
 
   float* At(Index panel) const {
     return &memory_[depth_.count * (Group(panel) * width_.aligned() + First(panel))];
   }
 
   Side depth_, width_;
+  Reading output_;
   Index of_group_;
   Memory memory_;
+  std::vector<float> bias_;
 };
 
 // The rows of a matrix (rows, channels), read and aligned by groups.
@@ -216,29 +248,25 @@ struct WindowRows {
 // Rows of a chunk, for `width` floats a row.
 inline Index ChunkRows(Index width) { return std::clamp<Index>(kCached / width, 16, 128) / kRows * kRows; }
 
-// `columns` columns of products go where they belong in y, from channel `first` on, read as `output` says.
-inline void Deliver(const float* products, Index pitch, Reading output, Index first, Index columns, Index rows,
-                    float* y, Index channels) {
+// `columns` columns of products go where they belong in y, from channel `first` on.
+inline void Deliver(const float* products, Index pitch, Index first, Index columns, Index rows, float* y,
+                    Index channels) {
+  if (products == y + first) return;
   ForVectors(columns, [&](auto width, Index c) {
     constexpr int B = width;
     const float* from = products + c;
     float* to = y + first + c;
-    if (output.affine) {
-      const Affine<B> z(output.affine, output.channels, first + c);
-      for (Index r = 0; r < rows; ++r) {
-        Store<B>(to + r * channels, Clip<B>(z(Load<B>(from + r * pitch)), output.bounds));
-      }
-    } else if (from != to) {
-      for (Index r = 0; r < rows; ++r) Store<B>(to + r * channels, Load<B>(from + r * pitch));
-    }
+    for (Index r = 0; r < rows; ++r) Store<B>(to + r * channels, Load<B>(from + r * pitch));
   });
 }
 
-// y (rows, width) = the staged rows times the panels, read as `output` says; their moments if there is room for them.
+// y (rows, width) = the staged rows times the panels; their moments if there is room for them.
 template <class Rows>
-void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, const Panels& panels, Side width, Reading output,
-             float* y, float* moments) {
-  const Index chunk = ChunkRows(in.pitch() + width.pitch()), chunks = DivideUp(rows, chunk);
+void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, const Panels& panels, Side width, float* y,
+             float* moments) {
+  // Where there are few rows, chunks for many threads.
+  const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
+  const Index chunk = std::min(ChunkRows(in.pitch() + width.pitch()), most), chunks = DivideUp(rows, chunk);
   const Index tasks = std::min<Index>(chunks, 64), channels = width.channels();
   // Where there are few rows the columns are shared out too.
   const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(16, tasks), 1, panels.count());
@@ -258,7 +286,7 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, const Panels& pa
       panels.Multiply(staged, count, from_panel, to_panel, out, pitch);
       for (Index panel = from_panel; panel < to_panel; ++panel) {
         const Index first = panels.First(panel), group = panels.Group(panel);
-        Deliver(out + group * width.aligned() + first, pitch, output, group * width.count + first,
+        Deliver(out + group * width.aligned() + first, pitch, group * width.count + first,
                 std::min(panels.Columns(panel), width.count - first), to - from, of_chunk, channels);
       }
       if (moments) sums[task].Add(of_chunk, to - from, channels);
@@ -282,7 +310,7 @@ class KernelSums {
         for (Index k = 0; k < depth_.aligned(); k += kRows) {
           AnyTile<true>(std::min(kPanel, pitch - column), staged + group * depth_.aligned() + k, depth_.pitch(),
                         gradient + group * pitch + column, width_.pitch(), rows,
-                        &memory_[(group * depth_.aligned() + k) * pitch + column], pitch, begun_);
+                        &memory_[(group * depth_.aligned() + k) * pitch + column], pitch, {begun_, nullptr, false, {}});
         }
       }
     }
@@ -318,9 +346,9 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
                       const Panels* panels, const Reading& reading, const float* x, float* dx, float* sums,
                       float* dkernel) {
   const Side width = gradient.side;
-  const Index chunk = ChunkRows(2 * depth.pitch() + width.pitch()), chunks = DivideUp(rows, chunk);
+  const Index chunk = ChunkRows(2 * depth.pitch() + width.pitch());
   const Index weights = depth.pitch() * width.aligned(), most = std::clamp<Index>((2 << 20) / weights, 8, 64);
-  const Index tasks = std::min(chunks, most), channels = depth.channels();
+  const Index tasks = std::min(DivideUp(rows, 2 * kRows), most), channels = depth.channels();
   std::vector<KernelSums> kernel_sums(tasks);
   std::vector<GradientSums> gradient_sums(tasks);
   Parallel(pool, tasks, [&](Index task) {
@@ -328,8 +356,13 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
     if (reading.affine) gradient_sums[task] = GradientSums(channels);
     float *staged = Scratch<0>(chunk * depth.pitch()), *products = Scratch<1>(chunk * depth.pitch());
     float* staged_gradient = Scratch<2>(chunk * width.pitch());
-    for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
-      const Index from = c * chunk, to = std::min(rows, from + chunk), count = DivideUp(to - from, kRows) * kRows;
+    // Tasks of the same size, in chunks of the same size.
+    const Index tiles = DivideUp(rows, kRows), begin = Cut(tiles, task, tasks), end = Cut(tiles, task + 1, tasks);
+    const Index chunks = DivideUp((end - begin) * kRows, chunk);
+    for (Index c = 0; c < chunks; ++c) {
+      const Index from = (begin + Cut(end - begin, c, chunks)) * kRows;
+      const Index to = std::min(rows, (begin + Cut(end - begin, c + 1, chunks)) * kRows);
+      const Index count = DivideUp(to - from, kRows) * kRows;
       gradient.Stage(from, to, staged_gradient);
       in.Stage(from, to, staged);
       kernel_sums[task].Add(staged, staged_gradient, to - from);
@@ -340,7 +373,7 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
       const Index pitch = direct ? channels : depth.pitch();
       panels->Multiply(staged_gradient, count, 0, panels->count(), out, pitch);
       for (Index group = 0; group < depth.groups; ++group) {
-        Deliver(out + group * depth.aligned(), pitch, {}, group * depth.count, depth.count, to - from,
+        Deliver(out + group * depth.aligned(), pitch, group * depth.count, depth.count, to - from,
                 of_chunk, channels);
       }
       if (reading.affine) {
