@@ -95,4 +95,3 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     out, (line,) = finish(start(tmp_path))
     assert out == ["False xla", "72.0"]
     assert "not available" in line
-

@@ -6,13 +6,15 @@ The only place that knows how a convolution is computed. Arrays are NHWC `(N, H,
 
 There are three sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
 `xla` (portable XLA, some gradients of its own), and `native` (C++ on the CPU, built on first use; what it does not
-do is xla's). A convolution that a BatchNorm follows may stay a `Convolution`, and the BatchNorm's output `Normalized`,
-until the native convolutions read them. JAXNETS_OPS=reference|xla|native or `with ops.using(name)` forces one; otherwise the platform decides:
-native on the CPU, or xla where the build fails. All work under jit, grad, vmap, pmap, shard_map, scan and remat.
-All but `native`, which raises UserError, have second derivatives; forward-mode differentiation (`jax.jvp`,
-`jax.jacfwd`) of depthwise_conv, batch_norm and channel_shuffle needs `reference`, and raises JAX's TypeError about
-custom_vjp otherwise. Under jit with a batch sharded over devices, `native` and the kernel gradient of `xla`'s
-depthwise_conv gather the batch: use pmap or shard_map there, or `reference`.
+do is xla's). JAXNETS_OPS=reference|xla|native or `with ops.using(name)` forces one; otherwise the platform decides:
+native on the CPU, or xla where the build fails. A convolution that a BatchNorm follows may stay a `Convolution`, and
+the BatchNorm's output `Normalized`, until the native convolutions read them.
+
+All work under jit, grad, vmap, pmap, shard_map, scan and remat. All but `native`, which raises UserError, have second
+derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) of depthwise_conv, batch_norm, max_pool and
+channel_shuffle needs `reference`, and raises JAX's TypeError about custom_vjp otherwise. Under jit with a batch
+sharded over devices, `native` and the kernel gradient of `xla`'s depthwise_conv gather the batch: use pmap or
+shard_map there, or `reference`.
 """
 
 import contextlib
