@@ -36,15 +36,16 @@ def faults(repository, *words, **environment):
     return int(ended.stdout)
 
 
-def test_freed_memory_is_kept_unless_told_otherwise(repository, monkeypatch):
-    monkeypatch.delenv(memory.SWITCH, raising=False)
+def test_freed_memory_is_kept_where_that_is_asked_for(repository, monkeypatch):
+    monkeypatch.setenv(memory.SWITCH, "1")
     if not memory.keep_freed():
         pytest.skip("not glibc, or an accelerator is there")
-    assert faults(repository, "keep") < 100
+    assert faults(repository, "keep", **{memory.SWITCH: "1"}) < 100
     assert faults(repository, "as it is") > 1000
-    assert faults(repository, "keep", **{memory.SWITCH: "0"}) > 1000
+    assert faults(repository, "keep") > 1000
 
 
 def test_nothing_is_done_for_another_c_library(monkeypatch):
+    monkeypatch.setenv(memory.SWITCH, "1")
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert not memory.keep_freed()
