@@ -82,11 +82,17 @@ class Conv(nn.Module):
         if not compute:
             return convolution
         if not self.use_bias:
-            return ACTIVATIONS[self.activation](ops.conv(*convolution[:2], **ops.geometry(convolution)))
+            return ACTIVATIONS[self.activation](ops.conv(**convolution._asdict()))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        bounds = CLIP_BOUNDS.get(self.activation)
-        y = ops.conv_bias(convolution, bias, bounds=bounds or ops.UNBOUNDED)
-        return y if bounds else ACTIVATIONS[self.activation](y)
+        bounds, rest = _clipping(self.activation)
+        return rest(ops.conv_bias(convolution, bias, bounds=bounds))
+
+
+def _clipping(activation):
+    """What an operator clips to for the activation, and what is then left to do."""
+    if activation in CLIP_BOUNDS:
+        return CLIP_BOUNDS[activation], lambda y: y  # which may be `Normalized`
+    return ops.UNBOUNDED, lambda y: ACTIVATIONS[activation](jnp.asarray(y))
 
 
 def _conv_padding(sides, kernel_size, strides, padding):
@@ -119,22 +125,21 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         var = self.variable("batch_stats", "var", jnp.ones, channels)
-        act, bounds = ACTIVATIONS[self.activation], CLIP_BOUNDS.get(self.activation)
+        bounds, rest = _clipping(self.activation)
         convolution = isinstance(x, ops.Convolution)
         if not train:
             gain = scale * lax.rsqrt(var.value + self.epsilon)
             shift = bias - mean.value * gain
             if convolution:
-                y = ops.conv_affine(x, gain, shift, bounds=bounds or ops.UNBOUNDED)
-                return y if bounds else act(y)
-            return act((x * gain + shift).astype(x.dtype))
+                return rest(ops.conv_affine(x, gain, shift, bounds=bounds))
+            return ACTIVATIONS[self.activation]((x * gain + shift).astype(x.dtype))
         batch_norm = ops.conv_batch_norm if convolution else ops.batch_norm
         y, batch_mean, batch_var = batch_norm(
             x,
             scale,
             bias,
             epsilon=self.epsilon,
-            bounds=bounds or ops.UNBOUNDED,
+            bounds=bounds,
             axis_name=self.axis_name,
         )
         if not self.is_initializing():
@@ -143,7 +148,7 @@ class BatchNorm(nn.Module):
                 raise UserError(f"BatchNorm in training needs more than 1 value per channel, got x {x.shape}")
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var * (n / (n - 1))
-        return y if bounds else act(jnp.asarray(y))
+        return rest(y)
 
 
 class ConvBN(nn.Module):
@@ -226,9 +231,8 @@ def drop_path(x, rate: float, train: bool):
 
 def add(x, branch, activation: str = "identity"):
     """A block's input and what its branch makes of it, added and activated."""
-    bounds = CLIP_BOUNDS.get(activation)
-    y = ops.add(x, branch, bounds=bounds or ops.UNBOUNDED)
-    return y if bounds else ACTIVATIONS[activation](y)
+    bounds, rest = _clipping(activation)
+    return rest(ops.add(x, branch, bounds=bounds))
 
 
 def global_mean(x):

@@ -133,7 +133,7 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
     """
     if _is_native(convolution, scale, bias):
         return native.conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name)
-    y = conv(*convolution[:2], **geometry(convolution))
+    y = conv(**convolution._asdict())
     return batch_norm(y, scale, bias, epsilon=epsilon, bounds=bounds, axis_name=axis_name)
 
 
@@ -144,7 +144,7 @@ def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED):
     """
     if _is_native(convolution, gain, bias):
         return native.conv_affine(convolution, gain, bias, bounds)
-    y = conv(*convolution[:2], **geometry(convolution))
+    y = conv(**convolution._asdict())
     return _clip((y * gain + bias).astype(y.dtype), bounds)
 
 
@@ -152,7 +152,7 @@ def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
     """clip(`conv` + bias), bias `(C,)` float32; of x's dtype. ValueError as for `conv`."""
     if _is_native(convolution, bias):
         return native.conv_bias(convolution, bias, bounds)
-    y = conv(*convolution[:2], **geometry(convolution))
+    y = conv(**convolution._asdict())
     return _clip(y + bias.astype(y.dtype), bounds)
 
 
@@ -207,11 +207,6 @@ def _is_native(convolution, *vectors):
     return native.plan_of(convolution) is not None
 
 
-def geometry(convolution):
-    """The keyword arguments of `conv`."""
-    return {name: getattr(convolution, name) for name in ("strides", "padding", "feature_group_count")}
-
-
 def _formulations():
     return FORMULATIONS[formulation()]
 
@@ -258,7 +253,6 @@ __all__ = [
     "conv_bias",
     "depthwise_conv",
     "formulation",
-    "geometry",
     "grouped_conv",
     "max_pool",
     "pointwise_conv",
