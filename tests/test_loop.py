@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import digits
 from jaxnets import checkpoint, data, evaluate, journal, loop, models, predictions, report, runtime, timing
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan
-from tests.tiny_net import TinyNet
+from tests.tiny_net import TinyNet, small_digits
 
 
 @pytest.fixture(scope="module")
@@ -25,19 +24,9 @@ def make_config(tmp_path_factory):
     models.MODELS["tiny"] = TinyNet
 
     def make(**fields):
-        config = digits.get_config()
+        config = small_digits()
         config.data_dir = data_dir
-        config.train_split, config.eval_split = "train[:160]", "test[:50]"
-        config.image_size = 16
-        config.augment.crop_padding = 1
-        config.model.name = "tiny"
-        config.model.stem_stride = None
-        config.model.width = None
-        config.batch_size, config.eval_batch_size = 32, 16
-        config.num_epochs = 2
         config.log_every_steps = 2
-        config.sync_batch_norm = True
-        config.num_workers = 0
         config.compilation_cache = False  # the suite's own is set in conftest.py
         config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
         return config

@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from configs import digits
 from jaxnets.models.net import Net
 
 
@@ -13,3 +14,19 @@ class TinyNet(Net):
         x = self.conv_bn(8, 3, 2)(self.prepare(images), train)
         x = self.conv_bn(8, 3, feature_group_count=8)(x, train)
         return self.classify(x, train)
+
+
+def small_digits():
+    """The configuration of two epochs of five steps of the net called "tiny" on a few small digits."""
+    config = digits.get_config()
+    config.train_split, config.eval_split = "train[:160]", "test[:50]"
+    config.image_size = 16
+    config.augment.crop_padding = 1
+    config.model.name = "tiny"
+    config.model.stem_stride = None
+    config.model.width = None
+    config.batch_size, config.eval_batch_size = 32, 16
+    config.num_epochs = 2
+    config.sync_batch_norm = True
+    config.num_workers = 0
+    return config
