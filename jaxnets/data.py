@@ -1,32 +1,21 @@
 """Data sets as uint8 arrays: decoded once, or streamed, in one order that depends on the seed alone.
 
 A split is either decoded whole (`decode`) and indexed by `train_indices` and `eval_indices`, or it does not
-fit and `stream_train` and `stream_eval` yield the very batches those indices name.
+fit and `streaming` yields the very batches those indices name.
 """
 
-import atexit
 import io
 import logging
-import multiprocessing
 import os
-import shutil
-import signal
 import sys
-import threading
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from multiprocessing import connection
+from functools import lru_cache
 from typing import Any
 
-import grain
-import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
@@ -45,7 +34,6 @@ Fit = Callable[[Image.Image, int], Image.Image]  # an image and its index -> the
 
 MAX_CLASSES = 1 << 20
 _CHUNK = 512  # records read at once while decoding
-_open_streams: weakref.WeakSet = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -249,13 +237,6 @@ def _fit(split: Split, image: Image.Image) -> Image.Image:
     return (image_files.resize_and_crop if split.crop else image_files.squeeze)(image, split.image_size)
 
 
-def _random_fit(split: Split, seed: int, epoch: int, crop_area: float, image: Image.Image, index: int) -> Image.Image:
-    """The random-resized crop that a training image gets in an epoch; depends on nothing else."""
-    # Longer than the entropy of `epoch_order`, so that they are other draws.
-    raw = np.random.PCG64(np.random.SeedSequence([seed % 2**64, epoch, index, 1])).random_raw((10, 4))
-    return image_files.random_resized_crop(image, split.image_size, crop_area, (raw >> 11) / 2.0**53)
-
-
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
     """The permutation of `num_examples` in which epoch `epoch` sees them, int32; depends on nothing else.
 
@@ -318,67 +299,11 @@ def is_resident(resident: bool | str, nbytes: int, limit_bytes: int) -> bool:
     return nbytes <= limit_bytes if choice == "auto" else choice == "true"
 
 
-def stream_train(
-    split: Split,
-    *,
-    seed: int,
-    batch_size: int,
-    start_step: int,
-    end_step: int,
-    num_workers: int,
-    steps_per_call: int,
-    crop_area: float = 0.0,
-    part: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
-    """The training batches of steps `start_step` to `end_step`, `steps_per_call` (K) stacked at a time.
-
-    Yields `{'image': uint8 (K, B, S, S, 3), 'label': int32 (K, B)}`, the examples of `train_indices`
-    whatever `num_workers` is. K is smaller at the end of an epoch, which a call never crosses, and at
-    `end_step`. Close the iterator (it is a generator) to end its processes.
-
-    Args:
-      num_workers: processes that read and decode; 0 reads in threads of this process.
-      crop_area: smallest share of the image in a random-resized crop, other ones every epoch; 0: as in evaluation.
-      part: `(i, n)` yields the i-th of n equal parts of every batch, and reads no more.
-
-    Raises:
-      UserError: bad sizes, at once; or, while iterating, a record that cannot be read.
-    """
-    per_epoch = steps_per_epoch(len(split), batch_size)
-    if steps_per_call < 1:
-        raise UserError(f"config.steps_per_call must be at least 1, not {steps_per_call}")
-    load = partial(_train_batch, split, seed, batch_size, crop_area, part)
-    batches = _stream(load, start_step, end_step, num_workers, batch_size // part[1] * split.nbytes // len(split))
-    return _stack_calls(batches, start_step, end_step, per_epoch, steps_per_call)
-
-
-def stream_eval(split: Split, *, batch_size: int, num_workers: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
-    """The batches of `eval_indices`: `{'image': uint8 (B, S, S, 3), 'label': int32 (B,), 'mask': bool (B,)}`.
-
-    See `stream_train` for `num_workers`, `part`, closing, and errors.
-    """
-    indices, _ = eval_indices(len(split), batch_size)
-    load = partial(_eval_batch, split, batch_size, part)
-    return _stream(load, 0, len(indices), num_workers, batch_size // part[1] * split.nbytes // len(split))
-
-
 def take_part(batches: np.ndarray, part: tuple[int, int]) -> np.ndarray:
     """The i-th of n equal parts, `part` = (i, n), of every batch in `(K, B)`: `(K, B / n)`."""
     number, count = part
     size = batches.shape[1] // count
     return batches[:, number * size : (number + 1) * size]
-
-
-def _train_batch(split: Split, seed: int, batch_size: int, crop_area: float, part: tuple[int, int], step: int) -> Batch:
-    epoch = step // steps_per_epoch(len(split), batch_size)
-    fit = partial(_random_fit, split, seed, epoch, crop_area) if crop_area else None
-    indices = train_indices(seed, len(split), batch_size, step, 1)
-    return read_batch(split, take_part(indices, part)[0], fit)
-
-
-def _eval_batch(split: Split, batch_size: int, part: tuple[int, int], number: int) -> Batch:
-    indices, mask = (take_part(values, part)[number] for values in eval_indices(len(split), batch_size))
-    return read_batch(split, indices) | {"mask": mask}
 
 
 def call_steps(start_step: int, end_step: int, per_epoch: int, steps_per_call: int) -> Iterator[tuple[int, int]]:
@@ -388,83 +313,3 @@ def call_steps(start_step: int, end_step: int, per_epoch: int, steps_per_call: i
         count = min(steps_per_call, per_epoch - step % per_epoch, end_step - step)
         yield step, count
         step += count
-
-
-def _stack_calls(
-    batches: Iterator[Batch], start_step: int, end_step: int, per_epoch: int, steps_per_call: int
-) -> Iterator[Batch]:
-    with closing(batches):
-        for _, count in call_steps(start_step, end_step, per_epoch, steps_per_call):
-            call = [next(batches) for _ in range(count)]
-            yield {name: np.stack([batch[name] for batch in call]) for name in call[0]}
-
-
-def _stream(load: Callable[[int], Batch], start: int, stop: int, num_workers: int, batch_bytes: int) -> Iterator[Batch]:
-    """`load(start)`, ..., `load(stop - 1)`, each of `batch_bytes`, computed ahead of time by Grain."""
-    if num_workers < 0:
-        raise UserError(f"config.num_workers must not be negative, but is {num_workers}")
-    stream = _iterate(load, start, stop, min(num_workers, stop - start), batch_bytes)
-    _open_streams.add(stream)
-    return stream
-
-
-def _iterate(
-    load: Callable[[int], Batch], start: int, stop: int, num_workers: int, batch_bytes: int
-) -> Iterator[Batch]:
-    if start >= stop:
-        return
-    dataset = grain.MapDataset.range(start, stop).map(load)
-    if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads its flags here, also in a program that parses none
-            flags.FLAGS.mark_as_parsed()
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        # In shared memory, or through pipes at a third of the speed: containers often have only 64 MB of it.
-        shared = _shared_memory_bytes() > 16 * num_workers * batch_bytes
-        options = grain.experimental.DatasetOptions(min_shm_size=0 if shared else sys.maxsize)
-        dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
-        workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
-    else:
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    with closing(iter(dataset)) as iterator:
-        try:
-            for batch in iterator:
-                # Shared memory goes with Grain's array, whoever still looks at it.
-                yield {name: np.array(value) for name, value in batch.items()}
-        except RuntimeError as error:
-            if not num_workers:
-                raise
-            raise UserError(
-                f"a process that reads the data has ended ({str(error).splitlines()[0]}); where memory is short, "
-                f"set config.num_workers below {num_workers}"
-            ) from error
-
-
-def _shared_memory_bytes() -> int:
-    """Free shared memory; where it has no file system of its own (macOS, Windows), what is free is not limited."""
-    if not os.path.isdir("/dev/shm"):
-        return sys.maxsize
-    return shutil.disk_usage("/dev/shm").free
-
-
-@atexit.register
-def _close_open_streams() -> None:
-    """Left open until Python tears its modules down, a stream could no longer end its processes."""
-    for stream in list(_open_streams):
-        stream.close()
-
-
-def _start_worker(index: int, count: int) -> None:
-    """Keep a worker process off the accelerator, deaf to its parent's signals, and from outliving it."""
-    del index, count  # Grain passes them
-    jax.config.update("jax_platforms", "cpu")
-    os.environ.pop("XLA_FLAGS", None)  # the parent's simulated devices
-    # Both often reach the whole process group. The parent finishes its step, saves, and closes us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-    def follow_parent():
-        connection.wait([multiprocessing.parent_process().sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()

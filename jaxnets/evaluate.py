@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jaxnets import checkpoint, data, distributed, runtime, settings, step
+from jaxnets import checkpoint, data, distributed, runtime, settings, step, streaming
 from jaxnets.datasets import is_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.workdir import CONFIG
@@ -47,7 +47,7 @@ def eval_calls(
         index, mask = (data.take_part(values, part) for values in data.eval_indices(len(split), size))
         batches = ({"index": i, "mask": m} for i, m in zip(index, mask))
     else:
-        batches = data.stream_eval(split, batch_size=size, num_workers=config.num_workers, part=part)
+        batches = streaming.stream_eval(split, batch_size=size, num_workers=config.num_workers, part=part)
     pending: list[dict[str, np.ndarray]] = []
     # No more batches in a call than there are: a small split would be mostly padding.
     per_call = min(config.steps_per_call, -(-len(split) // size))

@@ -16,7 +16,7 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxnets import checkpoint, data, distributed, evaluate, runtime, settings, state, step, workdir
+from jaxnets import checkpoint, data, distributed, evaluate, runtime, settings, state, step, streaming, workdir
 from jaxnets.datasets import absolute, data_root
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
@@ -224,7 +224,7 @@ def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[
             for first, count in data.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
         )
     else:
-        calls = data.stream_train(
+        calls = streaming.stream_train(
             plan.train_split,
             seed=config.seed,
             batch_size=config.batch_size,
