@@ -1,15 +1,19 @@
 """Every field of a run, once, with its default. The other configs start from here and override."""
 
-import ml_collections
+from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> ConfigDict:
     """The defaults: a CIFAR-10 run of a CIFAR net."""
-    config = ml_collections.ConfigDict()
+    config = ConfigDict()
     config.seed = 0  # the one seed: initial weights, order of the data, augmentation, dropout
+    for add in (_data, _augmentation, _net, _length, _optimizer, _schedule, _loss_and_averaging, _running):
+        add(config)
+    return config
 
-    # Data
+
+def _data(config: ConfigDict) -> None:
     config.dataset = "cifar10"  # cifar10, cifar100, digits, one prepared by TFDS, or folder:PATH of class/image files
     config.data_dir = placeholder(str)  # None: TFDS_DATA_DIR, else ~/tensorflow_datasets
     config.train_split = "train"  # TFDS split syntax, e.g. train[:45000]
@@ -21,20 +25,23 @@ def get_config() -> ml_collections.ConfigDict:
     config.resident = "auto"  # auto, true, false: the decoded data set lives on the devices, or streams
     config.resident_limit = 4 << 30  # bytes of decoded images; "auto" streams a larger data set
     config.num_workers = 2  # processes that read a streamed data set; 0: threads
-
     config.crop_area = 0.0  # smallest share of an image that a random-resized crop takes, (0, 1]; streams; 0: off
     config.progressive_sizes = ()  # pixels a side in equal shares of the epochs, e.g. (16, 24, 32); (): image_size
 
-    # Augmentation of the training images, on the device
-    config.augment = ml_collections.ConfigDict()
+
+def _augmentation(config: ConfigDict) -> None:
+    """Of the training images, on the device."""
+    config.augment = ConfigDict()
     config.augment.crop_padding = 4  # pixels of black border before a random crop; 0: off
     config.augment.flip = True  # mirror every second image
     config.augment.cutout = 0  # side in pixels of a square set to the mean; 0: off
     config.augment.mixup = 0.0  # alpha of Beta(alpha, alpha), the share of each of two blended images; 0: off
     config.augment.cutmix = 0.0  # likewise, the share left of an image with a box of another; 0: off; both: either
 
-    # Net: its name and the fields of `jaxnets.create_model`. None: what the net itself defines
-    config.model = ml_collections.ConfigDict()
+
+def _net(config: ConfigDict) -> None:
+    """Its name and the fields of `jaxnets.create_model`, where None is what the net itself defines; how it starts."""
+    config.model = ConfigDict()
     config.model.name = "mobilenet_v2_cifar"  # of `jaxnets.list_models()`
     config.model.num_classes = placeholder(int)  # None: those of the data set
     config.model.dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on GPU and TPU
@@ -52,12 +59,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.init_from = placeholder(str)  # start from these weights: a .pth, .safetensors, .h5 file, or a workdir
     config.sync_batch_norm = False  # statistics over the whole batch rather than over each device's share
 
-    # Length
+
+def _length(config: ConfigDict) -> None:
     config.batch_size = 128  # images a step, over all devices
     config.num_epochs = 60  # passes over the training split, incomplete batches left out
 
-    # Optimizer
-    config.optimizer = ml_collections.ConfigDict()
+
+def _optimizer(config: ConfigDict) -> None:
+    config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # sgd, adamw, rmsprop, lion, muon
     config.optimizer.learning_rate = 0.1  # the schedule's peak
     config.optimizer.batch_scaling = "none"  # none, linear, sqrt: learning_rate is a batch of 256's, scaled to ours
@@ -70,19 +79,24 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.decay_depthwise = True  # False: spare depthwise kernels (MobileNetV1, section 3.1)
     config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
 
-    # Learning-rate schedule
-    config.schedule = ml_collections.ConfigDict()
+
+def _schedule(config: ConfigDict) -> None:
+    """Of the learning rate."""
+    config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # cosine, linear, step, exponential, constant, one_cycle
     config.schedule.warmup_epochs = 1.0  # linear, from 0 (one_cycle: cosine, from peak / 25); at most half of the run
     config.schedule.end_factor = 0.0  # cosine, linear: last learning rate over the peak
     config.schedule.boundaries = (0.5, 0.75)  # step: where it falls, as fractions of num_epochs
     config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor a epoch
 
-    # Loss and averaging
+
+def _loss_and_averaging(config: ConfigDict) -> None:
     config.label_smoothing = 0.0  # weight of the uniform distribution in the targets, [0, 1)
     config.ema_decay = 0.0  # a step; exponential moving average of the weights, evaluated beside them; 0: off
 
-    # Running and watching; none of these changes a result
+
+def _running(config: ConfigDict) -> None:
+    """Running and watching: none of these changes a result."""
     config.steps_per_call = 10  # at most this many training steps in one dispatch
     config.eval_batch_size = 256  # over all devices
     config.eval_every_epochs = 1  # and after the last
@@ -91,4 +105,3 @@ def get_config() -> ml_collections.ConfigDict:
     config.log_every_steps = 100  # and at the end of every epoch
     config.deterministic = False  # on a GPU: the same run bit for bit, with slower operations (XLA's flag)
     config.compilation_cache = True  # keep compiled programs between starts (JAX_COMPILATION_CACHE_DIR)
-    return config

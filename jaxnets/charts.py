@@ -1,7 +1,5 @@
 """Curves and matrices as SVG, drawn by matplotlib, that take fonts and colours from the page they stand in."""
 
-import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,7 +7,7 @@ import numpy as np
 
 # Colours as matplotlib writes them, and the page's CSS variables that take their place.
 COLOURS = ("ink", "muted", "grid", *(f"series-{number}" for number in range(1, 9)))
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "jaxnets", "font.size": 10}
+STYLE = {"font.size": 10}
 SIZE = (4.6, 2.7)  # inches, of 72 pixels each where a phone shows a chart
 
 
@@ -29,6 +27,9 @@ def _placeholder(colour: str) -> str:
     return f"#0f0f{COLOURS.index(colour):02x}"
 
 
+PAGE_COLOURS = {_placeholder(colour): f"var(--{colour})" for colour in COLOURS}
+
+
 def draw_curves(
     name: str, curves: Sequence[Curve], *, xlabel: str, percent: bool = False, from_zero: bool = False
 ) -> str:
@@ -40,6 +41,8 @@ def draw_curves(
     import matplotlib
     from matplotlib import ticker
     from matplotlib.figure import Figure
+
+    from jaxnets import plots
 
     values = np.concatenate([curve.y[np.isfinite(curve.y)] for curve in curves])
     logarithmic = not (percent or from_zero) and values.size > 0 and values.min() > 0
@@ -79,13 +82,15 @@ def draw_curves(
         axes.spines["bottom"].set_color(_placeholder("muted"))
         axes.tick_params(color=_placeholder("muted"), labelcolor=_placeholder("muted"), length=3)
         axes.tick_params(axis="y", length=0)
-        return _svg(figure, name)
+        return plots.inline_svg(figure, name, colours=PAGE_COLOURS, described=True)
 
 
 def draw_matrix(name: str, shares: np.ndarray, *, xlabel: str, ylabel: str) -> str:
     """A square matrix of values in [0, 1] as an `<svg>` element, one dot a value, darker for more."""
     import matplotlib
     from matplotlib.figure import Figure
+
+    from jaxnets import plots
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 5.0))
@@ -99,23 +104,9 @@ def draw_matrix(name: str, shares: np.ndarray, *, xlabel: str, ylabel: str) -> s
         axes.tick_params(color=_placeholder("muted"), labelcolor=_placeholder("muted"), length=3)
         for spine in axes.spines.values():
             spine.set_color(_placeholder("grid"))
-        return _svg(figure, name)
+        return plots.inline_svg(figure, name, colours=PAGE_COLOURS, described=True)
 
 
 def _number(value: float, _position: int) -> str:
     """A tick's label: 12k for 12000, and no more digits than it has."""
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.4g}"
-
-
-def _svg(figure, name: str) -> str:
-    """The figure as an element of a page: no size, fonts, ids or colours of its own."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
-    svg = re.sub(r"#0f0f([0-9a-f]{2})", lambda match: f"var(--{COLOURS[int(match[1], 16)]})", svg)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    view = re.search(r'viewBox="[^"]*"', svg)[0]
-    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view} aria-hidden="true">' + svg[svg.index(">") + 1 :]

@@ -29,7 +29,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0; ba
 thead th:first-child { background: var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2rem; }
 figure { margin: 0; min-width: 0; } figcaption { color: var(--dim); font-size: .9rem; }
-svg text { font-family: system-ui, sans-serif !important; }
+svg * { stroke-linejoin: round; }
 code { font-size: .85rem; } code span { display: inline-block; overflow-wrap: anywhere; max-width: 100%; }
 @media print {
   :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #eee; --line: #bbb; --dim: #333; }

@@ -4,7 +4,7 @@ import contextlib
 import io
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
-INK = "#1b1c1d"  # text and axes; of its own value, so that `inline_svg` finds it
+INK = "#1b1c1d"  # text and axes; of its own value, so that it is found in an SVG
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A8467F", "#E69F00", "#56B4E9", "#7F3C8D", "#888888")
+# What stands for them in a page, which may give the series other colours, for a dark ground.
+PAGE_COLOURS = {INK: "currentColor"} | {c: f"var(--series-{number}, {c})" for number, c in enumerate(COLOURS)}
 MARKERS = "osD^vPX"  # one fewer than colours, so that all pairs of them come
 FILE_FORMATS = ("png", "pdf")
 DPI = 200
@@ -91,24 +93,25 @@ def save(figure: Figure, path: Path) -> list[Path]:
     return files
 
 
-def inline_svg(figure: Figure, name: str) -> str:
-    """The figure as an `<svg>` element without background, its text and axes in the colour of the text around it.
+def inline_svg(figure: Figure, name: str, *, colours: Mapping[str, str] = PAGE_COLOURS, described: bool = False) -> str:
+    """The figure as an `<svg>` element that takes fonts and colours from the page it stands in, without background.
 
-    The page may give the lines other colours than `COLOURS` as `--series-0` and so on, for a dark ground.
-    `name` tells it apart from the others of a page, and is what a screen reader says.
+    `colours` maps colours of the figure to values of CSS. `name` begins its ids, which tells it apart from the others
+    of a page, and is what a screen reader says; with `described`, the page around it describes and sizes it instead.
     """
     buffer = io.StringIO()
     with style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    for number, colour in enumerate(COLOURS):
-        svg = svg.replace(colour.lower(), f"var(--series-{number}, {colour})")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{re.sub(r'[^a-z]+', '-', name.lower())}-", svg)
-    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+    svg = svg[svg.index("<svg") :]
+    for colour, value in colours.items():
+        svg = svg.replace(colour.lower(), value)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;? ?", "", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{re.sub(r'[^a-z0-9]+', '-', name.lower())}-", svg)
+    view, width = re.search(r'viewBox="0 0 ([\d.]+) [\d.]+"', svg).group(0, 1)
     # No size of its own: as wide as the page allows, and on a large one a third wider than drawn.
-    opening = re.match(r"<svg[^>]*>", svg)[0]
-    attributes = re.sub(r' (width|height)="[^"]*"', "", opening).removeprefix("<svg")
-    size = f"width: min(100%, {width * 4 / 3:.0f}px); height: auto"
-    return f'<svg role="img" aria-label="{escape(name)}" style="{size}"{attributes}' + svg[len(opening) :]
+    size = f"width: min(100%, {float(width) * 4 / 3:.0f}px); height: auto"
+    said = 'aria-hidden="true"' if described else f'role="img" aria-label="{escape(name)}" style="{size}"'
+    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {view} {said}>' + svg[svg.index(">") + 1 :]

@@ -45,6 +45,14 @@ def test_an_inline_figure_takes_the_colour_of_the_text_around_it(figure):
     assert "currentColor" in svg and plots.INK not in svg
     assert f"var(--series-0, {plots.COLOURS[0]})" in svg
     assert "across" in "".join(root.itertext())  # text that can be found
+    assert "font-size: 9px" in svg and not re.search(r"DejaVu|font-family|font:", svg)
+
+
+def test_a_figure_that_the_page_describes_says_nothing_itself(figure):
+    svg = plots.inline_svg(figure, "One", colours={plots.COLOURS[0]: "var(--line)"}, described=True)
+    root = ElementTree.fromstring(svg)
+    assert root.get("aria-hidden") == "true" and root.get("aria-label") is None and root.get("style") is None
+    assert "var(--line)" in svg and plots.COLOURS[0].lower() not in svg and plots.INK in svg
 
 
 def test_two_inline_figures_share_no_id_that_is_referred_to(figure):
