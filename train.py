@@ -5,9 +5,10 @@ configs/default.py. The same command again goes on where a run was stopped. Log 
 the last line on standard output is one JSON object with the final evaluation.
 """
 
-from jaxnets import huge_pages
+from jaxnets import huge_pages, interruption
 
 if __name__ == "__main__":
+    interruption.end_at_once()
     huge_pages.restart()
 
 import json

@@ -18,7 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxnets.errors import UserError
-from jaxnets.runtime import Interruption, configure_logging, logger
+from jaxnets.interruption import Ended, Interruption
+from jaxnets.runtime import configure_logging, logger
 
 HEARTBEAT_SECONDS = 15  # a process silent for this long is gone
 POLL_SECONDS = 1.0  # between two looks at who is there
@@ -70,6 +71,9 @@ def joined(
     watch = _Watch()
     try:
         yield
+    except Ended:  # on a signal of which the others need not know
+        watch.leave_alone()
+        raise
     except SystemExit:  # on a signal, and agreed
         watch.leave()
         raise

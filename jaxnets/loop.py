@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -16,8 +16,9 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxnets import checkpoint, data, distributed, evaluate, runtime, settings, state, step, streaming, workdir
+from jaxnets import checkpoint, distributed, evaluate, interruption, runtime, settings, state, step, workdir
 from jaxnets.datasets import absolute, data_root
+from jaxnets.dispatch import load_examples, make_dispatch, steps_per_call, train_calls
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plan import Plan, compile_and_create_state, load_initial_weights, make_plan, make_schedule, state_shapes
@@ -34,9 +35,14 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     """Train the run of `config` in a workdir, or go on with it; returns the last evaluation's record.
 
     Raises UserError for bad input, before any long work, and for a loss that is no longer finite.
-    On SIGINT and SIGTERM the state is saved and SystemExit raised with the status the shell expects.
+    On SIGINT and SIGTERM SystemExit is raised with the status the shell expects; from the first step on, when the
+    state is saved.
     """
-    directory = Path(directory)
+    with interruption.raised():
+        return _train(config, Path(directory))
+
+
+def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]:
     clock = Clock(directory)
     runtime.configure_logging()
     settings.check(config)
@@ -131,7 +137,7 @@ class Running:
     clock: Clock
     page: LivePage
     progress: Progress
-    interruption: runtime.Interruption
+    interruption: interruption.Interruption
 
 
 def fit(
@@ -157,15 +163,16 @@ def fit(
         sizes = dict.fromkeys(plan.training_size(epoch) for epoch in epochs)
         dispatch = {size: make_dispatch(plan, examples, per_call, size) for size in sizes}
         current = step.replicate(start(), plan.devices)
+    asked = distributed.interruption(plan.devices)
     with (
         closing(train_calls(plan, bool(examples), per_call, at)) as calls,
-        runtime.deferred_interrupts(distributed.interruption(plan.devices)) as interruption,
+        interruption.deferred(asked),
         Progress(at, plan.total_steps, plan.steps_per_epoch) as progress,
     ):
         evaluator = evaluate.make_evaluator(
-            plan.model, plan.eval_split, eval_examples, plan.config, plan.devices, interruption.raise_if_asked
+            plan.model, plan.eval_split, eval_examples, plan.config, plan.devices, asked.raise_if_asked
         )
-        run = Running(plan, dispatch, calls, evaluator, manager, journal, clock, page, progress, interruption)
+        run = Running(plan, dispatch, calls, evaluator, manager, journal, clock, page, progress, asked)
         try:
             # A run that was interrupted while it evaluated goes on there, as does one that lost its record.
             at_an_end = at and at % plan.steps_per_epoch == 0
@@ -176,126 +183,16 @@ def fit(
                     current, at = train_epoch(run, current, at, totals)
                 totals = dict(NO_TOTALS)
                 finish_epoch(run, current, at)
-        except runtime.Interrupted:
+            manager.wait_until_finished()  # before a signal may end it
+            asked.raise_if_asked()
+        except interruption.Interrupted:
             manager.wait_until_finished()
+            saved = manager.latest_step() or 0
             if distributed.is_primary():
-                clock.write(manager.latest_step() or 0)
-            logger.info("saved step %d; the same command goes on from there", manager.latest_step() or 0)
-            raise SystemExit(interruption.status) from None
+                clock.write(saved)
+            logger.info("saved step %d; the same command goes on from there", saved)
+            raise SystemExit(asked.status) from None
     return journal.last_evaluation(at)
-
-
-def load_examples(plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The decoded training and evaluation images on every device, or {} for what streams."""
-    config = plan.config
-    # A random-resized crop is another part of the original image every epoch: it is made where images are read.
-    splits = (plan.eval_split,) if config.crop_area else (plan.train_split, plan.eval_split)
-    nbytes = sum(split.nbytes for split in splits)
-    if not data.is_resident(config.resident, nbytes, config.resident_limit):
-        logger.info("streaming the images (%.1f GB decoded)", (plan.train_split.nbytes + plan.eval_split.nbytes) / 1e9)
-        return {}, {}
-    # Two names of one split are decoded and kept once.
-    decoded = {split.split: step.replicate(data.decode(split), plan.devices) for split in splits}
-    logger.info("%.0f MB of images on each device", nbytes / 1e6)
-    if config.crop_area:
-        logger.info("streaming the training images, cropped anew every epoch")
-        return {}, decoded[plan.eval_split.split]
-    return decoded[plan.train_split.split], decoded[plan.eval_split.split]
-
-
-def steps_per_call(limit: int, steps_per_epoch: int, at: int) -> int:
-    """The most steps, up to `limit`, whose calls end exactly with every epoch when started at step `at`.
-
-    Where those are few, as of 781 or of 97 steps, it is `limit`, and an epoch's last call is shorter: one program
-    more to compile.
-    """
-    limit = min(limit, steps_per_epoch)
-    span = math.gcd(steps_per_epoch, at % steps_per_epoch)
-    even = max(k for k in range(1, min(limit, span) + 1) if span % k == 0)
-    return even if even * 4 >= limit else limit
-
-
-def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[dict[str, np.ndarray]]:
-    """What the mapped training step takes, call by call, from step `at` to the last one."""
-    config, size, part = plan.config, len(plan.train_split), distributed.share()
-    if resident:
-        calls = (
-            {"index": data.take_part(data.train_indices(config.seed, size, config.batch_size, first, count), part)}
-            for first, count in data.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
-        )
-    else:
-        calls = streaming.stream_train(
-            plan.train_split,
-            seed=config.seed,
-            batch_size=config.batch_size,
-            start_step=at,
-            end_step=plan.total_steps,
-            num_workers=config.num_workers,
-            steps_per_call=per_call,
-            crop_area=config.crop_area,
-            part=part,
-        )
-    for batches in calls:
-        yield step.assemble(step.shard(batches, len(plan.devices) // part[1]), plan.devices)
-
-
-def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes and types of one item of `train_calls`, as this process feeds it."""
-    lead = (len(plan.devices) // distributed.share()[1], per_call, plan.config.batch_size // len(plan.devices))
-    if resident:
-        return {"index": jax.ShapeDtypeStruct(lead, np.int32)}
-    side = plan.config.image_size
-    return {
-        "image": jax.ShapeDtypeStruct((*lead, side, side, 3), np.uint8),
-        "label": jax.ShapeDtypeStruct(lead, np.int32),
-    }
-
-
-def make_dispatch(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:
-    """`(state, batches) -> (state, metrics)` of one call; compiled for `per_call` steps, for fewer when they come."""
-    compiled = {per_call: compile_train(plan, examples, per_call, size)}
-
-    def dispatch(current, batches):
-        _, count = next(iter(batches.values())).shape[:2]  # (devices, steps, ...)
-        if count not in compiled:
-            compiled[count] = compile_train(plan, examples, count, size)
-        return compiled[count](current, batches)
-
-    return dispatch
-
-
-def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:
-    """The training step on images of `size` pixels a side, compiled: `(state, batches) -> (state, metrics)`."""
-    config = plan.config
-    augmentation = {"mean": tuple(config.mean), "std": tuple(config.std), "size": size, **config.augment}
-    mixing = {name: augmentation.pop(name) for name in ("mixup", "cutmix")}
-    one_step = partial(
-        step.train_step,
-        model=plan.model,
-        optimizer=plan.optimizer,
-        augmentation=augmentation,
-        mixing=mixing if any(mixing.values()) else None,
-        label_smoothing=config.label_smoothing,
-        ema_decay=config.ema_decay,
-        axis_name=step.AXIS,
-    )
-    shapes = state_shapes(plan), call_shapes(plan, bool(examples), per_call)
-    current, batches = step.placeholders(*shapes, plan.devices)
-    key = step.replicate(jax.random.key(config.seed), plan.devices)
-    began = time.perf_counter()
-    compiled = step.pmap_train(one_step, plan.devices).lower(current, examples, batches, key).compile()
-    seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
-    logger.info(
-        "compiled the training step in %.1f s; %d step(s) a call; a device holds %s",
-        seconds,
-        per_call,
-        f"{memory.argument_size_in_bytes / 1e6:.0f} MB of state and data, {memory.temp_size_in_bytes / 1e6:.0f} MB "
-        "of activations and gradients"
-        if memory
-        else "an amount of memory its platform does not tell",
-    )
-    return lambda current, batches: compiled(current, examples, batches, key)
 
 
 def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals) -> tuple[state.TrainState, int]:
@@ -310,12 +207,11 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
     dispatch = run.dispatch[plan.training_size(epoch)]
     dispatched = at
     began, seen = time.perf_counter(), 0
-    in_flight = []
+    in_flight: list[Future] = []
 
     def settle() -> None:
         nonlocal at, totals, began, seen
-        metrics = jax.tree.map(np.asarray, in_flight.pop(0))
-        now = time.perf_counter()
+        metrics, now = in_flight.pop(0).result()
         require_finite(metrics.loss, at, run.manager)
         before, at = at, at + len(metrics.loss)
         images = len(metrics.loss) * plan.config.batch_size
@@ -327,21 +223,29 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
             report(run, at, totals, seen / (now - began))
             totals, began, seen = dict(NO_TOTALS), now, 0
 
-    while dispatched < end and not run.interruption.asked():
-        with run.clock.phase("wait for data"):
-            batches = next(run.calls)
-        current, metrics = dispatch(current, batches)
-        in_flight.append(metrics)
-        dispatched += metrics.loss.shape[0]
-        if len(in_flight) > 1:
+    with ThreadPoolExecutor(1) as reader:
+        while dispatched < end and not run.interruption.asked():
+            with run.clock.phase("wait for data"):
+                batches = next(run.calls)
+            current, metrics = dispatch(current, batches)
+            in_flight.append(reader.submit(read, metrics))
+            dispatched += metrics.loss.shape[0]
+            if len(in_flight) > 1:
+                settle()
+        while in_flight:
             settle()
-    while in_flight:
-        settle()
     if at != end:
-        if at and at not in run.manager.all_steps():
-            checkpoint.save(run.manager, current, totals, None)
+        save_unless_saved(run, current, at, totals)
         run.interruption.raise_if_asked()
     return current, at
+
+
+def read(metrics: step.TrainMetrics) -> tuple[step.TrainMetrics, float]:
+    """The metrics of a call as NumPy arrays, and the second at which the devices had them.
+
+    In a thread of its own: the loop asks later, after it has waited for data or, on a CPU, computed the next call.
+    """
+    return jax.tree.map(np.asarray, metrics), time.perf_counter()
 
 
 def add(totals: Totals, metrics: step.TrainMetrics, batch_size: int) -> Totals:
@@ -393,8 +297,8 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
         try:
             with run.clock.phase("evaluate"):
                 metrics, predictions = evaluation(run, current, at)
-        except runtime.Interrupted:
-            checkpoint.save(run.manager, current, NO_TOTALS, None)
+        except interruption.Interrupted:
+            save_unless_saved(run, current, at, NO_TOTALS)
             raise
         run.journal.write({"step": at, "epoch": epoch} | metrics)
         logger.info(
@@ -409,9 +313,16 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
         if predictions:
             run.page.update(at, predictions)
     if not last and run.interruption.asked():
-        if at not in run.manager.all_steps():
-            checkpoint.save(run.manager, current, NO_TOTALS, metrics)
+        save_unless_saved(run, current, at, NO_TOTALS, metrics)
         run.interruption.raise_if_asked()
+
+
+def save_unless_saved(
+    run: Running, current: state.TrainState, at: int, totals: Totals, metrics: dict[str, float] | None = None
+) -> None:
+    """Save where an interruption finds the run, at step `at`."""
+    if at and at not in run.manager.all_steps():
+        checkpoint.save(run.manager, current, totals, metrics)
 
 
 def evaluation(run: Running, current: state.TrainState, at: int) -> tuple[dict[str, float], step.Predictions]:

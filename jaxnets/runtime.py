@@ -1,11 +1,8 @@
-"""What every command sets up around its work: log lines, the compilation cache, a graceful end."""
+"""What every command sets up around its work: log lines, the compilation cache, XLA's determinism."""
 
-import contextlib
 import logging
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import absl.logging
@@ -56,44 +53,3 @@ def make_deterministic() -> None:
     flags = os.environ.get("XLA_FLAGS", "").split()
     if not any(flag.startswith(DETERMINISTIC) for flag in flags):
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"{DETERMINISTIC}=true"])
-
-
-class Interrupted(Exception):
-    """The run was asked to end, and its state is saved."""
-
-
-class Interruption:
-    """Whether the user or the system has asked this process to end, and by which signal."""
-
-    signum: int | None = None
-
-    def asked(self) -> bool:
-        return self.signum is not None
-
-    def raise_if_asked(self) -> None:
-        if self.asked():
-            raise Interrupted
-
-    @property
-    def status(self) -> int:
-        """The shell's exit status for a process that ended on the signal."""
-        return 128 + self.signum
-
-
-@contextlib.contextmanager
-def deferred_interrupts(interruption: Interruption | None = None) -> Iterator[Interruption]:
-    """Note the first SIGINT or SIGTERM for the caller to act on; a second one ends the process at once."""
-    interruption = interruption or Interruption()
-
-    def note(signum, _frame):
-        if interruption.signum is not None:
-            os._exit(128 + signum)
-        interruption.signum = signum
-        logger.info("%s: saving after the steps in flight; again to end at once", signal.Signals(signum).name)
-
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield interruption
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)

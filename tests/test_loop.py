@@ -1,19 +1,36 @@
 """Whole runs in one process, on four simulated devices: resumed, streamed, averaged, diverging, refused."""
 
+import itertools
 import json
 import math
 import os
 import shutil
 import signal
+import threading
+import types
+from contextlib import closing
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxnets import checkpoint, data, evaluate, journal, loop, models, predictions, report, runtime, timing
+from jaxnets import (
+    checkpoint,
+    dispatch,
+    evaluate,
+    interruption,
+    journal,
+    loop,
+    models,
+    predictions,
+    report,
+    runtime,
+    step,
+    timing,
+)
 from jaxnets.errors import UserError
-from jaxnets.plan import make_plan
+from jaxnets.progress import Progress
 from tests.tiny_net import TinyNet, small_digits
 
 
@@ -132,7 +149,7 @@ def test_a_run_that_dies_and_goes_on_equals_one_in_one_go(finished, make_config,
         "save": (checkpoint, "save"),
     }[place]
     original = getattr(module, name)
-    steps = 5 // loop.steps_per_call(make_config().steps_per_call, 5, 0)
+    steps = 5 // dispatch.steps_per_call(make_config().steps_per_call, 5, 0)
 
     def dies(*args, **kwargs):
         nonlocal calls
@@ -273,32 +290,6 @@ def test_a_net_that_cannot_take_the_images_is_refused(make_config, tmp_path):
         loop.train(make_config(**fields), tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("limit", "per_epoch", "at", "expected"),
-    [
-        (10, 390, 0, 10),
-        (10, 195, 0, 5),
-        (10, 390, 20, 10),
-        (10, 390, 15, 5),
-        (4, 3, 0, 3),
-        (7, 7, 14, 7),
-    ],
-)
-def test_calls_end_with_the_epoch(limit, per_epoch, at, expected):
-    per_call = loop.steps_per_call(limit, per_epoch, at)
-    assert per_call == expected and per_epoch % per_call == 0 and at % per_call == 0
-
-
-@pytest.mark.parametrize(("limit", "per_epoch", "at"), [(10, 97, 0), (10, 781, 0), (10, 781, 780), (10, 781, 797)])
-def test_calls_are_full_but_for_the_last_of_an_epoch_where_no_number_divides_it(limit, per_epoch, at):
-    per_call = loop.steps_per_call(limit, per_epoch, at)
-    assert per_call == limit
-    calls = list(data.call_steps(at, 3 * per_epoch, per_epoch, per_call))
-    ends = [first + count for first, count in calls]
-    assert [first for first, _ in calls] == [at, *ends[:-1]] and ends[-1] == 3 * per_epoch
-    assert all(count == limit or end % per_epoch == 0 for (_, count), end in zip(calls, ends))
-
-
 @pytest.mark.parametrize("resident", ["true", "false"])
 def test_a_shorter_last_call_makes_the_same_run(make_config, tmp_path, resident):
     """Five steps an epoch as calls of one, and of four and one."""
@@ -311,25 +302,55 @@ def test_a_shorter_last_call_makes_the_same_run(make_config, tmp_path, resident)
     assert last[1]["eval_loss"] == pytest.approx(last[0]["eval_loss"], rel=1e-3)
 
 
-def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(make_config):
-    plan = make_plan(make_config(seed=5))
-    calls = list(loop.train_calls(plan, True, 5, 5))
-    assert len(calls) == 1 and calls[0]["index"].shape == (4, 5, 8)
-    assert loop.call_shapes(plan, True, 5)["index"].shape == calls[0]["index"].shape
-    fed = calls[0]["index"].swapaxes(0, 1).reshape(-1)
-    np.testing.assert_array_equal(fed, data.epoch_order(5, 1, 160))
+def test_the_speed_is_that_of_the_devices_to_the_last_call(tmp_path, monkeypatch):
+    """Calls of one second, computed before the next is asked for, as a CPU may: the host asks a call too late."""
+    seconds, read = 0, threading.Semaphore(1)
+
+    def clock():
+        if threading.current_thread() is not threading.main_thread():
+            read.release()  # the call before has been read
+        return seconds
+
+    def compute(current, _):
+        nonlocal seconds
+        assert read.acquire(timeout=60)
+        seconds += 1
+        return current, step.TrainMetrics(np.ones(1, np.float32), np.ones(1, np.int32))
+
+    monkeypatch.setattr(loop.time, "perf_counter", clock)
+    config = small_digits()
+    config.log_every_steps = 1
+    plan = types.SimpleNamespace(
+        config=config, steps_per_epoch=5, training_size=lambda epoch: 16, learning_rates=np.ones(10)
+    )
+    with closing(journal.Journal(tmp_path, 0, False)) as written, Progress(0, 10, 5) as progress:
+        run = loop.Running(
+            plan=plan,
+            dispatch={16: compute},
+            calls=itertools.repeat({}),
+            evaluator=None,
+            manager=None,
+            journal=written,
+            clock=timing.Clock(tmp_path),
+            page=None,
+            progress=progress,
+            interruption=interruption.Interruption(),
+        )
+        for at in (0, 5):
+            assert loop.train_epoch(run, None, at, dict(loop.NO_TOTALS)) == (None, at + 5)
+    assert [record["images_per_second"] for record in journal.read(tmp_path)] == [config.batch_size] * 10
 
 
 def test_small_images_first_and_the_whole_size_last(make_config, tmp_path, monkeypatch):
     """Progressive resizing, interrupted between the sizes: the sizes compiled, and the end of the whole run."""
     seen = []
-    compile_train = loop.compile_train
+    compile_train = dispatch.compile_train
 
     def note(plan, examples, per_call, size):
         seen.append(size)
         return compile_train(plan, examples, per_call, size)
 
-    monkeypatch.setattr(loop, "compile_train", note)
+    monkeypatch.setattr(dispatch, "compile_train", note)
     fields = {"progressive_sizes": (8, 16), "augment__mixup": 0.5, "optimizer__name": "muon", "num_epochs": 3}
     config = make_config(**fields, optimizer__learning_rate=0.01)
     loop.train(config, tmp_path / "whole")

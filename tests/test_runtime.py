@@ -1,37 +1,8 @@
-"""Signals are noted and handed back; the compilation cache goes where the user says."""
+"""Log lines go to standard error; the compilation cache and XLA's flags are as the user says."""
 
 import os
-import signal
-import subprocess
-import sys
-
-import pytest
 
 from jaxnets import runtime
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_noted_and_its_handler_comes_back(signum):
-    before = signal.getsignal(signum)
-    with runtime.deferred_interrupts() as interruption:
-        interruption.raise_if_asked()
-        os.kill(os.getpid(), signum)
-        with pytest.raises(runtime.Interrupted):
-            interruption.raise_if_asked()
-        assert interruption.status == 128 + signum
-    assert signal.getsignal(signum) is before
-
-
-def test_a_second_signal_ends_the_process():
-    code = (
-        "import os, signal\nfrom jaxnets import runtime\n"
-        "with runtime.deferred_interrupts():\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    print('still here')\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == 128 + signal.SIGTERM and ended.stdout == ""
 
 
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):

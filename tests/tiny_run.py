@@ -1,5 +1,10 @@
 """`train.py` with the tiny net and its configuration: `python -m tests.tiny_run --config=tests/tiny_run.py FLAGS`."""
 
+from jaxnets import interruption
+
+if __name__ == "__main__":
+    interruption.end_at_once()
+
 from absl import app
 
 import train

@@ -1,0 +1,126 @@
+"""What the devices of a run are given: examples that stay, batches call by call, and the program that takes them."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import numpy as np
+
+from jaxnets import data, distributed, step, streaming
+from jaxnets.plan import Plan, state_shapes
+from jaxnets.runtime import logger
+
+
+def load_examples(plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The decoded training and evaluation images on every device, or {} for what streams."""
+    config = plan.config
+    # A random-resized crop is another part of the original image every epoch: it is made where images are read.
+    splits = (plan.eval_split,) if config.crop_area else (plan.train_split, plan.eval_split)
+    nbytes = sum(split.nbytes for split in splits)
+    if not data.is_resident(config.resident, nbytes, config.resident_limit):
+        logger.info("streaming the images (%.1f GB decoded)", (plan.train_split.nbytes + plan.eval_split.nbytes) / 1e9)
+        return {}, {}
+    # Two names of one split are decoded and kept once.
+    decoded = {split.split: step.replicate(data.decode(split), plan.devices) for split in splits}
+    logger.info("%.0f MB of images on each device", nbytes / 1e6)
+    if config.crop_area:
+        logger.info("streaming the training images, cropped anew every epoch")
+        return {}, decoded[plan.eval_split.split]
+    return decoded[plan.train_split.split], decoded[plan.eval_split.split]
+
+
+def steps_per_call(limit: int, steps_per_epoch: int, at: int) -> int:
+    """The most steps, up to `limit`, whose calls end exactly with every epoch when started at step `at`.
+
+    Where those are few, as of 781 or of 97 steps, it is `limit`, and an epoch's last call is shorter: one program
+    more to compile.
+    """
+    limit = min(limit, steps_per_epoch)
+    span = math.gcd(steps_per_epoch, at % steps_per_epoch)
+    even = max(k for k in range(1, min(limit, span) + 1) if span % k == 0)
+    return even if even * 4 >= limit else limit
+
+
+def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[dict[str, np.ndarray]]:
+    """What the mapped training step takes, call by call, from step `at` to the last one."""
+    config, size, part = plan.config, len(plan.train_split), distributed.share()
+    if resident:
+        calls = (
+            {"index": data.take_part(data.train_indices(config.seed, size, config.batch_size, first, count), part)}
+            for first, count in data.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
+        )
+    else:
+        calls = streaming.stream_train(
+            plan.train_split,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            start_step=at,
+            end_step=plan.total_steps,
+            num_workers=config.num_workers,
+            steps_per_call=per_call,
+            crop_area=config.crop_area,
+            part=part,
+        )
+    for batches in calls:
+        yield step.assemble(step.shard(batches, len(plan.devices) // part[1]), plan.devices)
+
+
+def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes and types of one item of `train_calls`, as this process feeds it."""
+    lead = (len(plan.devices) // distributed.share()[1], per_call, plan.config.batch_size // len(plan.devices))
+    if resident:
+        return {"index": jax.ShapeDtypeStruct(lead, np.int32)}
+    side = plan.config.image_size
+    return {
+        "image": jax.ShapeDtypeStruct((*lead, side, side, 3), np.uint8),
+        "label": jax.ShapeDtypeStruct(lead, np.int32),
+    }
+
+
+def make_dispatch(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:
+    """`(state, batches) -> (state, metrics)` of one call; compiled for `per_call` steps, for fewer when they come."""
+    compiled = {per_call: compile_train(plan, examples, per_call, size)}
+
+    def dispatch(current, batches):
+        _, count = next(iter(batches.values())).shape[:2]  # (devices, steps, ...)
+        if count not in compiled:
+            compiled[count] = compile_train(plan, examples, count, size)
+        return compiled[count](current, batches)
+
+    return dispatch
+
+
+def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:
+    """The training step on images of `size` pixels a side, compiled: `(state, batches) -> (state, metrics)`."""
+    config = plan.config
+    augmentation = {"mean": tuple(config.mean), "std": tuple(config.std), "size": size, **config.augment}
+    mixing = {name: augmentation.pop(name) for name in ("mixup", "cutmix")}
+    one_step = partial(
+        step.train_step,
+        model=plan.model,
+        optimizer=plan.optimizer,
+        augmentation=augmentation,
+        mixing=mixing if any(mixing.values()) else None,
+        label_smoothing=config.label_smoothing,
+        ema_decay=config.ema_decay,
+        axis_name=step.AXIS,
+    )
+    shapes = state_shapes(plan), call_shapes(plan, bool(examples), per_call)
+    current, batches = step.placeholders(*shapes, plan.devices)
+    key = step.replicate(jax.random.key(config.seed), plan.devices)
+    began = time.perf_counter()
+    compiled = step.pmap_train(one_step, plan.devices).lower(current, examples, batches, key).compile()
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    logger.info(
+        "compiled the training step in %.1f s; %d step(s) a call; a device holds %s",
+        seconds,
+        per_call,
+        f"{memory.argument_size_in_bytes / 1e6:.0f} MB of state and data, {memory.temp_size_in_bytes / 1e6:.0f} MB "
+        "of activations and gradients"
+        if memory
+        else "an amount of memory its platform does not tell",
+    )
+    return lambda current, batches: compiled(current, examples, batches, key)

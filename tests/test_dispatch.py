@@ -1,0 +1,45 @@
+"""Calls end with their epoch, and feed every example once."""
+
+import numpy as np
+import pytest
+
+from jaxnets import data, dispatch
+from jaxnets.plan import make_plan
+from tests.tiny_net import small_digits
+
+
+@pytest.mark.parametrize(
+    ("limit", "per_epoch", "at", "expected"),
+    [
+        (10, 390, 0, 10),
+        (10, 195, 0, 5),
+        (10, 390, 20, 10),
+        (10, 390, 15, 5),
+        (4, 3, 0, 3),
+        (7, 7, 14, 7),
+    ],
+)
+def test_calls_end_with_the_epoch(limit, per_epoch, at, expected):
+    per_call = dispatch.steps_per_call(limit, per_epoch, at)
+    assert per_call == expected and per_epoch % per_call == 0 and at % per_call == 0
+
+
+@pytest.mark.parametrize(("limit", "per_epoch", "at"), [(10, 97, 0), (10, 781, 0), (10, 781, 780), (10, 781, 797)])
+def test_calls_are_full_but_for_the_last_of_an_epoch_where_no_number_divides_it(limit, per_epoch, at):
+    per_call = dispatch.steps_per_call(limit, per_epoch, at)
+    assert per_call == limit
+    calls = list(data.call_steps(at, 3 * per_epoch, per_epoch, per_call))
+    ends = [first + count for first, count in calls]
+    assert [first for first, _ in calls] == [at, *ends[:-1]] and ends[-1] == 3 * per_epoch
+    assert all(count == limit or end % per_epoch == 0 for (_, count), end in zip(calls, ends))
+
+
+def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(tmp_path):
+    config = small_digits()
+    config.data_dir, config.seed, config.model.name = str(tmp_path), 5, "mobilenet_v1_cifar"
+    plan = make_plan(config)
+    calls = list(dispatch.train_calls(plan, True, 5, 5))
+    assert len(calls) == 1 and calls[0]["index"].shape == (4, 5, 8)
+    assert dispatch.call_shapes(plan, True, 5)["index"].shape == calls[0]["index"].shape
+    fed = calls[0]["index"].swapaxes(0, 1).reshape(-1)
+    np.testing.assert_array_equal(fed, data.epoch_order(5, 1, 160))

@@ -1,0 +1,81 @@
+"""A signal ends a command at once, with one line; a run is told of it, and saves first."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from jaxnets import interruption
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_deferred_signal_is_noted_and_its_handler_comes_back(signum):
+    before = signal.getsignal(signum)
+    asked = interruption.Interruption()
+    with interruption.deferred(asked):
+        asked.raise_if_asked()
+        os.kill(os.getpid(), signum)
+        with pytest.raises(interruption.Interrupted):
+            asked.raise_if_asked()
+        assert asked.status == 128 + signum
+    assert signal.getsignal(signum) is before
+
+
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_raised_signal_closes_what_is_open(signum, capfd):
+    before = signal.getsignal(signum)
+    closed = []
+    with pytest.raises(SystemExit) as ended, interruption.raised():
+        try:
+            os.kill(os.getpid(), signum)
+        finally:
+            closed.append(1)
+    assert ended.value.code == 128 + signum and closed
+    assert signal.getsignal(signum) is before
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"{signum.name}: ended with nothing left to save" in line
+
+
+KILL = "os.kill(os.getpid(), signal.SIGTERM)"
+PROGRAMS = {
+    "twice": f"with interruption.deferred(interruption.Interruption()):\n    {KILL}\n    {KILL}",
+    "at once": f"interruption.end_at_once()\n{KILL}",
+    "where no exception passes": (
+        "class Thing:\n"
+        "    def __del__(self):\n"
+        f"        {KILL}\n"
+        "interruption.end_at_once()\n"
+        "with interruption.raised():\n"
+        "    Thing()\n"
+        "    time.sleep(60)"
+    ),
+    # A lock that its own thread holds: no instruction of Python comes after it.
+    "in C": (
+        "interruption.end_at_once()\n"
+        "lock = ctypes.create_string_buffer(128)\n"
+        "with interruption.raised():\n"
+        f"    threading.Timer(0.2, lambda: {KILL}).start()\n"
+        "    for _ in range(2):\n"
+        "        ctypes.CDLL(None).pthread_mutex_lock(lock)"
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PROGRAMS)
+def test_a_signal_ends_the_process_wherever_it_is(repository, place):
+    code = (
+        "import ctypes, os, signal, threading, time\nfrom jaxnets import interruption\n"
+        f"interruption.GRACE_SECONDS = 0.5\n{PROGRAMS[place]}\nprint('still here')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, timeout=300)
+    assert ended.returncode == 128 + signal.SIGTERM and ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1 and "SIGTERM: " in ended.stderr
+
+
+def test_a_command_that_begins_with_it_has_not_imported_jax(repository):
+    code = "import sys\nfrom jaxnets import interruption\nassert not {'jax', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)
