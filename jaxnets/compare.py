@@ -2,8 +2,9 @@
 
 `--models` names the nets, with fields of their own where wanted, `mobilenet_v2_cifar:width=0.5`, and patterns,
 `shufflenet_v2*_cifar`; without it the nets are those of the configurations, of which there may be several. Fields of
-all runs are set as `--config.num_epochs=3`. Every run has a workdir in OUT/runs; the same command again goes on where
-it was stopped, and does not run again what is finished. OUT/compare.{md,json,csv,html} are rewritten after every run.
+all runs are set as `--config.num_epochs=3`. `--against=torch` trains every net in PyTorch too, from the same weights
+and by the same recipe. Every run has a workdir in OUT/runs; the same command again goes on where it was stopped, and
+does not run again what is finished. OUT/compare.{md,json,csv,html} are rewritten after every run.
 Standard output is the table, and one JSON object in the last line.
 """
 
@@ -12,15 +13,14 @@ from jaxnets import huge_pages
 if __name__ == "__main__":
     huge_pages.restart()
 
-import ast
 import dataclasses
 import datetime
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import jaxnets
 from jaxnets import compare_page, compare_results, config_file, data, latency, loop, machine, plan, runtime, settings
 from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
+from jaxnets.compare_entries import JAXNETS, TORCH, Entry, beside_torch, make_entries
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.runtime import logger
 
@@ -74,65 +75,15 @@ PRESETS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One net to train: how the table calls it, and its configuration at the first seed."""
-
-    label: str
-    config: ml_collections.ConfigDict
-
-    @property
-    def folder(self) -> str:
-        return re.sub(r"[^\w.,=-]+", "_", self.label)
-
-    def at_seed(self, number: int) -> ml_collections.ConfigDict:
-        """The configuration of the `number`-th seed, from 0."""
-        config = self.config.copy_and_resolve_references()
-        config.seed += number
-        return config
-
-
-def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence[str] = ()) -> list[Entry]:
-    """The nets `models` under each of the configurations, or without any the net of each configuration.
-
-    A model is `NAME[:FIELD=VALUE]...`, or a pattern of names; of `config.model` it keeps the dtype alone, since
-    the other fields there belong to another net. Raises UserError for what is no net or field, and for one net twice.
-    """
-    entries = []
-    for config_name, config in configs.items():
-        if not models:
-            entries.append(Entry(config_name, config))
-        for text in models:
-            for label, fields in expand_model(text):
-                changed = config.copy_and_resolve_references()
-                changed.unlock()
-                changed.model = dict.fromkeys(config.model) | {"dtype": config.model.dtype} | fields
-                entries.append(Entry(label if len(configs) == 1 else f"{label} ({config_name})", changed))
-    folders = [entry.folder.lower() for entry in entries]
-    for entry in entries:
-        if folders.count(entry.folder.lower()) > 1:
-            raise UserError(f"the net {entry.label!r} is to be compared twice; name it once")
-    return entries
-
-
-def expand_model(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """`NAME[:FIELD=VALUE]...` as a label and the fields of `config.model`; a pattern gives every net that matches."""
-    name, *assignments = text.split(":")
-    fields = {}
-    for assignment in assignments:
-        field, equals, value = assignment.partition("=")
-        if not field or not equals:
-            raise UserError(
-                f"--models={text!r}: {assignment!r} must be FIELD=VALUE, as in mobilenet_v2_cifar:width=0.5"
-            )
-        try:
-            fields[field] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            fields[field] = value
-    names = jaxnets.list_models(name) if set(name) & set("*?[") else [name]
-    if not names:
-        raise UserError(f"--models={text!r}: no net matches {name!r}; `python -m jaxnets.summary --all` lists them")
-    return [(":".join([found, *assignments]), {"name": found} | fields) for found in names]
+def torch_side():
+    """The module `compare_torch`; UserError where PyTorch is not installed."""
+    try:
+        from jaxnets import compare_torch
+    except ImportError as error:
+        raise UserError(
+            f"--against=torch needs PyTorch and torchvision: pip install 'jaxnets[torch]' ({error})"
+        ) from None
+    return compare_torch
 
 
 def workdir_of(out: Path, entry: Entry, number: int) -> Path:
@@ -145,6 +96,8 @@ def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
     for entry in entries:
         settings.check(entry.config)
         plan.check_net(entry.config)
+        if entry.framework == TORCH:
+            torch_side().check(entry.config)
         for number in range(num_seeds):
             workdirs.check(workdir_of(out, entry, number), entry.at_seed(number))
 
@@ -166,7 +119,7 @@ def train_all(
                 continue
             logger.info("%s, seed %d:", entry.label, config.seed)
             try:
-                loop.train(config, directory)
+                (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
             except UserError as error:
                 logger.warning("%s, seed %d: %s", entry.label, config.seed, error)
                 failed[entry.label].append(f"seed {config.seed}: {error}")
@@ -194,6 +147,7 @@ def net_record(entry: Entry, num_seeds: int, out: Path, failed: Sequence[str], n
     return {
         "label": entry.label,
         "model": config.model.name,
+        "framework": entry.framework,
         "fields": fields,
         "image_size": config.image_size,
         "parameters": counted.parameters,
@@ -259,10 +213,12 @@ def read_latency(out: Path, entry: Entry) -> dict[str, Any] | None:
 def comparison_record(nets: Sequence[dict[str, Any]], num_seeds: int, command: str, note: str) -> dict[str, Any]:
     """Everything that the table and the page show, for JSON."""
     config = nets[0]["config"]
+    frameworks = {net["framework"] for net in nets}
     return {
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine.describe(),
+        "torch": metadata.version("torch") if TORCH in frameworks else None,
         "dataset": config["dataset"],
         "train_split": config["train_split"],
         "eval_split": config["eval_split"],
@@ -321,7 +277,7 @@ def run(
 
     failed = train_all(entries, num_seeds, out, write)
     if latency_batch:
-        for entry in entries:
+        for entry in (entry for entry in entries if entry.framework == JAXNETS):
             measure_latency(entry, latency_size, latency_batch, classes[entry.label], out)
     comparison = write(failed)
     if not any(net["runs"] for net in comparison["nets"]):
@@ -349,6 +305,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--models", help="nets, separated by commas; default: those of the configurations")
     parser.add_argument("--config", action="append", help="configuration file, may be repeated; configs/default.py")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="nets and fields of a comparison by name")
+    parser.add_argument("--against", choices=(TORCH,), help="train every net in PyTorch too, on the same data")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each net, from config.seed on; default: 3")
     parser.add_argument("--latency_size", type=int, help="side in pixels of the timed images; default: the run's")
     parser.add_argument("--latency_batch", type=int, default=32, help="images timed beside one; 0: no latency; 32")
@@ -370,8 +327,9 @@ def main(argv: list[str]) -> None:
     models = [model for model in (args.models or "").split(",") if model] or preset.models
     # What the user sets comes last, and counts.
     configs = load_configs(args.config or ["configs/default.py"], [*preset.overrides, *overrides], models)
+    entries = make_entries(configs, models)
     comparison = run(
-        make_entries(configs, models),
+        beside_torch(entries) if args.against else entries,
         args.seeds,
         args.out,
         latency_size=args.latency_size or preset.latency_size,

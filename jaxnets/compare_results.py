@@ -184,6 +184,11 @@ def notes(comparison: Record) -> list[str]:
         "Train accuracy: of the last epoch, as training saw it: on augmented images, while the weights moved.",
         "Seconds: of the training steps; compilation, evaluation and saving are left out.",
     ]
+    if comparison["torch"]:
+        found.append(
+            f"PyTorch {comparison['torch']}: the same first weights, order of images and recipe, in the faster of "
+            "channels_last and NCHW; crops, mirroring and dropout drawn anew."
+        )
     if not reached(comparison["nets"]):
         found.append(f"No net reached {min(TARGETS):.0%}.")
     latencies = [net["latency"] for net in comparison["nets"] if net["latency"]]

@@ -10,7 +10,7 @@ import signal
 
 import pytest
 
-from jaxnets import compare, config_file, journal, latency, loop, models
+from jaxnets import compare, compare_entries, config_file, journal, latency, loop, models
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
@@ -102,7 +102,7 @@ def test_what_is_finished_is_not_run_or_timed_again(finished, configs, trained, 
     out, _ = finished
     before = json.loads((out / "compare.json").read_text())
     monkeypatch.setattr(latency, "measure", lambda *args, **kwargs: pytest.fail("timed again"))
-    again = compare.run(compare.make_entries(configs, MODELS), 2, out, latency_batch=32)
+    again = compare.run(compare_entries.make_entries(configs, MODELS), 2, out, latency_batch=32)
     assert trained == []
     assert again["nets"] == before["nets"]
 
@@ -111,14 +111,14 @@ def test_more_seeds_keep_what_is_there(finished, configs, trained, tmp_path):
     out = shutil.copytree(finished[0], tmp_path / "copy")
     first = {name: config.copy_and_resolve_references() for name, config in configs.items()}
     next(iter(first.values())).seed = 1
-    found = compare.run(compare.make_entries(first, MODELS[:1]), 2, out)
+    found = compare.run(compare_entries.make_entries(first, MODELS[:1]), 2, out)
     assert trained == [("tiny", "seed2")]
     assert [run["seed"] for run in found["nets"][0]["runs"]] == [1, 2]
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(configs, trained, tmp_path, monkeypatch):
     """The second of two runs gets SIGTERM in its first epoch; the same call finishes it, and runs nothing twice."""
-    entries = compare.make_entries(configs, MODELS)
+    entries = compare_entries.make_entries(configs, MODELS)
     write, runs = journal.Journal.write, []
 
     def interrupt(self, record):
@@ -151,12 +151,12 @@ def test_a_run_that_fails_does_not_keep_the_others(configs, tmp_path, monkeypatc
         return train(config, directory)
 
     monkeypatch.setattr(loop, "train", fail)
-    found = compare.run(compare.make_entries(configs, MODELS[::-1]), 1, tmp_path)
+    found = compare.run(compare_entries.make_entries(configs, MODELS[::-1]), 1, tmp_path)
     assert [net["failed"] for net in found["nets"]] == [["seed 0: the loss became nan"], []]
     assert [len(net["runs"]) for net in found["nets"]] == [0, 1]
     assert "the loss became nan" in (tmp_path / "compare.html").read_text()
     with pytest.raises(UserError, match="no run was finished; the first: seed 0: the loss became nan"):
-        compare.run(compare.make_entries(configs, MODELS[1:]), 1, tmp_path)
+        compare.run(compare_entries.make_entries(configs, MODELS[1:]), 1, tmp_path)
 
 
 def test_runs_of_another_configuration_are_refused_before_any_work(finished, configs, trained):
@@ -164,13 +164,13 @@ def test_runs_of_another_configuration_are_refused_before_any_work(finished, con
     changed = {name: config.copy_and_resolve_references() for name, config in configs.items()}
     next(iter(changed.values())).batch_size = 16
     with pytest.raises(UserError, match="batch_size was 32, is 16"):
-        compare.run(compare.make_entries(changed, ["tiny:dropout=0.1", "tiny"]), 1, out)
+        compare.run(compare_entries.make_entries(changed, ["tiny:dropout=0.1", "tiny"]), 1, out)
     assert trained == [] and not (out / "runs" / "tiny_dropout=0.1").exists()
 
 
 def test_a_net_keeps_no_field_of_the_configurations_own(repository):
     configs = compare.load_configs([f"{repository}/configs/mnv2.py:x0_5"], ["--config.model.dtype=bfloat16"], ("x",))
-    entries = compare.make_entries(
+    entries = compare_entries.make_entries(
         configs, ["shufflenet_v2_x1_*_cifar", "mobilenet_v2_cifar:width=0.75:activation=silu"]
     )
     assert [entry.label for entry in entries] == [
@@ -181,7 +181,7 @@ def test_a_net_keeps_no_field_of_the_configurations_own(repository):
     assert [entry.config.model.width for entry in entries] == [None, None, 0.75]
     assert {entry.config.model.dtype for entry in entries} == {"bfloat16"}
     assert entries[2].config.model.activation == "silu"
-    own = compare.make_entries(configs)
+    own = compare_entries.make_entries(configs)
     assert [(entry.label, entry.config.model.width) for entry in own] == [("mnv2_x0_5", 0.5)]
 
 
@@ -196,7 +196,7 @@ def test_a_net_keeps_no_field_of_the_configurations_own(repository):
 )
 def test_nets_that_cannot_be_compared_are_refused(configs, models, says):
     with pytest.raises(UserError, match=says):
-        compare.make_entries(configs, models)
+        compare_entries.make_entries(configs, models)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_large_images_are_timed_on_the_net_made_for_them(configs, tmp_path, monk
         return {"ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "calls": 1}
 
     monkeypatch.setattr(latency, "measure", measure)
-    (entry,) = compare.make_entries(configs, ["mobilenet_v1_cifar:width=0.25"])
+    (entry,) = compare_entries.make_entries(configs, ["mobilenet_v1_cifar:width=0.25"])
     compare.measure_latency(entry, 96, 4, 10, tmp_path)
     assert timed == [("MobileNetV1", 2, 0.25, 1000, (n, 96, 96, 3)) for n in (1, 4)]
     found = compare.read_latency(tmp_path, entry)
@@ -240,7 +240,7 @@ def test_large_images_are_timed_on_the_net_made_for_them(configs, tmp_path, monk
 def test_a_preset_can_be_trained(name, repository, tmp_path):
     preset = compare.PRESETS[name]
     configs = compare.load_configs([f"{repository}/configs/default.py"], preset.overrides, preset.models)
-    entries = compare.make_entries(configs, preset.models)
+    entries = compare_entries.make_entries(configs, preset.models)
     for entry in entries:
         entry.config.batch_size = entry.config.eval_batch_size = 100
     compare.check(entries, 1, tmp_path)

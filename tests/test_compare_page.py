@@ -25,7 +25,7 @@ def page():
     nets.append(make_net("never finished", []) | {"failed": ["seed 0: the loss became nan"]})
     machine = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}}
     facts = {"command": "python -m jaxnets.compare", "date": "2026-01-02", "machine": machine, "dataset": "digits"}
-    return compare_page.html(facts | {"eval_split": "test", "seeds": 2, "note": "", "nets": nets})
+    return compare_page.html(facts | {"eval_split": "test", "seeds": 2, "torch": None, "note": "", "nets": nets})
 
 
 class Tags(HTMLParser):

@@ -94,7 +94,7 @@ def test_tables_have_a_cell_for_every_column():
         make_net("a", [make_run(0.93, {f"{t:.2f}": 5.0 for t in compare_results.TARGETS})], latency),
         make_net("b, with a comma", []),
     ]
-    comparison = {"nets": nets, "seeds": 1, "eval_split": "test", "dataset": "digits", "note": "A note."}
+    comparison = {"nets": nets, "seeds": 1, "eval_split": "test", "dataset": "digits", "torch": None, "note": "A note."}
     section = compare_results.table(comparison)
     assert {len(row) for row in section.rows} == {len(section.header)}
     cells = dict(zip(section.header, section.rows[0]))

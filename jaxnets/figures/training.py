@@ -5,7 +5,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaxnets import compare, machine, plots
+from jaxnets import compare, compare_entries, machine, plots
 from jaxnets.figures.options import Options
 
 # Minutes on a laptop for a handful of nets; `--config.FIELD=VALUE` sets any of it otherwise.
@@ -23,7 +23,7 @@ SMALL = (
 def train(models: Sequence[str], options: Options) -> dict[str, Any]:
     """The comparison (`compare.run`'s record) of nets trained in the small setting, or go on with it."""
     configs = compare.load_configs([options.config], [*SMALL, *options.overrides], models)
-    entries = compare.make_entries(configs, models)
+    entries = compare_entries.make_entries(configs, models)
     command = "python -m jaxnets.figures"
     return compare.run(entries, options.seeds, options.out, latency_batch=0, command=command)
 

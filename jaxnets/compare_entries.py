@@ -1,0 +1,85 @@
+"""The nets of a comparison: what stands on the command line as labels and configurations."""
+
+import ast
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import ml_collections
+
+import jaxnets
+from jaxnets.errors import UserError
+
+JAXNETS, TORCH = "jaxnets", "torch"  # what a net is trained in
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One net to train: how the table calls it, and its configuration at the first seed."""
+
+    label: str
+    config: ml_collections.ConfigDict
+    framework: str = JAXNETS  # or TORCH
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^\w.,=-]+", "_", self.label)
+
+    def at_seed(self, number: int) -> ml_collections.ConfigDict:
+        """The configuration of the `number`-th seed, from 0."""
+        config = self.config.copy_and_resolve_references()
+        config.seed += number
+        return config
+
+
+def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence[str] = ()) -> list[Entry]:
+    """The nets `models` under each of the configurations, or without any the net of each configuration.
+
+    A model is `NAME[:FIELD=VALUE]...`, or a pattern of names; of `config.model` it keeps the dtype alone, since
+    the other fields there belong to another net. Raises UserError for what is no net or field, and for one net twice.
+    """
+    entries = []
+    for config_name, config in configs.items():
+        if not models:
+            entries.append(Entry(config_name, config))
+        for text in models:
+            for label, fields in expand_model(text):
+                changed = config.copy_and_resolve_references()
+                changed.unlock()
+                changed.model = dict.fromkeys(config.model) | {"dtype": config.model.dtype} | fields
+                entries.append(Entry(label if len(configs) == 1 else f"{label} ({config_name})", changed))
+    folders = [entry.folder.lower() for entry in entries]
+    for entry in entries:
+        if folders.count(entry.folder.lower()) > 1:
+            raise UserError(f"the net {entry.label!r} is to be compared twice; name it once")
+    return entries
+
+
+def beside_torch(entries: Sequence[Entry]) -> list[Entry]:
+    """Each entry, and after it the same in PyTorch."""
+    return [
+        found
+        for entry in entries
+        for found in (entry, dataclasses.replace(entry, label=f"{entry.label} (PyTorch)", framework=TORCH))
+    ]
+
+
+def expand_model(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """`NAME[:FIELD=VALUE]...` as a label and the fields of `config.model`; a pattern gives every net that matches."""
+    name, *assignments = text.split(":")
+    fields = {}
+    for assignment in assignments:
+        field, equals, value = assignment.partition("=")
+        if not field or not equals:
+            raise UserError(
+                f"--models={text!r}: {assignment!r} must be FIELD=VALUE, as in mobilenet_v2_cifar:width=0.5"
+            )
+        try:
+            fields[field] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            fields[field] = value
+    names = jaxnets.list_models(name) if set(name) & set("*?[") else [name]
+    if not names:
+        raise UserError(f"--models={text!r}: no net matches {name!r}; `python -m jaxnets.summary --all` lists them")
+    return [(":".join([found, *assignments]), {"name": found} | fields) for found in names]

@@ -1,0 +1,302 @@
+"""The runs of a comparison in PyTorch: the same net, first weights, data, order and recipe as `loop.train`'s.
+
+How an image is cropped and mirrored, and dropout, follow the same distributions by other draws. Everything is on the
+device, augmentation too, in whichever memory format trains faster. Needs PyTorch, `pip install 'jaxnets[torch]'`.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import math
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import flax.linen
+import ml_collections
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import jaxnets
+from jaxnets import data, plan, settings, torch_nets, torch_weights, workdir
+from jaxnets.errors import UserError
+from jaxnets.journal import Journal
+from jaxnets.runtime import logger
+
+CHECKPOINT = "torch.pt"
+OPTIMIZERS = ("sgd", "adamw", "rmsprop")
+FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
+TRIAL_STEPS = 3  # of each memory format, after one that does not count
+
+Examples = dict[str, torch.Tensor]  # {'image': uint8 (N, 3, S, S), 'label': int64 (N,)}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """UserError where PyTorch's side has not the net of `config`, or a part of its recipe."""
+    model = config.model
+    if model.name not in torch_nets.NETS:
+        raise UserError(
+            f"--against=torch: there is no {model.name} in PyTorch here; there are {', '.join(torch_nets.NETS)}"
+        )
+    plain = jaxnets.create_model(model.name)
+    fields = {name: value for name, value in model.items() if value is not None and name not in ("name", "dtype")}
+    other = {
+        **{f"model.{name}": getattr(plain, name) != value for name, value in fields.items()},
+        "model.dtype": model.dtype == "float16",
+        "ema_decay": config.ema_decay,
+        "augment.mixup": config.augment.mixup,
+        "augment.cutmix": config.augment.cutmix,
+        "augment.cutout": config.augment.cutout,
+        "crop_area": config.crop_area,
+        "init_from": config.init_from,
+        "optimizer.name": config.optimizer.name not in OPTIMIZERS,
+    }
+    if unknown := [name for name, value in other.items() if value]:
+        raise UserError(f"--against=torch: PyTorch's side does not know config.{unknown[0]} as it is set")
+
+
+def train(config: ml_collections.ConfigDict, directory: Path) -> None:
+    """Train the net of `config` in PyTorch, or go on with it after the last whole epoch.
+
+    The workdir gets the records of a run, `metrics.jsonl`. Raises UserError as `check` and `loop.train` do.
+    """
+    check(config)
+    made = plan.make_plan(config)
+    with workdir.claim(directory, config):
+        run = set_up(made)
+        at = restore(run, directory / CHECKPOINT)
+        workdir.keep(directory, config)
+        with contextlib.closing(Journal(directory, at, evaluated=True)) as journal:
+            for epoch in range(at // made.steps_per_epoch, config.num_epochs):
+                record = train_epoch(run, epoch)
+                journal.write(record)
+                logger.info(
+                    f"PyTorch, epoch {record['epoch']}: loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}, "
+                    f"{record['images_per_second']:.0f} images/s"
+                )
+                if (epoch + 1) % config.eval_every_epochs == 0 or epoch + 1 == config.num_epochs:
+                    metrics = evaluate(run)
+                    journal.write({name: record[name] for name in ("step", "epoch")} | metrics)
+                    logger.info(f"PyTorch, epoch {record['epoch']}: accuracy {metrics['eval_accuracy']:.2%}")
+                save(run, directory / CHECKPOINT, record["step"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A net in training, with its data on the device."""
+
+    plan: plan.Plan
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    train_examples: Examples
+    eval_examples: Examples
+    memory_format: torch.memory_format
+
+    @property
+    def device(self) -> torch.device:
+        return self.train_examples["image"].device
+
+
+def set_up(made: plan.Plan) -> Running:
+    """The run of a plan before its first step, in the memory format that is faster."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    net = make_net(made.config.model.name, made.model, plan.compile_and_create_state(made).variables).to(device)
+    examples = [load_examples(split, device) for split in (made.train_split, made.eval_split)]
+    seconds = {}
+    for name, memory_format in FORMATS.items():
+        copied = copy.deepcopy(net).to(memory_format=memory_format)
+        trial = Running(made, copied, make_optimizer(copied, made.config.optimizer), *examples, memory_format)
+        seconds[name] = time_steps(trial)
+    best = min(seconds, key=seconds.get)
+    logger.info("PyTorch %s trains %s in %s", torch.__version__, made.config.model.name, best)
+    net = net.to(memory_format=FORMATS[best])
+    return Running(made, net, make_optimizer(net, made.config.optimizer), *examples, FORMATS[best])
+
+
+def time_steps(run: Running) -> float:
+    """Seconds of some training steps at a learning rate of 0."""
+    indices = torch.arange(run.plan.config.batch_size, device=run.device)
+    for step in range(1 + TRIAL_STEPS):
+        if step == 1:
+            synchronize(run.device)
+            began = time.perf_counter()
+        take_step(run, indices, 0.0, run.plan.config.image_size)
+    synchronize(run.device)
+    return time.perf_counter() - began
+
+
+def restore(run: Running, path: Path) -> int:
+    """Take what `save` left, if it did; the step."""
+    try:
+        saved = torch.load(path, map_location=run.device, weights_only=True)
+    except FileNotFoundError:
+        return 0
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        raise UserError(f"{path} cannot be read; delete its folder to train that net anew") from None
+    run.net.load_state_dict(saved["net"])
+    run.optimizer.load_state_dict(saved["optimizer"])
+    return saved["step"]
+
+
+def save(run: Running, path: Path, step: int) -> None:
+    """All of it or nothing, whenever the process ends."""
+    scratch = path.with_name(path.name + ".tmp")
+    torch.save({"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step}, scratch)
+    os.replace(scratch, path)
+
+
+def train_epoch(run: Running, epoch: int) -> dict[str, Any]:
+    """Take the steps of an epoch, from 0; their record."""
+    config, steps, size = run.plan.config, run.plan.steps_per_epoch, run.plan.training_size(epoch)
+    # What an epoch draws depends on its number alone, so that a run may go on after any of them.
+    torch.manual_seed((config.seed << 20) + epoch)
+    run.net.train()
+    order = data.train_indices(config.seed, len(run.plan.train_split), config.batch_size, epoch * steps, steps)
+    order = torch.from_numpy(order.astype(np.int64)).to(run.device)
+    loss, correct = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
+    synchronize(run.device)
+    began = time.perf_counter()
+    for step, indices in enumerate(order, start=epoch * steps):
+        rate = float(run.plan.learning_rates[step])
+        of_step = take_step(run, indices, rate, size)
+        loss += of_step[0]
+        correct += of_step[1]
+    mean_loss = float(loss) / steps  # waits for the device
+    seconds = time.perf_counter() - began
+    if not math.isfinite(mean_loss):
+        raise UserError(f"PyTorch's loss became {mean_loss} in epoch {epoch + 1}")
+    return {
+        "step": (epoch + 1) * steps,
+        "epoch": epoch + 1,
+        "loss": mean_loss,
+        "accuracy": int(correct) / (steps * config.batch_size),
+        "learning_rate": rate,
+        "images_per_second": round(steps * config.batch_size / seconds, 1),
+    }
+
+
+def take_step(run: Running, indices: torch.Tensor, rate: float, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One update on the examples at `indices`, resized to `size`: mean loss and number correct."""
+    config, labels = run.plan.config, run.train_examples["label"][indices]
+    images = augment(run.train_examples["image"][indices], config, size)
+    images = images.contiguous(memory_format=run.memory_format)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    run.optimizer.zero_grad(set_to_none=True)
+    with autocast(run):
+        logits = run.net(images)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+    loss.backward()
+    if config.optimizer.clip_norm:
+        nn.utils.clip_grad_norm_(run.net.parameters(), config.optimizer.clip_norm)
+    run.optimizer.step()
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+@torch.inference_mode()
+def evaluate(run: Running) -> dict[str, Any]:
+    """The record of an evaluation, without its step."""
+    run.net.eval()
+    config, images, labels = run.plan.config, run.eval_examples["image"], run.eval_examples["label"]
+    loss, correct = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
+    for batch, expected in zip(images.split(config.eval_batch_size), labels.split(config.eval_batch_size)):
+        with autocast(run):
+            logits = run.net(normalize(batch, config).contiguous(memory_format=run.memory_format))
+        loss += F.cross_entropy(logits.float(), expected, reduction="sum")
+        correct += (logits.argmax(1) == expected).sum()
+    return {
+        "eval_loss": float(loss) / len(labels),
+        "eval_accuracy": int(correct) / len(labels),
+        "num_examples": len(labels),
+    }
+
+
+def autocast(run: Running):
+    """The net's compute dtype."""
+    if settings.compute_dtype(run.plan.config.model.dtype) == "bfloat16":
+        return torch.autocast(run.device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what is queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def make_net(name: str, model: flax.linen.Module, variables: dict[str, Any]) -> nn.Module:
+    """PyTorch's net of that name with the weights of ours; UserError where they do not fit."""
+    net = torch_nets.NETS[name]()
+    entries, exported = net.state_dict(), torch_weights.export(model, variables)
+    if exported.keys() != entries.keys():
+        # Written in `torch_nets`: no published layout, but modules in forward order, as ours are listed.
+        exported = dict(zip(entries, torch_weights.export(model, variables, "jaxnets").values(), strict=True))
+    for entry, value in exported.items():
+        if entries[entry].shape != value.shape:
+            shapes = f"{tuple(entries[entry].shape)} in PyTorch and {value.shape} here"
+            raise UserError(f"--against=torch: {entry} of {name} is {shapes}")
+    net.load_state_dict({entry: torch.from_numpy(np.array(value)) for entry, value in exported.items()})
+    return net
+
+
+def make_optimizer(net: nn.Module, config: ml_collections.ConfigDict) -> torch.optim.Optimizer:
+    """What `optim.make_optimizer` does; the learning rate is set before every step."""
+    shrunk = [p for p in net.parameters() if _decays(p, config.decay_depthwise)]
+    spared = [p for p in net.parameters() if not _decays(p, config.decay_depthwise)]
+    groups = [{"params": shrunk, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if config.name == "sgd":
+        nesterov = config.nesterov and config.momentum > 0
+        return torch.optim.SGD(groups, 0.0, config.momentum, nesterov=nesterov, fused=True)
+    if config.name == "adamw":
+        betas = config.beta1, config.beta2
+        return torch.optim.AdamW(groups, 0.0, betas, config.epsilon, fused=True)
+    return torch.optim.RMSprop(groups, 0.0, config.beta2, config.epsilon, momentum=config.momentum)
+
+
+def _decays(parameter: nn.Parameter, decay_depthwise: bool) -> bool:
+    """As `optim.decay_mask` has it."""
+    is_depthwise = parameter.ndim == 4 and parameter.shape[1] == 1
+    return parameter.ndim > 1 and (decay_depthwise or not is_depthwise)
+
+
+def load_examples(split: data.Split, device: str) -> Examples:
+    """A split, decoded, on the device."""
+    decoded = data.decode(split)
+    return {
+        "image": torch.from_numpy(decoded["image"]).permute(0, 3, 1, 2).contiguous().to(device),
+        "label": torch.from_numpy(decoded["label"].astype(np.int64)).to(device),
+    }
+
+
+def normalize(images: torch.Tensor, config: ml_collections.ConfigDict) -> torch.Tensor:
+    """uint8 images `(N, 3, H, W)` as float32 with the run's mean and deviation taken out."""
+    mean, std = (torch.tensor(value, device=images.device).view(1, -1, 1, 1) for value in (config.mean, config.std))
+    return (images.float() / 255 - mean) / std
+
+
+def augment(images: torch.Tensor, config: ml_collections.ConfigDict, size: int) -> torch.Tensor:
+    """uint8 images `(N, 3, H, W)` cropped, mirrored, normalised and resized as `augment.augment` does, `(N, 3, S, S)`.
+
+    Draws from PyTorch's generator of the images' device.
+    """
+    count, _, height, width = images.shape
+    device, padding = images.device, config.augment.crop_padding
+    top, left = torch.randint(2 * padding + 1, (2, count, 1), device=device)
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.arange(width, device=device)
+    if config.augment.flip:
+        columns = torch.where(torch.rand(count, 1, device=device) < 0.5, columns.flip(1), columns)
+    if padding or config.augment.flip:
+        which = torch.arange(count, device=device)[:, None, None]
+        padded = F.pad(images, (padding,) * 4)
+        images = padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    images = normalize(images, config)
+    if (size, size) == (height, width):
+        return images
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)

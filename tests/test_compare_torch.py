@@ -1,0 +1,217 @@
+"""The runs of a comparison in PyTorch against ours: weights, augmentation, steps; resumed, and refused."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import jaxnets
+from jaxnets import (
+    augment,
+    compare,
+    compare_entries,
+    compare_torch,
+    evaluate,
+    journal,
+    loop,
+    models,
+    plan,
+    torch_nets,
+    torch_weights,
+)
+from jaxnets.errors import UserError
+from tests.tiny_net import TinyNet, small_digits
+
+
+class TinyTorch(nn.Module):
+    """`TinyNet` in PyTorch."""
+
+    def __init__(self):
+        super().__init__()
+        torch_nets.add_pairs(self, torch_nets.conv(3, 8, 3, 2), torch_nets.conv(8, 8, 3, groups=8))
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, x):
+        for number in (1, 2):
+            x = torch_nets.relu(torch_nets.apply_pair(self, number, x))
+        return self.linear(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    models.MODELS["tiny"] = TinyNet
+    torch_nets.NETS["tiny"] = TinyTorch
+    yield str(tmp_path_factory.mktemp("tfds"))
+    del models.MODELS["tiny"], torch_nets.NETS["tiny"]
+
+
+@pytest.fixture
+def config(data_dir):
+    """Two epochs of five steps, whose images are as they are: what both sides compute is then the same."""
+    config = small_digits()
+    config.data_dir = data_dir
+    config.augment.crop_padding = 0
+    return config
+
+
+@pytest.mark.parametrize("name", torch_nets.NETS)
+def test_the_nets_begin_with_our_weights(name):
+    model = jaxnets.create_model(name)
+    images = np.zeros((1, models.default_image_size(name), models.default_image_size(name), 3), np.float32)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    random = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(np.float32), shapes)
+    net = compare_torch.make_net(name, model, variables)
+    back = torch_weights.load(model, net.state_dict())
+    jax.tree.map(np.testing.assert_array_equal, {"batch_stats": {}} | variables, back)
+
+
+def test_a_net_of_other_classes_is_refused(data_dir):
+    model = TinyNet(num_classes=7)
+    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)
+    with pytest.raises(UserError, match=r"linear.weight of tiny is \(10, 8\) in PyTorch and \(7, 8\) here"):
+        compare_torch.make_net("tiny", model, variables)
+
+
+def changed(config, **fields):
+    """A copy with other fields, by their dotted names with `__` for the dot."""
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+RECIPES = {
+    "sgd": {"optimizer__learning_rate": 0.1, "optimizer__weight_decay": 0.05, "label_smoothing": 0.1},
+    "sgd, clipped": {
+        "optimizer__nesterov": False,
+        "optimizer__clip_norm": 0.3,
+        "optimizer__weight_decay": 0.05,
+        "optimizer__decay_depthwise": False,
+    },
+    "adamw": {"optimizer__name": "adamw", "optimizer__learning_rate": 0.01, "optimizer__weight_decay": 0.5},
+    "rmsprop": {"optimizer__name": "rmsprop", "optimizer__learning_rate": 0.01, "optimizer__epsilon": 1e-3},
+    "progressive": {"progressive_sizes": (8, 16)},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_both_sides_learn_the_same(recipe, config, tmp_path):
+    """Where nothing is drawn, the same change of every weight and the same records, but for rounding."""
+    config = changed(config, **RECIPES[recipe])
+    loop.train(config, tmp_path / "ours")
+    compare_torch.train(config, tmp_path / "torch")
+    run = evaluate.load_run(tmp_path / "ours", "latest")
+    first = plan.compile_and_create_state(plan.make_plan(config)).variables
+    theirs = torch_weights.load(run.model, torch.load(tmp_path / "torch" / compare_torch.CHECKPOINT)["net"])
+    changes = jax.tree.map(lambda before, after: np.asarray(after) - before, first, run.variables)
+    largest = max(np.abs(change).max() for change in jax.tree.leaves(changes))
+    assert largest > 0.01
+    for path, change in jax.tree_util.tree_leaves_with_path(changes):
+        before, after = (functools.reduce(lambda tree, key: tree[key.key], path, tree) for tree in (first, theirs))
+        # A scale that the next BatchNorm undoes has a gradient of rounding errors: nothing to compare.
+        np.testing.assert_allclose(after - before, change, rtol=1e-2, atol=1e-2 * largest, err_msg=str(path))
+    ours, other = (
+        {(record["step"], name): value for record in journal.read(tmp_path / side) for name, value in record.items()}
+        for side in ("ours", "torch")
+    )
+    for step in (5, 10):
+        for name in ("loss", "eval_loss", "learning_rate"):
+            assert other[step, name] == pytest.approx(ours[step, name], rel=1e-4), (step, name)
+        assert abs(ours[step, "eval_accuracy"] - other[step, "eval_accuracy"]) <= 1 / 50
+    assert ours[10, "num_examples"] == other[10, "num_examples"] == 50
+
+
+def test_without_draws_images_are_what_ours_are(config):
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    for size in (16, 8):
+        found = compare_torch.augment(torch.from_numpy(images).permute(0, 3, 1, 2), config, size)
+        expected = jax.vmap(
+            lambda image, size=size: augment.augment(
+                jax.random.key(0), image, mean=config.mean, std=config.std, crop_padding=0, flip=False, size=size
+            )
+        )(images)
+        np.testing.assert_allclose(found.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
+
+
+def test_images_are_cropped_and_mirrored_each_in_its_own_way(config):
+    """Every image is one of all crops of itself or of its mirror image; and all of those come, equally often."""
+    config = changed(config, augment__flip=True, augment__crop_padding=1)
+    image = np.random.default_rng(0).integers(1, 256, (3, 4, 4), np.uint8)
+    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)))
+    crops = [padded[:, top : top + 4, left : left + 4] for top in range(3) for left in range(3)]
+    possible = torch.from_numpy(np.stack([crop[:, :, ::step] for crop in crops for step in (1, -1)]))
+    torch.manual_seed(0)
+    found = compare_torch.augment(torch.from_numpy(image).expand(1800, -1, -1, -1), config, 4)
+    same = (found[:, None] == compare_torch.normalize(possible, config)).flatten(2).all(2)
+    assert same.sum(1).eq(1).all()
+    counts = same.sum(0)
+    assert counts.min() > 60 and counts.max() < 145  # 100 expected, 10 the deviation
+
+
+def test_a_run_goes_on_as_if_nothing_had_stopped_it(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_torch, "FORMATS", {"NCHW": torch.contiguous_format})  # another one rounds otherwise
+    config = changed(
+        config, augment__crop_padding=2, augment__flip=True, schedule__name="constant", schedule__warmup_epochs=0.0
+    )
+    compare_torch.train(config, tmp_path / "whole")
+    compare_torch.train(changed(config, num_epochs=1), tmp_path / "stopped")
+    first = journal.read(tmp_path / "stopped")
+    compare_torch.train(config, tmp_path / "stopped")
+    assert journal.read(tmp_path / "stopped")[: len(first)] == first
+
+    def lasting(side):
+        records = journal.read(tmp_path / side)
+        return [{name: value for name, value in r.items() if name != "images_per_second"} for r in records]
+
+    assert lasting("stopped") == lasting("whole") and len(first) == 2
+
+
+def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path):
+    compare_torch.train(changed(config, num_epochs=1), tmp_path / "run")
+    path = tmp_path / "run" / compare_torch.CHECKPOINT
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"torch.pt cannot be read"):
+        compare_torch.train(config, tmp_path / "run")
+
+
+def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch):
+    entries = compare_entries.beside_torch([compare_entries.Entry("tiny", config)])
+    assert [entry.label for entry in entries] == ["tiny", "tiny (PyTorch)"]
+    comparison = compare.run(entries, 1, tmp_path / "out")
+    ours, theirs = comparison["nets"]
+    assert (ours["framework"], theirs["framework"]) == ("jaxnets", "torch")
+    assert ours["parameters"] == theirs["parameters"] and ours["runs"] != theirs["runs"]
+    assert abs(ours["results"]["accuracy"]["mean"] - theirs["results"]["accuracy"]["mean"]) <= 1 / 50
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert "| tiny (PyTorch) |" in text and f"PyTorch {torch.__version__.split('+')[0]}" in text
+    monkeypatch.setattr(compare_torch, "train", lambda *args: pytest.fail("trained again"))
+    assert compare.run(entries, 1, tmp_path / "out")["nets"] == json.loads(json.dumps(comparison["nets"]))
+    assert compare.comparison_record([ours], 1, "", "")["torch"] is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"model__name": "resnet18_cifar"}, "there is no resnet18_cifar in PyTorch here; there are mobilenet_v1"),
+        ({"model__dropout": 0.5}, "does not know config.model.dropout"),
+        ({"ema_decay": 0.9}, "config.ema_decay"),
+        ({"augment__mixup": 0.2}, "config.augment.mixup"),
+        ({"optimizer__name": "muon"}, "config.optimizer.name"),
+    ],
+)
+def test_what_pytorch_does_not_have_is_refused_before_any_work(fields, says, config, tmp_path):
+    entries = compare_entries.beside_torch([compare_entries.Entry("net", changed(config, **fields))])
+    with pytest.raises(UserError, match=says):
+        compare.run(entries, 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", ["mnv1.py:quick", "shufflenet_v2.py:reference", "squeezenet.py", "mnv2.py:tutorial"])
+def test_the_families_recipes_are_known(path, repository):
+    configs = compare.load_configs([f"{repository}/configs/{path}"], [])
+    for config in configs.values():
+        compare_torch.check(config)
