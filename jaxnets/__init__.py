@@ -11,15 +11,12 @@ from fnmatch import fnmatchcase
 from functools import partial
 from typing import TYPE_CHECKING
 
-from jaxnets import memory
 from jaxnets.errors import UserError
 
 if TYPE_CHECKING:
     import flax.linen as nn
 
 __all__ = ["create_model", "list_models"]
-
-memory.keep_freed()
 
 
 def __getattr__(name: str):

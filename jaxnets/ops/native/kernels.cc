@@ -6,6 +6,7 @@
 //
 // An optional operand is an array without elements where it is not given.
 
+#include "buffers.h"
 #include "depthwise.h"
 #include "moments.h"
 #include "pooling.h"
@@ -34,8 +35,6 @@ Reading ReadingOf(const Input& affine, Index channels, float low, float high) {
   return {Optional(affine), channels, {low, high}};
 }
 
-float* Fresh(Output& a) { return jaxnets::Fresh(a->typed_data(), a->element_count()); }
-
 void Clear(Output& a) { std::fill_n(a->typed_data(), a->element_count(), 0.f); }
 
 // What no rows have: a mean of 0 / 0.
@@ -55,7 +54,7 @@ ffi::Error Depthwise(ffi::ThreadPool pool, Index stride, Index top, Index left, 
   if (size != 3 && size != 5) return NoSuchKernel();
   auto run = size == 3 ? DepthwiseForward<3> : DepthwiseForward<5>;
   run(pool, {stride, top, left}, x.typed_data(), in, ReadingOf(affine, in.channels, low, high), kernel.typed_data(),
-      Fresh(y), out, ReadingOf(output, out.channels, out_low, out_high), Optional(moments));
+      y->typed_data(), out, ReadingOf(output, out.channels, out_low, out_high), Optional(moments));
   return ffi::Error::Success();
 }
 
@@ -70,7 +69,7 @@ ffi::Error DepthwiseGradients(ffi::ThreadPool pool, Index stride, Index top, Ind
                        : (stride == 1 ? DepthwiseBackward<5, 1> : DepthwiseBackward<5, 2>);
   const ReadGradient gradient{dy.typed_data(), y.typed_data(), ReadingOf(correction, out.channels, 0, 0)};
   run(pool, {stride, top, left}, gradient, x.typed_data(), ReadingOf(affine, in.channels, low, high),
-      kernel.typed_data(), Fresh(dx), sums->typed_data(), dkernel->typed_data(), in, out);
+      kernel.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data(), in, out);
   return ffi::Error::Success();
 }
 
@@ -85,7 +84,7 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, float low, float high, 
   const MatrixRows matrix{x.typed_data(), depth, ReadingOf(affine, in, low, high)};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
   const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width, reading);
-  Product(pool, matrix, rows, panels, width, Fresh(y), Optional(moments));
+  Product(pool, matrix, rows, panels, width, y->typed_data(), Optional(moments));
   return ffi::Error::Success();
 }
 
@@ -98,7 +97,7 @@ ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, float low, flo
   const auto panels = Panels::Pack<true>(pool, kernel.typed_data(), width, depth);
   ProductGradients(pool, MatrixRows{x.typed_data(), depth, reading}, depth,
                    GradientRows{dy.typed_data(), y.typed_data(), Optional(correction), width}, rows, &panels, reading,
-                   x.typed_data(), Fresh(dx), sums->typed_data(), dkernel->typed_data());
+                   x.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data());
   return ffi::Error::Success();
 }
 
@@ -117,7 +116,7 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, floa
   const Side depth{1, windows.length()}, width{1, out};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
   const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width, reading);
-  Product(pool, windows, rows, panels, width, Fresh(y), Optional(moments));
+  Product(pool, windows, rows, panels, width, y->typed_data(), Optional(moments));
   return ffi::Error::Success();
 }
 
@@ -160,7 +159,7 @@ ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
   const Reading reading = ReadingOf(affine, channels, low, high);
   const float *from_x = x.typed_data(), *from_added = Optional(added);
-  float* to_z = Fresh(z);
+  float* to_z = z->typed_data();
   ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
     for (Index r = from; r < to; ++r) {
       ForVectors(channels, [&](auto width, Index c) {
@@ -201,7 +200,7 @@ ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input 
 // out's channel j * groups + i = channel j of group i.
 ffi::Error Shuffle(ffi::ThreadPool pool, Index groups, Input x, Output y) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions()), count = channels / groups;
-  float* to_y = Fresh(y);
+  float* to_y = y->typed_data();
   std::vector<int32_t> order(channels);
   for (Index c = 0; c < channels; ++c) order[c] = c % groups * count + c / groups;
   ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
@@ -221,7 +220,7 @@ ffi::Error Interleave(ffi::ThreadPool pool, float low, float high, float other_l
   const Index rows = RowsOf(a.dimensions()), channels = LastOf(a.dimensions());
   const MatrixRows of_a{a.typed_data(), {1, channels}, ReadingOf(a_affine, channels, low, high)};
   const MatrixRows of_b{b.typed_data(), {1, channels}, ReadingOf(b_affine, channels, other_low, other_high)};
-  float* to_y = Fresh(y);
+  float* to_y = y->typed_data();
   ForRows(pool, rows, 2 * channels, [&](Index, Index from, Index to) {
     float *left = Scratch<0>(of_a.pitch()), *right = Scratch<1>(of_b.pitch());
     for (Index r = from; r < to; ++r) {
@@ -244,7 +243,7 @@ ffi::Error InterleaveGradients(ffi::ThreadPool pool, float low, float high, floa
   const Reading read_a = ReadingOf(a_affine, channels, low, high);
   const Reading read_b = ReadingOf(b_affine, channels, other_low, other_high);
   std::vector<GradientSums> of_a(kMostTasks), of_b(kMostTasks);
-  float *to_a = Fresh(da), *to_b = Fresh(db);
+  float *to_a = da->typed_data(), *to_b = db->typed_data();
   const Index tasks = ForRows(pool, rows, 2 * channels, [&](Index task, Index from, Index to) {
     if (read_a.affine) of_a[task] = GradientSums(channels);
     if (read_b.affine) of_b[task] = GradientSums(channels);
@@ -275,7 +274,7 @@ Pooling PoolingOf(ffi::Span<const int64_t> in, ffi::Span<const int64_t> out, Ind
 ffi::Error MaximumPool(ffi::ThreadPool pool, Index window, Index stride, Index top, Index left, Input x, Output y) {
   if (!y->element_count()) return ffi::Error::Success();
   MaxPool(pool, PoolingOf(x.dimensions(), y->dimensions(), window, stride, top, left), x.typed_data(),
-          Fresh(y));
+          y->typed_data());
   return ffi::Error::Success();
 }
 
@@ -283,7 +282,7 @@ ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride,
                                Input x, Output dx) {
   if (!dx->element_count()) return ffi::Error::Success();
   MaxPoolGradient(pool, PoolingOf(x.dimensions(), dy.dimensions(), window, stride, top, left), dy.typed_data(),
-                  x.typed_data(), Fresh(dx));
+                  x.typed_data(), dx->typed_data());
   return ffi::Error::Success();
 }
 
@@ -320,3 +319,22 @@ HANDLER(interleave_gradients, InterleaveGradients,
         BIND.BOUNDS.OTHER_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET.RET.RET);
 HANDLER(max_pool, MaximumPool, BIND.POOLING.ARG.RET);
 HANDLER(max_pool_gradient, MaximumPoolGradient, BIND.POOLING.ARG.ARG.RET);
+
+// Keeps XLA's large buffers from now on; whether it could. See buffers.h.
+extern "C" bool keep_buffers() {
+#if defined(JAXNETS_KEEPS_BUFFERS)
+  return jaxnets::KeepBuffers();
+#else
+  return false;
+#endif
+}
+
+// Bytes of kept buffers: in use, in use and kept, most in use at once.
+extern "C" void count_buffers(uint64_t* bytes) {
+#if defined(JAXNETS_KEEPS_BUFFERS)
+  const auto count = jaxnets::Buffers::Instance().Count();
+  bytes[0] = count.used, bytes[1] = count.held, bytes[2] = count.most_used;
+#else
+  bytes[0] = bytes[1] = bytes[2] = 0;
+#endif
+}

@@ -26,6 +26,7 @@ HANDLERS = (
     *("moments", "normalize", "normalize_gradient", "shuffle", "interleave", "interleave_gradients"),
     *("max_pool", "max_pool_gradient"),
 )
+KEEP_MEMORY = "JAXNETS_KEEP_MEMORY"  # 0: off
 COMPILERS = ("c++", "g++", "clang++")
 # Neither of the two -fno changes a value: no NaN, infinity or order of a sum is given up.
 FLAGS = (
@@ -62,11 +63,28 @@ def _load() -> str | None:
         for name in HANDLERS:
             handler = jax.ffi.pycapsule(getattr(library, name))
             jax.ffi.register_ffi_target(f"jaxnets_{name}", handler, platform="cpu")
+        _keep_buffers(library)
     except Exception as error:  # whatever it is, the portable operators do without
         problem = " ".join(str(error).split()) or type(error).__name__
         logger.warning("operators: native kernels not available, using xla's: %s", problem)
         return problem
     return None
+
+
+def _keep_buffers(library: ctypes.CDLL) -> None:
+    """Have XLA's CPU client keep its large buffers between calls, where the C library lets us and it is wanted."""
+    if os.environ.get(KEEP_MEMORY, "1").lower() in ("0", "false", "no", "off"):
+        return
+    library.keep_buffers.restype = ctypes.c_bool
+    if library.keep_buffers():
+        logger.info("operators: XLA keeps its buffers between calls (%s=0 turns this off)", KEEP_MEMORY)
+
+
+def buffer_bytes() -> tuple[int, int, int]:
+    """Bytes of XLA's large buffers: in use now, in use or kept for later, most in use at once so far."""
+    count = (ctypes.c_uint64 * 3)()
+    _open(_compiler()).count_buffers(count)
+    return tuple(count)
 
 
 def _open(compiler: list[str]) -> ctypes.CDLL:

@@ -2,10 +2,6 @@
 
 #pragma once
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -99,18 +95,6 @@ class Memory {
   Index size_ = 0;
   std::unique_ptr<float[]> data_;
 };
-
-// Asks for huge pages where much is about to be written: XLA takes new memory at every call, and a page fault every
-// 4 KiB of it can cost more than the arithmetic.
-inline float* Fresh(float* data, size_t count) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kHuge = 2 << 20;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
-  const uintptr_t last = reinterpret_cast<uintptr_t>(data + count) / kHuge * kHuge;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-  return data;
-}
 
 inline Index Cut(Index total, Index part, Index parts) { return total * part / parts; }
 
