@@ -1,6 +1,7 @@
 """A split streamed: read and decoded ahead of time by Grain's worker processes, in the order of `data`."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import shutil
@@ -125,18 +126,34 @@ def _iterate(
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
     else:
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
-    with closing(iter(dataset)) as iterator:
+    try:
+        yield from _copies(iter(dataset), num_workers)
+    finally:
+        # What Grain raises, at the end too, holds itself in a circle, and the last batch. Its shared memory must go
+        # before Python ends, when nothing looks for circles any more.
+        if num_workers:
+            gc.collect()
+
+
+def _copies(iterator: grain.DatasetIterator, num_workers: int) -> Iterator[Batch]:
+    """The batches of Grain as plain arrays, its errors as ours; ends its processes."""
+    ended = None
+    with closing(iterator):
         try:
             for batch in iterator:
                 # Shared memory goes with Grain's array, whoever still looks at it.
                 yield {name: np.array(value) for name, value in batch.items()}
+        except UserError as error:
+            ended = str(error)
         except RuntimeError as error:
             if not num_workers:
                 raise
-            raise UserError(
+            ended = (
                 f"a process that reads the data has ended ({str(error).splitlines()[0]}); where memory is short, "
                 f"set config.num_workers below {num_workers}"
-            ) from error
+            )
+    if ended:  # raised here, since Grain's error holds the batch before it
+        raise UserError(ended)
 
 
 def _shared_memory_bytes() -> int:

@@ -1,6 +1,7 @@
 """A streamed split gives the resident batches, from processes that end when they should."""
 
 import gc
+import itertools
 import os
 import shutil
 import signal
@@ -212,6 +213,43 @@ def test_killed_worker_is_reported(digits):
         with pytest.raises(UserError, match="process that reads the data has ended"):
             for _ in stream:
                 pass
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="shared memory is not a folder here")
+@pytest.mark.parametrize("ending", ["last batch", "closed", "damaged"])
+def test_shared_memory_goes_with_the_stream(ending, root, tmp_path, monkeypatch):
+    """At once, whatever is left in circles: Python's end would come before the garbage is collected, and warn."""
+
+    seen = set()  # names, since others on this machine have segments too
+
+    class Seen(shared_memory.SharedMemory):
+        def __init__(self, name=None, **kwargs):
+            super().__init__(name, **kwargs)
+            seen.add(self.name)
+
+    def left():
+        return seen & set(os.listdir("/dev/shm"))
+
+    monkeypatch.setattr(shared_memory, "SharedMemory", Seen)
+    shutil.copytree(root / "digits", tmp_path / "digits")
+    split = data.open_split("digits", "test[:50]", tmp_path, image_size=8)
+    if ending == "damaged":
+        flip_one_record(next(tmp_path.rglob("digits-test.array_record-*")), split.source[40])
+    gc.disable()
+    try:
+        stream = streaming.stream_eval(split, batch_size=4, num_workers=1)
+        batches = itertools.islice(stream, 3) if ending == "closed" else stream
+        try:
+            assert len(list(batches)) == (3 if ending == "closed" else 13)
+        except UserError as error:
+            assert ending == "damaged" and "record 40" in str(error)
+        stream.close()
+        deadline = time.monotonic() + 10  # Grain frees it in a thread
+        while left() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert seen and not left()
+    finally:
+        gc.enable()
 
 
 def test_damaged_record_is_named(root, tmp_path):
