@@ -35,13 +35,13 @@ def measure(options: Options) -> dict[str, Any]:
 
 def draw(data: dict[str, Any]) -> Figure:
     """Two panels of accuracy over epochs: the mean over seeds, and their range."""
-    figure = plots.new_figure(7.0, 3.0)
+    figure = plots.new_figure(7.0, 3.5)
     for axes, (title, variants) in zip(figure.subplots(1, 2, sharey=True), PANELS.items()):
         for name, label in variants.items():
             draw_net(axes, list(NETS).index(name), label, data["nets"][name])
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # inside there is no free corner
     figure.axes[0].set_ylabel("accuracy (%)")
     training.footnote(figure, data, "bands: range over")
     return figure
