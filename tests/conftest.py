@@ -1,5 +1,6 @@
 """Shared fixtures: the data at hand, a compilation cache, and an importable torchvision."""
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -13,16 +14,34 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import pytest
-import torch
-
-from jaxnets.torch_nets import import_torchvision
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
+if importlib.util.find_spec("torch"):
+    import torch
 
-torch.set_num_threads(1)  # the test processes share the cores; more threads would wait for each other
-import_torchvision()
+    from jaxnets.torch_nets import import_torchvision
+
+    torch.set_num_threads(1)  # the test processes share the cores; more threads would wait for each other
+    import_torchvision()
+
+
+class TestModule(pytest.Module):
+    """Skipped where it imports PyTorch and there is none; single tests use `pytest.importorskip`."""
+
+    def collect(self):
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            missing = getattr(error.__cause__, "name", None)
+            if missing in ("torch", "torchvision", "timm"):
+                pytest.skip(f"needs {missing}, which is not installed", allow_module_level=True)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return TestModule.from_parent(parent, path=module_path)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 from PIL import Image
 
 KINDS: dict[str, tuple[str, str, callable]] = {}  # name of the file -> kind of reader, pattern, writer
@@ -139,6 +138,8 @@ def _(path):
 
 @case("old and large.pth", "weights", "larger than 640 MiB")
 def _(path):
+    import torch
+
     torch.save({"x": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
     os.truncate(path, 1 << 40)
 

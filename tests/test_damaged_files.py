@@ -19,6 +19,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module", params=TARGETS)
 def whole(request, folder):
     """The kind of reader, and files that it takes as they are."""
+    if request.param == "torch":
+        pytest.importorskip("torch")
     kind = seeds.KINDS.get(request.param, request.param)
     paths = seeds.write(request.param, folder / request.param)
     for path in paths:

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision import transforms
 
 from jaxnets import image_files
 from jaxnets.errors import UserError
@@ -174,12 +173,14 @@ def test_what_is_no_image_is_one_sentence(tmp_path, monkeypatch):
 def test_resize_and_crop_is_torchvisions(width, height, size):
     rng = np.random.default_rng(width * height)
     image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+    transforms = pytest.importorskip("torchvision.transforms")
     expected = transforms.CenterCrop(size)(transforms.Resize(size * 8 // 7)(image))
     np.testing.assert_array_equal(np.asarray(image_files.resize_and_crop(image, size)), np.asarray(expected))
 
 
 def test_resize_and_crop_takes_224_of_256():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8))
+    transforms = pytest.importorskip("torchvision.transforms")
     expected = transforms.CenterCrop(224)(transforms.Resize(256)(image))
     np.testing.assert_array_equal(np.asarray(image_files.resize_and_crop(image, 224)), np.asarray(expected))
 
@@ -191,6 +192,7 @@ def test_a_thread_of_an_image_is_refused_before_it_fills_the_memory():
 
 def test_squeeze_keeps_the_whole_image_and_what_fits_as_it_is():
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 70, 3), np.uint8))
+    transforms = pytest.importorskip("torchvision.transforms")
     expected = transforms.Resize((16, 16))(image)
     np.testing.assert_array_equal(np.asarray(image_files.squeeze(image, 16)), np.asarray(expected))
     assert image_files.squeeze(noise(32), 32) == noise(32)
@@ -208,6 +210,7 @@ def test_a_random_resized_crop_cuts_and_resizes_as_torchvision_does():
     # Area 0.36 of the image at aspect ratio 1, from the middle of the room that leaves.
     side = round(np.sqrt(0.36 * 30 * 50))
     top, left = int(0.5 * (30 - side + 1)), int(0.5 * (50 - side + 1))
+    transforms = pytest.importorskip("torchvision.transforms")
     theirs = transforms.functional.resized_crop(PHOTO, top, left, side, side, [16, 16])
     np.testing.assert_array_equal(crop_of([(0.36 - 0.08) / 0.92, 0.5, 0.5, 0.5]), np.asarray(theirs))
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import torch
 
 from jaxnets import optim
 
@@ -56,6 +55,7 @@ def test_exponential_falls_by_the_decay_every_epoch():
 
 
 def test_one_cycle_is_pytorchs():
+    torch = pytest.importorskip("torch")
     sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
     # PyTorch reaches peak and end one step early: it counts the points, not the steps between them.
     theirs = torch.optim.lr_scheduler.OneCycleLR(sgd, PEAK, total_steps=81, pct_start=25 / 81)
@@ -104,19 +104,20 @@ def test_only_kernels_decay(decay_depthwise):
 
 
 TORCH = {
-    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.01),
-    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, alpha=0.99, eps=1e-6, momentum=0.9, weight_decay=0.01),
+    "sgd": lambda torch, p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adamw": lambda torch, p: torch.optim.AdamW(p, lr=0.1, betas=(0.9, 0.99), eps=1e-6, weight_decay=0.01),
+    "rmsprop": lambda torch, p: torch.optim.RMSprop(p, lr=0.1, alpha=0.99, eps=1e-6, momentum=0.9, weight_decay=0.01),
 }
 
 
 @pytest.mark.parametrize("name", TORCH)
 def test_five_updates_equal_pytorch(name):
+    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     start = rng.normal(size=(3, 4)).astype(np.float32)
     gradients = rng.normal(size=(5, 3, 4)).astype(np.float32)
     weight = torch.nn.Parameter(torch.tensor(start))
-    theirs = TORCH[name]([weight])
+    theirs = TORCH[name](torch, [weight])
     ours = optim.make_optimizer(
         name, optax.constant_schedule(0.1), beta2=0.99, epsilon=1e-6, weight_decay=0.01, momentum=0.9, nesterov=True
     )

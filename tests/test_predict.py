@@ -11,11 +11,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-import torch
-import torchvision
 from PIL import Image
 from safetensors.numpy import save_file
-from torchvision import transforms
 
 import jaxnets
 from configs import digits
@@ -193,6 +190,7 @@ def test_a_small_net_sees_the_whole_image_normalised(mini, photograph, overridde
     if overridden:
         size, mean, std = 24, (0.5, 0.4, 0.3), (0.6, 0.7, 0.8)
         arguments += ["--image_size=24", "--mean=0.5,0.4,0.3", "--std=.6,.7,.8"]
+    transforms = pytest.importorskip("torchvision.transforms")
     prepare = transforms.Compose(
         [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(mean, std)]
     )
@@ -258,6 +256,9 @@ def test_labels_of_another_number_of_classes_are_refused(run, tmp_path):
 
 
 def test_real_photographs_as_pytorch_sees_them(shared_dir):
+    torch = pytest.importorskip("torch")
+    torchvision = pytest.importorskip("torchvision")
+    transforms = torchvision.transforms
     weights = shared_dir / "weights" / "squeezenet1_1_torchvision_fp16src.pth"
     photos = shared_dir / "photos"
     with (photos / "labels.csv").open() as file:

@@ -9,7 +9,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import safetensors.numpy
-import torch
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
@@ -33,6 +32,8 @@ def state_dict() -> dict[str, np.ndarray]:
 
 
 def _torch(place: Path) -> None:
+    import torch
+
     tensors = {name: torch.from_numpy(value) for name, value in state_dict().items()}
     parts = {
         "state_dict": tensors,
