@@ -1,10 +1,15 @@
 """Orbax checkpoints of a run: the latest few and the best, each verified when it is read."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
+import os
+import re
+from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +21,51 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxnets import distributed
 from jaxnets import step as step_lib
-from jaxnets.errors import UserError
-from jaxnets.runtime import logger
+from jaxnets.errors import UserError, writing
+from jaxnets.plain_files import parse_json, read_text
+from jaxnets.runtime import logger, without_late_answers
 from jaxnets.state import TrainState
 
 BEST_METRIC = "eval_accuracy"
+METRICS = "metrics"  # Orbax's name for the item, and for the file in it
 TOTALS = ("loss", "correct", "count")
 NUMBERS = "fiubV"  # kinds of NumPy's types; V is bfloat16
+MAX_RECORD = 1 << 20  # bytes of a checkpoint's JSON files
 # Arrays compress, but not like this; what is smaller than the slack may.
 MAX_RATIO, MAX_SLACK = 16, 1 << 26
 
 
 class DamagedError(UserError):
     """A checkpoint that is there but is not what was written."""
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's, whose failures to write are UserErrors."""
+
+    def save(self, *args, **kwargs):
+        with _saving(self.directory):
+            return super().save(*args, **kwargs)
+
+    def wait_until_finished(self):
+        with _saving(self.directory):
+            super().wait_until_finished()
+
+    def delete(self, step: int):
+        with _saving(self.directory):
+            super().delete(step)
+
+
+@contextlib.contextmanager
+def _saving(directory: Path) -> Iterator[None]:
+    """UserError where a checkpoint cannot be written: Orbax raises OSError, TensorStore ValueError, with its number."""
+    with writing(directory):
+        try:
+            yield
+        except ValueError as error:
+            if isinstance(error, UserError):
+                raise
+            number = re.search(r"os_error_code='(\d+)'", str(error))
+            raise OSError(os.strerror(int(number[1])) if number else _reason(error)) from error
 
 
 def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
@@ -41,6 +78,7 @@ def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManage
         if not directory.is_dir():
             raise UserError(f"{workdir} has no checkpoints: {directory} is missing")
         return _open_reader(directory)
+    distributed.on_primary(partial(_set_damaged_evaluations_aside, directory))
     best = preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best]),
@@ -72,9 +110,28 @@ def _open(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpo
         "record": ocp.JsonCheckpointHandler(**processes),
     }
     try:
-        return ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
+        return Manager(directory, options=options, item_handlers=handlers)
     except Exception as error:  # Orbax reads all metrics at once, and raises what it will for those that are damaged
         raise UserError(f"{directory} cannot be read as the checkpoints of a run: {_reason(error)}") from error
+
+
+def _set_damaged_evaluations_aside(directory: Path) -> None:
+    """Move the metrics of checkpoints that are not what was written away from them, and say so.
+
+    Orbax opens no checkpoint at all where those of one cannot be read. The checkpoint is as good as one that has not
+    been evaluated: the run will do that again if it goes on there.
+    """
+    for file in directory.glob(f"*/{METRICS}/{METRICS}"):
+        step = file.parents[1].name
+        try:
+            metrics = parse_json(read_text(file, MAX_RECORD))
+            record = parse_json(read_text(directory / step / "record" / "metadata", MAX_RECORD))
+            whole = math.isfinite(_score(metrics)) and _is_as_written(record, METRICS, metrics)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            whole = False
+        if not whole:
+            moved = _set_aside(directory, f"{step}/{METRICS}")
+            logger.warning("the evaluation of checkpoint %s in %s is damaged; moved to %s", step, directory, moved)
 
 
 def _reason(error: Exception) -> str:
@@ -101,6 +158,15 @@ def _digest(tree) -> str:
     return sha.hexdigest()
 
 
+def _is_as_written(record: dict[str, Any], name: str, value: Any) -> bool:
+    """Whether a record has the digest of a JSON value, or none, as those of earlier versions."""
+    return record["digests"].get(name, digest := _json_digest(value)) == digest
+
+
+def _json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def save(
     manager: ocp.CheckpointManager,
     state: TrainState,
@@ -117,7 +183,9 @@ def save(
     rest = {"step": host.step, "opt_state": host.opt_state, "ema": host.ema}
     items = {"variables": host.variables, "rest": flax.serialization.to_state_dict(rest)}
     step = int(host.step)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((host.variables, host.ema))):
+    finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((host.variables, host.ema)))
+    # An optimizer may well have an infinity: it divides by it.
+    if not finite or any(np.isnan(leaf).any() for leaf in jax.tree.leaves(host.opt_state)):
         raise UserError(
             f"the weights are no longer finite at step {step}, the last good checkpoint is step "
             f"{manager.latest_step()}; a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, "
@@ -138,12 +206,14 @@ def save_variables(workdir: Path, variables: dict[str, Any]) -> None:
 
 
 def _save_items(manager: ocp.CheckpointManager, step: int, items: dict[str, Any], totals, metrics) -> None:
-    record = {"digests": {name: _digest(tree) for name, tree in items.items()}, "totals": totals}
+    digests = {name: _digest(tree) for name, tree in items.items()}
     if distributed.many():
         # Each process writes a part, so the parts must be of one whole. They are not where processors round
         # differently: where machines of several kinds are mixed.
-        distributed.require_agreement(f"the state at step {step}", json.dumps(record["digests"]))
+        distributed.require_agreement(f"the state at step {step}", json.dumps(digests))
         items = step_lib.replicate(items, distributed.devices())
+    digests |= {"totals": _json_digest(totals), METRICS: _json_digest(metrics)}
+    record = {"digests": digests, "totals": totals}
     manager.save(
         step,
         metrics=metrics,
@@ -162,7 +232,8 @@ def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
         _require_honest_size(manager, step, name)
         # NumPy arrays, or Orbax would look for the devices that wrote them.
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), manager.item_metadata(step)[name].tree)
-        tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
+        with without_late_answers():
+            tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
     except Exception as error:  # Orbax and TensorStore raise what they will for a damaged file
         raise DamagedError(f"{where} is incomplete or damaged: {_reason(error)}") from error
     tree = jax.tree.map(np.asarray, tree)
@@ -236,9 +307,12 @@ def restore_state(
     require_same_shapes(rest, flax.serialization.to_state_dict(expected), where)
     values = flax.serialization.from_state_dict(expected, rest)
     state = template.replace(**variables, **values)
-    totals = _restore_record(manager, step).get("totals")
+    record = _restore_record(manager, step)
+    totals = record.get("totals")
     if not isinstance(totals, dict) or not all(math.isfinite(totals.get(name, math.nan)) for name in TOTALS):
         raise DamagedError(f"{where} has no sums of the training examples beside it")
+    if not _is_as_written(record, "totals", totals):
+        raise DamagedError(f"{where} is damaged: the sums beside it differ from what was written")
     return state, totals
 
 
@@ -257,7 +331,7 @@ def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> tupl
             continue
         # Only now, so that a run without a whole checkpoint stays as it was found.
         for bad_step, error in damaged:
-            logger.warning("%s; moved to %s", error, _set_aside(manager, bad_step))
+            logger.warning("%s; moved to %s", error, _set_aside(Path(manager.directory), str(bad_step)))
         if damaged:
             manager.reload()
         return restored
@@ -287,13 +361,14 @@ def restore_agreed(manager: ocp.CheckpointManager, template: TrainState) -> tupl
     return found[0] if found else None
 
 
-def _set_aside(manager: ocp.CheckpointManager, step: int) -> Path:
-    source = Path(manager.directory) / str(step)
-    folder = Path(manager.directory).parent / "damaged"
-    folder.mkdir(exist_ok=True)
-    names = (f"{step}.{number}" for number in itertools.count(1))
+def _set_aside(directory: Path, name: str) -> Path:
+    """Move a checkpoint, or a part of one, to `damaged/` beside the checkpoints: where it then is."""
+    folder = directory.parent / "damaged"
+    names = (f"{name.replace('/', '.')}.{number}" for number in itertools.count(1))
     target = next(folder / name for name in names if not (folder / name).exists())
-    source.rename(target)
+    with writing(directory):
+        folder.mkdir(exist_ok=True)
+        (directory / name).rename(target)
     return target
 
 

@@ -1,10 +1,14 @@
 """How the commands speak to their user when something is wrong: one sentence, status 1."""
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+NOTHING_LOST = "what was saved before is as it was, and the same command goes on from there once there is room"
 
 
 class UserError(ValueError):
@@ -15,6 +19,15 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """UserError where the files of a run cannot be written: a full disk, a limit, a folder that is read-only."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; {NOTHING_LOST}") from error
 
 
 class ArgumentParser(argparse.ArgumentParser):

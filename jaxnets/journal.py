@@ -3,12 +3,15 @@
 import json
 import os
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from jaxnets import distributed
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, writing
 from jaxnets.plain_files import parse_json, read_text
+from jaxnets.runtime import logger
 
 FILE = "metrics.jsonl"
 MAX_BYTES = 1 << 27  # half a million records
@@ -20,11 +23,42 @@ def _import_tensorboard_x():
     if unwanted:
         sys.modules["torch"] = None  # Python's way to say: not installed
     try:
-        import tensorboardX
+        import tensorboardX.event_file_writer
+        import tensorboardX.proto.event_pb2
+        import tensorboardX.summary
     finally:
         if unwanted:
             del sys.modules["torch"]
     return tensorboardX
+
+
+class Events:
+    """TensorBoard's event file of one start of a run.
+
+    Not tensorboardX's SummaryWriter: its thread ends on a full disk, and on a clock that is set back by 25 days or
+    more, and whoever writes then waits for it forever.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """Begin a file in which what earlier ones hold from `step` on no longer counts."""
+        tensorboard_x = _import_tensorboard_x()
+        self._proto, self._scalar = tensorboard_x.proto.event_pb2, tensorboard_x.summary.scalar
+        folder.mkdir(exist_ok=True)
+        # By process too: a start within the same second would empty the file of the one before.
+        self._file = tensorboard_x.event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        self._add(step, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append numbers by name; on disk when this returns."""
+        for name, value in values.items():
+            self._add(step, summary=self._scalar(name, value))
+        self._file.flush()
+
+    def _add(self, step: int, **content) -> None:
+        self._file.write_event(self._proto.Event(wall_time=time.time(), step=step, **content))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
@@ -62,32 +96,40 @@ class Journal:
             for record in records
             if record["step"] < step or record["step"] == step and (evaluated or "eval_loss" not in record)
         ]
-        self._file = self._tensorboard = None
+        if records and not step:
+            logger.warning(
+                "%s has no checkpoint yet: it starts over, and its %d records are made anew", workdir, len(records)
+            )
+        self._workdir = workdir
+        self._file = self._events = None
         if not distributed.is_primary():
             return
         path = workdir / FILE
         scratch = path.with_suffix(".tmp")
-        with scratch.open("w") as file:
-            file.writelines(json.dumps(record) + "\n" for record in self.records)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-        self._file = path.open("a")
-        self._tensorboard = _import_tensorboard_x().SummaryWriter(str(workdir / "tensorboard"), purge_step=step)
+        with writing(workdir):
+            with scratch.open("w") as file:
+                file.writelines(json.dumps(record) + "\n" for record in self.records)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, path)
+            self._file = path.open("a")
+            self._events = Events(workdir / "tensorboard", step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record, with at least `step` and `epoch`; on disk when this returns."""
         self.records.append(record)
         if self._file is None:
             return
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        for name, value in record.items():
-            if name not in ("step", "epoch") and isinstance(value, int | float):
-                group = "eval" if "eval_" in name else "train"
-                self._tensorboard.add_scalar(f"{group}/{name}", value, record["step"])
-        self._tensorboard.flush()
+        with writing(self._workdir):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            numbers = {
+                f"{'eval' if 'eval_' in name else 'train'}/{name}": value
+                for name, value in record.items()
+                if name not in ("step", "epoch") and isinstance(value, int | float)
+            }
+            self._events.write(record["step"], numbers)
 
     def last_evaluation(self, step: int) -> dict[str, Any] | None:
         """The evaluation recorded at `step`, if there is one."""
@@ -96,5 +138,5 @@ class Journal:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
-            self._tensorboard.close()
+            with writing(self._workdir), closing(self._file):
+                self._events.close()

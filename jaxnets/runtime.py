@@ -1,8 +1,10 @@
 """What every command sets up around its work: log lines, the compilation cache, XLA's determinism."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import absl.logging
@@ -21,8 +23,9 @@ class _StandardError(logging.Handler):
 
 
 def configure_logging() -> None:
-    """Our log lines on standard error, one format; of the libraries only errors."""
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    """Our log lines on standard error, one format; of the libraries next to nothing: what they fail at they raise."""
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if not logger.handlers:
         handler = _StandardError()
@@ -53,3 +56,19 @@ def make_deterministic() -> None:
     flags = os.environ.get("XLA_FLAGS", "").split()
     if not any(flag.startswith(DETERMINISTIC) for flag in flags):
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"{DETERMINISTIC}=true"])
+
+
+@contextlib.contextmanager
+def without_late_answers() -> Iterator[None]:
+    """Say nothing of TensorStore's answers that come when Orbax, after an error, no longer waits for them."""
+    before = sys.unraisablehook
+
+    def report(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxnets.errors import writing
 from jaxnets.plain_files import parse_json, read_text
 
 FILE = "timing.jsonl"
@@ -50,7 +51,7 @@ class Clock:
         """Append what has passed since the last call, up to `step`."""
         self._switch(self._phase)
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
-        with self._path.open("a") as file:
+        with writing(self._path), self._path.open("a") as file:
             # A line that a kill tore ends here, and spoils no other.
             file.write("\n" * (file.tell() > 0) + json.dumps({"first": self.step, "last": step, "seconds": seconds}))
         self.step, self._seconds = step, {}

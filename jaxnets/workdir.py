@@ -10,7 +10,7 @@ from pathlib import Path
 import ml_collections
 
 from jaxnets import distributed, settings
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, writing
 
 CONFIG = "config.json"
 SCRATCH = "config.json.tmp"
@@ -49,10 +49,11 @@ def keep(workdir: Path, config: ml_collections.ConfigDict) -> None:
     path, scratch = workdir / CONFIG, workdir / SCRATCH
     if path.exists() and settings.as_dict(settings.read(path)) == settings.as_dict(config):
         return
-    settings.write(config, scratch)
-    with scratch.open() as file:
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
+    with writing(workdir):
+        settings.write(config, scratch)
+        with scratch.open() as file:
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
@@ -112,7 +113,8 @@ def _created(workdir: Path) -> Path:
 def _locked(workdir: Path) -> Iterator[str]:
     """Hold the lock; yields what stands in it, which no other claim writes."""
     try:
-        lock = (workdir / LOCK).open("a+")
+        # Without a buffer, whose rest would be written, and fail, once more as the file is closed.
+        lock = (workdir / LOCK).open("ab", buffering=0)
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
     with lock:
@@ -121,9 +123,9 @@ def _locked(workdir: Path) -> Iterator[str]:
         except OSError:
             raise UserError(f"--workdir={workdir} is in use by another run; choose another or wait") from None
         claimed = uuid.uuid4().hex
-        lock.truncate(0)
-        lock.write(claimed)
-        lock.flush()
+        with writing(workdir):
+            lock.truncate(0)
+            lock.write(claimed.encode())
         yield claimed
 
 

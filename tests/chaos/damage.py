@@ -1,0 +1,128 @@
+"""Damage the newest checkpoint of a run at random, go on with the run, and compare it with one that nothing disturbed.
+
+    python -m tests.chaos.damage --count=100 [--seed=0]
+
+Each file of the checkpoint is damaged in every way first, then files at random. The last line of standard output is
+one JSON object; with findings, the status is 1.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from jaxnets import loop
+from tests.chaos import runs
+
+NEWEST = 15  # steps, of the run in `make_runs`
+BEFORE = 10
+
+
+class Stop(Exception):
+    """What ends a run in its last epoch, as if it were killed."""
+
+
+def make_runs(folder: Path, data_dir: Path) -> tuple[Path, Path]:
+    """A finished run of four epochs, and the same one with three checkpoints, killed in its last epoch."""
+    config = runs.make_config(data_dir, num_epochs=4)
+    loop.train(config, folder / "reference")
+    finish = loop.finish_epoch
+
+    def stop_at_the_end(run, current, at):
+        if at > NEWEST:
+            raise Stop
+        finish(run, current, at)
+
+    loop.finish_epoch = stop_at_the_end
+    try:
+        loop.train(config, folder / "killed")
+    except Stop:
+        return folder / "reference", folder / "killed"
+    finally:
+        loop.finish_epoch = finish
+    raise AssertionError("the run was to end early")
+
+
+def remove(path: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+def truncate(path: Path, rng: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: rng.randrange(max(path.stat().st_size, 1))])
+
+
+def flip(path: Path, rng: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def zero(path: Path, rng: random.Random) -> None:
+    """The end of the file as zeros: written, but not on disk when the power went."""
+    content = path.read_bytes()
+    kept = rng.randrange(max(len(content), 1))
+    path.write_bytes(content[:kept] + bytes(len(content) - kept))
+
+
+WAYS = {"remove": remove, "truncate": truncate, "flip": flip, "zero": zero}
+
+
+def files(workdir: Path, step: int = NEWEST) -> list[Path]:
+    """The files of a checkpoint, as paths in the workdir."""
+    folder = workdir / "checkpoints" / str(step)
+    return sorted(path.relative_to(workdir) for path in folder.rglob("*") if path.is_file())
+
+
+def outcome_of(workdir: Path, reference: Path, data_dir: Path) -> str:
+    """Go on with a damaged run: "kept", "went back" or what was wrong."""
+    outcome = runs.attempt(runs.make_config(data_dir, num_epochs=4), workdir)
+    if outcome.error:
+        return f"refused: {outcome.error}"
+    said = any("damaged" in line and "moved to" in line for line in outcome.log)
+    went_back = any(f"at step {BEFORE} of" in line for line in outcome.log)
+    if not went_back and not any(f"at step {NEWEST} of" in line for line in outcome.log):
+        return "started over"
+    if went_back and not said:
+        return "went back without a word"
+    wrong = runs.differences(workdir, reference)
+    return f"differs in {', '.join(wrong)}" if wrong else "went back" if went_back else "kept"
+
+
+def main() -> None:
+    """Run the campaign."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rng = random.Random(args.seed)
+    folder = Path(tempfile.mkdtemp(prefix="jaxnets-damage-"))
+    outcomes, findings = Counter(), []
+    with runs.tiny_net():
+        reference, killed = make_runs(folder, folder / "data")
+        number = len(files(killed))
+        cases = [(file, way) for file in files(killed) for way in WAYS]
+        rng.shuffle(cases)
+        cases += [(rng.choice(files(killed)), rng.choice(list(WAYS))) for _ in range(args.count - len(cases))]
+        for file, way in cases[: args.count]:
+            workdir = folder / "damaged"
+            shutil.copytree(killed, workdir)
+            WAYS[way](workdir / file, rng)
+            outcome = outcome_of(workdir, reference, folder / "data")
+            outcomes[f"{way}: {outcome if outcome in ('kept', 'went back') else 'finding'}"] += 1
+            if outcome not in ("kept", "went back"):
+                findings.append(f"{way} {file}: {outcome}")
+                print(findings[-1], file=sys.stderr, flush=True)
+            shutil.rmtree(workdir)
+    shutil.rmtree(folder)
+    total = {"count": args.count, "seed": args.seed, "files": number}
+    print(json.dumps(total | {"outcomes": dict(sorted(outcomes.items())), "findings": findings}))
+    sys.exit(1 if findings else 0)
+
+
+if __name__ == "__main__":
+    main()

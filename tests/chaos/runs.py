@@ -1,0 +1,115 @@
+"""Tiny runs to break: started in this process or by the command, and compared bit for bit."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxnets import checkpoint, journal, loop, models, runtime
+from jaxnets.errors import UserError
+from tests.tiny_net import TinyNet, small_digits
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LIMIT_FILES = (
+    "import os, resource, sys; size = int(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)); "
+    "os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
+)
+
+
+def make_config(data_dir: Path, **fields: Any) -> ml_collections.ConfigDict:
+    """Two epochs of five steps of the tiny net, each step a call and a record; `fields` with __ for dots."""
+    config = small_digits()
+    config.data_dir = str(data_dir)
+    config.compilation_cache = False
+    config.steps_per_call = config.log_every_steps = 1
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
+@contextlib.contextmanager
+def tiny_net() -> Iterator[None]:
+    """The net called "tiny" is there for a while."""
+    models.MODELS["tiny"] = TinyNet
+    try:
+        yield
+    finally:
+        del models.MODELS["tiny"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run in this process ended."""
+
+    error: str | None  # the sentence of a UserError
+    log: list[str]
+    result: dict[str, Any] | None
+
+
+def attempt(config: ml_collections.ConfigDict, workdir: Path) -> Outcome:
+    """Train, or go on, in this process; what is no UserError is raised."""
+    lines: list[str] = []
+
+    class Lines(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    handler = Lines()
+    runtime.logger.addHandler(handler)
+    try:
+        return Outcome(None, lines, loop.train(config, workdir))
+    except UserError as error:
+        return Outcome(str(error), lines, None)
+    finally:
+        runtime.logger.removeHandler(handler)
+
+
+def command(workdir: Path, data_dir: Path, *flags: str, file_size: int | None = None) -> subprocess.CompletedProcess:
+    """The same run by the command, to its end; no file may grow beyond `file_size` bytes."""
+    limited = [] if file_size is None else ["-c", LIMIT_FILES, str(file_size)]
+    arguments = ["--config=tests/tiny_run.py", f"--workdir={workdir}", *flags]
+    return subprocess.run(
+        [sys.executable, *limited, "-m", "tests.tiny_run", *arguments],
+        cwd=REPOSITORY,
+        env=os.environ | {"TFDS_DATA_DIR": str(data_dir)},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    """The records of a run without what depends on the clock."""
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in journal.read(workdir)]
+
+
+def saved(workdir: Path) -> dict[int, list[dict]]:
+    """All checkpoints of a run, each verified as it is read."""
+    with contextlib.closing(checkpoint.open_manager(workdir)) as manager:
+        steps = list(manager.all_steps())
+        return {
+            step: [checkpoint.restore_item(manager, step, name) for name in ("variables", "rest")] for step in steps
+        }
+
+
+def differences(workdir: Path, reference: Path) -> list[str]:
+    """What two finished runs do not have in common, bit for bit: nothing, if all is well."""
+    found = []
+    if records(workdir) != records(reference):
+        found.append("records")
+    ours, theirs = saved(workdir), saved(reference)
+    last = max(theirs)
+    if max(ours) != last:
+        return [*found, f"last step {max(ours)} in place of {last}"]
+    equal = jax.tree.map(np.array_equal, ours[last], theirs[last])
+    if not all(jax.tree.leaves(equal)):
+        found.append("state")
+    return found
