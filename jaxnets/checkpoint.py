@@ -1,13 +1,9 @@
 """Orbax checkpoints of a run: the latest few and the best, each verified when it is read."""
 
-import contextlib
 import hashlib
 import itertools
 import json
 import math
-import os
-import re
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -21,6 +17,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxnets import distributed
 from jaxnets import step as step_lib
+from jaxnets.checkpoint_manager import Manager, first_line
 from jaxnets.errors import UserError, writing
 from jaxnets.plain_files import parse_json, read_text
 from jaxnets.runtime import logger, without_late_answers
@@ -37,35 +34,6 @@ MAX_RATIO, MAX_SLACK = 16, 1 << 26
 
 class DamagedError(UserError):
     """A checkpoint that is there but is not what was written."""
-
-
-class Manager(ocp.CheckpointManager):
-    """Orbax's, whose failures to write are UserErrors."""
-
-    def save(self, *args, **kwargs):
-        with _saving(self.directory):
-            return super().save(*args, **kwargs)
-
-    def wait_until_finished(self):
-        with _saving(self.directory):
-            super().wait_until_finished()
-
-    def delete(self, step: int):
-        with _saving(self.directory):
-            super().delete(step)
-
-
-@contextlib.contextmanager
-def _saving(directory: Path) -> Iterator[None]:
-    """UserError where a checkpoint cannot be written: Orbax raises OSError, TensorStore ValueError, with its number."""
-    with writing(directory):
-        try:
-            yield
-        except ValueError as error:
-            if isinstance(error, UserError):
-                raise
-            number = re.search(r"os_error_code='(\d+)'", str(error))
-            raise OSError(os.strerror(int(number[1])) if number else _reason(error)) from error
 
 
 def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
@@ -112,7 +80,7 @@ def _open(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpo
     try:
         return Manager(directory, options=options, item_handlers=handlers)
     except Exception as error:  # Orbax reads all metrics at once, and raises what it will for those that are damaged
-        raise UserError(f"{directory} cannot be read as the checkpoints of a run: {_reason(error)}") from error
+        raise UserError(f"{directory} cannot be read as the checkpoints of a run: {first_line(error)}") from error
 
 
 def _set_damaged_evaluations_aside(directory: Path) -> None:
@@ -132,10 +100,6 @@ def _set_damaged_evaluations_aside(directory: Path) -> None:
         if not whole:
             moved = _set_aside(directory, f"{step}/{METRICS}")
             logger.warning("the evaluation of checkpoint %s in %s is damaged; moved to %s", step, directory, moved)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def exists(workdir: Path) -> bool:
@@ -173,7 +137,7 @@ def save(
     totals: dict[str, float],
     metrics: dict[str, float] | None,
 ) -> None:
-    """Write the state under its step, in the background.
+    """Write the state under its step, in the background; in place of what an interruption saved there.
 
     `variables` stand apart from the rest: they are all that evaluation needs. `totals` are the training
     sums not reported yet. `metrics` decide which checkpoint is the best; None for one without an evaluation.
@@ -191,9 +155,6 @@ def save(
             f"{manager.latest_step()}; a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, "
             "usually helps"
         )
-    if step in manager.all_steps():  # saved on an interruption, and evaluated now
-        manager.wait_until_finished()
-        manager.delete(step)
     _save_items(manager, step, items, totals, metrics)
 
 
@@ -235,7 +196,7 @@ def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
         with without_late_answers():
             tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
     except Exception as error:  # Orbax and TensorStore raise what they will for a damaged file
-        raise DamagedError(f"{where} is incomplete or damaged: {_reason(error)}") from error
+        raise DamagedError(f"{where} is incomplete or damaged: {first_line(error)}") from error
     tree = jax.tree.map(np.asarray, tree)
     if not isinstance(tree, dict) or not all(leaf.dtype.kind in NUMBERS for leaf in jax.tree.leaves(tree)):
         raise DamagedError(f"{where} is damaged: {name} is not a tree of arrays of numbers")
@@ -383,7 +344,7 @@ def find_step(manager: ocp.CheckpointManager, which: str) -> int:
         try:
             scores = {step: float(_score(metrics)) for step in steps if (metrics := manager.metrics(step))}
         except Exception as error:
-            raise UserError(f"the evaluations in {manager.directory} cannot be read: {_reason(error)}") from error
+            raise UserError(f"the evaluations in {manager.directory} cannot be read: {first_line(error)}") from error
         if not scores and len(steps) == 1:  # as weights from elsewhere are
             return steps[0]
         if not scores:

@@ -20,6 +20,11 @@ def get_config():
     return config
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """What `train.py` does, with one net more."""
     models.MODELS["tiny"] = TinyNet
     app.run(exit_on_user_error(train.main), flags_parser=exit_on_user_error(train.parse_flags))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""The tiny run, telling where it is (`telling`): `python -m tests.chaos.victim --config=tests/tiny_run.py FLAGS`.
+
+CHAOS_ARCHIVE is where it finds CIFAR-10.
+"""
+
+from jaxnets import interruption
+from tests.chaos import telling
+
+if __name__ == "__main__":
+    interruption.end_at_once()
+    telling.tell("start")
+
+import contextlib
+import dataclasses
+import os
+
+from jaxnets import checkpoint, data, dispatch, evaluate, loop, timing
+from jaxnets.datasets import cifar, locate
+from tests import tiny_run
+
+
+class TellingClock(timing.Clock):
+    """The clock of the run, which knows its phases."""
+
+    @contextlib.contextmanager
+    def phase(self, name):
+        with super().phase(name):
+            if name != "wait for data":
+                telling.tell(name)
+            yield
+        telling.tell("between")
+
+
+def told(module, name: str, before: str | None = None, after: str | None = None) -> None:
+    """Have a function tell a phase as it begins, or as it ends."""
+    original = getattr(module, name)
+
+    def call(*args, **kwargs):
+        if before:
+            telling.tell(before)
+        result = original(*args, **kwargs)
+        if after:
+            telling.tell(after)
+        return result
+
+    setattr(module, name, call)
+
+
+if __name__ == "__main__":
+    loop.Clock = TellingClock
+    told(locate, "_prepare", before="prepare", after="between")
+    told(data, "_fill", before="decode")
+    told(dispatch, "compile_train", before="compile")
+    told(evaluate, "_add", before="evaluation")
+    told(checkpoint, "save", after="save")  # its files are written from then on
+    if url := os.environ["CHAOS_ARCHIVE"]:
+        cifar.Cifar10.ARCHIVE = dataclasses.replace(cifar.Cifar10.ARCHIVE, url=url)
+    tiny_run.main()

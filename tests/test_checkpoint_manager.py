@@ -1,0 +1,78 @@
+"""A checkpoint is whole as long as it is there, whatever is cut short: a deletion, or the saving of a successor."""
+
+import shutil
+from contextlib import closing
+
+import orbax.checkpoint as ocp
+import pytest
+
+from jaxnets import checkpoint
+from tests.test_checkpoint import TOTALS, make_state
+
+
+class Killed(BaseException):
+    """What the tests raise to end a process at a chosen place."""
+
+
+def steps_on_disk(workdir):
+    """The steps that are there, each restored and verified."""
+    with closing(checkpoint.open_manager(workdir)) as manager:
+        for step in manager.all_steps():
+            checkpoint.restore_item(manager, step, "rest")
+        return sorted(manager.all_steps())
+
+
+def save(manager, step, metrics=None):
+    checkpoint.save(manager, make_state(step=step), TOTALS, metrics)
+    manager.wait_until_finished()
+
+
+def test_a_deletion_cut_short_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):
+    def dies(path):
+        next(file for file in path.rglob("*") if file.is_file()).unlink()
+        raise Killed
+
+    manager = checkpoint.open_manager(tmp_path, keep=2)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(shutil, "rmtree", dies)
+        for step in range(1, 5):
+            save(manager, step)
+    assert steps_on_disk(tmp_path) == [2, 3]
+    with closing(checkpoint.open_manager(tmp_path, keep=2)) as manager:
+        save(manager, 4)
+    assert steps_on_disk(tmp_path) == [3, 4]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
+
+
+@pytest.mark.parametrize("cut", ["before its successor is written", "before it is removed"])
+def test_a_checkpoint_that_is_replaced_is_there_until_its_successor_is(tmp_path, monkeypatch, cut):
+    module, name, evaluated = {
+        "before its successor is written": (ocp.CheckpointManager, "save", None),
+        "before it is removed": (shutil, "rmtree", {"eval_accuracy": 0.5}),
+    }[cut]
+
+    def dies(*_, **__):
+        raise Killed
+
+    manager = checkpoint.open_manager(tmp_path, keep=2)
+    save(manager, 3)
+    save(manager, 4)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, name, dies)
+        save(manager, 4, {"eval_accuracy": 0.5})
+        manager.close()
+    again = checkpoint.open_manager(tmp_path, keep=2)
+    assert again.metrics(4) == evaluated
+    again.close()
+    assert steps_on_disk(tmp_path) == [3, 4]
+    assert not (tmp_path / "checkpoints" / "deleted").exists()
+
+
+def test_nothing_is_deleted_through_a_link(tmp_path):
+    """A workdir from someone else may have one in place of the folder."""
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "1").mkdir(parents=True)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "deleted").symlink_to(elsewhere)
+    checkpoint.open_manager(tmp_path, keep=2).close()
+    assert (elsewhere / "1").is_dir()
