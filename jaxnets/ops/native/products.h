@@ -223,25 +223,43 @@ struct WindowRows {
   Index pitch() const { return Side{1, length()}.pitch(); }
 
   void Stage(Index from, Index to, float* out) const {
-    for (Index r = from; r < to; ++r, out += pitch()) {
-      const Index image = r / (out_height * out_width), i = r / out_width % out_height, j = r % out_width;
-      const Index left = j * window.stride - window.left;
-      const Index first = std::clamp<Index>(-left, 0, window.width);
-      const Index last = std::clamp<Index>(image_width - left, first, window.width);
+    if (window.width * channels == 9) return StageRows<9>(from, to, out);  // the stem of every net here
+    StageRows<0>(from, to, out);
+  }
+
+ private:
+  // EXACT: how many floats a row of a window has, where the compiler may know it; else 0.
+  template <Index EXACT>
+  void StageRows(Index from, Index to, float* out) const {
+    const Index floats = EXACT ? EXACT : window.width * channels, step = pitch(), end = Aligned(length());
+    Index image = from / (out_height * out_width), i = from / out_width % out_height, j = from % out_width;
+    for (Index r = from; r < to; ++r, out += step) {
+      const Index left = j * window.stride - window.left, top = i * window.stride - window.top;
+      const float* from_row = x + ((image * image_height + top) * image_width + left) * channels;
       float* to_row = out;
-      for (Index k = 0; k < window.height; ++k, to_row += window.width * channels) {
-        const Index row = i * window.stride - window.top + k;
-        if (row < 0 || row >= image_height) {
-          std::fill(to_row, to_row + window.width * channels, 0.f);
-          continue;
+      const bool inside = left >= 0 && left + window.width <= image_width && top >= 0 &&
+                          top + window.height <= image_height;
+      for (Index k = 0; k < window.height; ++k, to_row += floats, from_row += image_width * channels) {
+        if (inside) {
+          std::copy(from_row, from_row + floats, to_row);
+        } else {
+          StageEdge(from_row, left, top + k, to_row, floats);
         }
-        const float* from_row = x + ((image * image_height + row) * image_width + left + first) * channels;
-        std::fill(to_row, to_row + first * channels, 0.f);
-        std::copy(from_row, from_row + (last - first) * channels, to_row + first * channels);
-        std::fill(to_row + last * channels, to_row + window.width * channels, 0.f);
       }
-      std::fill(to_row, out + Aligned(length()), 0.f);
+      std::fill(to_row, out + end, 0.f);
+      if (++j < out_width) continue;
+      j = 0;
+      if (++i == out_height) i = 0, ++image;
     }
+  }
+
+  // A row of a window of which a part may lie outside of the image.
+  void StageEdge(const float* from_row, Index left, Index row, float* to_row, Index floats) const {
+    const Index first = std::clamp<Index>(-left, 0, window.width);
+    const Index last = row < 0 || row >= image_height ? first : std::clamp(image_width - left, first, window.width);
+    std::fill(to_row, to_row + first * channels, 0.f);
+    std::copy(from_row + first * channels, from_row + last * channels, to_row + first * channels);
+    std::fill(to_row + last * channels, to_row + floats, 0.f);
   }
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <map>
@@ -17,30 +18,99 @@ namespace jaxnets {
 
 namespace ffi = xla::ffi;
 
-// body(0) ... body(tasks - 1), on the pool's threads and this one.
-inline void Parallel(ffi::ThreadPool& pool, Index tasks, const std::function<void(Index)>& body) {
-  struct State {
-    std::atomic<Index> next{0}, done{0};
-    std::mutex mutex;
-    std::condition_variable all_done;
-  };
-  auto state = std::make_shared<State>();
-  // A thread that comes after the last task was taken must not touch `body`, which may be gone.
-  auto work = [state, tasks, &body] {
-    for (Index task; (task = state->next++) < tasks;) {
-      body(task);
-      if (++state->done == tasks) {
-        std::lock_guard<std::mutex> lock(state->mutex);
-        state->all_done.notify_all();
+// How long a thread without work looks out for more before it sleeps. Waking it would take as long, which is longer than
+// many a kernel for a single image.
+constexpr std::chrono::microseconds kPatience{40};
+
+// Whether `ready` became true while this thread had patience.
+template <class Ready>
+bool LookOut(const Ready& ready) {
+  const auto end = std::chrono::steady_clock::now() + kPatience;
+  while (!ready()) {
+    if (std::chrono::steady_clock::now() > end) return false;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+  }
+  return true;
+}
+
+// A call of Parallel.
+class Work {
+ public:
+  Work(Index tasks, const std::function<void(Index)>& body) : tasks_(tasks), body_(&body) {}
+
+  // Does what no other thread has begun. After the last task was taken `body` is not touched: it may be gone.
+  void Help() {
+    for (Index task; (task = next_++) < tasks_;) {
+      (*body_)(task);
+      if (++done_ == tasks_) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        all_done_.notify_all();
       }
     }
-  };
-  const Index helpers = std::min<Index>(tasks, pool.num_threads()) - 1;
-  for (Index i = 0; i < helpers; ++i) pool.Schedule([work] { work(); });
-  work();
+  }
+
   // Only tasks that a thread is at work on are waited for: the pool being busy cannot block this.
-  std::unique_lock<std::mutex> lock(state->mutex);
-  state->all_done.wait(lock, [&] { return state->done == tasks; });
+  void Wait() {
+    if (LookOut([this] { return done_ == tasks_; })) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    all_done_.wait(lock, [this] { return done_ == tasks_; });
+  }
+
+ private:
+  const Index tasks_;
+  const std::function<void(Index)>* body_;
+  std::atomic<Index> next_{0}, done_{0};
+  std::mutex mutex_;
+  std::condition_variable all_done_;
+};
+
+// The newest work, for threads of the pool that have done theirs.
+class Newest {
+ public:
+  static Newest& Instance() {
+    static auto* newest = new Newest;
+    return *newest;
+  }
+
+  // How many threads are looking out for it.
+  Index Set(const std::shared_ptr<Work>& work) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    work_ = work;
+    ++number_;
+    return waiting_;
+  }
+
+  // Helps with `work`, then with whatever follows soon.
+  void HelpFrom(std::shared_ptr<Work> work) {
+    while (work) {
+      const Index number = number_;
+      work->Help();
+      ++waiting_;
+      const bool more = LookOut([&] { return number_ != number; });
+      --waiting_;
+      work.reset();
+      if (!more) return;
+      std::lock_guard<std::mutex> lock(mutex_);
+      work = work_;
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::shared_ptr<Work> work_;
+  std::atomic<Index> number_{0}, waiting_{0};
+};
+
+// body(0) ... body(tasks - 1), on the pool's threads and this one.
+inline void Parallel(ffi::ThreadPool& pool, Index tasks, const std::function<void(Index)>& body) {
+  auto work = std::make_shared<Work>(tasks, body);
+  const Index waiting = tasks > 1 ? Newest::Instance().Set(work) : 0;
+  const Index helpers = std::min<Index>(tasks, pool.num_threads()) - 1;
+  for (Index i = waiting; i < helpers; ++i) pool.Schedule([work] { Newest::Instance().HelpFrom(work); });
+  work->Help();
+  work->Wait();
 }
 
 // A thread's memory for one task, kept for the next: what it holds is undefined.
