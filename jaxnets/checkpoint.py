@@ -27,6 +27,8 @@ BEST_METRIC = "eval_accuracy"
 METRICS = "metrics"  # Orbax's name for the item, and for the file in it
 TOTALS = ("loss", "correct", "count")
 NUMBERS = "fiubV"  # kinds of NumPy's types; V is bfloat16
+# Seconds that a save may take. Orbax counts them by the time of day: one set forward by 20 minutes would end the run.
+PATIENCE = 10 * 365 * 86400
 MAX_RECORD = 1 << 20  # bytes of a checkpoint's JSON files
 # Arrays compress, but not like this; what is smaller than the slack may.
 MAX_RATIO, MAX_SLACK = 16, 1 << 26
@@ -52,6 +54,7 @@ def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManage
         preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best]),
         best_fn=_score,
         cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(timeout_secs=PATIENCE),
     )
     return _open(directory, options)
 

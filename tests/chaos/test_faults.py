@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from jaxnets import journal, progress, report, timing
+from jaxnets import data, journal, progress, report, timing
 from tests.chaos import faults, runs
+from tests.photo_set import flip_one_record
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,45 +60,56 @@ def test_a_nan_that_no_loss_shows_is_not_saved(folder, tmp_path, part):
     assert runs.saved(tmp_path / "run") == {}
 
 
+@pytest.fixture
+def copy(folder, tmp_path):
+    """The data in a place of its own, and the file of its training split."""
+    shutil.copytree(folder / "data", tmp_path / "data")
+    return tmp_path / "data", next((tmp_path / "data").rglob("digits-train.array_record-*"))
+
+
+def mend(folder, copy):
+    shutil.copytree(folder / "data", copy[0], dirs_exist_ok=True)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_spoiled_records_are_named_and_the_run_goes_on_once_they_are_whole(folder, tmp_path, workers):
-    shutil.copytree(folder / "data", tmp_path / "data")
-    shard = next((tmp_path / "data").rglob("digits-train.array_record-*"))
-    config = runs.make_config(tmp_path / "data", resident="false", num_workers=workers, num_epochs=20)
-    with faults.once_at(6, lambda: faults.overwrite(shard, random.Random(0))):
-        outcome = runs.attempt(config, tmp_path / "run")
-    assert "of digits train[:160] in" in outcome.error and "cannot be read" in outcome.error
-    assert 5 in runs.saved(tmp_path / "run")
-    shutil.copytree(folder / "data", tmp_path / "data", dirs_exist_ok=True)
-    config.num_epochs = 2
-    runs.attempt(config, tmp_path / "again")
-    assert runs.differences(tmp_path / "again", folder / "reference") == []
+def test_spoiled_records_are_named_and_the_run_goes_on_once_they_are_whole(folder, copy, tmp_path, workers):
+    place, shard = copy
+    config = runs.make_config(place, resident="false", num_workers=workers)
+    runs.attempt(runs.make_config(place), tmp_path / "run")  # to keep its first epoch alone
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "10")
+    flip_one_record(shard, data.open_split("digits", "train", place, image_size=16).source[77])
+    outcome = runs.attempt(config, tmp_path / "run")
+    assert "record 77 of digits train[:160] in" in outcome.error and "cannot be read" in outcome.error
+    assert set(runs.saved(tmp_path / "run")) == {5}
+    mend(folder, copy)
+    assert_goes_on(folder, tmp_path / "run")
 
 
-@pytest.mark.parametrize("way", ["cut off", "vanish"])
-def test_a_file_that_goes_does_no_harm(folder, tmp_path, way):
+@pytest.mark.parametrize("way", faults.SHARD_WAYS)
+def test_a_file_that_goes_while_it_is_read_costs_no_more_than_the_epoch(folder, copy, tmp_path, way):
+    """Whether the rest has been read before or not."""
+    place, shard = copy
+    config = runs.make_config(place, resident="false")
     rng = random.Random(way)
-    workdir = tmp_path / "run"
-    shutil.copytree(folder / "data", tmp_path / "data")
-    shard = next((tmp_path / "data").rglob("digits-train.array_record-*"))
-    config = runs.make_config(tmp_path / "data", resident="false")
-    with faults.once_at(1, lambda: faults.SHARD_WAYS[way](shard, rng)):
-        runs.attempt(config, workdir)
-    outcome = runs.attempt(config, tmp_path / "new")
-    assert str(shard) in outcome.error and not (tmp_path / "new").exists()
-    shutil.copytree(folder / "data", tmp_path / "data", dirs_exist_ok=True)
-    assert_goes_on(folder, workdir)
+    with faults.each_step(lambda step: faults.SHARD_WAYS[way](shard, rng) if step == 1 else None):
+        outcome = runs.attempt(config, tmp_path / "run")
+    assert outcome.error is None or str(place) in outcome.error
+    if way != "overwrite":  # which a new start finds record by record
+        assert str(shard) in runs.attempt(config, tmp_path / "new").error
+        assert not (tmp_path / "new").exists()
+    mend(folder, copy)
+    assert_goes_on(folder, tmp_path / "run")
 
 
-def test_a_clock_that_jumps_at_every_question_changes_nothing(folder, tmp_path):
+def test_a_clock_that_is_set_changes_nothing(folder):
     kind, wrong = faults.attempt(faults.break_clock, folder, random.Random(0))
     assert wrong is None
 
 
 def test_tensorboard_gets_its_numbers_whatever_the_clock_says(tmp_path):
-    """tensorboardX's own thread ends on a clock that is set back, and its queue of ten then stays full."""
-    written = journal.Journal(tmp_path, 0, False)
+    """tensorboardX's own thread ends on a clock that is set back by a month, and its queue of ten then stays full."""
     with faults.jumping_clock(random.Random(0)):
+        written = journal.Journal(tmp_path, 0, False)
         for step in range(1, 60):
             written.write({"step": step, "epoch": 1, "loss": 1.0})
     written.close()
@@ -105,12 +117,14 @@ def test_tensorboard_gets_its_numbers_whatever_the_clock_says(tmp_path):
     assert size > 59 * len("train/loss")
 
 
-def test_the_time_left_does_not_ask_what_day_it_is(monkeypatch):
+def test_the_time_left_does_not_ask_what_day_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     shown = progress.Progress(0, 100, 10)
     with faults.jumping_clock(random.Random(0)), shown:
+        written = journal.Journal(tmp_path, 0, False)
         for at in range(1, 50):
             shown.advance(at, {"loss": 1.0, "correct": 1, "count": 2}, 100.0)
+            written.write({"step": at, "epoch": 1, "loss": 1.0})  # which sets the clock
         task = shown._bar.tasks[0]
         assert task.time_remaining is None or 0 <= task.time_remaining < 60
         assert 0 <= task.elapsed < 60
