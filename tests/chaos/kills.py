@@ -2,23 +2,26 @@
 
     python -m tests.chaos.kills --kills=50 [--seed=0]
 
-A moment is a phase, in turn and in random order, one of its occurrences, and a random part of the time it took in the
-undisturbed run. When a run has come to its end a new one begins, in a new workdir. After every kill each checkpoint
+A moment is a phase, in turn and in random order, one of its occurrences, and a random part of the time it has taken on
+average so far. When a run has come to its end a new one begins, in a new workdir. After every kill each checkpoint
 must be whole, and `metrics.jsonl` the beginning of the undisturbed run's; in the end all must be equal, bit for bit.
 The last line of standard output is one JSON object; with findings, the status is 1.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import random
 import shutil
+import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
+from jaxnets import runtime
 from jaxnets.checkpoint import DamagedError
 from jaxnets.journal import FILE
 from tests.chaos import runs
@@ -57,13 +60,15 @@ def plan(kills: int, seed: int) -> list[Moment]:
     return [Moment(phase, rng.randint(1, 3) if phase in REPEATED else 1, rng.random()) for phase in phases[:kills]]
 
 
-def durations(told: list[tuple[str, float]]) -> dict[str, float]:
-    """Seconds that the longest occurrence of each phase took; of saving, which goes on behind, until the next save."""
-    longest: dict[str, float] = {}
-    for (phase, began), (_, ended) in zip(told, told[1:]):
-        longest[phase] = max(longest.get(phase, 0), ended - began)
-    saves = [began for phase, began in told if phase == "save"]
-    return longest | {"save": min(b - a for a, b in zip(saves, saves[1:]))}
+def durations(starts: list[list[tuple[str, float]]]) -> dict[str, float]:
+    """Seconds that each phase took on average; saving, which goes on behind other phases, until the next save."""
+    seconds: dict[str, list[float]] = {}
+    for told in starts:
+        saves = [moment for moment in told if moment[0] == "save"]
+        others = [moment for moment in told if moment[0] != "save"]
+        for (phase, began), (_, ended) in [*itertools.pairwise(others), *itertools.pairwise(saves)]:
+            seconds.setdefault(phase, []).append(ended - began)
+    return {phase: statistics.fmean(values) for phase, values in seconds.items()}
 
 
 def kill(start: Watched, moment: Moment, seconds: dict[str, float]) -> bool:
@@ -101,12 +106,18 @@ def last_step(workdir: Path) -> int:
     return max((record["step"] for record in runs.records(workdir)), default=0)
 
 
-def what_it_hit(start: Watched, planned: str, workdir: Path) -> Kill:
+def entries(workdir: Path) -> set[str]:
+    """What lies among the checkpoints, whole ones and others."""
     checkpoints = workdir / "checkpoints"
-    names = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    saved = max((int(name) for name in names if name.isdecimal()), default=0)
-    writing = any("tmp" in name for name in names)
-    return Kill(planned, start.phases[-1][0], writing, "deleted" in names, last_step(workdir), saved)
+    return {path.name for path in checkpoints.iterdir()} if checkpoints.is_dir() else set()
+
+
+def what_it_hit(start: Watched, planned: str, workdir: Path, before: set[str]) -> Kill:
+    """`before` are the entries of the start's beginning: a kill before this one may have left them."""
+    now = entries(workdir)
+    writing = any("tmp" in name for name in now - before)
+    saved = max((int(name) for name in now if name.isdecimal()), default=0)
+    return Kill(planned, start.phases[-1][0], writing, "deleted" in now - before, last_step(workdir), saved)
 
 
 def campaign(kills: int, seed: int, folder: Path, epochs: int) -> tuple[list[Kill], list[str], int]:
@@ -116,7 +127,7 @@ def campaign(kills: int, seed: int, folder: Path, epochs: int) -> tuple[list[Kil
     with Watched(reference, folder / "data", *flags) as start:
         if start.end():
             raise RuntimeError(start.err)
-        seconds, result = durations(start.phases), start.out
+        starts, result = [start.phases], start.out
     expected, names = runs.records(reference), listing(reference)
     moments, hits, findings, finished = plan(kills, seed), [], [], 0
     workdir, unfinished = folder / "run0", False
@@ -124,9 +135,11 @@ def campaign(kills: int, seed: int, folder: Path, epochs: int) -> tuple[list[Kil
         data_dir = folder / "data"
         if moments and moments[0].phase == "prepare":
             shutil.rmtree(data_dir, ignore_errors=True)
+        before = entries(workdir)
         with Watched(workdir, data_dir, *flags) as start:
-            if moments and kill(start, moments[0], seconds):
-                hits.append(what_it_hit(start, moments.pop(0).phase, workdir))
+            starts.append(start.phases)
+            if moments and kill(start, moments[0], durations(starts)):
+                hits.append(what_it_hit(start, moments.pop(0).phase, workdir, before))
                 unfinished = True
                 findings += [f"kill {len(hits)} ({hits[-1]}): {fault}" for fault in faults(workdir, expected)]
                 print(f"{len(hits)} of {kills}: {hits[-1]}", file=sys.stderr, flush=True)
@@ -182,6 +195,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=6, help="of the run that is killed")
     args = parser.parse_args()
+    runtime.configure_logging()
     with tempfile.TemporaryDirectory(prefix="jaxnets-kills-") as folder:
         hits, findings, finished = campaign(args.kills, args.seed, Path(folder), args.epochs)
     print_table(hits)

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jaxnets import runtime
 from tests.chaos import runs
 from tests.chaos.watched import Watched
 
@@ -147,6 +148,7 @@ def campaign(folder: Path) -> tuple[dict[str, float], list[str]]:
 
 
 def main() -> None:
+    runtime.configure_logging()
     with tempfile.TemporaryDirectory(prefix="jaxnets-signals-") as folder:
         seconds, findings = campaign(Path(folder))
     print(json.dumps({"seconds": seconds, "findings": findings}))
