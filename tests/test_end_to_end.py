@@ -65,6 +65,42 @@ def finish(start):
     return finish
 
 
+# Most of a start is imports, which the commands that refuse their input share: each is a fork of one process.
+FORKS = """
+import json, os, runpy, sys
+from jaxnets import evaluate, loop
+
+for line in sys.stdin:
+    command, out, err = json.loads(line)
+    child = os.fork()
+    if not child:
+        for path, stream in ((out, 1), (err, 2)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+        sys.argv = command[command[0] == "-m" :]
+        run = runpy.run_module if command[0] == "-m" else runpy.run_path
+        run(sys.argv[0], run_name="__main__")
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def finish_quickly(repository, environment, tmp_path_factory):
+    """As `finish`, for commands that end before they compute anything."""
+    command = [sys.executable, "-W", "ignore", "-c", FORKS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    out, err = (tmp_path_factory.mktemp("said") / name for name in ("out", "err"))
+    env = environment | {"JAXNETS_HUGE_PAGES": "0"}  # for which a command would start anew
+    with subprocess.Popen(command, cwd=repository, env=env, **pipes) as forks:
+
+        def finish_quickly(*args):
+            print(json.dumps([[*map(str, args)], str(out), str(err)]), file=forks.stdin, flush=True)
+            return int(forks.stdout.readline()), out.read_text(), err.read_text()
+
+        yield finish_quickly
+        forks.stdin.close()
+
+
 def wait_for_step(workdir, step, process):
     """Wait until the journal of a running command has reached a step."""
     deadline = time.monotonic() + 240
@@ -173,30 +209,30 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_is_one_sentence_and_status_1(finish, tmp_path, case):
+def test_bad_input_is_one_sentence_and_status_1(finish_quickly, tmp_path, case):
     arguments, hint = REFUSED[case]
     workdir = [] if any(a.startswith("--workdir") for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
-    status, out, err = finish("train.py", *arguments, *workdir)
+    status, out, err = finish_quickly("train.py", *arguments, *workdir)
     assert status == 1 and out == ""
     assert hint in err and "Traceback" not in err
     assert not (tmp_path / "run").exists()
 
 
-def test_another_configuration_is_refused_with_the_fields_that_differ(finish, whole):
+def test_another_configuration_is_refused_with_the_fields_that_differ(finish_quickly, whole):
     before = numbers(whole[0])
-    status, _, err = finish("train.py", *SMALL, "--config.seed=3", f"--workdir={whole[0]}")
+    status, _, err = finish_quickly("train.py", *SMALL, "--config.seed=3", f"--workdir={whole[0]}")
     assert status == 1 and "seed was 0, is 3" in err
     assert numbers(whole[0]) == before
 
 
-def test_evaluating_what_is_not_there_is_refused(finish, whole, tmp_path):
+def test_evaluating_what_is_not_there_is_refused(finish_quickly, whole, tmp_path):
     for arguments, hint in {
         (f"--workdir={tmp_path}",): "not the workdir of a run",
         (f"--workdir={whole[0]}", "--checkpoint=7"): "best, latest",
         (f"--workdir={whole[0]}", "--split=tset"): "tset",
         (): "--workdir",
     }.items():
-        status, out, err = finish("-m", "jaxnets.evaluate", *arguments)
+        status, out, err = finish_quickly("-m", "jaxnets.evaluate", *arguments)
         assert status == 1 and out == "" and hint in err and "Traceback" not in err
 
 
