@@ -20,7 +20,7 @@ from jaxnets import step as step_lib
 from jaxnets.checkpoint_manager import Manager, first_line
 from jaxnets.errors import UserError, writing
 from jaxnets.plain_files import parse_json, read_text
-from jaxnets.runtime import logger, without_late_answers
+from jaxnets.runtime import drop_late_answers, logger
 from jaxnets.state import TrainState
 
 BEST_METRIC = "eval_accuracy"
@@ -191,13 +191,13 @@ def _save_items(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]
 def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
     """One item as a tree of NumPy arrays, whatever devices it was written from."""
     where = f"checkpoint {step} in {manager.directory}"
+    drop_late_answers()
     try:
         digest = _restore_record(manager, step)["digests"].get(name)
         _require_honest_size(manager, step, name)
         # NumPy arrays, or Orbax would look for the devices that wrote them.
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), manager.item_metadata(step)[name].tree)
-        with without_late_answers():
-            tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
+        tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
     except Exception as error:  # Orbax and TensorStore raise what they will for a damaged file
         raise DamagedError(f"{where} is incomplete or damaged: {first_line(error)}") from error
     tree = jax.tree.map(np.asarray, tree)

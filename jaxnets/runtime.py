@@ -1,10 +1,8 @@
 """What every command sets up around its work: log lines, the compilation cache, XLA's determinism."""
 
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import absl.logging
@@ -58,17 +56,14 @@ def make_deterministic() -> None:
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"{DETERMINISTIC}=true"])
 
 
-@contextlib.contextmanager
-def without_late_answers() -> Iterator[None]:
-    """Say nothing of TensorStore's answers that come when Orbax, after an error, no longer waits for them."""
+def drop_late_answers() -> None:
+    """From now on say nothing of TensorStore's answers that come when Orbax, after an error, waits no longer."""
     before = sys.unraisablehook
+    if before.__name__ == "report_but_late_answers":
+        return
 
-    def report(unraisable):
+    def report_but_late_answers(unraisable):
         if str(unraisable.exc_value) != "Event loop is closed":
             before(unraisable)
 
-    sys.unraisablehook = report
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
+    sys.unraisablehook = report_but_late_answers
