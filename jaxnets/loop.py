@@ -243,7 +243,8 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
 def read(metrics: step.TrainMetrics) -> tuple[step.TrainMetrics, float]:
     """The metrics of a call as NumPy arrays, and the second at which the devices had them.
 
-    In a thread of its own: the loop asks later, after it has waited for data or, on a CPU, computed the next call.
+    To a few milliseconds, in a thread of its own: the loop asks later, after it has waited for data or, on a CPU,
+    computed the next call.
     """
     return jax.tree.map(np.asarray, metrics), time.perf_counter()
 

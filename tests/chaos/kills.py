@@ -51,6 +51,7 @@ class Kill:
     deleting: bool  # or an old one deleted
     at: int  # the last step on record
     saved: int  # the step from which the next start goes on
+    lost: int  # steps that this start took and the next will take again
 
 
 def plan(kills: int, seed: int) -> list[Moment]:
@@ -117,7 +118,9 @@ def what_it_hit(start: Watched, planned: str, workdir: Path, before: set[str]) -
     now = entries(workdir)
     writing = any("tmp" in name for name in now - before)
     saved = max((int(name) for name in now if name.isdecimal()), default=0)
-    return Kill(planned, start.phases[-1][0], writing, "deleted" in now - before, last_step(workdir), saved)
+    at = last_step(workdir)
+    lost = at - saved if any(phase == "train" for phase, _ in start.phases) else 0
+    return Kill(planned, start.phases[-1][0], writing, "deleted" in now - before, at, saved, lost)
 
 
 def campaign(kills: int, seed: int, folder: Path, epochs: int) -> tuple[list[Kill], list[str], int]:
@@ -168,8 +171,8 @@ def summary(hits: list[Kill], findings: list[str], finished: int) -> dict:
         "phases": dict(Counter(hit.phase for hit in hits)),
         "while a checkpoint was written": sum(hit.writing for hit in hits),
         "while one was deleted": sum(hit.deleting for hit in hits),
-        "steps made again": sum(hit.at - hit.saved for hit in hits),
-        "most steps made again": max(hit.at - hit.saved for hit in hits),
+        "steps lost": sum(hit.lost for hit in hits),
+        "most steps lost": max(hit.lost for hit in hits),
         "runs compared": finished,
         "findings": findings,
     }
@@ -179,12 +182,12 @@ def print_table(hits: list[Kill]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("phase", "kills", "checkpoint in the making", "steps made again", title="SIGKILL")
+    table = Table("phase", "kills", "checkpoint in the making", "steps lost", title="SIGKILL")
     for phase in dict.fromkeys(hit.phase for hit in hits):
         those = [hit for hit in hits if hit.phase == phase]
-        again = [hit.at - hit.saved for hit in those]
+        lost = [hit.lost for hit in those]
         table.add_row(
-            phase, str(len(those)), str(sum(hit.writing for hit in those)), f"{sum(again)}, at most {max(again)}"
+            phase, str(len(those)), str(sum(hit.writing for hit in those)), f"{sum(lost)}, at most {max(lost)}"
         )
     Console(width=100).print(table)
 

@@ -107,7 +107,7 @@ def faults(
         yield f"status {status}"
     if "Traceback" in start.err or "Exception" in start.err or start.out:
         yield start.err + start.out
-    lines = [line for line in start.err.splitlines() if signum.name in line]
+    lines = [line for line in start.err.splitlines() if f" {signum.name}: " in line]
     if len(lines) != 1:
         yield f"{len(lines)} lines: {start.err}"
     if phase in SAVED:

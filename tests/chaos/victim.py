@@ -28,7 +28,7 @@ class TellingClock(timing.Clock):
             if name != "wait for data":
                 telling.tell(name)
             yield
-        telling.tell("between")
+        telling.tell(f"after {name}")
 
 
 def told(module, name: str, before: str | None = None, after: str | None = None) -> None:
@@ -48,7 +48,7 @@ def told(module, name: str, before: str | None = None, after: str | None = None)
 
 if __name__ == "__main__":
     loop.Clock = TellingClock
-    told(locate, "_prepare", before="prepare", after="between")
+    told(locate, "_prepare", before="prepare", after="after prepare")
     told(data, "_fill", before="decode")
     told(dispatch, "compile_train", before="compile")
     told(evaluate, "_add", before="evaluation")
