@@ -1,12 +1,13 @@
 """Bad input ends a command with one line and status 1; a bug keeps its stack trace."""
 
+import errno
 import os
 import subprocess
 import sys
 
 import pytest
 
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 
 
 def test_a_user_error_is_one_line_and_status_1(capsys):
@@ -69,3 +70,11 @@ def test_output_that_nobody_reads_any_longer_ends_it_quietly(repository):
 
 def test_a_message_is_one_line_whatever_it_names():
     assert str(UserError("no \x1b[2J\nin caf\xe9\udcff")) == r"no \x1b[2J\nin café\udcff"
+
+
+def test_a_write_that_fails_says_where_and_why(tmp_path):
+    with pytest.raises(UserError, match=r"run cannot be written: No space left on device; what was saved before is"):  # noqa: SIM117
+        with writing(tmp_path / "run"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(KeyError), writing(tmp_path):
+        raise KeyError("another mistake")

@@ -7,7 +7,7 @@ import sys
 import pytest
 from tensorboardX.proto import event_pb2
 
-from jaxnets import journal
+from jaxnets import journal, runtime
 
 RECORDS = [
     {"step": 5, "epoch": 1, "loss": 2.0, "accuracy": 0.1},
@@ -49,6 +49,15 @@ def test_a_torn_last_line_is_dropped(workdir):
     again = journal.Journal(workdir, 15, False)
     again.write({"step": 20, "epoch": 2, "loss": 0.5})
     assert journal.read(workdir) == [*RECORDS, {"step": 20, "epoch": 2, "loss": 0.5}]
+
+
+def test_starting_over_is_said(workdir, caplog, monkeypatch):
+    monkeypatch.setattr(runtime.logger, "propagate", True)
+    journal.Journal(workdir, 5, False).close()
+    assert not caplog.text
+    journal.Journal(workdir, 0, False).close()
+    assert "has no checkpoint yet: it starts over, and its 1 records are made anew" in caplog.text
+    assert journal.read(workdir) == []
 
 
 def test_the_last_evaluation_is_that_of_the_step(workdir):
