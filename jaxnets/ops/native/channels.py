@@ -1,0 +1,67 @@
+"""Channels in another order."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnets.ops import reference, xla
+from jaxnets.ops.deferred import Normalized
+from jaxnets.ops.manual_axes import align
+from jaxnets.ops.native import library
+from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
+from jaxnets.ops.native.normalization import affine_gradient
+
+
+def channel_shuffle(x, groups):
+    """See `jaxnets.ops.channel_shuffle`; of `Normalized`, the same."""
+    if isinstance(x, Normalized):
+        affine = reference.channel_shuffle(x.affine, groups)
+        return Normalized(channel_shuffle(x.raw, groups), affine, x.bounds, x.compute)
+    if x.dtype != jnp.float32 or x.ndim != 4:
+        return xla.channel_shuffle(x, groups)
+    library.require()
+    return _shuffle(x, groups)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _shuffle(x, groups):
+    return call("shuffle", [x.shape], x, groups=np.int64(groups))[0]
+
+
+_shuffle.defvjp(
+    lambda x, groups: (_shuffle(x, groups), None),
+    lambda groups, _, dy: (_shuffle(dy, dy.shape[-1] // groups),),
+)
+
+
+def interleave(a, b):
+    """`channel_shuffle` of two arrays' channels, one behind the other, in two groups; either may be `Normalized`."""
+    library.require()
+    parts = [(x.raw, x.affine, x.bounds) if isinstance(x, Normalized) else (x, None, UNBOUNDED) for x in (a, b)]
+    arrays = [nothing() if x is None else x for part in parts for x in part[:2]]
+    return _interleave(*align(*arrays), tuple(part[2] for part in parts))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _interleave(a, a_affine, b, b_affine, bounds):
+    shape = (*a.shape[:3], 2 * a.shape[3])
+    return call("interleave", [shape], a, a_affine, b, b_affine, **_both_bounds(bounds))[0]
+
+
+def _interleave_backward(bounds, saved, dy):
+    shapes = [
+        shape for x, affine in (saved[:2], saved[2:]) for shape in (x.shape, (2, x.shape[3] if affine.size else 0))
+    ]
+    results = call("interleave_gradients", shapes, *align(dy, *saved), **_both_bounds(bounds))
+    da, a_sums, db, b_sums = results
+    return da, affine_gradient(saved[1], a_sums), db, affine_gradient(saved[3], b_sums)
+
+
+_interleave.defvjp(lambda *args: (_interleave(*args), args[:4]), _interleave_backward)
+
+
+def _both_bounds(bounds):
+    other = {f"other_{name}": value for name, value in attributes_of(bounds[1]).items()}
+    return {**attributes_of(bounds[0]), **other}

@@ -1,0 +1,96 @@
+"""BatchNorm by itself: moments, the affine by channel that follows from them, and its reading."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnets.ops import xla
+from jaxnets.ops.manual_axes import align
+from jaxnets.ops.native import library
+from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
+
+
+def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
+    """See `jaxnets.ops.batch_norm`."""
+    if any(a.dtype != jnp.float32 for a in (x, scale, bias)):
+        return xla.batch_norm(x, scale, bias, epsilon, bounds, axis_name)
+    library.require()
+    affine, mean, var = affine_of(moments_of(x), scale, bias, epsilon, axis_name)
+    z = normalize(x, affine, tuple(map(float, bounds)))
+    return z, lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def affine_of(moments, scale, bias, epsilon, axis_name):
+    """(mean, gain, bias) by channel that normalise, the mean and the variance."""
+    # `rest` is what rounding took from the mean: with a small variance it would be seen.
+    mean, rest, var = moments
+    rest = lax.stop_gradient(rest)
+    if axis_name is not None:
+        of_all, of_all_rest = lax.pmean((mean, rest), axis_name)
+        var = lax.pmean(var + jnp.square((mean - of_all) + (rest - of_all_rest)), axis_name)
+        mean, rest = of_all, of_all_rest
+    gain = scale * lax.rsqrt(var + epsilon)
+    return jnp.stack([mean, gain, bias - rest * gain]), mean, var
+
+
+@jax.custom_vjp
+def moments_of(x):
+    """`(3, C)`: each channel's mean, its rounding error, its variance."""
+    return call("moments", [(3, x.shape[-1])], x)[0]
+
+
+def _moments_forward(x):
+    moments = moments_of(x)
+    return moments, (x, moments)
+
+
+def _moments_backward(saved, dmoments):
+    x, (mean, rest, _) = saved
+    dmean, _, dvar = dmoments
+    count = max(x.size // x.shape[-1], 1)
+    slope = 2 / count * dvar
+    return ((x - mean) * slope + (dmean / count - rest * slope),)
+
+
+moments_of.defvjp(_moments_forward, _moments_backward)
+
+
+def normalize(x, affine, bounds, added=None):
+    """clip((x - mean) * gain + bias + added), `affine` being `(3, C)`: mean, gain, bias."""
+    added = nothing() if added is None else added
+    return _normalize(*align(x, affine, added), bounds)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(x, affine, added, bounds):
+    return call("normalize", [x.shape], x, affine, added, **attributes_of(bounds))[0]
+
+
+def _normalize_forward(x, affine, added, bounds):
+    z = _normalize(x, affine, added, bounds)
+    return z, (x, affine, added, z if added.size and bounds != UNBOUNDED else jnp.zeros_like(added, shape=(0,)))
+
+
+def _normalize_backward(bounds, saved, dz):
+    x, affine, added, z = saved
+    shapes = [x.shape, (2, x.shape[-1]), x.shape if z.size else (0,)]
+    arrays = align(dz, x, affine, z)
+    dx, sums, d_added = call("normalize_gradient", shapes, *arrays, aliases={0: 0}, **attributes_of(bounds))
+    if not z.size:
+        d_added = dz if added.size else added
+    return dx, affine_gradient(affine, sums), d_added
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def affine_gradient(affine, sums):
+    """From the sums of dz where it was not clipped, and of that times x - mean; `affine` itself if it is empty."""
+    return jnp.stack([-affine[1] * sums[0], sums[1], sums[0]]) if affine.size else affine
+
+
+def add(x, y, bounds):
+    """See `jaxnets.ops.add`; y is `Normalized`, without bounds."""
+    return normalize(y.raw, y.affine, tuple(map(float, bounds)), jnp.asarray(x))

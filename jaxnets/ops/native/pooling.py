@@ -1,0 +1,45 @@
+"""Pooling."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnets.ops import reference, xla
+from jaxnets.ops.manual_axes import align
+from jaxnets.ops.native import library
+from jaxnets.ops.native.calls import call
+from jaxnets.ops.native.convolution import depthwise_conv
+
+
+def avg_pool(x, window, strides, padding):
+    """See `jaxnets.ops.avg_pool`: a depthwise convolution."""
+    kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, x.dtype)
+    return depthwise_conv(x, kernel, (strides, strides), padding)
+
+
+def max_pool(x, window, strides, padding):
+    """See `jaxnets.ops.max_pool`."""
+    if x.dtype != jnp.float32:
+        return xla.max_pool(x, window, strides, padding)
+    library.require()
+    return _max_pool(x, window, strides, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x, window, strides, padding):
+    shape = jax.eval_shape(lambda x: reference.max_pool(x, window, strides, padding), x).shape
+    return call("max_pool", [shape], x, **_pooling(window, strides, padding))[0]
+
+
+def _max_pool_backward(window, strides, padding, x, dy):
+    return tuple(call("max_pool_gradient", [x.shape], *align(dy, x), **_pooling(window, strides, padding)))
+
+
+_max_pool.defvjp(lambda x, *where: (_max_pool(x, *where), x), _max_pool_backward)
+
+
+def _pooling(window, strides, padding):
+    (top, _), (left, _) = padding
+    return {name: np.int64(v) for name, v in (("window", window), ("stride", strides), ("top", top), ("left", left))}
