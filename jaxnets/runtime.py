@@ -59,7 +59,7 @@ def make_deterministic() -> None:
 def drop_late_answers() -> None:
     """From now on say nothing of TensorStore's answers that come when Orbax, after an error, waits no longer."""
     before = sys.unraisablehook
-    if before.__name__ == "report_but_late_answers":
+    if getattr(before, "__name__", None) == "report_but_late_answers":
         return
 
     def report_but_late_answers(unraisable):
