@@ -188,24 +188,16 @@ def test_a_signal_to_one_ends_all_at_one_step_and_a_loss_is_named_and_survived(s
     assert status == 1 and "error: process 1 of 2 has ended or cannot be reached" in err, err
     assert time.monotonic() - killed < distributed.HEARTBEAT_SECONDS + 10
 
-    (child,) = start(workdir, *LONG, devices=1)
-    latest = wait_for_checkpoint(workdir, [child], after=saved)
-    child.send_signal(signal.SIGTERM)
-    ((status, _, err),) = end([child])
-    assert status == 128 + signal.SIGTERM
-    assert saved <= int(re.search(r"at step (\d+) of", err)[1]) < latest
-    steps = [record["step"] for record in journal.read(workdir) if "loss" in record]
-    assert steps == list(range(1, steps[-1] + 1))  # none lost, none doubled
-
-
-def test_the_loss_of_the_first_process_ends_the_others(start, tmp_path):
-    children = start(tmp_path / "run", *LONG, processes=2, devices=1)
-    wait_for_checkpoint(tmp_path / "run", children)
+    children = start(workdir, *LONG, processes=2, devices=1)
+    latest = wait_for_checkpoint(workdir, children, after=saved)
     children[0].kill()
     killed = time.monotonic()
-    _, (status, _, err) = end(children, timeout=60)
+    (_, _, first_err), (status, _, err) = end(children, timeout=60)
+    assert saved <= int(re.search(r"at step (\d+) of", first_err)[1]) < latest
     assert status != 0 and re.search("process 0 of 2 has ended|leader task", err), err
     assert time.monotonic() - killed < 10
+    steps = [record["step"] for record in journal.read(workdir) if "loss" in record]
+    assert steps == list(range(1, steps[-1] + 1))  # none lost, none doubled
 
 
 def test_bad_input_is_one_sentence_from_every_process(start, tmp_path):
