@@ -24,11 +24,13 @@ class TellingClock(timing.Clock):
 
     @contextlib.contextmanager
     def phase(self, name):
+        told = name != "wait for data"  # which is a part of training
         with super().phase(name):
-            if name != "wait for data":
+            if told:
                 telling.tell(name)
             yield
-        telling.tell(f"after {name}")
+        if told:
+            telling.tell(f"after {name}")
 
 
 def told(module, name: str, before: str | None = None, after: str | None = None) -> None:
