@@ -73,7 +73,7 @@ def fault_of(ended: subprocess.CompletedProcess, workdir: Path) -> str | None:
 
 
 def attempt(workdir: Path, data_dir: Path, reference: Path, file_size: int | None, ballast: Path | None) -> str:
-    """One run without room and one with: "unharmed", "failed at step N and went on", or what was wrong."""
+    """A run without room, then one with it: "unharmed", "failed at step N and went on", or what was wrong."""
     ended = runs.command(workdir, data_dir, file_size=file_size)
     fault = fault_of(ended, workdir)
     if ballast:
@@ -81,9 +81,9 @@ def attempt(workdir: Path, data_dir: Path, reference: Path, file_size: int | Non
     if fault:
         return fault
     at = max((record["step"] for record in runs.records(workdir)), default=0) if workdir.exists() else 0
-    again = runs.command(workdir, data_dir)
-    if again.returncode:
-        return f"does not go on: {again.stderr[-3000:]}"
+    again = runs.attempt(runs.make_config(data_dir), workdir)
+    if again.error:
+        return f"does not go on: {again.error}"
     wrong = runs.differences(workdir, reference)
     if wrong:
         return f"differs in {', '.join(wrong)}"
@@ -106,16 +106,17 @@ def main() -> None:
     disks = can_mount(folder / "disk")
     outcomes, findings = Counter(), []
     for number in range(args.count):
-        if disks and number % 2:
-            with small_disk(folder / "disk") as disk:
-                room = rng.randrange(2 * PAGE, used)
-                outcome = attempt(disk / "run", data_dir, reference, None, fill(disk, room))
-            kind = "full disk"
-        else:
-            room = int(largest ** rng.uniform(0.4, 1.05))
-            outcome = attempt(folder / "run", data_dir, reference, room, None)
-            shutil.rmtree(folder / "run", ignore_errors=True)
-            kind = "limited files"
+        with runs.tiny_net():
+            if disks and number % 2:
+                with small_disk(folder / "disk") as disk:
+                    room = rng.randrange(2 * PAGE, used)
+                    outcome = attempt(disk / "run", data_dir, reference, None, fill(disk, room))
+                kind = "full disk"
+            else:
+                room = int(largest ** rng.uniform(0.4, 1.05))
+                outcome = attempt(folder / "run", data_dir, reference, room, None)
+                shutil.rmtree(folder / "run", ignore_errors=True)
+                kind = "limited files"
         good = outcome == "unharmed" or outcome.startswith("failed at step")
         outcomes[f"{kind}: {outcome if good else 'finding'}"] += 1
         if not good:
