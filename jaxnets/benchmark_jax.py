@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxnets import create_model, machine
-from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task
+from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, ready_bytes
 
 
 def make_optimizer() -> optax.GradientTransformation:
@@ -83,7 +83,8 @@ def prepare(task: Task) -> _Contender:
     """Compile the task's function and take a first step.
 
     On a GPU the net computes in bfloat16. `report`: parameters, compile_seconds (tracing included),
-    first_step_seconds (compilation included), temp_bytes and argument_bytes of XLA's plan, dtype, form, loss.
+    first_step_seconds (compilation included), ready_bytes (resident before that step), temp_bytes and argument_bytes
+    of XLA's plan, dtype, form, loss.
     """
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.float32 if on_cpu else jnp.bfloat16
@@ -116,12 +117,14 @@ def prepare(task: Task) -> _Contender:
     compiled = function.lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
+    before = ready_bytes()
     # Called through jit, as users do: it takes what was just compiled.
     first = jax.block_until_ready(call())
     report = {
         "parameters": parameters,
         "compile_seconds": compile_seconds,
         "first_step_seconds": time.perf_counter() - began,
+        "ready_bytes": before,
         "temp_bytes": memory and memory.temp_size_in_bytes,
         "argument_bytes": memory and memory.argument_size_in_bytes,
         "dtype": jnp.dtype(dtype).name,

@@ -42,16 +42,28 @@ def costs(record: dict[str, Any]) -> Section:
             on_device = entry["device_peak_bytes"]
             peak = on_device if on_device is not None else entry["peak_bytes"] - entry["idle_bytes"]
             cells = f"{entry['compile_seconds']:.1f}", f"{entry['first_step_seconds']:.1f}"
-            cells += ("" if entry["temp_bytes"] is None else _mib(entry["temp_bytes"])), _mib(peak)
+            steps = "" if on_device is not None else _mib(entry["peak_bytes"] - entry["ready_bytes"])
+            cells += ("" if entry["temp_bytes"] is None else _mib(entry["temp_bytes"])), steps, _mib(peak)
             rows.append((race["model"], race["mode"], name, entry["form"], *cells))
     return Section(
         "Start and memory",
-        ("net", "mode", "contender", "form", "compile (s)", "first step (s)", "temp (MiB)", "peak (MiB)"),
+        (
+            "net",
+            "mode",
+            "contender",
+            "form",
+            "compile (s)",
+            "first step (s)",
+            "temp (MiB)",
+            "steps (MiB)",
+            "peak (MiB)",
+        ),
         rows,
         text_columns=4,
         footer=(
-            "The first step includes compiling. temp: what XLA's plan adds to arguments and results. peak: most memory "
-            "resident while racing less that before the net was made; on a GPU, of its memory."
+            "The first step includes compiling. temp: what XLA's plan adds to arguments and results. steps: most "
+            "memory resident while racing less that before the first step. peak: less that before the net was made, so "
+            "with what compiling left behind; on a GPU, of its memory."
         ),
     )
 

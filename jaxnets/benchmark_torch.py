@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task
+from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, ready_bytes
 from jaxnets.torch_nets import NETS
 
 TRIAL_SECONDS = 0.4  # for each form, after two steps that do not count
@@ -32,6 +32,7 @@ class Trial:
 
     first_step_seconds: float  # setting up included
     step_seconds: float
+    ready_bytes: int  # resident before the first step
     first: torch.Tensor  # the loss, or the logits
 
 
@@ -54,7 +55,8 @@ def prepare(task: Task, compiled: bool) -> _Contender:
     """Try the forms of the task, keep the fastest.
 
     On a GPU the net computes in bfloat16, by autocast. `report`: parameters, compile_seconds (of the first step what
-    a later one does not take), first_step_seconds, dtype, form, loss, and `tried`: seconds a step by form.
+    a later one does not take), first_step_seconds, ready_bytes (resident before that step), dtype, form, loss, and
+    `tried`: seconds a step by form.
     """
     torch.set_num_threads(task.threads)
     torch.manual_seed(0)
@@ -64,16 +66,18 @@ def prepare(task: Task, compiled: bool) -> _Contender:
     forms = _forms(net, task, compiled)
     trials = {}
     for name, make in forms.items():
-        step, trials[name] = _try(make)
+        step, last = _try(make)
+        trials[name] = last
     best = min(trials, key=lambda name: trials[name].step_seconds)
     if name != best:  # the net has taken another form since
-        step, _ = _try(forms[best])
+        step, last = _try(forms[best])
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     report = {
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "compile_seconds": max(0.0, trials[best].first_step_seconds - trials[best].step_seconds),
         "first_step_seconds": trials[best].first_step_seconds,
+        "ready_bytes": last.ready_bytes,
         "temp_bytes": None,
         "argument_bytes": None,
         "dtype": "float32" if _device() == "cpu" else "bfloat16",
@@ -97,6 +101,7 @@ def _try(make: Callable[[], Step]) -> tuple[Step, Trial]:
     """Set a form up and time its steps."""
     began = time.perf_counter()
     step = make()
+    before = ready_bytes()
     first = step()
     _synchronize()
     first_step_seconds = time.perf_counter() - began
@@ -108,7 +113,7 @@ def _try(make: Callable[[], Step]) -> tuple[Step, Trial]:
         step()
         _synchronize()
         steps += 1
-    return step, Trial(first_step_seconds, (time.perf_counter() - began) / steps, first)
+    return step, Trial(first_step_seconds, (time.perf_counter() - began) / steps, before, first)
 
 
 def _forms(net: nn.Module, task: Task, compiled: bool) -> dict[str, Callable[[], Step]]:

@@ -139,6 +139,12 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def ready_bytes() -> int:
+    """What is resident just before the first step: `peak_bytes` beyond it is the steps' own."""
+    reset_peak()
+    return peak_bytes()
+
+
 def serve(
     prepare: Callable[[Task], Contender],
     rates: Callable[..., dict[str, Any]],

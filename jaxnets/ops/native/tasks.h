@@ -125,41 +125,56 @@ float* Scratch(Index size) {
   return memory.get();
 }
 
-// Memory for the length of a call, from those that earlier calls gave back: new memory costs a page fault every 4 KiB.
+// Memory for the length of a call, from what earlier calls gave back: new memory costs a page fault every 4 KiB. What
+// is kept and what is in use never come to more than was once in use.
 class Memory {
  public:
   Memory() = default;
   explicit Memory(Index size) : size_(size) {
     std::lock_guard<std::mutex> lock(Mutex());
-    auto found = Unused().lower_bound(size);
-    if (found == Unused().end() || found->first > 2 * size) {
-      data_.reset(new float[size]);
-    } else {
+    auto& [in_use, most, kept, unused] = Kept();
+    auto found = unused.lower_bound(size);
+    if (found != unused.end() && found->first <= 2 * size) {
       size_ = found->first;
       data_ = std::move(found->second);
-      Unused().erase(found);
+      kept -= size_;
+      unused.erase(found);
+    } else {
+      while (!unused.empty() && in_use + kept + size > std::max(most, in_use + size)) {
+        kept -= unused.begin()->first;
+        unused.erase(unused.begin());
+      }
+      data_.reset(new float[size]);
     }
+    in_use += size_;
+    most = std::max(most, in_use);
   }
   Memory(Memory&& other) = default;
   Memory& operator=(Memory&& other) = default;
   ~Memory() {
     if (!data_) return;
     std::lock_guard<std::mutex> lock(Mutex());
-    if (Unused().size() < kKept) Unused().emplace(size_, std::move(data_));
+    auto& [in_use, most, kept, unused] = Kept();
+    in_use -= size_;
+    kept += size_;
+    unused.emplace(size_, std::move(data_));
   }
 
   float& operator[](Index i) const { return data_[i]; }
 
  private:
-  static constexpr size_t kKept = 128;
+  struct Pool {
+    Index in_use = 0, most = 0, kept = 0;  // floats
+    std::multimap<Index, std::unique_ptr<float[]>> unused;
+  };
 
   static std::mutex& Mutex() {
     static auto* mutex = new std::mutex;
     return *mutex;
   }
-  static std::multimap<Index, std::unique_ptr<float[]>>& Unused() {
-    static auto* unused = new std::multimap<Index, std::unique_ptr<float[]>>;
-    return *unused;
+  static Pool& Kept() {
+    static auto* pool = new Pool;
+    return *pool;
   }
 
   Index size_ = 0;
