@@ -74,6 +74,7 @@ def _open_reader(directory: Path) -> ocp.CheckpointManager:
 
 
 def _open(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    drop_late_answers()
     processes = {"multiprocessing_options": options.multiprocessing_options}
     handlers = {
         "variables": ocp.StandardCheckpointHandler(**processes),
@@ -83,6 +84,9 @@ def _open(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpo
     try:
         return Manager(directory, options=options, item_handlers=handlers)
     except Exception as error:  # Orbax reads all metrics at once, and raises what it will for those that are damaged
+        if isinstance(error, OSError) and not options.read_only:
+            with writing(directory):
+                raise
         raise UserError(f"{directory} cannot be read as the checkpoints of a run: {first_line(error)}") from error
 
 
@@ -191,7 +195,6 @@ def _save_items(manager: ocp.CheckpointManager, step: int, items: dict[str, Any]
 def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
     """One item as a tree of NumPy arrays, whatever devices it was written from."""
     where = f"checkpoint {step} in {manager.directory}"
-    drop_late_answers()
     try:
         digest = _restore_record(manager, step)["digests"].get(name)
         _require_honest_size(manager, step, name)
