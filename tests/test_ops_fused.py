@@ -146,6 +146,29 @@ def test_sum_with_a_batch_norm(name, bounds):
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("bounds", [ops.UNBOUNDED, RELU])
+def test_sum_of_arrays(name, bounds):
+    def function(x, y):
+        return ops.add(x, y * y, bounds=bounds) * x
+
+    compare(name, function, normal(0, 2, 5, 4, 11), normal(1, 2, 5, 4, 11))
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("rows", [1, 7, 49, 64])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_single_image_through_a_large_kernel(name, rows, groups):
+    """Few positions and many channels are shared out by columns."""
+
+    def function(x, kernel, gain, bias):
+        convolution = Convolution(x, kernel, (1, 1), ((0, 0), (0, 0)), groups)
+        return ops.conv_affine(convolution, gain, bias, bounds=RELU6)
+
+    arrays = normal(0, 1, 1, rows, 64), normal(1, 1, 1, 64 // groups, 432) / 8, normal(2, 432), normal(3, 432)
+    compare(name, function, *arrays)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
 @pytest.mark.parametrize("both", [False, True])
 def test_concatenation_and_shuffle(name, both):
     def function(x, kernel, scale, bias):

@@ -158,9 +158,11 @@ def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
 
 def add(x, y, *, bounds=UNBOUNDED):
     """clip(x + y), the sum of a block's input and its branch; y may be `Normalized` without bounds, or x and y."""
-    if isinstance(y, Normalized) and y.bounds == UNBOUNDED:
-        return native.add(x, y, bounds)
-    return _clip(jnp.asarray(x) + jnp.asarray(y), bounds)
+    if not (isinstance(y, Normalized) and y.bounds == UNBOUNDED):
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        if formulation() != "native" or not (x.shape == y.shape and x.dtype == y.dtype == jnp.float32):
+            return _clip(x + y, bounds)
+    return native.add(x, y, bounds)
 
 
 def max_pool(x, window, *, strides, padding=NO_PADDING):

@@ -83,8 +83,8 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, float low, float high, 
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const MatrixRows matrix{x.typed_data(), depth, ReadingOf(affine, in, low, high)};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
-  const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width, reading);
-  Product(pool, matrix, rows, panels, width, y->typed_data(), Optional(moments));
+  Product(pool, matrix, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, y->typed_data(),
+          Optional(moments));
   return ffi::Error::Success();
 }
 
@@ -94,7 +94,8 @@ ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, float low, flo
   const Index rows = RowsOf(x.dimensions()), in = LastOf(x.dimensions()), out = LastOf(dy.dimensions());
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const Reading reading = ReadingOf(affine, in, low, high);
-  const auto panels = Panels::Pack<true>(pool, kernel.typed_data(), width, depth);
+  Panels panels(kernel.typed_data(), true, width, depth);
+  panels.Pack(pool);
   ProductGradients(pool, MatrixRows{x.typed_data(), depth, reading}, depth,
                    GradientRows{dy.typed_data(), y.typed_data(), Optional(correction), width}, rows, &panels, reading,
                    x.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data());
@@ -115,8 +116,8 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, floa
       WindowsOf(x.typed_data(), x.dimensions(), y->dimensions(), kernel.dimensions(), stride, top, left);
   const Side depth{1, windows.length()}, width{1, out};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
-  const auto panels = Panels::Pack<false>(pool, kernel.typed_data(), depth, width, reading);
-  Product(pool, windows, rows, panels, width, y->typed_data(), Optional(moments));
+  Product(pool, windows, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, y->typed_data(),
+          Optional(moments));
   return ffi::Error::Success();
 }
 

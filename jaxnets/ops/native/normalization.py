@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops import xla
+from jaxnets.ops.deferred import Normalized
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import library
 from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
@@ -92,5 +93,10 @@ def affine_gradient(affine, sums):
 
 
 def add(x, y, bounds):
-    """See `jaxnets.ops.add`; y is `Normalized`, without bounds."""
-    return normalize(y.raw, y.affine, tuple(map(float, bounds)), jnp.asarray(x))
+    """See `jaxnets.ops.add`; y is `Normalized`, without bounds, or an array of x's shape."""
+    library.require()
+    if isinstance(y, Normalized):
+        y, affine = y.raw, y.affine
+    else:
+        affine = jnp.zeros((3, y.shape[-1])).at[1].set(1)  # y as it is
+    return normalize(y, affine, tuple(map(float, bounds)), jnp.asarray(x))

@@ -14,6 +14,7 @@ namespace jaxnets {
 constexpr int kRows = kRegisters == 32 ? 8 : 4, kWide = 3;
 constexpr Index kPanel = kWide * kLanes, kAlign = kLanes > kRows ? kLanes : kRows;
 constexpr Index kDepth = 256;
+constexpr Index kFewRows = 256;
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 
 constexpr Index Aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
@@ -82,56 +83,10 @@ struct Side {
 // are read as an affine says, that is done here: the columns times their gain, and what is then added to the products.
 class Panels {
  public:
-  // TRANSPOSED: `kernel` is (width.count, groups * depth.count).
-  template <bool TRANSPOSED>
-  static Panels Pack(ffi::ThreadPool& pool, const float* kernel, Side depth, Side width, Reading output = {}) {
-    Panels panels(depth, width, output);
-    Parallel(pool, panels.count(), [&](Index panel) {
-      const Index group = panels.Group(panel), first = panels.First(panel), columns = panels.Columns(panel);
-      const Index exact = std::min(columns, width.count - first);
-      float* to = panels.At(panel);
-      for (Index k = 0; k < depth.count; ++k, to += columns) {
-        if (TRANSPOSED) {
-          const float* from = kernel + first * depth.channels() + group * depth.count + k;
-          for (Index j = 0; j < exact; ++j) to[j] = from[j * depth.channels()];
-        } else {
-          const float* from = kernel + k * width.channels() + group * width.count + first;
-          const float* gain = output.affine ? output.affine + output.channels + group * width.count + first : nullptr;
-          for (Index j = 0; j < exact; ++j) to[j] = gain ? from[j] * gain[j] : from[j];
-        }
-        std::fill(to + exact, to + columns, 0.f);
-      }
-    });
-    return panels;
-  }
-
-  Index count() const { return depth_.groups * of_group_; }
-  Index Group(Index panel) const { return panel / of_group_; }
-  Index First(Index panel) const { return panel % of_group_ * kPanel; }  // column within the group
-  Index Columns(Index panel) const { return std::min(kPanel, width_.aligned() - First(panel)); }
-
-  // out (rows, width) = a (rows, depth) times the panels `from` to `to`; rows a multiple of kRows, both aligned.
-  void Multiply(const float* a, Index rows, Index from, Index to, float* out, Index out_pitch) const {
-    for (Index panel = from; panel < to; ++panel) {
-      const Index group = Group(panel), columns = Columns(panel);
-      const float* from_column = a + group * depth_.aligned();
-      float* to_column = out + group * width_.aligned() + First(panel);
-      const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
-      // Of a panel, as much at a time as stays in the nearest cache.
-      for (Index k = 0; k < depth_.count; k += kDepth) {
-        for (Index r = 0; r < rows; r += kRows) {
-          AnyTile<false>(columns, from_column + r * depth_.pitch() + k, depth_.pitch(), At(panel) + k * columns, columns,
-                         std::min(kDepth, depth_.count - k), to_column + r * out_pitch, out_pitch,
-                         {k > 0, k == 0 ? bias : nullptr, bias && k + kDepth >= depth_.count, output_.bounds});
-        }
-      }
-    }
-  }
-
- private:
-  Panels(Side depth, Side width, Reading output)
-      : depth_(depth), width_(width), output_(output), of_group_(DivideUp(width.aligned(), kPanel)),
-        memory_(depth.count * width.groups * width.aligned()) {
+  // `transposed`: `kernel` is (width.count, groups * depth.count).
+  Panels(const float* kernel, bool transposed, Side depth, Side width, Reading output = {})
+      : kernel_(kernel), transposed_(transposed), depth_(depth), width_(width), output_(output),
+        of_group_(DivideUp(width.aligned(), kPanel)), memory_(depth.count * width.groups * width.aligned()) {
     if (!output.affine) return;
     bias_.resize(width.groups * width.aligned());
     const float *mean = output.affine, *gain = mean + output.channels, *bias = gain + output.channels;
@@ -143,10 +98,59 @@ class Panels {
     }
   }
 
+  // Before a panel can be multiplied with, it must be packed.
+  void Pack(ffi::ThreadPool& pool) {
+    Parallel(pool, count(), [&](Index panel) { Pack(panel); });
+  }
+
+  void Pack(Index panel) const {
+    const Index group = Group(panel), first = First(panel), columns = Columns(panel);
+    const Index exact = std::min(columns, width_.count - first);
+    float* to = At(panel);
+    for (Index k = 0; k < depth_.count; ++k, to += columns) {
+      if (transposed_) {
+        const float* from = kernel_ + first * depth_.channels() + group * depth_.count + k;
+        for (Index j = 0; j < exact; ++j) to[j] = from[j * depth_.channels()];
+      } else {
+        const Index column = group * width_.count + first;
+        const float* from = kernel_ + k * width_.channels() + column;
+        const float* gain = output_.affine ? output_.affine + output_.channels + column : nullptr;
+        for (Index j = 0; j < exact; ++j) to[j] = gain ? from[j] * gain[j] : from[j];
+      }
+      std::fill(to + exact, to + columns, 0.f);
+    }
+  }
+
+  Index count() const { return depth_.groups * of_group_; }
+  Index Group(Index panel) const { return panel / of_group_; }
+  Index First(Index panel) const { return panel % of_group_ * kPanel; }  // column within the group
+  Index Columns(Index panel) const { return std::min(kPanel, width_.aligned() - First(panel)); }
+
+  // out (rows, width) = a (rows, depth) times the panels `from` to `to`; rows a multiple of kRows, both aligned.
+  void Multiply(const float* a, Index a_pitch, Index rows, Index from, Index to, float* out, Index out_pitch) const {
+    for (Index panel = from; panel < to; ++panel) {
+      const Index group = Group(panel), columns = Columns(panel);
+      const float* from_column = a + group * depth_.aligned();
+      float* to_column = out + group * width_.aligned() + First(panel);
+      const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
+      // Of a panel, as much at a time as stays in the nearest cache.
+      for (Index k = 0; k < depth_.count; k += kDepth) {
+        for (Index r = 0; r < rows; r += kRows) {
+          AnyTile<false>(columns, from_column + r * a_pitch + k, a_pitch, At(panel) + k * columns, columns,
+                         std::min(kDepth, depth_.count - k), to_column + r * out_pitch, out_pitch,
+                         {k > 0, k == 0 ? bias : nullptr, bias && k + kDepth >= depth_.count, output_.bounds});
+        }
+      }
+    }
+  }
+
+ private:
   float* At(Index panel) const {
     return &memory_[depth_.count * (Group(panel) * width_.aligned() + First(panel))];
   }
 
+  const float* kernel_;
+  bool transposed_;
   Side depth_, width_;
   Reading output_;
   Index of_group_;
@@ -161,6 +165,9 @@ struct MatrixRows {
   Reading reading;
 
   Index pitch() const { return side.pitch(); }
+  // Whether the rows can be multiplied where they are.
+  bool staged() const { return !reading.affine && side.aligned() == side.count; }
+  const float* At(Index row) const { return x + row * side.channels(); }
 
   void Stage(Index from, Index to, float* out) const {
     for (Index r = from; r < to; ++r, out += side.pitch()) {
@@ -221,6 +228,8 @@ struct WindowRows {
 
   Index length() const { return window.height * window.width * channels; }
   Index pitch() const { return Side{1, length()}.pitch(); }
+  bool staged() const { return false; }
+  const float* At(Index) const { return nullptr; }
 
   void Stage(Index from, Index to, float* out) const {
     if (window.width * channels == 9) return StageRows<9>(from, to, out);  // the stem of every net here
@@ -278,20 +287,24 @@ inline void Deliver(const float* products, Index pitch, Index first, Index colum
   });
 }
 
-// y (rows, width) = the staged rows times the panels; their moments if there is room for them.
+// y (rows, width) = the rows times the panels; their moments if there is room for them.
 template <class Rows>
-void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, const Panels& panels, Side width, float* y,
-             float* moments) {
-  // Where there are few rows, chunks for many threads.
+void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, Side width, float* y, float* moments) {
+  // Where there are few rows, as of a single image, a kernel is larger than they are: each thread packs panels of its
+  // own and multiplies all rows with them.
+  const bool few = in.staged() && !moments && rows <= kFewRows && panels.count() >= 4;
+  if (!few) panels.Pack(pool);
+  // Few chunks would leave threads without work.
   const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
-  const Index chunk = std::min(ChunkRows(in.pitch() + width.pitch()), most), chunks = DivideUp(rows, chunk);
-  const Index tasks = std::min<Index>(chunks, 64), channels = width.channels();
-  // Where there are few rows the columns are shared out too.
-  const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(16, tasks), 1, panels.count());
+  const Index chunk = std::min(ChunkRows(in.pitch() + width.pitch()), few ? std::max<Index>(kRows, rows / kRows * kRows) : most);
+  const Index chunks = DivideUp(rows, chunk);
+  const Index tasks = few ? 1 : std::min<Index>(chunks, 64), channels = width.channels();
+  const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(few ? 64 : 16, tasks), 1, panels.count());
   std::vector<MomentSums> sums(moments ? tasks : 0);
   Parallel(pool, tasks * parts, [&](Index index) {
     const Index task = index / parts, part = index % parts;
     const Index from_panel = Cut(panels.count(), part, parts), to_panel = Cut(panels.count(), part + 1, parts);
+    for (Index panel = from_panel; few && panel < to_panel; ++panel) panels.Pack(panel);
     if (moments) sums[task] = MomentSums(channels);
     float *staged = Scratch<0>(chunk * in.pitch()), *products = Scratch<1>(chunk * width.pitch());
     for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
@@ -300,8 +313,12 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, const Panels& pa
       const bool direct = width.aligned() == width.count && count == to - from;
       float* out = direct ? of_chunk : products;
       const Index pitch = direct ? channels : width.pitch();
-      in.Stage(from, to, staged);
-      panels.Multiply(staged, count, from_panel, to_panel, out, pitch);
+      if (in.staged() && count == to - from) {
+        panels.Multiply(in.At(from), in.At(1) - in.At(0), count, from_panel, to_panel, out, pitch);
+      } else {
+        in.Stage(from, to, staged);
+        panels.Multiply(staged, in.pitch(), count, from_panel, to_panel, out, pitch);
+      }
       for (Index panel = from_panel; panel < to_panel; ++panel) {
         const Index first = panels.First(panel), group = panels.Group(panel);
         Deliver(out + group * width.aligned() + first, pitch, group * width.count + first,
@@ -389,7 +406,7 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
       const bool direct = depth.aligned() == depth.count && count == to - from;
       float* out = direct ? of_chunk : products;
       const Index pitch = direct ? channels : depth.pitch();
-      panels->Multiply(staged_gradient, count, 0, panels->count(), out, pitch);
+      panels->Multiply(staged_gradient, width.pitch(), count, 0, panels->count(), out, pitch);
       for (Index group = 0; group < depth.groups; ++group) {
         Deliver(out + group * depth.aligned(), pitch, group * depth.count, depth.count, to - from,
                 of_chunk, channels);
