@@ -78,6 +78,15 @@ def test_what_is_kept_is_taken_again_and_given_up_for_other_sizes():
         assert held <= most
 
 
+def test_what_is_not_taken_again_is_given_up():
+    jax.block_until_ready(jnp.ones(128 << 18))
+    small = jnp.ones(8 << 18)
+    for _ in range(300):
+        small = jax.block_until_ready(small + 1)
+    used, held, _ = library.buffer_bytes()
+    assert held - used < 128 << 20
+
+
 def test_threads_take_and_give_at_once():
     wrong = []
 

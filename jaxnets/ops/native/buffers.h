@@ -3,7 +3,8 @@
 // XLA's CPU client asks the C library for what a call works in and gives it back after the call. The C library returns
 // memory of that size to the system, and the next call pays for every page of it again: a fifth of a training step,
 // a third of an evaluation. So the functions that XLA allocates with are replaced, in its table of imported functions
-// alone, by ones that keep large blocks. What is kept and what is in use never come to more than was once in use.
+// alone, by ones that keep large blocks. What is kept and what is in use never come to more than was once in use, and
+// what is not taken again soon is given up.
 
 #pragma once
 
@@ -31,6 +32,7 @@ namespace jaxnets {
 
 constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kFaultBytesPerMicrosecond = 8 << 10;
+constexpr uint64_t kForgotten = 256;  // calls of Give
 constexpr size_t kLeastKept = 2 * kHugePage;  // the C library keeps smaller ones itself
 
 class Buffers {
@@ -75,6 +77,7 @@ class Buffers {
     found->second.used = false;
     found->second.freed = ++clock_;
     bytes_.used -= found->second.size;
+    ReleaseOldest(kForgotten);  // of a program that is no longer called
     given_.notify_all();
     return true;
   }
@@ -152,13 +155,14 @@ class Buffers {
     return &(blocks_[address] = {address, size, false, 0});
   }
 
-  bool ReleaseOldest() {
+  // Gives the block that has been unused for longest back to the system, if it has been for `age` calls of Give.
+  bool ReleaseOldest(uint64_t age = 0) {
     auto oldest = blocks_.end();
     for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
       if (block->second.used) continue;
       if (oldest == blocks_.end() || block->second.freed < oldest->second.freed) oldest = block;
     }
-    if (oldest == blocks_.end()) return false;
+    if (oldest == blocks_.end() || oldest->second.freed + age > clock_) return false;
     munmap(reinterpret_cast<void*>(oldest->second.address), oldest->second.size);
     bytes_.held -= oldest->second.size;
     blocks_.erase(oldest);
