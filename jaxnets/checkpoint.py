@@ -131,7 +131,8 @@ def _digest(tree) -> str:
 
 def _is_as_written(record: dict[str, Any], name: str, value: Any) -> bool:
     """Whether a record has the digest of a JSON value, or none, as those of earlier versions."""
-    return record["digests"].get(name, digest := _json_digest(value)) == digest
+    digests = record["digests"]
+    return name not in digests or digests[name] == _json_digest(value)
 
 
 def _json_digest(value: Any) -> str:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxnets.switches import is_off
+
 SWITCH = "JAXNETS_HUGE_PAGES"  # 0: off
 TUNABLES = "GLIBC_TUNABLES"
 TUNABLE = "glibc.malloc.hugetlb"
@@ -41,8 +43,12 @@ def tunables(environment: Mapping[str, str], libc_version: tuple[int, ...], kern
     mode: glibc asks for huge pages where the kernel waits to be asked, and only there.
     """
     before = environment.get(TUNABLES, "")
-    wanted = environment.get(SWITCH, "1").lower() not in ("0", "false", "no", "off")
-    if not wanted or TUNABLE in before or libc_version < FIRST_VERSION or "[madvise]" not in kernel_modes:
+    if (
+        is_off(SWITCH, environment)
+        or TUNABLE in before
+        or libc_version < FIRST_VERSION
+        or "[madvise]" not in kernel_modes
+    ):
         return None
     return f"{before}:{TUNABLE}=1".lstrip(":")
 

@@ -13,7 +13,14 @@ from jaxnets.ops.deferred import Convolution, Normalized
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import library
 from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
-from jaxnets.ops.native.normalization import affine_gradient, affine_of, normalize
+from jaxnets.ops.native.normalization import (
+    affine_gradient,
+    affine_of,
+    apply_correction,
+    as_it_is,
+    correction_of,
+    normalize,
+)
 
 DEPTHWISE_SIZES = ((3, 3), (5, 5))
 
@@ -111,12 +118,7 @@ def _conv_moments_forward(x, affine, kernel, plan):
 def _conv_moments_backward(plan, saved, cotangents):
     x, affine, kernel, y, moments = saved
     dy, dmoments = cotangents
-    correction = nothing()
-    if plan.moments:
-        (mean, rest, _), (dmean, _, dvar) = moments, dmoments
-        count = max(y.size // y.shape[-1], 1)
-        slope = 2 / count * dvar
-        correction = jnp.stack([mean, slope, dmean / count - rest * slope])
+    correction = correction_of(y, moments, dmoments) if plan.moments else nothing()
     if plan.kind == "dense":
         return _dense_gradients(plan, dy, y, correction, x, affine, kernel)
     shapes = [x.shape, (2, x.shape[-1]) if affine.size else (2, 0), kernel.shape]
@@ -130,8 +132,7 @@ _conv_moments.defvjp(_conv_moments_forward, _conv_moments_backward)
 
 def _dense_gradients(plan, dy, y, correction, x, affine, kernel):
     if plan.moments:
-        mean, slope, offset = correction
-        dy = dy + ((y - mean) * slope + offset)
+        dy = dy + apply_correction(y, correction)
     arrays = align(dy, x)
     (dkernel,) = call("dense_kernel_gradient", [kernel.shape], *arrays, **_window(plan))
     if plan.stride == 1:
@@ -206,7 +207,7 @@ def conv_bias(convolution, bias, bounds):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _conv_bias(x, kernel, bias, plan, bounds):
-    affine = jnp.stack([jnp.zeros_like(bias), jnp.ones_like(bias), bias])
+    affine = as_it_is(bias.size).at[2].set(bias)
     return _forward(plan, x, nothing(), kernel, affine, bounds)[0]
 
 
@@ -219,8 +220,7 @@ def _conv_bias_backward(plan, bounds, saved, dz):
     x, kernel, z = saved
     # Where z lies between the bounds is where it was not clipped: it stands for what it was before.
     none = nothing()
-    as_it_is = jnp.zeros((3, z.shape[-1])).at[1].set(1)
-    arrays = align(dz, z, as_it_is, none)
+    arrays = align(dz, z, as_it_is(z.shape[-1]), none)
     shapes = [z.shape, (2, z.shape[-1]), (0,)]
     dy, sums, _ = call("normalize_gradient", shapes, *arrays, aliases={0: 0}, **attributes_of(bounds))
     moments = jnp.zeros((3, 0), jnp.float32)

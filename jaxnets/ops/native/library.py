@@ -19,6 +19,7 @@ import jaxlib
 
 from jaxnets.errors import UserError
 from jaxnets.runtime import cache_directory
+from jaxnets.switches import is_off
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 HANDLERS = (
@@ -51,13 +52,17 @@ def require() -> None:
 
 
 def _problem() -> str | None:
+    return _loaded()[1]
+
+
+def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
     with _lock:  # one thread builds, the others wait
         return _load()
 
 
 @functools.cache
-def _load() -> str | None:
-    """Build, load and register the kernels; why that failed, if it did."""
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """Build, load and register the kernels: the library, or why that failed."""
     try:
         library = _open(_compiler())
         for name in HANDLERS:
@@ -67,13 +72,13 @@ def _load() -> str | None:
     except Exception as error:  # whatever it is, the portable operators do without
         problem = " ".join(str(error).split()) or type(error).__name__
         logger.warning("operators: native kernels not available, using xla's: %s", problem)
-        return problem
-    return None
+        return None, problem
+    return library, None
 
 
 def _keep_buffers(library: ctypes.CDLL) -> None:
     """Have XLA's CPU client keep its large buffers between calls, where the C library lets us and it is wanted."""
-    if os.environ.get(KEEP_MEMORY, "1").lower() in ("0", "false", "no", "off"):
+    if is_off(KEEP_MEMORY, os.environ):
         return
     library.keep_buffers.restype = ctypes.c_bool
     if library.keep_buffers():
@@ -81,9 +86,12 @@ def _keep_buffers(library: ctypes.CDLL) -> None:
 
 
 def buffer_bytes() -> tuple[int, int, int]:
-    """Bytes of XLA's large buffers: in use now, in use or kept for later, most in use at once so far."""
+    """Bytes of XLA's large buffers: in use now, in use or kept for later, most in use at once so far.
+
+    Where the kernels are `available`.
+    """
     count = (ctypes.c_uint64 * 3)()
-    _open(_compiler()).count_buffers(count)
+    _loaded()[0].count_buffers(count)
     return tuple(count)
 
 

@@ -48,14 +48,31 @@ def _moments_forward(x):
 
 
 def _moments_backward(saved, dmoments):
-    x, (mean, rest, _) = saved
-    dmean, _, dvar = dmoments
-    count = max(x.size // x.shape[-1], 1)
-    slope = 2 / count * dvar
-    return ((x - mean) * slope + (dmean / count - rest * slope),)
+    x, moments = saved
+    return (apply_correction(x, correction_of(x, moments, dmoments)),)
 
 
 moments_of.defvjp(_moments_forward, _moments_backward)
+
+
+def correction_of(x, moments, dmoments):
+    """`(3, C)`: mean, slope and offset of what the gradient of x's moments adds to that of x."""
+    mean, rest, _ = moments
+    dmean, _, dvar = dmoments
+    count = max(x.size // x.shape[-1], 1)
+    slope = 2 / count * dvar
+    return jnp.stack([mean, slope, dmean / count - rest * slope])
+
+
+def apply_correction(x, correction):
+    """(x - mean) * slope + offset, as `correction_of` gives them."""
+    mean, slope, offset = correction
+    return (x - mean) * slope + offset
+
+
+def as_it_is(channels):
+    """The `(3, C)` affine that changes nothing."""
+    return jnp.zeros((3, channels)).at[1].set(1)
 
 
 def normalize(x, affine, bounds, added=None):
@@ -98,5 +115,5 @@ def add(x, y, bounds):
     if isinstance(y, Normalized):
         y, affine = y.raw, y.affine
     else:
-        affine = jnp.zeros((3, y.shape[-1])).at[1].set(1)  # y as it is
+        affine = as_it_is(y.shape[-1])
     return normalize(y, affine, tuple(map(float, bounds)), jnp.asarray(x))

@@ -166,8 +166,9 @@ struct MatrixRows {
 
   Index pitch() const { return side.pitch(); }
   // Whether the rows can be multiplied where they are.
-  bool staged() const { return !reading.affine && side.aligned() == side.count; }
-  const float* At(Index row) const { return x + row * side.channels(); }
+  bool in_place() const { return !reading.affine && side.aligned() == side.count; }
+  const float* At(Index row) const { return x + row * step(); }
+  Index step() const { return side.channels(); }
 
   void Stage(Index from, Index to, float* out) const {
     for (Index r = from; r < to; ++r, out += side.pitch()) {
@@ -228,8 +229,9 @@ struct WindowRows {
 
   Index length() const { return window.height * window.width * channels; }
   Index pitch() const { return Side{1, length()}.pitch(); }
-  bool staged() const { return false; }
+  bool in_place() const { return false; }
   const float* At(Index) const { return nullptr; }
+  Index step() const { return 0; }
 
   void Stage(Index from, Index to, float* out) const {
     if (window.width * channels == 9) return StageRows<9>(from, to, out);  // the stem of every net here
@@ -292,7 +294,7 @@ template <class Rows>
 void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, Side width, float* y, float* moments) {
   // Where there are few rows, as of a single image, a kernel is larger than they are: each thread packs panels of its
   // own and multiplies all rows with them.
-  const bool few = in.staged() && !moments && rows <= kFewRows && panels.count() >= 4;
+  const bool few = in.in_place() && !moments && rows <= kFewRows && panels.count() >= 4;
   if (!few) panels.Pack(pool);
   // Few chunks would leave threads without work.
   const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
@@ -313,8 +315,8 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
       const bool direct = width.aligned() == width.count && count == to - from;
       float* out = direct ? of_chunk : products;
       const Index pitch = direct ? channels : width.pitch();
-      if (in.staged() && count == to - from) {
-        panels.Multiply(in.At(from), in.At(1) - in.At(0), count, from_panel, to_panel, out, pitch);
+      if (in.in_place() && count == to - from) {
+        panels.Multiply(in.At(from), in.step(), count, from_panel, to_panel, out, pitch);
       } else {
         in.Stage(from, to, staged);
         panels.Multiply(staged, in.pitch(), count, from_panel, to_panel, out, pitch);
