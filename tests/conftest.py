@@ -56,3 +56,31 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the data folder `shared` beside the checkout (real CIFAR-10, weights, photographs)")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A data directory with the digits and a foreign data set."""
+    from jaxnets import data
+    from tests.photo_set import Photos
+
+    root = tmp_path_factory.mktemp("data")
+    Photos(data_dir=root, file_format="array_record").download_and_prepare()
+    data.open_split("digits", "train", root, image_size=8)
+    return root
+
+
+@pytest.fixture(scope="module")
+def digits(root):
+    """The training split of the digits, 8 pixels wide."""
+    from jaxnets import data
+
+    return data.open_split("digits", "train", root, image_size=8)
+
+
+@pytest.fixture(scope="module")
+def decoded(digits):
+    """The batch of all its images."""
+    from jaxnets import data
+
+    return data.decode(digits, progress=False)

@@ -19,26 +19,6 @@ from jaxnets import data
 from jaxnets.errors import UserError
 from tests.photo_set import MODES, Photos, noise
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    """A data directory with the digits and a foreign data set."""
-    root = tmp_path_factory.mktemp("data")
-    Photos(data_dir=root, file_format="array_record").download_and_prepare()
-    data.open_split("digits", "train", root, image_size=8)
-    return root
-
-
-@pytest.fixture(scope="module")
-def digits(root) -> data.Split:
-    return data.open_split("digits", "train", root, image_size=8)
-
-
-@pytest.fixture(scope="module")
-def decoded(digits) -> data.Batch:
-    return data.decode(digits, progress=False)
-
-
 # Opening
 
 

@@ -6,17 +6,13 @@ Each file of the checkpoint is damaged in every way first, then files at random.
 one JSON object; with findings, the status is 1.
 """
 
-import argparse
-import json
 import random
 import shutil
-import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 from jaxnets import loop
-from tests.chaos import runs
+from tests.chaos import campaign, runs
 
 NEWEST = 15  # steps, of the run in `make_runs`
 BEFORE = 10
@@ -95,13 +91,10 @@ def outcome_of(workdir: Path, reference: Path, data_dir: Path) -> str:
 
 def main() -> None:
     """Run the campaign."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = campaign.arguments(__doc__, count=100)
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="jaxnets-damage-"))
-    outcomes, findings = Counter(), []
+    tally = campaign.Tally()
     with runs.tiny_net():
         reference, killed = make_runs(folder, folder / "data")
         number = len(files(killed))
@@ -113,15 +106,13 @@ def main() -> None:
             shutil.copytree(killed, workdir)
             WAYS[way](workdir / file, rng)
             outcome = outcome_of(workdir, reference, folder / "data")
-            outcomes[f"{way}: {outcome if outcome in ('kept', 'went back') else 'finding'}"] += 1
-            if outcome not in ("kept", "went back"):
-                findings.append(f"{way} {file}: {outcome}")
-                print(findings[-1], file=sys.stderr, flush=True)
+            if outcome in ("kept", "went back"):
+                tally.add(way, outcome)
+            else:
+                tally.add_finding(way, f"{way} {file}: {outcome}")
             shutil.rmtree(workdir)
     shutil.rmtree(folder)
-    total = {"count": args.count, "seed": args.seed, "files": number}
-    print(json.dumps(total | {"outcomes": dict(sorted(outcomes.items())), "findings": findings}))
-    sys.exit(1 if findings else 0)
+    tally.end(args, files=number)
 
 
 if __name__ == "__main__":

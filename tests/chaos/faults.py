@@ -7,17 +7,13 @@ overwritten in part, cut off or gone; a clock that is set anew after every step.
 JSON object; with findings, the status is 1.
 """
 
-import argparse
 import contextlib
-import json
 import math
 import random
 import re
 import shutil
-import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -26,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets import data, journal, loop, timing
-from tests.chaos import runs
+from tests.chaos import campaign, runs
 
 STEPS = 10  # of the tiny run
 PARTS = ("params", "batch_stats", "opt_state")
@@ -168,25 +164,20 @@ def prepare(folder: Path) -> None:
 
 def main() -> None:
     """Run the campaign."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = campaign.arguments(__doc__, count=60)
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="jaxnets-faults-"))
-    outcomes, findings = Counter(), []
+    tally = campaign.Tally()
     with runs.tiny_net():
         prepare(folder)
         for number in range(args.count):
             kind, wrong = attempt(BREAKS[number % len(BREAKS)], folder, rng)
-            outcomes[f"{kind}: {'finding' if wrong else 'as it should be'}"] += 1
             if wrong:
-                findings.append(f"{kind}: {wrong}")
-                print(findings[-1], file=sys.stderr, flush=True)
+                tally.add_finding(kind, f"{kind}: {wrong}")
+            else:
+                tally.add(kind, "as it should be")
     shutil.rmtree(folder)
-    total = {"count": args.count, "seed": args.seed}
-    print(json.dumps(total | {"outcomes": dict(sorted(outcomes.items())), "findings": findings}))
-    sys.exit(1 if findings else 0)
+    tally.end(args)
 
 
 if __name__ == "__main__":

@@ -98,13 +98,9 @@ def faults(workdir: Path, expected: list[dict]) -> list[str]:
         saved = runs.saved(workdir) if (workdir / "checkpoints").is_dir() else {}
     except DamagedError as error:
         return [*found, str(error)]
-    if max(saved, default=0) > last_step(workdir):
+    if max(saved, default=0) > runs.last_step(workdir):
         found.append(f"no record of step {max(saved)}, which is saved")
     return found
-
-
-def last_step(workdir: Path) -> int:
-    return max((record["step"] for record in runs.records(workdir)), default=0)
 
 
 def entries(workdir: Path) -> set[str]:
@@ -117,8 +113,8 @@ def what_it_hit(start: Watched, planned: str, workdir: Path, before: set[str]) -
     """`before` are the entries of the start's beginning: a kill before this one may have left them."""
     now = entries(workdir)
     writing = any("tmp" in name for name in now - before)
-    saved = max((int(name) for name in now if name.isdecimal()), default=0)
-    at = last_step(workdir)
+    saved = runs.newest(workdir)
+    at = runs.last_step(workdir)
     lost = at - saved if any(phase == "train" for phase, _ in start.phases) else 0
     return Kill(planned, start.phases[-1][0], writing, "deleted" in now - before, at, saved, lost)
 

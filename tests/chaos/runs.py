@@ -91,6 +91,17 @@ def records(workdir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in record.items() if k != "images_per_second"} for record in journal.read(workdir)]
 
 
+def last_step(workdir: Path) -> int:
+    """The last step on record, 0 where there is none."""
+    return max((record["step"] for record in records(workdir)), default=0)
+
+
+def newest(workdir: Path) -> int:
+    """The step of the newest checkpoint, which need not be whole; 0 where there is none."""
+    steps = (int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal())
+    return max(steps, default=0)
+
+
 def saved(workdir: Path) -> dict[int, list[dict]]:
     """All checkpoints of a run, each verified as it is read."""
     with contextlib.closing(checkpoint.open_manager(workdir)) as manager:

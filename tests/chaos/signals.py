@@ -38,7 +38,7 @@ class End:
     """How a run ended after a signal."""
 
     seconds: float  # from the signal on
-    saved: int | None  # the newest checkpoint's step
+    saved: int  # the newest checkpoint's step, 0 without
     faults: list[str]
 
 
@@ -91,12 +91,7 @@ def end_of(start: Watched, phase: str, signum: signal.Signals, workdir: Path, da
     began = time.monotonic()
     status = start.end()
     seconds = time.monotonic() - began
-    return End(seconds, newest(workdir), list(faults(start, status, phase, signum, workdir, data_dir)))
-
-
-def newest(workdir: Path) -> int | None:
-    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
-    return max(steps, default=None)
+    return End(seconds, runs.newest(workdir), list(faults(start, status, phase, signum, workdir, data_dir)))
 
 
 def faults(
@@ -112,10 +107,10 @@ def faults(
         yield f"{len(lines)} lines: {start.err}"
     if phase in SAVED:
         said = re.search(r"saved step (\d+); the same command goes on", start.err)
-        last = max((record["step"] for record in runs.records(workdir)), default=0)
+        last = runs.last_step(workdir)
         if not said or not last or not int(said[1]) == last == max(runs.saved(workdir)):
             yield f"step {last} is not saved: {start.err}"
-    elif newest(workdir) is not None:
+    elif runs.newest(workdir):
         yield "a checkpoint where there was nothing to save"
     if left := [str(path) for pattern in ("*.part", "*incomplete*") for path in data_dir.rglob(pattern)]:
         yield f"left behind: {left}"

@@ -7,21 +7,17 @@ others may write no file beyond a random size. The last line of standard output 
 status is 1.
 """
 
-import argparse
 import contextlib
-import json
 import os
 import random
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.chaos import runs
+from tests.chaos import campaign, runs
 
 DISK = 8 << 20  # bytes, ten times what the tiny run leaves
 PAGE = 4096
@@ -80,7 +76,7 @@ def attempt(workdir: Path, data_dir: Path, reference: Path, file_size: int | Non
         ballast.unlink()
     if fault:
         return fault
-    at = max((record["step"] for record in runs.records(workdir)), default=0) if workdir.exists() else 0
+    at = runs.last_step(workdir) if workdir.exists() else 0
     again = runs.attempt(runs.make_config(data_dir), workdir)
     if again.error:
         return f"does not go on: {again.error}"
@@ -92,10 +88,7 @@ def attempt(workdir: Path, data_dir: Path, reference: Path, file_size: int | Non
 
 def main() -> None:
     """Run the campaign."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = campaign.arguments(__doc__, count=60)
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="jaxnets-storage-"))
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
@@ -104,7 +97,7 @@ def main() -> None:
     used = sum(-(-path.stat().st_size // PAGE) * PAGE for path in reference.rglob("*") if path.is_file())
     largest = max(path.stat().st_size for path in reference.rglob("*") if path.is_file())
     disks = can_mount(folder / "disk")
-    outcomes, findings = Counter(), []
+    tally = campaign.Tally()
     for number in range(args.count):
         with runs.tiny_net():
             if disks and number % 2:
@@ -117,15 +110,12 @@ def main() -> None:
                 outcome = attempt(folder / "run", data_dir, reference, room, None)
                 shutil.rmtree(folder / "run", ignore_errors=True)
                 kind = "limited files"
-        good = outcome == "unharmed" or outcome.startswith("failed at step")
-        outcomes[f"{kind}: {outcome if good else 'finding'}"] += 1
-        if not good:
-            findings.append(f"{kind}, {room} bytes: {outcome}")
-            print(findings[-1], file=sys.stderr, flush=True)
+        if outcome == "unharmed" or outcome.startswith("failed at step"):
+            tally.add(kind, outcome)
+        else:
+            tally.add_finding(kind, f"{kind}, {room} bytes: {outcome}")
     shutil.rmtree(folder)
-    total = {"count": args.count, "seed": args.seed, "disks": disks}
-    print(json.dumps(total | {"outcomes": dict(sorted(outcomes.items())), "findings": findings}))
-    sys.exit(1 if findings else 0)
+    tally.end(args, disks=disks)
 
 
 if __name__ == "__main__":

@@ -8,22 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnets import checkpoint, report
+from jaxnets import checkpoint
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan, state_shapes
 from tests.chaos import damage, runs
 
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with runs.tiny_net(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda workdirs: None)  # half a second each
-        yield
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,11 @@ import sys
 
 import pytest
 
-from jaxnets import data, journal, progress, report, timing
+from jaxnets import data, journal, progress, timing
 from tests.chaos import faults, runs
 from tests.photo_set import flip_one_record
 
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with runs.tiny_net(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda workdirs: None)  # half a second each
-        yield
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,6 @@ import pytest
 from tests.chaos import signals
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
-
-
 # One signal in each; `python -m tests.chaos.signals` sends both.
 @pytest.mark.parametrize(("phase", "signum"), list(zip(signals.PHASES, itertools.cycle(signals.SIGNALS))))
 def test_a_signal_in_a_phase(tmp_path, data_dir, phase, signum):

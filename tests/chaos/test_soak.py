@@ -11,8 +11,9 @@ def test_what_a_run_holds_does_not_grow(tmp_path, resident):
         samples = soak.soak(tmp_path, 32, every=2, num_samples=16, resident=resident)
     assert [one.epoch for one in samples] == list(range(2, 33, 2))
     assert all(one.resident > 0 and one.device > 0 and one.arrays and one.files and one.threads for one in samples)
-    # The resident memory of so few epochs is still that of warming up.
-    assert [name for name in soak.growing(samples) if name != "resident"] == []
+    # The resident memory of so few epochs is still that of warming up. A pool makes a thread where all it has are busy,
+    # which on a loaded machine may be late; one thread a save would be eight more.
+    assert [name for name in soak.growing(samples, new_threads=4) if name != "resident"] == []
 
 
 def test_what_grows_is_found():

@@ -9,16 +9,7 @@ from jaxnets import workdir
 from jaxnets.errors import UserError
 from tests.chaos import runs, storage
 
-
-@pytest.fixture(scope="module", autouse=True)
-def tiny():
-    with runs.tiny_net():
-        yield
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("data")
+pytestmark = pytest.mark.usefixtures("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,20 @@
+"""What the runs that are broken in this process need."""
+
+import pytest
+
+from jaxnets import report
+from tests.chaos import runs
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """The tiny net by its name, and no pages: half a second each."""
+    with runs.tiny_net(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda workdirs: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """A place for the data that a module's runs share."""
+    return tmp_path_factory.mktemp("data")
