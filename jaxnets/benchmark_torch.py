@@ -44,8 +44,8 @@ class _Contender:
         for _ in range(steps):
             self._step()
             if self._wait_for_each:
-                _synchronize()
-        _synchronize()
+                synchronize()
+        synchronize()
 
     def device_peak_bytes(self) -> int | None:
         return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
@@ -92,7 +92,8 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _synchronize() -> None:
+def synchronize() -> None:
+    """Wait for what is queued on the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -103,15 +104,15 @@ def _try(make: Callable[[], Step]) -> tuple[Step, Trial]:
     step = make()
     before = ready_bytes()
     first = step()
-    _synchronize()
+    synchronize()
     first_step_seconds = time.perf_counter() - began
     for _ in range(2):  # TorchScript optimises in the second step, CUDA graphs are recorded by the third
         step()
-    _synchronize()
+    synchronize()
     began, steps = time.perf_counter(), 0
     while time.perf_counter() - began < TRIAL_SECONDS:
         step()
-        _synchronize()
+        synchronize()
         steps += 1
     return step, Trial(first_step_seconds, (time.perf_counter() - began) / steps, before, first)
 
@@ -216,6 +217,6 @@ def _best(call, repeats: int = 10) -> float:
     for _ in range(2 + repeats):
         began = time.perf_counter()
         call()
-        _synchronize()
+        synchronize()
         seconds.append(time.perf_counter() - began)
     return min(seconds[2:])

@@ -16,7 +16,6 @@ if __name__ == "__main__":
 import dataclasses
 import datetime
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
 from jaxnets.compare_entries import JAXNETS, TORCH, Entry, beside_torch, make_entries
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
 
 STEM = "compare"
@@ -240,10 +240,8 @@ def write_files(comparison: dict[str, Any], out: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing, whenever the process ends."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    with replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def run(

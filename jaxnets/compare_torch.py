@@ -8,7 +8,6 @@ import contextlib
 import copy
 import dataclasses
 import math
-import os
 import pickle
 import time
 from pathlib import Path
@@ -23,13 +22,14 @@ from torch import nn
 
 import jaxnets
 from jaxnets import data, plan, settings, torch_nets, torch_weights, workdir
+from jaxnets.benchmark_torch import FORMATS, synchronize
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
+from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
 
 CHECKPOINT = "torch.pt"
 OPTIMIZERS = ("sgd", "adamw", "rmsprop")
-FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
 TRIAL_STEPS = 3  # of each memory format, after one that does not count
 
 Examples = dict[str, torch.Tensor]  # {'image': uint8 (N, 3, S, S), 'label': int64 (N,)}
@@ -123,10 +123,10 @@ def time_steps(run: Running) -> float:
     indices = torch.arange(run.plan.config.batch_size, device=run.device)
     for step in range(1 + TRIAL_STEPS):
         if step == 1:
-            synchronize(run.device)
+            synchronize()
             began = time.perf_counter()
         take_step(run, indices, 0.0, run.plan.config.image_size)
-    synchronize(run.device)
+    synchronize()
     return time.perf_counter() - began
 
 
@@ -144,10 +144,9 @@ def restore(run: Running, path: Path) -> int:
 
 
 def save(run: Running, path: Path, step: int) -> None:
-    """All of it or nothing, whenever the process ends."""
-    scratch = path.with_name(path.name + ".tmp")
-    torch.save({"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step}, scratch)
-    os.replace(scratch, path)
+    """What `restore` takes."""
+    with replacing(path) as scratch:
+        torch.save({"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step}, scratch)
 
 
 def train_epoch(run: Running, epoch: int) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def train_epoch(run: Running, epoch: int) -> dict[str, Any]:
     order = data.train_indices(config.seed, len(run.plan.train_split), config.batch_size, epoch * steps, steps)
     order = torch.from_numpy(order.astype(np.int64)).to(run.device)
     loss, correct = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
-    synchronize(run.device)
+    synchronize()
     began = time.perf_counter()
     for step, indices in enumerate(order, start=epoch * steps):
         rate = float(run.plan.learning_rates[step])
@@ -221,12 +220,6 @@ def autocast(run: Running):
     if settings.compute_dtype(run.plan.config.model.dtype) == "bfloat16":
         return torch.autocast(run.device.type, torch.bfloat16)
     return contextlib.nullcontext()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what is queued."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def make_net(name: str, model: flax.linen.Module, variables: dict[str, Any]) -> nn.Module:

@@ -6,7 +6,6 @@ written over.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import safetensors.numpy
 from jaxnets import checkpoint, create_model, evaluate, runtime, settings, torch_weights
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.models import default_image_size
+from jaxnets.plain_files import replacing
 from jaxnets.predict import CIFAR, IMAGENET, field
 from jaxnets.workdir import CONFIG
 
@@ -43,17 +43,16 @@ def read(source: Path, name: str | None, fields: dict[str, Any], which: str) -> 
 def write(path: Path, model: nn.Module, variables: dict[str, Any], layout: str | None) -> None:
     """Write a `.pth`, `.pt` or `.safetensors` file with the names of `layout`, as `torch_weights.export`."""
     state_dict = torch_weights.export(model, variables, layout)
-    scratch = path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == SAFETENSORS:
-        safetensors.numpy.save_file(state_dict, scratch)
-    else:
+    with replacing(path) as scratch:
+        if path.suffix == SAFETENSORS:
+            safetensors.numpy.save_file(state_dict, scratch)
+            return
         try:
             import torch
         except ImportError:
             raise UserError(f"writing {path} needs PyTorch (pip install torch); .safetensors does not") from None
         torch.save({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}, scratch)
-    os.replace(scratch, path)
 
 
 def write_workdir(

@@ -1,8 +1,10 @@
-"""Small text files that may come from strangers: regular ones, of bounded length, and JSON of bounded depth."""
+"""Small text files that may come from strangers, of bounded length and depth; and files written whole or not at all."""
 
+import contextlib
 import json
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +43,11 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it nests too deeply") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The file to write in place of `path`, which it becomes after the block: all of it or nothing at any time."""
+    scratch = path.with_name(path.name + ".tmp")
+    yield scratch
+    os.replace(scratch, path)

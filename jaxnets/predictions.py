@@ -1,6 +1,5 @@
 """What a net made of every evaluated example: `predictions.npz`, with the images it was most wrong about."""
 
-import os
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +9,7 @@ from PIL import Image
 
 from jaxnets import data, step
 from jaxnets.errors import UserError
-from jaxnets.plain_files import open_at_once
+from jaxnets.plain_files import open_at_once, replacing
 
 FILE = "predictions.npz"
 MAX_BYTES = 1 << 28
@@ -53,10 +52,8 @@ def save(workdir: Path, at: int, predictions: step.Predictions, split: data.Spli
         mistakes,
         images,
     )
-    scratch = workdir / f"{FILE}.tmp"
-    with scratch.open("wb") as file:
+    with replacing(workdir / FILE) as scratch, scratch.open("wb") as file:
         np.savez_compressed(file, **vars(content))
-    os.replace(scratch, workdir / FILE)
 
 
 def _thumbnails(split: data.Split, indices: np.ndarray) -> np.ndarray:

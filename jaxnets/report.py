@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import importlib.resources
 import math
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from jaxnets import data, journal, predictions, report_parts, runtime, settings, step, timing
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.plain_files import replacing
 from jaxnets.report_parts import History
 from jaxnets.workdir import CONFIG
 
@@ -114,10 +114,9 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     # Folders of one name are told apart by their paths.
     runs = [load(w, str(w) if names.count(name) > 1 else name) for w, name in zip(workdirs, names)]
     page = render(runs)
-    scratch = out.with_name(out.name + ".tmp")
     try:
-        scratch.write_text(page, encoding="utf-8")
-        os.replace(scratch, out)
+        with replacing(out) as scratch:
+            scratch.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
     return out

@@ -1,0 +1,46 @@
+"""Text files that are read only where they are plain, and files that are written whole."""
+
+import os
+
+import pytest
+
+from jaxnets import plain_files
+from jaxnets.errors import UserError
+
+
+def test_text_up_to_its_limit(tmp_path):
+    file = tmp_path / "text"
+    file.write_text("über")
+    assert plain_files.read_text(file, 5) == "über"
+    with pytest.raises(UserError, match="longer than 4 bytes"):
+        plain_files.read_text(file, 4)
+
+
+def test_what_is_no_plain_text_is_one_sentence(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    for name in ("pipe", "bytes", "."):
+        with pytest.raises(UserError, match="cannot be read"):
+            plain_files.read_text(tmp_path / name, 100)
+    with pytest.raises(FileNotFoundError):
+        plain_files.read_text(tmp_path / "missing", 100)
+
+
+def test_json_that_nests_too_deeply_is_a_value_error():
+    assert plain_files.parse_json('{"a": [1]}') == {"a": [1]}
+    for text in ("[" * 100_000, "{", ""):
+        with pytest.raises(ValueError):
+            plain_files.parse_json(text)
+
+
+def test_a_file_is_replaced_at_the_end_of_the_block_alone(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    with pytest.raises(KeyError), plain_files.replacing(file) as scratch:
+        scratch.write_text("half")
+        raise KeyError
+    assert file.read_text() == "old"
+    with plain_files.replacing(file) as scratch:
+        scratch.write_text("new")
+        assert file.read_text() == "old"
+    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
