@@ -18,6 +18,7 @@ from jaxnets.figures import __main__ as command
 from jaxnets.figures import (
     bottleneck_ablation,
     cost_breakdown,
+    recipe_knobs,
     relu_collapse,
     shuffle_ablation,
     training,
@@ -172,6 +173,24 @@ def test_width_tradeoff(small, untrained, tmp_path, monkeypatch):
     data = run("width_tradeoff", tmp_path, small)
     assert [len(nets) for nets in data["families"].values()] == [2, 1]
     assert all(net["macs"] > 0 and net["accuracy"]["n"] == 2 for nets in data["families"].values() for net in nets)
+
+
+def test_recipe_knobs(small, untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_knobs, "NET", "tiny")
+    monkeypatch.setattr(recipe_knobs, "KNOBS", {"longer": ("num_epochs=3",), "smoother": ("label_smoothing=0.1",)})
+    data = run("recipe_knobs", tmp_path, small)
+    assert data["base"]["accuracy"]["mean"] == pytest.approx((0.5 + 0.525) / 2)
+    longer, smoother = data["knobs"]
+    assert (longer["label"], longer["gains"]) == ("longer", pytest.approx([0.25, 0.25]))
+    assert smoother["gains"] == [0.0, 0.0]
+
+
+def test_every_knob_changes_the_base_and_can_be_trained(small):
+    base, *knobs = recipe_knobs.entries(Options(None))
+    assert len(knobs) == len(recipe_knobs.KNOBS)
+    for entry in knobs:
+        settings.check(entry.config)
+        assert settings.as_dict(entry.config) != settings.as_dict(base.config), entry.label
 
 
 def test_the_compute_counts_forward_and_backward():

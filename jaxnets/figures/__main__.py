@@ -2,9 +2,10 @@
 
 relu_collapse: what ReLU does to a curve in few dimensions. bottleneck_ablation: linear and non-linear bottlenecks,
 and where shortcuts go. shuffle_ablation: ShuffleNetV1 without channel shuffle. width_tradeoff: accuracy against cost.
-cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. Nets are trained in a small setting that takes
-minutes; `--config.FIELD=VALUE` sets any field otherwise (`--config.train_split=train --config.num_epochs=60`). The
-same command again goes on where it was stopped. The last line on standard output is one JSON object.
+cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. recipe_knobs: what each field of a recipe gives.
+Nets are trained in a small setting that takes minutes; `--config.FIELD=VALUE` sets any field otherwise
+(`--config.train_split=train --config.num_epochs=60`). The same command again goes on where it was stopped. The last
+line on standard output is one JSON object.
 """
 
 from jaxnets import huge_pages
@@ -20,7 +21,14 @@ from typing import Any
 
 from jaxnets import config_file, plots
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
-from jaxnets.figures import bottleneck_ablation, cost_breakdown, relu_collapse, shuffle_ablation, width_tradeoff
+from jaxnets.figures import (
+    bottleneck_ablation,
+    cost_breakdown,
+    recipe_knobs,
+    relu_collapse,
+    shuffle_ablation,
+    width_tradeoff,
+)
 from jaxnets.figures.options import Options
 
 FIGURES: dict[str, ModuleType] = {
@@ -29,8 +37,9 @@ FIGURES: dict[str, ModuleType] = {
     "shuffle_ablation": shuffle_ablation,
     "width_tradeoff": width_tradeoff,
     "cost_breakdown": cost_breakdown,
+    "recipe_knobs": recipe_knobs,
 }
-TRAINED = ("bottleneck_ablation", "shuffle_ablation", "width_tradeoff")
+TRAINED = ("bottleneck_ablation", "shuffle_ablation", "width_tradeoff", "recipe_knobs")
 
 
 def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:

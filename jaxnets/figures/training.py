@@ -23,7 +23,11 @@ SMALL = (
 def train(models: Sequence[str], options: Options) -> dict[str, Any]:
     """The comparison (`compare.run`'s record) of nets trained in the small setting, or go on with it."""
     configs = compare.load_configs([options.config], [*SMALL, *options.overrides], models)
-    entries = compare_entries.make_entries(configs, models)
+    return run(compare_entries.make_entries(configs, models), options)
+
+
+def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
+    """The comparison of what is to be trained, or go on with it."""
     command = "python -m jaxnets.figures"
     return compare.run(entries, options.seeds, options.out, latency_batch=0, command=command)
 

@@ -1,0 +1,99 @@
+"""What each knob of a recipe gives: the same small run with one field set otherwise."""
+
+import dataclasses
+import statistics
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from jaxnets import compare, compare_entries, plots
+from jaxnets.figures import training
+from jaxnets.figures.options import Options
+
+NET = "shufflenet_v2_x0_5_cifar"
+# Few images, seen often enough for what keeps a net from learning them by heart to matter.
+SETTING = (
+    "--config.train_split=train[:10000]",
+    "--config.eval_split=test",
+    "--config.image_size=16",
+    "--config.augment.crop_padding=2",
+    "--config.num_epochs=15",
+    "--config.eval_every_epochs=15",
+)
+BASE = "base"
+# The rates of large batches are the base's, 0.1 for 128 images, by each rule: the field is that for 256.
+KNOBS = {
+    "ema_decay=0.99": ("ema_decay=0.99",),
+    "label_smoothing=0.1": ("label_smoothing=0.1",),
+    "augment.cutout=4": ("augment.cutout=4",),
+    "augment.mixup=0.2": ("augment.mixup=0.2",),
+    "augment.cutmix=1.0": ("augment.cutmix=1.0",),
+    "crop_area=0.5": ("crop_area=0.5", "augment.crop_padding=0"),
+    "progressive_sizes=(12, 16)": ("progressive_sizes=(12, 16)",),
+    "schedule.name=one_cycle": ("schedule.name=one_cycle", "schedule.warmup_epochs=4.5"),
+    "optimizer.nesterov=False": ("optimizer.nesterov=False",),
+    "optimizer.name=muon": ("optimizer.name=muon", "optimizer.learning_rate=0.02"),
+    "batch 512": ("batch_size=512",),
+    "batch 512, batch_scaling=sqrt": (
+        "batch_size=512",
+        f"optimizer.learning_rate={0.1 * 2**0.5}",
+        "optimizer.batch_scaling=sqrt",
+    ),
+    "batch 512, batch_scaling=linear": (
+        "batch_size=512",
+        "optimizer.learning_rate=0.2",
+        "optimizer.batch_scaling=linear",
+    ),
+}
+
+
+def measure(options: Options) -> dict[str, Any]:
+    """The accuracy of the base, and for each knob the difference to it, seed by seed; seconds of training."""
+    comparison = training.run(entries(options), options)
+    nets = {net["label"]: training.net_data(net) for net in comparison["nets"]}
+    seconds = {net["label"]: net["results"].get("train_seconds") for net in comparison["nets"]}
+    base = [curve[-1][1] for curve in nets[BASE]["curves"]]
+    knobs = []
+    for label in KNOBS:
+        found = [curve[-1][1] for curve in nets[label]["curves"]]
+        # One that diverged with some seed has no mean.
+        gains = [ours - without for ours, without in zip(found, base)] if len(found) == len(base) else []
+        knobs.append({"label": label, "gains": gains, "train_seconds": seconds[label]})
+    return {
+        "net": NET,
+        "base": {"accuracy": nets[BASE]["accuracy"], "train_seconds": seconds[BASE]},
+        "knobs": knobs,
+        "seeds": options.seeds,
+        "compute": training.compute(comparison),
+    }
+
+
+def entries(options: Options) -> list[compare_entries.Entry]:
+    """The base, and a run for each knob, whose own fields count before those of `options`."""
+    made = []
+    for label, fields in ({BASE: ()} | KNOBS).items():
+        overrides = [*SETTING, *options.overrides, *(f"--config.{field}" for field in fields)]
+        configs = compare.load_configs([options.config], overrides, [NET])
+        (entry,) = compare_entries.make_entries(configs, [NET])
+        made.append(dataclasses.replace(entry, label=label))
+    return made
+
+
+def draw(data: dict[str, Any]) -> Figure:
+    """A row for each knob: every seed's difference to the base, and their mean."""
+    knobs = [knob for knob in data["knobs"] if knob["gains"]]
+    knobs.sort(key=lambda knob: statistics.fmean(knob["gains"]))
+    figure = plots.new_figure(6.0, 1.2 + 0.26 * len(knobs))
+    axes = figure.subplots()
+    axes.axvline(0, color=plots.INK, linewidth=0.8)
+    for row, knob in enumerate(knobs):
+        gains = [100 * gain for gain in knob["gains"]]
+        mean = statistics.fmean(gains)
+        axes.plot(gains, [row] * len(gains), "o", color=plots.COLOURS[0], markersize=3.5, alpha=0.5)
+        axes.plot([mean], [row], "|", color=plots.COLOURS[1], markersize=13, markeredgewidth=2)
+        axes.annotate(f"{mean:+.1f}", (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    axes.set_yticks(range(len(knobs)), [knob["label"] for knob in knobs])
+    base = 100 * data["base"]["accuracy"]["mean"]
+    axes.set_xlabel(f"change in test accuracy (points) from {base:.1f} %, {data['net']}")
+    training.footnote(figure, data, "dots: seeds, bars: mean of")
+    return figure
