@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxnets import ops
-from jaxnets.ops import Convolution, Normalized
+from jaxnets.ops import Convolution, Filtered, Normalized
 
 INF = float("inf")
 FORMULATIONS = [
@@ -134,6 +134,91 @@ def test_affine_known_beforehand(name, kernel):
         return ops.conv_affine(Convolution(x, kernel, (1, 1), ((pad, pad),) * 2, groups), gain, bias, bounds=RELU6)
 
     compare(name, function, normal(0, 2, 6, 5, 10), normal(1, *kernel), normal(2, kernel[3]) + 1, normal(3, kernel[3]))
+
+
+def separable(stride, groups=1, bounds=RELU6, out_bounds=ops.UNBOUNDED):
+    """In evaluation: depthwise, and the 1x1 convolution that reads it."""
+
+    def function(x, kernel, gain, bias, project, out_gain, out_bias):
+        pad = (kernel.shape[0] - 1) // 2
+        filtered = ops.conv_affine(
+            Convolution(x, kernel, (stride, stride), ((pad, pad),) * 2, x.shape[-1]), gain, bias, bounds=bounds
+        )
+        convolution = Convolution(filtered, project, (1, 1), ops.NO_PADDING, groups)
+        return ops.conv_affine(convolution, out_gain, out_bias, bounds=out_bounds)
+
+    return function
+
+
+def separable_arrays(batch, height, width, channels, features, size=3, groups=1):
+    kernels = normal(1, size, size, 1, channels), normal(4, 1, 1, channels // groups, features) / channels**0.5
+    vectors = normal(2, channels) + 1, normal(3, channels), normal(5, features), normal(6, features)
+    return normal(0, batch, height, width, channels), kernels[0], *vectors[:2], kernels[1], *vectors[2:]
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("size", "groups", "channels", "features"), [(3, 1, 7, 5), (5, 1, 24, 50), (3, 3, 60, 27), (5, 2, 8, 4)]
+)
+def test_depthwise_and_1x1_in_evaluation(name, stride, size, groups, channels, features):
+    arrays = separable_arrays(3, 10, 13, channels, features, size, groups)
+    compare(name, separable(stride, groups), *arrays)
+    compare(name, separable(stride, groups, ops.UNBOUNDED, RELU), *arrays)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.tuples(st.integers(0, 3), *[st.integers(1, 12)] * 2, *[st.integers(1, 40)] * 2),
+    stride=st.sampled_from([1, 2]),
+    size=st.sampled_from([3, 5]),
+)
+def test_depthwise_and_1x1_of_any_shape(shape, stride, size):
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    compare("native", separable(stride), *separable_arrays(*shape, size))
+
+
+@pytest.mark.parametrize("height", [5, 16, 17])
+def test_depthwise_and_many_columns(height):
+    """Of a few positions, which are computed before the products, and of more than that."""
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    compare("native", separable(1), *separable_arrays(1, height, 16, 33, 240))
+
+
+def test_depthwise_is_left_to_the_1x1_that_reads_it():
+    """One kernel; and without such a reader, the array."""
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    x, kernel, gain, bias, *rest = map(jnp.asarray, separable_arrays(2, 4, 4, 6, 6))
+    with ops.using("native"):
+        program = str(jax.make_jaxpr(separable(1))(x, kernel, gain, bias, *rest))
+        filtered = ops.conv_affine(Convolution(x, kernel, (1, 1), ((1, 1), (1, 1)), 6), gain, bias)
+        array = jnp.asarray(filtered)
+        shuffled = ops.channel_shuffle(filtered, 2), ops.concatenate_shuffle(filtered, x)
+    assert "jaxnets_separable" in program and "jaxnets_depthwise" not in program
+    assert isinstance(filtered, Filtered)
+    assert (filtered.shape, filtered.dtype, filtered.size) == (array.shape, array.dtype, array.size)
+    assert jnp.asarray(filtered) is array
+    np.testing.assert_array_equal(filtered + x, array + x)
+    np.testing.assert_array_equal(shuffled[0], ops.channel_shuffle(array, 2))
+    np.testing.assert_array_equal(shuffled[1], ops.concatenate_shuffle(array, x))
+    np.testing.assert_array_equal(jax.tree.map(lambda a: a, filtered), array)
+
+
+@pytest.mark.parametrize("bad", [np.nan, INF])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 4, 5, 17)])
+def test_what_is_not_finite_passes_depthwise_and_1x1_as_in_the_reference(bad, place):
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    x, *rest = separable_arrays(2, 6, 6, 20, 18)
+    x[place] = bad
+    results = []
+    for name in ("native", "reference"):
+        with ops.using(name):
+            results.append(jax.jit(separable(1, bounds=ops.UNBOUNDED))(x, *rest))
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)

@@ -8,7 +8,7 @@ There are three sets of formulations: `reference` (lax, plain autodiff), which s
 `xla` (portable XLA, some gradients of its own), and `native` (C++ on the CPU, built on first use; what it does not
 do is xla's). JAXNETS_OPS=reference|xla|native or `with ops.using(name)` forces one; otherwise the platform decides:
 native on the CPU, or xla where the build fails. A convolution that a BatchNorm follows may stay a `Convolution`, and
-the BatchNorm's output `Normalized`, until the native convolutions read them.
+the BatchNorm's output `Normalized` or, in evaluation, `Filtered`, until the native convolutions read them.
 
 All work under jit, grad, vmap, pmap, shard_map, scan and remat. All but `native`, which raises UserError, have second
 derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) of depthwise_conv, batch_norm, max_pool and
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 from jaxnets.errors import UserError
 from jaxnets.ops import native, reference, xla
-from jaxnets.ops.deferred import Convolution, Normalized
+from jaxnets.ops.deferred import Convolution, Filtered, Normalized
 from jaxnets.ops.native import library as native_library
 
 UNBOUNDED = (-float("inf"), float("inf"))
@@ -124,7 +124,7 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
     """`batch_norm` of `conv`, in fewer passes where the formulation has a way.
 
     Args:
-      convolution: `Convolution`, what `conv` takes; its x may be `Normalized`.
+      convolution: `Convolution`, what `conv` takes; its x may be `Normalized` or `Filtered`.
       scale, bias, epsilon, bounds, axis_name: as for `batch_norm`.
 
     Returns:
@@ -140,7 +140,8 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
 def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED):
     """clip(`conv` * gain + bias), gain and bias `(C,)` float32: a BatchNorm in evaluation. Of x's dtype.
 
-    ValueError as for `conv`.
+    May be `Filtered`: computed when `jnp.asarray` asks for it, or by the 1x1 convolution that reads it. ValueError as
+    for `conv`.
     """
     if _is_native(convolution, gain, bias):
         return native.conv_affine(convolution, gain, bias, bounds)
@@ -241,6 +242,7 @@ def _require_fitting(x, kernel, groups):
 
 __all__ = [
     "Convolution",
+    "Filtered",
     "NO_PADDING",
     "Normalized",
     "UNBOUNDED",

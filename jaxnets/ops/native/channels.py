@@ -19,6 +19,7 @@ def channel_shuffle(x, groups):
     if isinstance(x, Normalized):
         affine = reference.channel_shuffle(x.affine, groups)
         return Normalized(channel_shuffle(x.raw, groups), affine, x.bounds, x.compute)
+    x = jnp.asarray(x)
     if x.dtype != jnp.float32 or x.ndim != 4:
         return xla.channel_shuffle(x, groups)
     library.require()
@@ -39,7 +40,9 @@ _shuffle.defvjp(
 def interleave(a, b):
     """`channel_shuffle` of two arrays' channels, one behind the other, in two groups; either may be `Normalized`."""
     library.require()
-    parts = [(x.raw, x.affine, x.bounds) if isinstance(x, Normalized) else (x, None, UNBOUNDED) for x in (a, b)]
+    parts = [
+        (x.raw, x.affine, x.bounds) if isinstance(x, Normalized) else (jnp.asarray(x), None, UNBOUNDED) for x in (a, b)
+    ]
     arrays = [nothing() if x is None else x for part in parts for x in part[:2]]
     return _interleave(*align(*arrays), tuple(part[2] for part in parts))
 

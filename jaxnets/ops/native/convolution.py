@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxnets.ops import reference, xla
-from jaxnets.ops.deferred import Convolution, Normalized
+from jaxnets.ops.deferred import Convolution, Filtered, Normalized
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import library
 from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
@@ -102,6 +102,7 @@ def _conv(plan, x, kernel):
             x = jnp.asarray(x)
         else:
             x, affine, plan = x.raw, x.affine, plan._replace(bounds=x.bounds)
+    x = jnp.asarray(x)
     return _conv_moments(*align(x, affine, kernel), plan)
 
 
@@ -176,11 +177,16 @@ def _window(plan):
 
 
 def conv_affine(convolution, gain, bias, bounds):
-    """See `jaxnets.ops.conv_affine`, for what has a plan."""
+    """See `jaxnets.ops.conv_affine`, for what has a plan; `Filtered` of a depthwise one."""
     library.require()
+    x, kernel, plan, bounds = convolution.x, convolution.kernel, plan_of(convolution), tuple(map(float, bounds))
     affine = jnp.stack([jnp.zeros_like(bias), gain, bias])
-    arrays = align(jnp.asarray(convolution.x), convolution.kernel, affine)
-    return _conv_affine(*arrays, plan_of(convolution), tuple(map(float, bounds)))
+    if isinstance(x, Filtered) and plan.kind == "pointwise":
+        return _separable(*align(x.x, x.kernel, x.affine, kernel, affine), (x.plan, plan), (x.bounds, bounds))
+    arrays = align(jnp.asarray(x), kernel, affine)
+    if plan.kind == "depthwise":
+        return Filtered(*arrays, plan, bounds, _conv_affine)
+    return _conv_affine(*arrays, plan, bounds)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -196,6 +202,30 @@ def _conv_affine_forward(x, kernel, affine, plan, bounds):
 
 
 _conv_affine.defvjp(_conv_affine_forward, lambda plan, bounds, vjp, dz: vjp(dz))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _separable(x, kernel, affine, pointwise_kernel, pointwise_affine, plans, bounds):
+    """A depthwise convolution and the 1x1 convolution that reads it, each with its affine, in one pass."""
+    filtered = Filtered(x, kernel, affine, plans[0], bounds[0], _conv_affine)
+    shape = (*filtered.shape[:3], pointwise_kernel.shape[3])
+    arrays = align(x, kernel, affine, pointwise_kernel, pointwise_affine)
+    low, high = (np.float32(bound) for bound in bounds[1])
+    attributes = {**_window(plans[0]), "groups": np.int64(plans[1].groups), **attributes_of(bounds[0])}
+    return call("separable", [shape], *arrays, **attributes, output_low=low, output_high=high)[0]
+
+
+def _separable_forward(*args):
+    *arrays, plans, bounds = args
+
+    def unfused(x, kernel, affine, pointwise_kernel, pointwise_affine):
+        filtered = _conv_affine(x, kernel, affine, plans[0], bounds[0])
+        return _conv_affine(filtered, pointwise_kernel, pointwise_affine, plans[1], bounds[1])
+
+    return jax.vjp(unfused, *arrays)
+
+
+_separable.defvjp(_separable_forward, lambda plans, bounds, vjp, dz: vjp(dz))
 
 
 def conv_bias(convolution, bias, bounds):

@@ -12,7 +12,9 @@ namespace jaxnets {
 struct Shape {
   Index images, height, width, channels;
 
-  explicit Shape(ffi::Span<const int64_t> d) : images(d[0]), height(d[1]), width(d[2]), channels(d[3]) {}
+  Shape(Index images, Index height, Index width, Index channels)
+      : images(images), height(height), width(width), channels(channels) {}
+  explicit Shape(ffi::Span<const int64_t> d) : Shape(d[0], d[1], d[2], d[3]) {}
   Index size() const { return images * height * width * channels; }
   Index row(Index image, Index y) const { return (image * height + y) * width * channels; }
 };

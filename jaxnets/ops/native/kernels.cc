@@ -11,6 +11,7 @@
 #include "moments.h"
 #include "pooling.h"
 #include "products.h"
+#include "separable.h"
 #include "tasks.h"
 #include "vectors.h"
 
@@ -99,6 +100,33 @@ ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, float low, flo
   ProductGradients(pool, MatrixRows{x.typed_data(), depth, reading}, depth,
                    GradientRows{dy.typed_data(), y.typed_data(), Optional(correction), width}, rows, &panels, reading,
                    x.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data());
+  return ffi::Error::Success();
+}
+
+// Depthwise, then 1x1; `affine` and `output` are read between the two and after them.
+template <int K>
+void SeparableOf(ffi::ThreadPool& pool, DepthwiseWindow window, Index groups, Bounds bounds, Bounds out_bounds,
+                 const Input& x, const Input& kernel, const Input& affine, const Input& pointwise, const Input& output,
+                 Output& y) {
+  const Shape in(x.dimensions()), out(y->dimensions());
+  const Shape between{out.images, out.height, out.width, in.channels};
+  const Side depth{groups, in.channels / groups}, width{groups, out.channels / groups};
+  const std::vector<float> zeros(in.channels);
+  const DepthwiseRows<K> rows{x.typed_data(), in, window, kernel.typed_data(), out.height, out.width,
+                              {affine.typed_data(), in.channels, bounds}, depth, zeros.data()};
+  const Reading reading{output.typed_data(), out.channels, out_bounds};
+  Panels panels(pointwise.typed_data(), false, depth, width, reading);
+  SeparableForward(pool, rows, between, std::move(panels), width, y->typed_data());
+}
+
+ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, Index groups, float low, float high,
+                     float out_low, float out_high, Input x, Input kernel, Input affine, Input pointwise, Input output,
+                     Output y) {
+  if (!y->element_count()) return ffi::Error::Success();
+  const Index size = kernel.dimensions()[0];
+  if ((size != 3 && size != 5) || (stride != 1 && stride != 2)) return NoSuchKernel();
+  auto run = size == 3 ? SeparableOf<3> : SeparableOf<5>;
+  run(pool, {stride, top, left}, groups, {low, high}, {out_low, out_high}, x, kernel, affine, pointwise, output, y);
   return ffi::Error::Success();
 }
 
@@ -309,6 +337,7 @@ HANDLER(depthwise, Depthwise, BIND.WINDOW.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.R
 HANDLER(depthwise_gradients, DepthwiseGradients, BIND.WINDOW.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
 HANDLER(pointwise, Pointwise, BIND.GROUPS.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
 HANDLER(pointwise_gradients, PointwiseGradients, BIND.GROUPS.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
+HANDLER(separable, Separable, BIND.WINDOW.GROUPS.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET);
 HANDLER(dense, Dense, BIND.WINDOW.OUTPUT_BOUNDS.ARG.ARG.ARG.RET.RET);
 HANDLER(dense_kernel_gradient, DenseKernelGradient, BIND.WINDOW.ARG.ARG.RET);
 HANDLER(moments, Moments, BIND.ARG.RET);
