@@ -17,8 +17,8 @@ SETTING = (
     "--config.eval_split=test",
     "--config.image_size=16",
     "--config.augment.crop_padding=2",
-    "--config.num_epochs=15",
-    "--config.eval_every_epochs=15",
+    "--config.num_epochs=10",
+    "--config.eval_every_epochs=10",
 )
 BASE = "base"
 # The rates of large batches are the base's, 0.1 for 128 images, by each rule: the field is that for 256.
@@ -30,7 +30,7 @@ KNOBS = {
     "augment.cutmix=1.0": ("augment.cutmix=1.0",),
     "crop_area=0.5": ("crop_area=0.5", "augment.crop_padding=0"),
     "progressive_sizes=(12, 16)": ("progressive_sizes=(12, 16)",),
-    "schedule.name=one_cycle": ("schedule.name=one_cycle", "schedule.warmup_epochs=4.5"),
+    "schedule.name=one_cycle": ("schedule.name=one_cycle", "schedule.warmup_epochs=3.0"),
     "optimizer.nesterov=False": ("optimizer.nesterov=False",),
     "optimizer.name=muon": ("optimizer.name=muon", "optimizer.learning_rate=0.02"),
     "batch 512": ("batch_size=512",),

@@ -111,7 +111,7 @@ void SeparableOf(ffi::ThreadPool& pool, DepthwiseWindow window, Index groups, Bo
   const Shape in(x.dimensions()), out(y->dimensions());
   const Shape between{out.images, out.height, out.width, in.channels};
   const Side depth{groups, in.channels / groups}, width{groups, out.channels / groups};
-  const std::vector<float> zeros(in.channels);
+  const std::vector<float> zeros(in.width * in.channels);
   const DepthwiseRows<K> rows{x.typed_data(), in, window, kernel.typed_data(), out.height, out.width,
                               {affine.typed_data(), in.channels, bounds}, depth, zeros.data()};
   const Reading reading{output.typed_data(), out.channels, out_bounds};

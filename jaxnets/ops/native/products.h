@@ -13,7 +13,7 @@ namespace jaxnets {
 // A tile of the product is kRows rows and up to kWide vectors: as many sums as the registers hold.
 constexpr int kRows = kRegisters == 32 ? 8 : 4, kWide = 3;
 constexpr Index kPanel = kWide * kLanes, kAlign = kLanes > kRows ? kLanes : kRows;
-constexpr Index kDepth = 256;
+constexpr Index kDepth = 192;
 constexpr Index kFewRows = 256;
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 

@@ -20,7 +20,7 @@ struct DepthwiseRows {
   Index out_height, out_width;
   Reading output;
   Side side;
-  const float* zeros;  // of a position outside of the image
+  const float* zeros;  // a row of an image, for those above and below it
 
   Index pitch() const { return side.pitch(); }
   bool in_place() const { return false; }
@@ -28,61 +28,79 @@ struct DepthwiseRows {
   Index step() const { return 0; }
 
   void Stage(Index from, Index to, float* out) const {
-    while (from < to) {
-      // Neighbours share what they meet.
-      const bool many = std::min(to - from, out_width - from % out_width) >= kAtOnce;
-      auto run = [&](auto stride) { many ? Filter<stride, kAtOnce>(from, out) : Filter<stride, 1>(from, out); };
-      window.stride == 1 ? run(Constant<1>()) : run(Constant<2>());
-      from += many ? kAtOnce : 1;
-      out += (many ? kAtOnce : 1) * pitch();
+    std::vector<Strip> strips;
+    for (Index r = from; r < to; r += strips.back().count) strips.push_back(StripOf(r, to, out + (r - from) * pitch()));
+    for (Index group = 0; group < side.groups; ++group) {
+      const Index first = group * side.count, to_first = group * side.aligned();
+      // A vector of channels at a time, whose lines of the image are met by all taps while they are near.
+      ForVectors(side.count, [&](auto width, Index c) {
+        window.stride == 1 ? Filter<width, 1>(strips, first + c, to_first + c)
+                           : Filter<width, 2>(strips, first + c, to_first + c);
+      });
+      for (Index r = 0; r < to - from; ++r) {
+        std::fill(out + r * pitch() + to_first + side.count, out + r * pitch() + to_first + side.aligned(), 0.f);
+      }
     }
   }
 
  private:
-  static constexpr int kAtOnce = 4;
+  // Positions beside each other.
+  struct Strip {
+    const float* rows[K];  // of the image that they meet
+    Index first, count;    // in the row of outputs
+    float* out;
+  };
 
-  // COUNT positions of an output's row, from `at` on.
-  template <int STRIDE, int COUNT>
-  void Filter(Index at, float* out) const {
-    constexpr int kColumns = (COUNT - 1) * STRIDE + K;
+  Strip StripOf(Index at, Index end, float* out) const {
     const Index image = at / (out_height * out_width), i = at / out_width % out_height, j = at % out_width;
-    const float* met[K][kColumns];
+    Strip strip{{}, j, std::min(end - at, out_width - j), out};
     for (int k = 0; k < K; ++k) {
-      const Index row = i * STRIDE - window.top + k;
-      for (int m = 0; m < kColumns; ++m) {
-        const Index column = j * STRIDE - window.left + m;
-        const bool inside = row >= 0 && row < in.height && column >= 0 && column < in.width;
-        met[k][m] = inside ? x + in.row(image, row) + column * in.channels : zeros;
-      }
+      const Index row = i * window.stride - window.top + k;
+      strip.rows[k] = row >= 0 && row < in.height ? x + in.row(image, row) : zeros;
     }
-    for (Index group = 0; group < side.groups; ++group) {
-      const Index first = group * side.count;
-      float* out_group = out + group * side.aligned();
-      ForVectors(side.count, [&](auto width, Index c) {
-        constexpr int B = width;
-        Vector<B> sum[COUNT] = {};
-#pragma GCC unroll 8
-        for (int k = 0; k < K; ++k) {
-          Vector<B> weights[K];
-#pragma GCC unroll 8
-          for (int n = 0; n < K; ++n) weights[n] = Load<B>(kernel + (k * K + n) * in.channels + first + c);
-#pragma GCC unroll 16
-          for (int m = 0; m < kColumns; ++m) {
-            const auto value = Load<B>(met[k][m] + first + c);
-#pragma GCC unroll 8
-            for (int p = 0; p < COUNT; ++p) {
-              if (m >= p * STRIDE && m < p * STRIDE + K) sum[p] += value * weights[m - p * STRIDE];
-            }
-          }
-        }
-        const Affine<B> z(output.affine, output.channels, first + c);
-#pragma GCC unroll 8
-        for (int p = 0; p < COUNT; ++p) Store<B>(out_group + p * pitch() + c, Clip<B>(z(sum[p]), output.bounds));
-      });
-      for (int p = 0; p < COUNT; ++p) {
-        std::fill(out_group + p * pitch() + side.count, out_group + p * pitch() + side.aligned(), 0.f);
+    return strip;
+  }
+
+  template <int B, int STRIDE>
+  INLINE void Filter(const std::vector<Strip>& strips, Index c, Index to_c) const {
+    Vector<B> weights[K * K];
+#pragma GCC unroll 32
+    for (int k = 0; k < K * K; ++k) weights[k] = Load<B>(kernel + k * in.channels + c);
+    const Affine<B> z(output.affine, output.channels, c);
+    // Positions of an output's row whose windows lie within the image.
+    const Index begin = DivideUp(window.left, STRIDE), end = FloorDivide(in.width + window.left - K, STRIDE) + 1;
+    const Index step = in.channels;
+    for (const Strip& strip : strips) {
+      const Index last = strip.first + strip.count, inner = std::clamp(begin, strip.first, last);
+      const Index outer = std::clamp(end, inner, last);
+      auto store = [&](Index j, Vector<B> sum) {
+        Store<B>(strip.out + (j - strip.first) * pitch() + to_c, Clip<B>(z(sum), output.bounds));
+      };
+      for (Index j = strip.first; j < inner; ++j) store(j, AtEdge<B>(strip, weights, j * STRIDE - window.left, c));
+      const float* met[K];
+      for (int k = 0; k < K; ++k) met[k] = strip.rows[k] + (inner * STRIDE - window.left) * step + c;
+      for (Index j = inner; j < outer; ++j) {
+        Vector<B> sum = {};
+#pragma GCC unroll 32
+        for (int k = 0; k < K * K; ++k) sum += Load<B>(met[k / K] + k % K * step) * weights[k];
+        store(j, sum);
+        for (int k = 0; k < K; ++k) met[k] += STRIDE * step;
       }
+      for (Index j = outer; j < last; ++j) store(j, AtEdge<B>(strip, weights, j * STRIDE - window.left, c));
     }
+  }
+
+  // The sum of a window that may begin or end outside of the image, from its column `left` on.
+  template <int B>
+  INLINE Vector<B> AtEdge(const Strip& strip, const Vector<B>* weights, Index left, Index c) const {
+    Vector<B> sum = {};
+#pragma GCC unroll 32
+    for (int k = 0; k < K * K; ++k) {
+      const Index column = left + k % K;
+      const bool inside = column >= 0 && column < in.width;
+      sum += (inside ? Load<B>(strip.rows[k / K] + column * in.channels + c) : Vector<B>{}) * weights[k];
+    }
+    return sum;
   }
 };
 
