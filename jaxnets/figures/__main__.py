@@ -30,6 +30,7 @@ from jaxnets.figures import (
     width_tradeoff,
 )
 from jaxnets.figures.options import Options
+from jaxnets.plain_files import replacing
 
 FIGURES: dict[str, ModuleType] = {
     "relu_collapse": relu_collapse,
@@ -53,7 +54,8 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
     inner = Options(out / name, options.seeds, options.config, options.overrides)
     data = figure.measure(inner)
     path = out / f"{name}.json"
-    path.write_text(json.dumps(data) + "\n")
+    with replacing(path) as scratch:
+        scratch.write_text(json.dumps(data) + "\n")
     with plots.style():
         drawn = figure.draw(data)
     return data, [path, *plots.save(drawn, out / name)]
