@@ -1,6 +1,7 @@
 """Shared fixtures: the data at hand, a compilation cache, and an importable torchvision."""
 
 import importlib.util
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -56,6 +57,13 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the data folder `shared` beside the checkout (real CIFAR-10, weights, photographs)")
     return SHARED
+
+
+@pytest.fixture
+def caplog(caplog, monkeypatch):
+    """What jaxnets logs too, though a command in this process may have kept it from the root logger."""
+    monkeypatch.setattr(logging.getLogger("jaxnets"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture(scope="module")

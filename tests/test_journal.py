@@ -7,7 +7,7 @@ import sys
 import pytest
 from tensorboardX.proto import event_pb2
 
-from jaxnets import journal, runtime
+from jaxnets import journal
 
 RECORDS = [
     {"step": 5, "epoch": 1, "loss": 2.0, "accuracy": 0.1},
@@ -51,8 +51,7 @@ def test_a_torn_last_line_is_dropped(workdir):
     assert journal.read(workdir) == [*RECORDS, {"step": 20, "epoch": 2, "loss": 0.5}]
 
 
-def test_starting_over_is_said(workdir, caplog, monkeypatch):
-    monkeypatch.setattr(runtime.logger, "propagate", True)
+def test_starting_over_is_said(workdir, caplog):
     journal.Journal(workdir, 5, False).close()
     assert not caplog.text
     journal.Journal(workdir, 0, False).close()

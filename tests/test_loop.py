@@ -25,7 +25,6 @@ from jaxnets import (
     models,
     predictions,
     report,
-    runtime,
     step,
     timing,
 )
@@ -193,8 +192,7 @@ def test_an_interrupted_run_saves_where_it_is(make_config, tmp_path, monkeypatch
     assert {span.last for span in timing.read(tmp_path / "run")} == {5, saved, 10}
 
 
-def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_config, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(runtime.logger, "propagate", True)
+def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_config, tmp_path, caplog):
     loop.train(make_config(num_epochs=1), tmp_path / "run")
     result = loop.train(make_config(num_epochs=2), tmp_path / "run")
     assert result["step"] == 10

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import jaxnets
 from configs import digits
-from jaxnets import checkpoint, data, evaluate, loop, models, predict, runtime, settings, torch_weights
+from jaxnets import checkpoint, data, evaluate, loop, models, predict, settings, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import UserError, exit_on_user_error
 from tests.test_models import compiled, random_variables
@@ -112,7 +112,6 @@ def test_a_run_without_its_data_set_gives_numbers(run, files, tmp_path, monkeypa
     config.dataset, config.data_dir = "cifar10", str(tmp_path / "gone")
     settings.write(config, workdir / "config.json")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
-    monkeypatch.setattr(runtime.logger, "propagate", True)
     arguments = [f"--workdir={workdir}", "--checkpoint=latest", files[0] / "00.png", "--top=3"]
     status, out, _ = command(*arguments)
     assert status == 0 and not (tmp_path / "empty").exists()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxnets import journal, predictions, report, runtime, timing
+from jaxnets import journal, predictions, report, timing
 from jaxnets.errors import UserError
 
 NAMES = ("cat", "dog", "<b>&")
@@ -202,8 +202,7 @@ def test_a_run_without_a_file_has_a_page_without_its_part(workdir, missing):
     assert len(page.all("figure")) == (8 if missing != timing.FILE else 3)
 
 
-def test_damaged_predictions_are_said_and_left_out(workdir, caplog, monkeypatch):
-    monkeypatch.setattr(runtime.logger, "propagate", True)
+def test_damaged_predictions_are_said_and_left_out(workdir, caplog):
     (workdir / predictions.FILE).write_bytes(b"PK\3\4 nonsense")
     assert not page_of(workdir).all("img")
     assert "cannot be read as a run's predictions" in caplog.text
@@ -246,8 +245,7 @@ def test_the_command_takes_runs_as_a_shell_lists_them(workdir, tmp_path, capsys)
         assert "2 runs compared" in (tmp_path / f"{number}.html").read_text()
 
 
-def test_a_live_page_that_cannot_be_drawn_is_a_line_in_the_log(workdir, caplog, monkeypatch):
-    monkeypatch.setattr(runtime.logger, "propagate", True)
+def test_a_live_page_that_cannot_be_drawn_is_a_line_in_the_log(workdir, caplog):
     live = report.LivePage(workdir, split=None)  # of which no image can be read
     live.update(30, predictions.load(workdir))
     live.close()
