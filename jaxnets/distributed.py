@@ -25,6 +25,8 @@ HEARTBEAT_SECONDS = 15  # a process silent for this long is gone
 POLL_SECONDS = 1.0  # between two looks at who is there
 LEAVE_SECONDS = 10  # process 0 waits at most so long for the others to leave before it
 
+_ProcessFailureError = getattr(multihost_utils, "ProcessFailureError", ValueError)  # the latter: JAX 0.10.0
+
 T = TypeVar("T")
 
 
@@ -152,7 +154,7 @@ class _Watch:
 
     def _alive(self) -> set[int]:
         """The processes that are there; waits for all of them to ask."""
-        with contextlib.suppress(multihost_utils.ProcessFailureError):
+        with contextlib.suppress(_ProcessFailureError):
             with multihost_utils.live_devices(self._devices) as alive:
                 pass
             return {device.process_index for device in alive}
