@@ -124,6 +124,23 @@ def test_dense_convolution_with_bias_or_batch_norm(name, size, stride, padding):
     compare(name, function, *arrays, normal(3, 3, 3, 18, 9), normal(4, 9) + 2, normal(5, 9))
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "width", "padding"), [(3, 1, 16, 1), (3, 2, 32, 1), (7, 2, 48, 3), (2, 2, 16, 0)]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_stem_whose_rows_are_tiles(size, stride, width, padding, channels):
+    """Windows of whole rows overlap in the caches; 300 rows and more are several chunks."""
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+
+    def function(x, kernel, scale, bias):
+        convolution = Convolution(x, kernel, (stride, stride), ((padding, padding), (padding, padding)), 1)
+        return ops.conv_batch_norm(convolution, scale, bias, bounds=RELU6)[0]
+
+    arrays = normal(0, 3, 29, width, channels), normal(1, size, size, channels, 24), normal(2, 24) + 2, normal(3, 24)
+    compare("native", function, *arrays)
+
+
 @pytest.mark.parametrize("name", FORMULATIONS)
 @pytest.mark.parametrize("kernel", [(1, 1, 10, 21), (3, 3, 1, 10), (3, 3, 10, 5), (1, 1, 5, 8)])
 def test_affine_known_beforehand(name, kernel):

@@ -79,6 +79,16 @@ struct Side {
   Index pitch() const { return groups * aligned() + (groups * aligned() % 256 ? 0 : kAlign); }
 };
 
+// Rows as they lie in the caches: `strip` of them, `pitch` apart, then others; a row's depth in segments.
+struct Staged {
+  const float* at;
+  Index pitch;
+  Index strip = std::numeric_limits<Index>::max(), strip_pitch = 0;
+  Index segments = 1, segment_pitch = 0;
+
+  const float* Row(Index r) const { return at + r / strip * strip_pitch + r % strip * pitch; }
+};
+
 // A kernel (depth.count, groups * width.count) cut into panels of columns, with zeros to full vectors. Where products
 // are read as an affine says, that is done here: the columns times their gain, and what is then added to the products.
 class Panels {
@@ -127,18 +137,23 @@ class Panels {
   Index Columns(Index panel) const { return std::min(kPanel, width_.aligned() - First(panel)); }
 
   // out (rows, width) = a (rows, depth) times the panels `from` to `to`; rows a multiple of kRows, both aligned.
-  void Multiply(const float* a, Index a_pitch, Index rows, Index from, Index to, float* out, Index out_pitch) const {
+  void Multiply(Staged a, Index rows, Index from, Index to, float* out, Index out_pitch) const {
+    const Index length = depth_.count / a.segments;
     for (Index panel = from; panel < to; ++panel) {
       const Index group = Group(panel), columns = Columns(panel);
-      const float* from_column = a + group * depth_.aligned();
       float* to_column = out + group * width_.aligned() + First(panel);
       const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
       // Of a panel, as much at a time as stays in the nearest cache.
-      for (Index k = 0; k < depth_.count; k += kDepth) {
-        for (Index r = 0; r < rows; r += kRows) {
-          AnyTile<false>(columns, from_column + r * a_pitch + k, a_pitch, At(panel) + k * columns, columns,
-                         std::min(kDepth, depth_.count - k), to_column + r * out_pitch, out_pitch,
-                         {k > 0, k == 0 ? bias : nullptr, bias && k + kDepth >= depth_.count, output_.bounds});
+      for (Index segment = 0; segment < a.segments; ++segment) {
+        for (Index k = 0; k < length; k += kDepth) {
+          const bool first = !segment && !k, last = segment + 1 == a.segments && k + kDepth >= length;
+          const float* b = At(panel) + (segment * length + k) * columns;
+          const Index offset = group * depth_.aligned() + segment * a.segment_pitch + k;
+          for (Index r = 0; r < rows; r += kRows) {
+            AnyTile<false>(columns, a.Row(r) + offset, a.pitch, b, columns, std::min(kDepth, length - k),
+                           to_column + r * out_pitch, out_pitch,
+                           {!first, first ? bias : nullptr, bias && last, output_.bounds});
+          }
         }
       }
     }
@@ -167,8 +182,12 @@ struct MatrixRows {
   Index pitch() const { return side.pitch(); }
   // Whether the rows can be multiplied where they are.
   bool in_place() const { return !reading.affine && side.aligned() == side.count; }
-  const float* At(Index row) const { return x + row * step(); }
-  Index step() const { return side.channels(); }
+  Staged InPlace(Index row) const { return {x + row * side.channels(), side.channels()}; }
+  Index Whole(Index rows) const { return rows; }
+  Staged StageForProduct(Index from, Index to, float* out) const {
+    Stage(from, to, out);
+    return {out, pitch()};
+  }
 
   void Stage(Index from, Index to, float* out) const {
     for (Index r = from; r < to; ++r, out += side.pitch()) {
@@ -230,8 +249,42 @@ struct WindowRows {
   Index length() const { return window.height * window.width * channels; }
   Index pitch() const { return Side{1, length()}.pitch(); }
   bool in_place() const { return false; }
-  const float* At(Index) const { return nullptr; }
-  Index step() const { return 0; }
+  Staged InPlace(Index) const { return {}; }
+
+  // Rows of a chunk: of an image, as of a net's stem, whole rows of outputs where they fit and can be cut into tiles.
+  Index Whole(Index rows) const {
+    return channels > kRows || rows < out_width || out_width % kRows ? rows : rows / out_width * out_width;
+  }
+
+  // Windows of few channels take as long to gather as to multiply. Those of whole rows of outputs are left to overlap as
+  // they do in the image, which is brought into the caches with the zeros around it.
+  Staged StageForProduct(Index from, Index to, float* out) const {
+    const bool whole = from % out_width == 0 && to % out_width == 0 && out_width % kRows == 0;
+    if (channels > kRows || !whole || window.stride > window.width) {
+      Stage(from, to, out);
+      return {out, pitch()};
+    }
+    const Index padded = ((out_width - 1) * window.stride + window.width) * channels;
+    const Index first = std::clamp<Index>(window.left, 0, padded / channels) * channels;
+    const Index skipped = std::max<Index>(-window.left, 0) * channels;
+    const Index floats = std::clamp<Index>(image_width * channels - skipped, 0, padded - first);
+    float* to_row = out;
+    for (Index r = from; r < to; r += out_width) {
+      const Index image = r / (out_height * out_width), top = r / out_width % out_height * window.stride - window.top;
+      for (Index k = 0; k < window.height; ++k, to_row += padded) {
+        const Index row = top + k;
+        if (row < 0 || row >= image_height) {
+          std::fill(to_row, to_row + padded, 0.f);
+          continue;
+        }
+        const float* from_row = x + (image * image_height + row) * image_width * channels + skipped;
+        std::fill(to_row, to_row + first, 0.f);
+        std::copy(from_row, from_row + floats, to_row + first);
+        std::fill(to_row + first + floats, to_row + padded, 0.f);
+      }
+    }
+    return {out, window.stride * channels, out_width, window.height * padded, window.height, padded};
+  }
 
   void Stage(Index from, Index to, float* out) const {
     if (window.width * channels == 9) return StageRows<9>(from, to, out);  // the stem of every net here
@@ -298,7 +351,8 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
   if (!few) panels.Pack(pool);
   // Few chunks would leave threads without work.
   const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
-  const Index chunk = std::min(ChunkRows(in.pitch() + width.pitch()), few ? std::max<Index>(kRows, rows / kRows * kRows) : most);
+  const Index fits = ChunkRows(in.pitch() + width.pitch());
+  const Index chunk = few ? std::min(fits, std::max<Index>(kRows, rows / kRows * kRows)) : in.Whole(std::min(fits, most));
   const Index chunks = DivideUp(rows, chunk);
   const Index tasks = few ? 1 : std::min<Index>(chunks, 64), channels = width.channels();
   const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(few ? 64 : 16, tasks), 1, panels.count());
@@ -316,10 +370,9 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
       float* out = direct ? of_chunk : products;
       const Index pitch = direct ? channels : width.pitch();
       if (in.in_place() && count == to - from) {
-        panels.Multiply(in.At(from), in.step(), count, from_panel, to_panel, out, pitch);
+        panels.Multiply(in.InPlace(from), count, from_panel, to_panel, out, pitch);
       } else {
-        in.Stage(from, to, staged);
-        panels.Multiply(staged, in.pitch(), count, from_panel, to_panel, out, pitch);
+        panels.Multiply(in.StageForProduct(from, to, staged), count, from_panel, to_panel, out, pitch);
       }
       for (Index panel = from_panel; panel < to_panel; ++panel) {
         const Index first = panels.First(panel), group = panels.Group(panel);
@@ -408,7 +461,7 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
       const bool direct = depth.aligned() == depth.count && count == to - from;
       float* out = direct ? of_chunk : products;
       const Index pitch = direct ? channels : depth.pitch();
-      panels->Multiply(staged_gradient, width.pitch(), count, 0, panels->count(), out, pitch);
+      panels->Multiply({staged_gradient, width.pitch()}, count, 0, panels->count(), out, pitch);
       for (Index group = 0; group < depth.groups; ++group) {
         Deliver(out + group * depth.aligned(), pitch, group * depth.count, depth.count, to - from,
                 of_chunk, channels);

@@ -24,8 +24,12 @@ struct DepthwiseRows {
 
   Index pitch() const { return side.pitch(); }
   bool in_place() const { return false; }
-  const float* At(Index) const { return nullptr; }
-  Index step() const { return 0; }
+  Staged InPlace(Index) const { return {}; }
+  Index Whole(Index rows) const { return rows; }
+  Staged StageForProduct(Index from, Index to, float* out) const {
+    Stage(from, to, out);
+    return {out, pitch()};
+  }
 
   void Stage(Index from, Index to, float* out) const {
     std::vector<Strip> strips;
