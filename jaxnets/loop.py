@@ -153,6 +153,8 @@ def fit(
     """Train from the state that `start` gives, of step `at`, to the plan's last; the last evaluation's record."""
     if at >= plan.total_steps and journal.last_evaluation(at):
         logger.info("nothing left to do: the run has its %d epochs", at // plan.steps_per_epoch)
+        if distributed.is_primary():
+            page.redraw()  # a kill may have come before it
         return journal.last_evaluation(at)
     clock.step = at
     with clock.phase("read data"):

@@ -136,13 +136,18 @@ class LivePage:
             self._last.cancel()  # where it has not begun, since this one shows as much and more
         self._last = self._pool.submit(self._draw, at, predicted)
 
+    def redraw(self) -> None:
+        """Draw the run as it is now, with the predictions it has kept; returns at once."""
+        self._last = self._pool.submit(self._draw)
+
     def close(self) -> None:
         """Wait until what was asked for is drawn."""
         self._pool.shutdown()
 
-    def _draw(self, at: int, predicted: step.Predictions) -> None:
+    def _draw(self, at: int | None = None, predicted: step.Predictions | None = None) -> None:
         try:
-            predictions.save(self._workdir, at, predicted, self._split)
+            if predicted:
+                predictions.save(self._workdir, at, predicted, self._split)
             write([self._workdir])
         except Exception as error:  # whatever it is, the run is worth more than its page
             runtime.logger.warning("%s was not drawn: %s: %s", FILE, type(error).__name__, error)

@@ -122,6 +122,17 @@ def test_a_finished_run_has_nothing_left_to_do(finished, make_config):
     assert numbers(workdir) == before
 
 
+def test_a_page_that_a_kill_came_before_is_drawn_by_the_next_start(finished, make_config, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    page = workdir / report.FILE
+    text = page.read_text().replace(str(finished[0]), str(workdir))
+    page.unlink()
+    kept = (workdir / predictions.FILE).read_bytes()
+    monkeypatch.undo()
+    loop.train(make_config(), workdir)
+    assert page.read_text() == text and (workdir / predictions.FILE).read_bytes() == kept
+
+
 def test_the_same_seed_makes_the_same_run_and_another_does_not(finished, make_config, tmp_path):
     loop.train(make_config(), tmp_path / "same")
     assert_same_run(tmp_path / "same", finished[0])
