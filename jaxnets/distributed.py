@@ -84,7 +84,7 @@ def joined(
         watch.leave_alone()
         raise SystemExit(1) from None
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError | ValueError):  # JAX 0.12 raises either
             # A collective may fail before it is known that a process is lost: then the watch ends this one.
             time.sleep(HEARTBEAT_SECONDS + 5 * POLL_SECONDS)
         watch.leave_alone()
