@@ -94,6 +94,7 @@ def draw(data: dict[str, Any]) -> Figure:
         axes.annotate(f"{mean:+.1f}", (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     axes.set_yticks(range(len(knobs)), [knob["label"] for knob in knobs])
     base = 100 * data["base"]["accuracy"]["mean"]
-    axes.set_xlabel(f"change in test accuracy (points) from {base:.1f} %, {data['net']}")
+    axes.set_title(data["net"])
+    axes.set_xlabel(f"test accuracy, points from {base:.1f} %")
     training.footnote(figure, data, "dots: seeds, bars: mean of")
     return figure
