@@ -346,7 +346,8 @@ def test_other_arrays_than_float_rgb_images_are_refused(shape, dtype, message):
     "name", ["shufflenet_v1_g2", "shufflenet_v1_g3", "shufflenet_v1_g4", "shufflenet_v1_g8", "shufflenet_v2_x1_0"]
 )
 def test_every_width_builds(name, width):
-    trace(jaxnets.create_model(name, width=width), 32)
+    logits, _ = trace(jaxnets.create_model(name, width=width), 32)
+    assert logits.shape == (1, 1000)
 
 
 def test_shufflenet_v2_channels_between_the_published_widths():

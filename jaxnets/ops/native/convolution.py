@@ -97,13 +97,9 @@ def _conv(plan, x, kernel):
     """The products and, if the plan wants them, their (3, C) moments: mean, its rounding error, variance."""
     library.require()
     affine = nothing()
-    if isinstance(x, Normalized):
-        if plan.kind == "dense":
-            x = jnp.asarray(x)
-        else:
-            x, affine, plan = x.raw, x.affine, plan._replace(bounds=x.bounds)
-    x = jnp.asarray(x)
-    return _conv_moments(*align(x, affine, kernel), plan)
+    if isinstance(x, Normalized) and plan.kind != "dense":
+        x, affine, plan = x.raw, x.affine, plan._replace(bounds=x.bounds)
+    return _conv_moments(*align(jnp.asarray(x), affine, kernel), plan)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
