@@ -251,16 +251,13 @@ struct WindowRows {
   bool in_place() const { return false; }
   Staged InPlace(Index) const { return {}; }
 
-  // Rows of a chunk: of an image, as of a net's stem, whole rows of outputs where they fit and can be cut into tiles.
-  Index Whole(Index rows) const {
-    return channels > kRows || rows < out_width || out_width % kRows ? rows : rows / out_width * out_width;
-  }
-
-  // Windows of few channels take as long to gather as to multiply. Those of whole rows of outputs are left to overlap as
-  // they do in the image, which is brought into the caches with the zeros around it.
+  // Windows of few channels, as a net's stem has them, take as long to gather as to multiply. Those of whole rows of
+  // outputs, where these can be cut into tiles, are left to overlap as they do in the image, which is brought into the
+  // caches with the zeros around it.
+  bool overlap() const { return channels <= kRows && out_width % kRows == 0 && window.stride <= window.width; }
+  Index Whole(Index rows) const { return overlap() && rows >= out_width ? rows / out_width * out_width : rows; }
   Staged StageForProduct(Index from, Index to, float* out) const {
-    const bool whole = from % out_width == 0 && to % out_width == 0 && out_width % kRows == 0;
-    if (channels > kRows || !whole || window.stride > window.width) {
+    if (!overlap() || from % out_width || to % out_width) {
       Stage(from, to, out);
       return {out, pitch()};
     }
