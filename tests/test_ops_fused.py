@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxnets import ops
-from jaxnets.ops import Convolution, Filtered, Normalized
+from jaxnets.ops import Biased, Channels, Convolution, Filtered, Normalized
 
 INF = float("inf")
 FORMULATIONS = [
@@ -111,6 +111,67 @@ def test_grouped_1x1_that_reads_a_batch_norm(name, groups, channels, features):
     compare(name, function, *arrays)
 
 
+SHUFFLES = [(3, 3, 12, 60), (1, 4, 5, 64), (2, 8, 32, 16), (8, 8, 64, 384), (3, 20, 6, 60)]
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize(("groups", "shuffle", "channels", "features"), SHUFFLES)
+def test_1x1_whose_channels_are_shuffled(name, groups, shuffle, channels, features):
+    """Read by a depthwise convolution and as an array; the statistics are not shuffled."""
+
+    def function(x, kernel, scale, bias, depthwise):
+        convolution = Convolution(x, kernel, (1, 1), ops.NO_PADDING, groups)
+        y, mean, var = ops.conv_batch_norm(convolution, scale, bias, bounds=RELU, shuffle=shuffle)
+        filtered = conv_bn(y, depthwise, jnp.ones(features), jnp.zeros(features), groups=features)
+        return filtered + jnp.asarray(y) + mean * jnp.arange(features) - var
+
+    arrays = (
+        *(normal(0, 2, 7, 6, channels), normal(1, 1, 1, channels // groups, features)),
+        *(normal(2, features) + 2, normal(3, features), normal(4, 3, 3, 1, features)),
+    )
+    compare(name, function, *arrays)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize(("groups", "shuffle", "channels", "features"), SHUFFLES)
+@pytest.mark.parametrize("image", [(3, 7, 6), (1, 4, 4)])
+def test_1x1_whose_channels_are_shuffled_in_evaluation(name, groups, shuffle, channels, features, image):
+    """Also of few rows, and of what a depthwise convolution has not computed yet."""
+
+    def function(x, kernel, gain, bias, depthwise):
+        pad, as_it_is = ((1, 1), (1, 1)), (jnp.ones(channels), jnp.zeros(channels))
+        filtered = ops.conv_affine(Convolution(x, depthwise, (1, 1), pad, channels), *as_it_is)
+        convolutions = (Convolution(y, kernel, (1, 1), ops.NO_PADDING, groups) for y in (x, filtered))
+        x, y = (ops.conv_affine(each, gain, bias, bounds=RELU, shuffle=shuffle) for each in convolutions)
+        return jnp.asarray(x) - 2 * jnp.asarray(y)
+
+    arrays = (
+        *(normal(0, *image, channels), normal(1, 1, 1, channels // groups, features)),
+        *(normal(5, features), normal(6, features) + 2, normal(7, 3, 3, 1, channels)),
+    )
+    compare(name, function, *arrays)
+
+
+def test_a_shuffle_is_part_of_the_1x1_kernel():
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+
+    def function(x, kernel):
+        convolution = Convolution(x, kernel, (1, 1), ops.NO_PADDING, 2)
+        return jnp.asarray(ops.conv_batch_norm(convolution, jnp.ones(8), jnp.zeros(8), shuffle=2)[0]).sum()
+
+    with ops.using("native"):
+        program = str(jax.make_jaxpr(jax.grad(function, (0, 1)))(jnp.ones((2, 3, 3, 4)), jnp.ones((1, 1, 2, 8))))
+    assert "jaxnets_pointwise_gradients" in program and "jaxnets_shuffle" not in program
+
+
+def test_a_shuffle_must_divide_the_channels():
+    convolution = Convolution(jnp.ones((1, 2, 2, 4)), jnp.ones((1, 1, 4, 6)), (1, 1), ops.NO_PADDING, 1)
+    for function in (ops.conv_batch_norm, ops.conv_affine):
+        with pytest.raises(ValueError, match="4 groups must divide the 6 channels"):
+            function(convolution, jnp.ones(6), jnp.zeros(6), shuffle=4)
+
+
 @pytest.mark.parametrize("name", FORMULATIONS)
 @pytest.mark.parametrize(("size", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (7, 2, 3), (3, 1, 0), (1, 2, 0)])
 def test_dense_convolution_with_bias_or_batch_norm(name, size, stride, padding):
@@ -139,6 +200,102 @@ def test_a_stem_whose_rows_are_tiles(size, stride, width, padding, channels):
 
     arrays = normal(0, 3, 29, width, channels), normal(1, size, size, channels, 24), normal(2, 24) + 2, normal(3, 24)
     compare("native", function, *arrays)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize(("left", "right", "groups"), [(1, 3, 1), (3, 1, 1), (1, 1, 2)])
+def test_concatenation_of_convolutions_with_bias(name, left, right, groups):
+    def function(x, y, *arrays):
+        parts = []
+        for image, kernel, bias in zip((x, y), arrays[::2], arrays[1::2]):
+            pad = (kernel.shape[0] - 1) // 2
+            convolution = Convolution(image, kernel, (1, 1), ((pad, pad),) * 2, image.shape[-1] // kernel.shape[2])
+            parts.append(ops.conv_bias(convolution, bias, bounds=RELU))
+        return (
+            ops.concatenate(parts)
+            + ops.concatenate([parts[1], parts[0] * 0, x])[..., : arrays[1].size + arrays[3].size]
+        )
+
+    kernels = normal(2, left, left, 8 // groups, 20), normal(3, right, right, 4, 50)
+    compare(
+        name,
+        function,
+        normal(0, 3, 5, 6, 8),
+        normal(1, 3, 5, 6, 4),
+        kernels[0],
+        normal(4, 20),
+        kernels[1],
+        normal(5, 50),
+    )
+
+
+def test_convolutions_with_bias_are_computed_into_one_array():
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+
+    def function(x, kernel, bias):
+        parts = [ops.conv_bias(Convolution(x, kernel, (1, 1), ops.NO_PADDING, 1), b) for b in (bias, 2 * bias)]
+        assert all(isinstance(part, Biased) for part in parts)
+        return ops.concatenate(jax.tree.map(lambda a: a, parts))
+
+    arrays = jnp.asarray(normal(0, 2, 3, 3, 5)), jnp.asarray(normal(1, 1, 1, 5, 7)), jnp.ones(7)
+    with ops.using("native"):
+        program = str(jax.make_jaxpr(function)(*arrays))
+    assert program.count("jaxnets_pointwise") == 2 and "concatenate" not in program
+
+
+def test_what_is_deferred_is_like_an_array():
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    x, y = (jnp.asarray(normal(seed, 2, 3, 3, 4)) for seed in (0, 1))
+    halves = Channels(x, 2, 2)
+    np.testing.assert_array_equal(halves, x[..., 2:])
+    for got, expected in (
+        (1 - halves, 1 - x[..., 2:]),
+        (y[..., :2] * halves / 2, y[..., :2] * x[..., 2:] / 2),
+        (-halves + halves, jnp.zeros((2, 3, 3, 2))),
+        (halves.mean((1, 2)), x[..., 2:].mean((1, 2))),
+        (halves.reshape(-1), x[..., 2:].reshape(-1)),
+        (halves[0, 1], x[0, 1, :, 2:]),
+        (jax.tree.map(lambda a: a, halves), x[..., 2:]),
+    ):
+        np.testing.assert_array_equal(got, expected)
+    parts = Channels(x, 1, 2)
+    assert jax.jit(lambda: parts.sum())() == parts.sum()  # what was traced is not kept
+    assert len(halves) == 2 and (halves.ndim, halves.size) == (4, 36)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_unit_whose_branch_is_interleaved_or_added_in_evaluation(name, stride):
+    """Halves of the channels read in place; the branch delivered between those of the shortcut, or summed."""
+
+    def function(x, kernel, gain, bias, depthwise, project):
+        pad = ((1, 1), (1, 1))
+        left, right = ops.halves(x)
+        y = ops.conv_affine(Convolution(right, kernel, (1, 1), ops.NO_PADDING, 1), gain, bias, bounds=RELU)
+        y = ops.conv_affine(Convolution(y, depthwise, (stride, stride), pad, y.shape[-1]), gain, bias)
+        y = ops.conv_affine(Convolution(y, project, (1, 1), ops.NO_PADDING, 1), gain[:5], bias[:5])
+        left = jnp.asarray(left)[:, ::stride, ::stride] if stride == 2 else left
+        return ops.concatenate_shuffle(left, y) + ops.concatenate_shuffle(y, ops.add(left, y, bounds=RELU))
+
+    kernels = normal(1, 1, 1, 5, 70), normal(4, 3, 3, 1, 70), normal(5, 1, 1, 70, 5)
+    compare(
+        name, function, normal(0, 2, 7, 6, 10), kernels[0], normal(2, 70), normal(3, 70), *kernels[1:], tolerance=2e-5
+    )
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize(("size", "image"), [(1, (3, 7, 6)), (3, (2, 5, 5)), (1, (1, 4, 4))])
+def test_sum_with_a_convolution_in_evaluation(name, size, image):
+    def function(x, kernel, gain, bias):
+        pad = (kernel.shape[0] - 1) // 2
+        convolution = Convolution(x, kernel, (1, 1), ((pad, pad),) * 2, 1)
+        return ops.add(x, ops.conv_affine(convolution, gain, bias), bounds=RELU6)
+
+    compare(
+        name, function, normal(0, *image, 200), normal(1, size, size, 200, 200) / 20, normal(2, 200), normal(3, 200) + 2
+    )
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)
@@ -210,7 +367,7 @@ def test_depthwise_is_left_to_the_1x1_that_reads_it():
         pytest.skip("no C++")
     x, kernel, gain, bias, *rest = map(jnp.asarray, separable_arrays(2, 4, 4, 6, 6))
     with ops.using("native"):
-        program = str(jax.make_jaxpr(separable(1))(x, kernel, gain, bias, *rest))
+        program = str(jax.make_jaxpr(lambda *arrays: jnp.asarray(separable(1)(*arrays)))(x, kernel, gain, bias, *rest))
         filtered = ops.conv_affine(Convolution(x, kernel, (1, 1), ((1, 1), (1, 1)), 6), gain, bias)
         array = jnp.asarray(filtered)
         shuffled = ops.channel_shuffle(filtered, 2), ops.concatenate_shuffle(filtered, x)

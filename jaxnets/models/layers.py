@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -118,8 +119,8 @@ class BatchNorm(nn.Module):
     activation: str = "identity"
 
     @nn.compact
-    def __call__(self, x, train: bool):
-        """x: an array `(N, H, W, C)`, or the `ops.Convolution` that computes it."""
+    def __call__(self, x, train: bool, shuffle: int = 1):
+        """x: an array `(N, H, W, C)`, or the `ops.Convolution` that computes it, to shuffle its channels in groups."""
         channels = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -131,9 +132,9 @@ class BatchNorm(nn.Module):
             gain = scale * lax.rsqrt(var.value + self.epsilon)
             shift = bias - mean.value * gain
             if convolution:
-                return rest(ops.conv_affine(x, gain, shift, bounds=bounds))
+                return rest(ops.conv_affine(x, gain, shift, bounds=bounds, shuffle=shuffle))
             return ACTIVATIONS[self.activation]((x * gain + shift).astype(x.dtype))
-        batch_norm = ops.conv_batch_norm if convolution else ops.batch_norm
+        batch_norm = partial(ops.conv_batch_norm, shuffle=shuffle) if convolution else ops.batch_norm
         y, batch_mean, batch_var = batch_norm(
             x,
             scale,
@@ -152,7 +153,7 @@ class BatchNorm(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, BatchNorm, activation; x and what it gives may be `ops.Normalized`."""
+    """Convolution without bias, BatchNorm, activation, channel shuffle; x and what it gives may be `ops.Normalized`."""
 
     features: int
     kernel_size: int = 3
@@ -164,6 +165,7 @@ class ConvBN(nn.Module):
     epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
+    shuffle: int = 1  # groups for it
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -177,7 +179,8 @@ class ConvBN(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x, compute=False)
-        return BatchNorm(self.momentum, self.epsilon, self.axis_name, self.activation, name="bn")(x, train)
+        batch_norm = BatchNorm(self.momentum, self.epsilon, self.axis_name, self.activation, name="bn")
+        return batch_norm(x, train, self.shuffle)
 
 
 def max_pool(x, window: int = 3, strides: int = 2, padding: int = 0, ceil_mode: bool = False):

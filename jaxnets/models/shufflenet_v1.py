@@ -42,9 +42,11 @@ class ShuffleUnit(nn.Module):
         kuangliu, megvii = self.variant == "kuangliu", self.variant == "megvii"
         added = self.features - x.shape[-1] if self.strides == 2 else self.features
         hidden = (added if kuangliu else self.features) // 4
-        y = self.conv_bn(hidden, 1, feature_group_count=1 if self.first else groups, name="pointwise1")(x, train)
-        if self.shuffle and not (megvii or kuangliu and self.first):
-            y = ops.channel_shuffle(y, groups)
+        shuffle = groups if self.shuffle and not (megvii or kuangliu and self.first) else 1
+        pointwise1 = self.conv_bn(
+            hidden, 1, feature_group_count=1 if self.first else groups, shuffle=shuffle, name="pointwise1"
+        )
+        y = pointwise1(x, train)
         activation = self.activation if kuangliu else "identity"
         depthwise = self.conv_bn(
             hidden, 3, self.strides, feature_group_count=hidden, activation=activation, name="depthwise"

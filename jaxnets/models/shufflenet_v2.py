@@ -68,7 +68,7 @@ class ShuffleUnit(nn.Module):
             return x, x
         if self.variant == "megvii":  # shuffles as it splits, and so not after the concatenation
             return x[..., 0::2], x[..., 1::2]
-        return jnp.split(x, 2, -1)
+        return ops.halves(x)
 
     def depthwise(self, channels, name):
         return self.conv_bn(channels, 3, self.strides, feature_group_count=channels, activation="identity", name=name)

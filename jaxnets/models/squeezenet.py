@@ -3,8 +3,8 @@
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 
+from jaxnets import ops
 from jaxnets.models.layers import Conv, SqueezeExcite, dense_init, global_mean, make_divisible, max_pool
 from jaxnets.models.net import FeatureMap, Net, last_of_each_stride, require, require_choice, require_number
 
@@ -39,7 +39,7 @@ class Fire(nn.Module):
             self.conv(self.expand, 1, name="expand1x1")(squeezed, train),
             self.conv(self.expand, 3, name="expand3x3")(squeezed, train),
         )
-        y = jnp.concatenate(expanded, -1)
+        y = ops.concatenate(expanded)
         if self.se_ratio:
             y = SqueezeExcite(self.se_ratio, name="se")(y)
         if self.bypass != "none" and x.shape == y.shape:

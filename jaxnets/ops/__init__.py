@@ -8,7 +8,8 @@ There are three sets of formulations: `reference` (lax, plain autodiff), which s
 `xla` (portable XLA, some gradients of its own), and `native` (C++ on the CPU, built on first use; what it does not
 do is xla's). JAXNETS_OPS=reference|xla|native or `with ops.using(name)` forces one; otherwise the platform decides:
 native on the CPU, or xla where the build fails. A convolution that a BatchNorm follows may stay a `Convolution`, and
-the BatchNorm's output `Normalized` or, in evaluation, `Filtered`, until the native convolutions read them.
+the BatchNorm's output `Normalized` or, in evaluation, `Filtered`, and part of an array `Channels`, until the native
+operators read them.
 
 All work under jit, grad, vmap, pmap, shard_map, scan and remat. All but `native`, which raises UserError, have second
 derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) of depthwise_conv, batch_norm, max_pool and
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 
 from jaxnets.errors import UserError
 from jaxnets.ops import native, reference, xla
-from jaxnets.ops.deferred import Convolution, Filtered, Normalized
+from jaxnets.ops.deferred import Biased, Channels, Convolution, Filtered, Normalized
 from jaxnets.ops.native import library as native_library
 
 UNBOUNDED = (-float("inf"), float("inf"))
@@ -120,37 +121,44 @@ def batch_norm(x, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None
     return _formulations().batch_norm(x, scale, bias, epsilon, bounds, axis_name)
 
 
-def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None):
+def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None, shuffle=1):
     """`batch_norm` of `conv`, in fewer passes where the formulation has a way.
 
     Args:
-      convolution: `Convolution`, what `conv` takes; its x may be `Normalized` or `Filtered`.
+      convolution: `Convolution`, what `conv` takes; its x may be deferred.
       scale, bias, epsilon, bounds, axis_name: as for `batch_norm`.
+      shuffle: groups for `channel_shuffle` of y; scale, bias, mean and variance stay in the kernel's order.
 
     Returns:
       What `batch_norm` returns, but y may be `Normalized`: computed when `jnp.asarray` asks for it, or by the
       next convolution as it reads. ValueError as for `conv`.
     """
-    if _is_native(convolution, scale, bias):
-        return native.conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name)
+    _require_divided(scale.size, shuffle)
+    if _is_native(convolution, scale, bias, shuffle=shuffle):
+        return native.conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffle)
     y = conv(**convolution._asdict())
-    return batch_norm(y, scale, bias, epsilon=epsilon, bounds=bounds, axis_name=axis_name)
+    y, mean, var = batch_norm(y, scale, bias, epsilon=epsilon, bounds=bounds, axis_name=axis_name)
+    return channel_shuffle(y, shuffle), mean, var
 
 
-def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED):
+def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
     """clip(`conv` * gain + bias), gain and bias `(C,)` float32: a BatchNorm in evaluation. Of x's dtype.
 
-    May be `Filtered`: computed when `jnp.asarray` asks for it, or by the 1x1 convolution that reads it. ValueError as
-    for `conv`.
+    `shuffle` as for `conv_batch_norm`. May be `Filtered`: computed when `jnp.asarray` asks for it, or together with
+    the 1x1 convolution, the sum or the concatenation that reads it. ValueError as for `conv`.
     """
-    if _is_native(convolution, gain, bias):
-        return native.conv_affine(convolution, gain, bias, bounds)
+    _require_divided(gain.size, shuffle)
+    if _is_native(convolution, gain, bias, shuffle=shuffle):
+        return native.conv_affine(convolution, gain, bias, bounds, shuffle)
     y = conv(**convolution._asdict())
-    return _clip((y * gain + bias).astype(y.dtype), bounds)
+    return channel_shuffle(_clip((y * gain + bias).astype(y.dtype), bounds), shuffle)
 
 
 def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
-    """clip(`conv` + bias), bias `(C,)` float32; of x's dtype. ValueError as for `conv`."""
+    """clip(`conv` + bias), bias `(C,)` float32; of x's dtype. ValueError as for `conv`.
+
+    May be `Biased`: computed when `jnp.asarray` asks for it, or by `concatenate`.
+    """
     if _is_native(convolution, bias):
         return native.conv_bias(convolution, bias, bounds)
     y = conv(**convolution._asdict())
@@ -158,7 +166,9 @@ def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
 
 
 def add(x, y, *, bounds=UNBOUNDED):
-    """clip(x + y), the sum of a block's input and its branch; y may be `Normalized` without bounds, or x and y."""
+    """clip(x + y), the sum of a block's input and its branch; either may be deferred."""
+    if _takes_part(y, x) and y.bounds[-1] == UNBOUNDED:
+        return native.evaluate(y, x, sum_bounds=bounds)
     if not (isinstance(y, Normalized) and y.bounds == UNBOUNDED):
         x, y = jnp.asarray(x), jnp.asarray(y)
         if formulation() != "native" or not (x.shape == y.shape and x.dtype == y.dtype == jnp.float32):
@@ -179,11 +189,28 @@ def avg_pool(x, window, *, strides, padding=NO_PADDING):
     return _formulations().avg_pool(jnp.asarray(x), window, strides, tuple(map(tuple, padding)))
 
 
+def concatenate(parts):
+    """Channels of arrays `(N, H, W, C)` one behind another; they may be deferred."""
+    if all(isinstance(part, Biased) and not part.depthwise and part.bounds == parts[0].bounds for part in parts):
+        return native.concatenate(parts)
+    return jnp.concatenate(list(map(jnp.asarray, parts)), -1)
+
+
 def concatenate_shuffle(x, y):
-    """`channel_shuffle`, in two groups, of x's channels and then y's; either may be `Normalized`."""
+    """`channel_shuffle`, in two groups, of x's channels and then y's; either may be deferred."""
+    if _takes_part(y, x):
+        return native.evaluate(y, x, interleaved=True)
     if formulation() == "native" and x.shape == y.shape and x.dtype == y.dtype == jnp.float32:
         return native.interleave(x, y)
     return channel_shuffle(jnp.concatenate((jnp.asarray(x), jnp.asarray(y)), -1), 2)
+
+
+def halves(x):
+    """The first and the second half of x's channels; they may be `Channels`, which are read where they are."""
+    half = x.shape[-1] // 2
+    if formulation() == "native":
+        return Channels(jnp.asarray(x), 0, half), Channels(jnp.asarray(x), half, half)
+    return x[..., :half], x[..., half : 2 * half]
 
 
 def channel_shuffle(x, groups):
@@ -191,9 +218,8 @@ def channel_shuffle(x, groups):
 
     Raises ValueError where the groups do not divide the channels.
     """
-    if groups < 1 or x.shape[-1] % groups:
-        raise ValueError(f"{groups} groups must divide the {x.shape[-1]} channels")
-    return _formulations().channel_shuffle(x, groups)
+    _require_divided(x.shape[-1], groups)
+    return _formulations().channel_shuffle(x, groups) if groups > 1 else x
 
 
 def _clip(x, bounds):
@@ -203,11 +229,21 @@ def _clip(x, bounds):
     return jax.lax.clamp(low, x, high)
 
 
-def _is_native(convolution, *vectors):
+def _takes_part(y, x):
+    """Whether y is `Filtered` and can be computed together with x."""
+    return isinstance(y, Filtered) and not y.depthwise and x.shape == y.shape and x.dtype == y.dtype
+
+
+def _is_native(convolution, *vectors, shuffle=1):
     _require_fitting(convolution.x, convolution.kernel, convolution.feature_group_count)
     if formulation() != "native" or any(v.dtype != jnp.float32 for v in vectors):
         return False
-    return native.plan_of(convolution) is not None
+    return native.plan_of(convolution, shuffle=shuffle) is not None
+
+
+def _require_divided(channels, groups):
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{groups} groups must divide the {channels} channels")
 
 
 def _formulations():
@@ -241,6 +277,8 @@ def _require_fitting(x, kernel, groups):
 
 
 __all__ = [
+    "Biased",
+    "Channels",
     "Convolution",
     "Filtered",
     "NO_PADDING",
@@ -250,6 +288,7 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "channel_shuffle",
+    "concatenate",
     "concatenate_shuffle",
     "conv",
     "conv_affine",
@@ -258,6 +297,7 @@ __all__ = [
     "depthwise_conv",
     "formulation",
     "grouped_conv",
+    "halves",
     "max_pool",
     "pointwise_conv",
     "using",

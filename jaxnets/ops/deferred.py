@@ -13,7 +13,7 @@ from jaxnets.ops.windows import output_size
 class Convolution(NamedTuple):
     """A convolution's operands, as `jaxnets.ops.conv` takes them."""
 
-    x: Any  # an array, Normalized or Filtered
+    x: Any  # an array or deferred
     kernel: jax.Array
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
@@ -51,23 +51,34 @@ class Deferred:
         return len(self.shape)
 
     def __jax_array__(self):
-        if self._array is None:
-            self._array = self.array()
-        return self._array
+        if self._array is not None:
+            return self._array
+        array = self.array()
+        if _is_traced(array) <= any(
+            map(_is_traced, jax.tree.leaves(self))
+        ):  # else it ends with a trace, and this does not
+            self._array = array
+        return array
 
     def __array__(self, dtype=None, copy=None):
         return np.asarray(self.__jax_array__(), dtype)
 
-    def __add__(self, other):
-        return jnp.asarray(self) + jnp.asarray(other)
-
-    __radd__ = __add__
-
-    def __getitem__(self, index):
-        return jnp.asarray(self)[index]
-
     def astype(self, dtype):
         return self if dtype == self.dtype else jnp.asarray(self).astype(dtype)
+
+
+def _is_traced(array):
+    return isinstance(array, jax.core.Tracer)
+
+
+def _of_array(name):
+    return lambda self, *args, **kwargs: getattr(jnp.asarray(self), name)(*args, **kwargs)
+
+
+OPERATORS = ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "neg", "len", "getitem")
+METHODS = ("max", "mean", "min", "reshape", "sum", "transpose")
+for _name in (*(f"__{name}__" for name in OPERATORS), *METHODS):
+    setattr(Deferred, _name, _of_array(_name))
 
 
 @jax.tree_util.register_pytree_node_class
@@ -106,36 +117,110 @@ class Normalized(Deferred):
 
 @jax.tree_util.register_pytree_node_class
 class Filtered(Deferred):
-    """A depthwise convolution in evaluation as its parts: a 1x1 convolution computes it as it reads.
+    """A convolution in evaluation, or a depthwise and a 1x1, as parts: what reads it may take part in computing it.
 
     Args:
-      x: `(N, H, W, C)`.
-      kernel: `(h, w, 1, C)`.
-      affine: `(3, C)`: mean, gain, bias of its BatchNorm.
-      plan: how it is computed.
-      bounds: `(low, high)` that it is clipped to.
-      compute: of these five, the array.
+      x: `(N, H, W, C)`, an array or `Channels`.
+      layers: of each convolution its kernel and `(3, C)` affine: mean, gain, bias.
+      plans: how each is computed.
+      bounds: `(low, high)` that each is clipped to.
+      compute: of all this, the array.
     """
 
-    def __init__(self, x, kernel, affine, plan, bounds, compute):
+    def __init__(self, x, layers, plans, bounds, compute):
         super().__init__()
-        self.x, self.kernel, self.affine = x, kernel, affine
-        self.plan, self.bounds, self.compute = plan, bounds, compute
+        self.x, self.layers, self.plans, self.bounds, self.compute = x, layers, plans, bounds, compute
 
     @property
     def shape(self):
-        strides = (self.plan.stride,) * 2
-        return Convolution(self.x, self.kernel, strides, self.plan.padding, self.plan.groups).shape
+        x = self.x
+        for (kernel, _), plan in zip(self.layers, self.plans):
+            convolution = Convolution(x, kernel, (plan.stride,) * 2, plan.padding, plan.groups)
+            x = jax.ShapeDtypeStruct(convolution.shape, convolution.dtype)
+        return x.shape
 
     @property
     def dtype(self):
         return self.x.dtype
 
+    @property
+    def depthwise(self):
+        """Whether it is that alone."""
+        return self.plans[-1].kind == "depthwise"
+
     def array(self):
-        return self.compute(self.x, self.kernel, self.affine, self.plan, self.bounds)
+        return self.compute(self)
 
     def tree_flatten(self):
-        return (self.x, self.kernel, self.affine), (self.plan, self.bounds, self.compute)
+        return (self.x, self.layers), (self.plans, self.bounds, self.compute)
+
+    @classmethod
+    def tree_unflatten(cls, aux, parts):
+        return cls(*parts, *aux)
+
+
+@jax.tree_util.register_pytree_node_class
+class Biased(Deferred):
+    """clip(convolution + bias) as its parts: others like it may be computed into one array with it.
+
+    Args:
+      convolution: `Convolution` of an array.
+      bias: `(C,)`.
+      bounds: `(low, high)` that it is clipped to.
+      compute: of a list of these, the array.
+    """
+
+    def __init__(self, convolution, bias, bounds, compute):
+        super().__init__()
+        self.convolution, self.bias, self.bounds, self.compute = convolution, bias, bounds, compute
+
+    @property
+    def shape(self):
+        return self.convolution.shape
+
+    @property
+    def dtype(self):
+        return self.convolution.dtype
+
+    @property
+    def depthwise(self):
+        """Whether it is that, of more than one channel."""
+        return self.convolution.feature_group_count == self.convolution.x.shape[-1] > 1
+
+    def array(self):
+        return self.compute([self])
+
+    def tree_flatten(self):
+        x, kernel, *geometry = self.convolution
+        return (x, kernel, self.bias), (geometry, self.bounds, self.compute)
+
+    @classmethod
+    def tree_unflatten(cls, aux, parts):
+        (x, kernel, bias), (geometry, *rest) = parts, aux
+        return cls(Convolution(x, kernel, *geometry), bias, *rest)
+
+
+@jax.tree_util.register_pytree_node_class
+class Channels(Deferred):
+    """The `count` channels of an array `whole` from `first` on: convolutions and sums read them where they are."""
+
+    def __init__(self, whole, first, count):
+        super().__init__()
+        self.whole, self.first, self.count = whole, first, count
+
+    @property
+    def shape(self):
+        return (*self.whole.shape[:3], self.count)
+
+    @property
+    def dtype(self):
+        return self.whole.dtype
+
+    def array(self):
+        return self.whole[..., self.first : self.first + self.count]
+
+    def tree_flatten(self):
+        return (self.whole,), (self.first, self.count)
 
     @classmethod
     def tree_unflatten(cls, aux, parts):

@@ -10,8 +10,8 @@ All of it has first derivatives in reverse mode and no others.
 
 from jaxnets.ops.native.channels import channel_shuffle, interleave
 from jaxnets.ops.native.convolution import (
+    concatenate,
     conv,
-    conv_affine,
     conv_batch_norm,
     conv_bias,
     depthwise_conv,
@@ -19,6 +19,7 @@ from jaxnets.ops.native.convolution import (
     plan_of,
     pointwise_conv,
 )
+from jaxnets.ops.native.evaluation import conv_affine, evaluate
 from jaxnets.ops.native.normalization import add, batch_norm
 from jaxnets.ops.native.pooling import avg_pool, max_pool
 
@@ -27,11 +28,13 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "channel_shuffle",
+    "concatenate",
     "conv",
     "conv_affine",
     "conv_batch_norm",
     "conv_bias",
     "depthwise_conv",
+    "evaluate",
     "grouped_conv",
     "interleave",
     "max_pool",

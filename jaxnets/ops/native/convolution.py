@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxnets.ops import reference, xla
-from jaxnets.ops.deferred import Convolution, Filtered, Normalized
+from jaxnets.ops.deferred import Biased, Convolution, Normalized
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import library
 from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
@@ -34,9 +34,32 @@ class Plan(NamedTuple):
     groups: int
     moments: bool  # whether those of the output are wanted
     bounds: tuple[float, float]  # of the input's reading
+    shuffle: int  # groups in which the output's channels, and their moments, are shuffled
 
 
-def plan_of(convolution, moments=False):
+class Together(NamedTuple):
+    """What the products of an evaluation are delivered with; hashable."""
+
+    interleaved: bool = False  # the other array's channels and the products in turns; else their sum
+    other_first: int = 0  # of the other's channels, and of the input's
+    first: int = 0
+    channels: int = 0  # of an array of which the products are a part, which the other array is too, if there is one
+    to: int = 0  # the first of them in it
+
+    def of_output(self, channels):
+        """The channels of what is delivered, of products with so many."""
+        return self.channels or channels * (2 if self.interleaved else 1)
+
+    def attributes(self):
+        """As a kernel wants it."""
+        places = {"to": self.to, "other_first": self.other_first, "interleaved": self.interleaved}
+        return {name: np.int64(value) for name, value in places.items()}
+
+
+ALONE = Together()
+
+
+def plan_of(convolution, moments=False, shuffle=1):
     """The `Plan`, or None for what no kernel computes."""
     x, kernel, strides, padding, groups = convolution
     padding = tuple((int(low), int(high)) for low, high in padding)
@@ -49,7 +72,9 @@ def plan_of(convolution, moments=False):
         kind = "pointwise"
     else:
         kind = "dense" if groups == 1 else None
-    return kind and Plan(kind, int(strides[0]), padding, groups, moments, UNBOUNDED)
+    if shuffle > 1 and kind != "pointwise":
+        return None
+    return kind and Plan(kind, int(strides[0]), padding, groups, moments, UNBOUNDED, shuffle)
 
 
 def conv(x, kernel, strides, padding):
@@ -79,21 +104,24 @@ def _plain(x, kernel, strides, padding, groups, portable):
     plan = plan_of(Convolution(x, kernel, strides, padding, groups))
     if plan is None:
         return portable(x, kernel, strides, padding)
-    return _conv(plan, x, kernel)[0]
+    return products(plan, x, kernel)[0]
 
 
 # ---- products with their moments
 
 
-def conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name):
+def conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffle):
     """See `jaxnets.ops.conv_batch_norm`, for what has a plan; `Normalized`."""
-    y, moments = _conv(plan_of(convolution, moments=True), convolution.x, convolution.kernel)
+    y, moments = products(plan_of(convolution, True, shuffle), convolution.x, convolution.kernel)
+    scale, bias = (reference.channel_shuffle(vector, shuffle) for vector in (scale, bias))
     affine, mean, var = affine_of(moments, scale, bias, epsilon, axis_name)
     z = Normalized(*align(y, affine), tuple(map(float, bounds)), normalize)
+    # Its own inverse, with as many groups as there were channels in each.
+    mean, var = (reference.channel_shuffle(vector, vector.size // shuffle) for vector in (mean, var))
     return z, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
-def _conv(plan, x, kernel):
+def products(plan, x, kernel):
     """The products and, if the plan wants them, their (3, C) moments: mean, its rounding error, variance."""
     library.require()
     affine = nothing()
@@ -104,7 +132,7 @@ def _conv(plan, x, kernel):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _conv_moments(x, affine, kernel, plan):
-    return _forward(plan, x, affine, kernel, nothing(), UNBOUNDED)
+    return _forward(plan, x, affine, kernel)
 
 
 def _conv_moments_forward(x, affine, kernel, plan):
@@ -131,7 +159,7 @@ def _dense_gradients(plan, dy, y, correction, x, affine, kernel):
     if plan.moments:
         dy = dy + apply_correction(y, correction)
     arrays = align(dy, x)
-    (dkernel,) = call("dense_kernel_gradient", [kernel.shape], *arrays, **_window(plan))
+    (dkernel,) = call("dense_kernel_gradient", [kernel.shape], *arrays, **window_of(plan))
     if plan.stride == 1:
         # Another convolution: of dy, with the kernel turned around.
         padding = tuple(
@@ -139,119 +167,108 @@ def _dense_gradients(plan, dy, y, correction, x, affine, kernel):
         )
         turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
         none = nothing()
-        dx = _forward(plan._replace(padding=padding, moments=False), *align(dy, none, turned, none), UNBOUNDED)[0]
+        dx = _forward(plan._replace(padding=padding, moments=False), *align(dy, none, turned))[0]
     else:
         strides = (plan.stride,) * 2
         (dx,) = jax.linear_transpose(lambda x: reference.conv(x, kernel, strides, plan.padding), x)(dy)
     return dx, affine, dkernel
 
 
-def _forward(plan, x, affine, kernel, output, output_bounds):
-    shape = Convolution(x, kernel, (plan.stride,) * 2, plan.padding, plan.groups).shape
-    shapes = [shape, (3, shape[-1] if plan.moments else 0)]
-    read = () if plan.kind == "dense" else (affine,)
-    bounds = {"output_low": np.float32(output_bounds[0]), "output_high": np.float32(output_bounds[1])}
-    arrays = align(x, *read, kernel, output)
-    return tuple(call(plan.kind, shapes, *arrays, **bounds, **_attributes(plan)))
+def _forward(plan, x, affine, kernel):
+    return forward(plan, x, affine, kernel, nothing(), UNBOUNDED)
+
+
+def forward(plan, x, affine, kernel, output, bounds, together=ALONE, other=None):
+    """The kernel's two results: the products, read as `output` and `bounds` say, and their moments.
+
+    Args:
+      plan: what to compute.
+      x, affine, kernel: the operands; what x is read as, or `nothing`.
+      output: `(3, C)`: mean, gain, bias, or `nothing`.
+      together, other: what the products are joined with, but for those of a depthwise convolution.
+    """
+    *rest, channels = Convolution(x, kernel, (plan.stride,) * 2, plan.padding, plan.groups).shape
+    shapes = [(*rest, together.of_output(channels)), (3, channels if plan.moments else 0)]
+    attributes = {**output_attributes(bounds), **_attributes(plan)}
+    read, joined = (() if plan.kind == "dense" else (affine,)), ()
+    if plan.kind != "depthwise":
+        joined = (nothing() if other is None else other,)
+        attributes |= together.attributes()
+    if plan.kind == "pointwise":
+        attributes["first"] = np.int64(together.first)
+    arrays = align(x, *read, kernel, output, *joined)
+    aliases = {len(arrays) - 1: 0} if together.channels and other is not None else None
+    return tuple(call(plan.kind, shapes, *arrays, aliases=aliases, **attributes))
 
 
 def _attributes(plan):
     if plan.kind == "dense":
-        return _window(plan)
-    return {
-        **({"groups": np.int64(plan.groups)} if plan.kind == "pointwise" else _window(plan)),
-        **attributes_of(plan.bounds),
-    }
+        return window_of(plan)
+    return {**(_grouping(plan) if plan.kind == "pointwise" else window_of(plan)), **attributes_of(plan.bounds)}
 
 
-def _window(plan):
+def output_attributes(bounds):
+    """`(low, high)` of the output as a kernel wants it."""
+    return {"output_low": np.float32(bounds[0]), "output_high": np.float32(bounds[1])}
+
+
+def _grouping(plan):
+    return {"groups": np.int64(plan.groups), "shuffle": np.int64(plan.shuffle)}
+
+
+def window_of(plan):
+    """Stride and padding as a kernel wants them."""
     (top, _), (left, _) = plan.padding
     return {"stride": np.int64(plan.stride), "top": np.int64(top), "left": np.int64(left)}
 
 
-# ---- the affine known beforehand, as in evaluation
-
-
-def conv_affine(convolution, gain, bias, bounds):
-    """See `jaxnets.ops.conv_affine`, for what has a plan; `Filtered` of a depthwise one."""
-    library.require()
-    x, kernel, plan, bounds = convolution.x, convolution.kernel, plan_of(convolution), tuple(map(float, bounds))
-    affine = jnp.stack([jnp.zeros_like(bias), gain, bias])
-    if isinstance(x, Filtered) and plan.kind == "pointwise":
-        return _separable(*align(x.x, x.kernel, x.affine, kernel, affine), (x.plan, plan), (x.bounds, bounds))
-    arrays = align(jnp.asarray(x), kernel, affine)
-    if plan.kind == "depthwise":
-        return Filtered(*arrays, plan, bounds, _conv_affine)
-    return _conv_affine(*arrays, plan, bounds)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _conv_affine(x, kernel, affine, plan, bounds):
-    return _forward(plan, x, nothing(), kernel, affine, bounds)[0]
-
-
-def _conv_affine_forward(x, kernel, affine, plan, bounds):
-    def unfused(x, kernel, affine):
-        return normalize(_conv(plan, x, kernel)[0], affine, bounds)
-
-    return jax.vjp(unfused, x, kernel, affine)
-
-
-_conv_affine.defvjp(_conv_affine_forward, lambda plan, bounds, vjp, dz: vjp(dz))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _separable(x, kernel, affine, pointwise_kernel, pointwise_affine, plans, bounds):
-    """A depthwise convolution and the 1x1 convolution that reads it, each with its affine, in one pass."""
-    filtered = Filtered(x, kernel, affine, plans[0], bounds[0], _conv_affine)
-    shape = (*filtered.shape[:3], pointwise_kernel.shape[3])
-    arrays = align(x, kernel, affine, pointwise_kernel, pointwise_affine)
-    low, high = (np.float32(bound) for bound in bounds[1])
-    attributes = {**_window(plans[0]), "groups": np.int64(plans[1].groups), **attributes_of(bounds[0])}
-    return call("separable", [shape], *arrays, **attributes, output_low=low, output_high=high)[0]
-
-
-def _separable_forward(*args):
-    *arrays, plans, bounds = args
-
-    def unfused(x, kernel, affine, pointwise_kernel, pointwise_affine):
-        filtered = _conv_affine(x, kernel, affine, plans[0], bounds[0])
-        return _conv_affine(filtered, pointwise_kernel, pointwise_affine, plans[1], bounds[1])
-
-    return jax.vjp(unfused, *arrays)
-
-
-_separable.defvjp(_separable_forward, lambda plans, bounds, vjp, dz: vjp(dz))
+# ---- with a bias
 
 
 def conv_bias(convolution, bias, bounds):
-    """See `jaxnets.ops.conv_bias`, for what has a plan."""
+    """See `jaxnets.ops.conv_bias`, for what has a plan; `Biased`."""
     library.require()
-    arrays = align(jnp.asarray(convolution.x), convolution.kernel, bias)
-    return _conv_bias(*arrays, plan_of(convolution), tuple(map(float, bounds)))
+    convolution = convolution._replace(x=jnp.asarray(convolution.x))
+    return Biased(convolution, bias, tuple(map(float, bounds)), concatenate)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _conv_bias(x, kernel, bias, plan, bounds):
-    affine = as_it_is(bias.size).at[2].set(bias)
-    return _forward(plan, x, nothing(), kernel, affine, bounds)[0]
+def concatenate(parts):
+    """Of `Biased` with the same bounds, one array; only one may be a depthwise convolution, and then alone."""
+    plans = tuple(plan_of(part.convolution) for part in parts)
+    arrays = [array for part in parts for array in (part.convolution.x, part.convolution.kernel, part.bias)]
+    return _conv_biases(plans, parts[0].bounds, *align(*arrays))
 
 
-def _conv_bias_forward(x, kernel, bias, plan, bounds):
-    z = _conv_bias(x, kernel, bias, plan, bounds)
-    return z, (x, kernel, z)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _conv_biases(plans, bounds, *operands):
+    """Operands: x, kernel and bias of each. All write their part of the same memory."""
+    y, to, channels = None, 0, sum(bias.size for bias in operands[2::3])
+    for plan, x, kernel, bias in zip(plans, operands[::3], operands[1::3], operands[2::3]):
+        affine = as_it_is(bias.size).at[2].set(bias)
+        y, _ = forward(plan, x, nothing(), kernel, affine, bounds, Together(channels=channels, to=to), y)
+        to += bias.size
+    return y
 
 
-def _conv_bias_backward(plan, bounds, saved, dz):
-    x, kernel, z = saved
+def _conv_biases_forward(plans, bounds, *operands):
+    z = _conv_biases(plans, bounds, *operands)
+    return z, (operands, z)
+
+
+def _conv_biases_backward(plans, bounds, saved, dz):
+    operands, z = saved
     # Where z lies between the bounds is where it was not clipped: it stands for what it was before.
-    none = nothing()
-    arrays = align(dz, z, as_it_is(z.shape[-1]), none)
+    arrays = align(dz, z, as_it_is(z.shape[-1]), nothing())
     shapes = [z.shape, (2, z.shape[-1]), (0,)]
     dy, sums, _ = call("normalize_gradient", shapes, *arrays, aliases={0: 0}, **attributes_of(bounds))
-    moments = jnp.zeros((3, 0), jnp.float32)
-    dx, _, dkernel = _conv_moments_backward(plan, (x, *align(none, x)[:1], kernel, z, moments), (dy, moments))
-    return dx, dkernel, sums[0]
+    gradients, to = [], 0
+    for plan, x, kernel, bias in zip(plans, operands[::3], operands[1::3], operands[2::3]):
+        part = dy[..., to : to + bias.size]
+        unread, moments = align(nothing(), jnp.zeros((3, 0), jnp.float32), x)[:2]
+        dx, _, dkernel = _conv_moments_backward(plan, (x, unread, kernel, part, moments), (part, moments))
+        gradients += [dx, dkernel, sums[0, to : to + bias.size]]
+        to += bias.size
+    return tuple(gradients)
 
 
-_conv_bias.defvjp(_conv_bias_forward, _conv_bias_backward)
+_conv_biases.defvjp(_conv_biases_forward, _conv_biases_backward)

@@ -76,29 +76,47 @@ ffi::Error DepthwiseGradients(ffi::ThreadPool pool, Index stride, Index top, Ind
 
 // ---- products of matrices
 
-// 1x1, kernel (input channels of a group, output channels).
-ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, float low, float high, float out_low, float out_high,
-                     Input x, Input affine, Input kernel, Input output, Output y, Output moments) {
-  const Index rows = RowsOf(x.dimensions()), in = LastOf(x.dimensions()), out = LastOf(y->dimensions());
+// What goes to y's channels from `to` on with what: `other`'s channels from `first` on are added, or interleaved. Where
+// `other` is y itself, y's other channels are there already.
+Delivery DeliveryOf(Output& y, Index to, const Input& other, Index first, Index interleaved) {
+  Delivery delivery{y->typed_data() + to, LastOf(y->dimensions())};
+  if (!other.element_count() || other.typed_data() == y->typed_data()) return delivery;
+  delivery.other = other.typed_data() + first;
+  delivery.other_pitch = LastOf(other.dimensions());
+  delivery.interleaved = interleaved;
+  return delivery;
+}
+
+// 1x1, kernel (input channels of a group, output channels), of x's channels from `first` on; y and its moments have
+// their channels shuffled in `shuffle` groups.
+ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index first, Index to, Index other_first,
+                     Index interleaved, float low, float high, float out_low, float out_high, Input x, Input affine,
+                     Input kernel, Input output, Input other, Output y, Output moments) {
+  const Index rows = RowsOf(x.dimensions()), in = kernel.dimensions()[2] * groups, out = LastOf(kernel.dimensions());
   if (!rows) return NoMoments(moments), ffi::Error::Success();
+  const std::vector<int32_t> order = ShuffledOrder(out, shuffle);
+  Delivery delivery = DeliveryOf(y, to, other, other_first, interleaved);
+  if (shuffle > 1) delivery.order = order.data();
   const Side depth{groups, in / groups}, width{groups, out / groups};
-  const MatrixRows matrix{x.typed_data(), depth, ReadingOf(affine, in, low, high)};
+  const MatrixRows matrix{x.typed_data() + first, LastOf(x.dimensions()), depth, ReadingOf(affine, in, low, high)};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
-  Product(pool, matrix, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, y->typed_data(),
+  Product(pool, matrix, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, delivery,
           Optional(moments));
   return ffi::Error::Success();
 }
 
-ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, float low, float high, Input dy, Input y,
-                              Input correction, Input x, Input affine, Input kernel, Output dx, Output sums,
+ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, Index shuffle, float low, float high, Input dy,
+                              Input y, Input correction, Input x, Input affine, Input kernel, Output dx, Output sums,
                               Output dkernel) {
   const Index rows = RowsOf(x.dimensions()), in = LastOf(x.dimensions()), out = LastOf(dy.dimensions());
+  const std::vector<int32_t> order = ShuffledOrder(out, shuffle);
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const Reading reading = ReadingOf(affine, in, low, high);
   Panels panels(kernel.typed_data(), true, width, depth);
   panels.Pack(pool);
-  ProductGradients(pool, MatrixRows{x.typed_data(), depth, reading}, depth,
-                   GradientRows{dy.typed_data(), y.typed_data(), Optional(correction), width}, rows, &panels, reading,
+  const GradientRows gradient{dy.typed_data(), y.typed_data(), Optional(correction), width,
+                              shuffle > 1 ? order.data() : nullptr};
+  ProductGradients(pool, MatrixRows{x.typed_data(), in, depth, reading}, depth, gradient, rows, &panels, reading,
                    x.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data());
   return ffi::Error::Success();
 }
@@ -107,8 +125,8 @@ ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, float low, flo
 template <int K>
 void SeparableOf(ffi::ThreadPool& pool, DepthwiseWindow window, Index groups, Bounds bounds, Bounds out_bounds,
                  const Input& x, const Input& kernel, const Input& affine, const Input& pointwise, const Input& output,
-                 Output& y) {
-  const Shape in(x.dimensions()), out(y->dimensions());
+                 const Delivery& delivery, const Shape& out) {
+  const Shape in(x.dimensions());
   const Shape between{out.images, out.height, out.width, in.channels};
   const Side depth{groups, in.channels / groups}, width{groups, out.channels / groups};
   const std::vector<float> zeros(in.width * in.channels);
@@ -116,17 +134,20 @@ void SeparableOf(ffi::ThreadPool& pool, DepthwiseWindow window, Index groups, Bo
                               {affine.typed_data(), in.channels, bounds}, depth, zeros.data()};
   const Reading reading{output.typed_data(), out.channels, out_bounds};
   Panels panels(pointwise.typed_data(), false, depth, width, reading);
-  SeparableForward(pool, rows, between, std::move(panels), width, y->typed_data());
+  SeparableForward(pool, rows, between, std::move(panels), width, delivery);
 }
 
-ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, Index groups, float low, float high,
-                     float out_low, float out_high, Input x, Input kernel, Input affine, Input pointwise, Input output,
-                     Output y) {
+ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, Index groups, Index to,
+                     Index other_first, Index interleaved, float low, float high, float out_low, float out_high,
+                     Input x, Input kernel, Input affine, Input pointwise, Input output, Input other, Output y) {
   if (!y->element_count()) return ffi::Error::Success();
   const Index size = kernel.dimensions()[0];
   if ((size != 3 && size != 5) || (stride != 1 && stride != 2)) return NoSuchKernel();
   auto run = size == 3 ? SeparableOf<3> : SeparableOf<5>;
-  run(pool, {stride, top, left}, groups, {low, high}, {out_low, out_high}, x, kernel, affine, pointwise, output, y);
+  Shape out(y->dimensions());
+  out.channels = LastOf(pointwise.dimensions());
+  run(pool, {stride, top, left}, groups, {low, high}, {out_low, out_high}, x, kernel, affine, pointwise, output,
+      DeliveryOf(y, to, other, other_first, interleaved), out);
   return ffi::Error::Success();
 }
 
@@ -136,16 +157,17 @@ WindowRows WindowsOf(const float* x, ffi::Span<const int64_t> in, ffi::Span<cons
 }
 
 // Any kernel, no groups.
-ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, float out_low, float out_high, Input x,
-                 Input kernel, Input output, Output y, Output moments) {
-  const Index rows = RowsOf(y->dimensions()), out = LastOf(y->dimensions());
+ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Index to, Index other_first,
+                 Index interleaved, float out_low, float out_high, Input x, Input kernel, Input output, Input other,
+                 Output y, Output moments) {
+  const Index rows = RowsOf(y->dimensions()), out = LastOf(kernel.dimensions());
   if (!rows || !out) return NoMoments(moments), ffi::Error::Success();
   const auto windows =
       WindowsOf(x.typed_data(), x.dimensions(), y->dimensions(), kernel.dimensions(), stride, top, left);
   const Side depth{1, windows.length()}, width{1, out};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
-  Product(pool, windows, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, y->typed_data(),
-          Optional(moments));
+  Product(pool, windows, rows, Panels(kernel.typed_data(), false, depth, width, reading), width,
+          DeliveryOf(y, to, other, other_first, interleaved), Optional(moments));
   return ffi::Error::Success();
 }
 
@@ -226,14 +248,12 @@ ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input 
 
 // ---- channels in another order
 
-// out's channel j * groups + i = channel j of group i.
 ffi::Error Shuffle(ffi::ThreadPool pool, Index groups, Input x, Output y) {
-  const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions()), count = channels / groups;
+  const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
   float* to_y = y->typed_data();
-  std::vector<int32_t> order(channels);
-  for (Index c = 0; c < channels; ++c) order[c] = c % groups * count + c / groups;
+  const std::vector<int32_t> inverse = ShuffledOrder(channels, channels / groups);
   ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
-    const int32_t* source = order.data();
+    const int32_t* source = inverse.data();
     for (Index r = from; r < to; ++r) {
       const float* x_row = x.typed_data() + r * channels;
       float* y_row = to_y + r * channels;
@@ -247,8 +267,8 @@ ffi::Error Shuffle(ffi::ThreadPool pool, Index groups, Input x, Output y) {
 ffi::Error Interleave(ffi::ThreadPool pool, float low, float high, float other_low, float other_high, Input a,
                       Input a_affine, Input b, Input b_affine, Output y) {
   const Index rows = RowsOf(a.dimensions()), channels = LastOf(a.dimensions());
-  const MatrixRows of_a{a.typed_data(), {1, channels}, ReadingOf(a_affine, channels, low, high)};
-  const MatrixRows of_b{b.typed_data(), {1, channels}, ReadingOf(b_affine, channels, other_low, other_high)};
+  const MatrixRows of_a{a.typed_data(), channels, {1, channels}, ReadingOf(a_affine, channels, low, high)};
+  const MatrixRows of_b{b.typed_data(), channels, {1, channels}, ReadingOf(b_affine, channels, other_low, other_high)};
   float* to_y = y->typed_data();
   ForRows(pool, rows, 2 * channels, [&](Index, Index from, Index to) {
     float *left = Scratch<0>(of_a.pitch()), *right = Scratch<1>(of_b.pitch());
@@ -321,6 +341,9 @@ ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride,
 #define BIND ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
 #define WINDOW Attr<int64_t>("stride").Attr<int64_t>("top").Attr<int64_t>("left")
 #define GROUPS Attr<int64_t>("groups")
+#define SHUFFLE Attr<int64_t>("shuffle")
+#define FIRST Attr<int64_t>("first")
+#define OTHER Attr<int64_t>("to").Attr<int64_t>("other_first").Attr<int64_t>("interleaved")
 #define BOUNDS Attr<float>("low").Attr<float>("high")
 #define OUTPUT_BOUNDS Attr<float>("output_low").Attr<float>("output_high")
 #define ARG Arg<Input>()
@@ -335,10 +358,10 @@ using Input = ffi::Buffer<ffi::F32>;
 
 HANDLER(depthwise, Depthwise, BIND.WINDOW.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
 HANDLER(depthwise_gradients, DepthwiseGradients, BIND.WINDOW.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
-HANDLER(pointwise, Pointwise, BIND.GROUPS.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
-HANDLER(pointwise_gradients, PointwiseGradients, BIND.GROUPS.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
-HANDLER(separable, Separable, BIND.WINDOW.GROUPS.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET);
-HANDLER(dense, Dense, BIND.WINDOW.OUTPUT_BOUNDS.ARG.ARG.ARG.RET.RET);
+HANDLER(pointwise, Pointwise, BIND.GROUPS.SHUFFLE.FIRST.OTHER.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET);
+HANDLER(pointwise_gradients, PointwiseGradients, BIND.GROUPS.SHUFFLE.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
+HANDLER(separable, Separable, BIND.WINDOW.GROUPS.OTHER.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET);
+HANDLER(dense, Dense, BIND.WINDOW.OTHER.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
 HANDLER(dense_kernel_gradient, DenseKernelGradient, BIND.WINDOW.ARG.ARG.RET);
 HANDLER(moments, Moments, BIND.ARG.RET);
 HANDLER(normalize, Normalize, BIND.BOUNDS.ARG.ARG.ARG.RET);

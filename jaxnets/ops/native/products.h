@@ -1,23 +1,20 @@
 // Convolutions as products of matrices: rows of the image's positions times a kernel's matrix.
 //
-// Rows are brought into the nearest caches a chunk at a time, normalised on the way or gathered from a window, and
-// multiplied there; what comes out is normalised, or its moments are taken, before it leaves them.
+// Rows are brought into the nearest caches a chunk at a time (rows.h) and multiplied there; what comes out is normalised,
+// joined with another array (delivery.h), or its moments are taken, before it leaves them.
 
 #pragma once
 
+#include "delivery.h"
 #include "moments.h"
+#include "rows.h"
 #include "tasks.h"
 
 namespace jaxnets {
 
-// A tile of the product is kRows rows and up to kWide vectors: as many sums as the registers hold.
-constexpr int kRows = kRegisters == 32 ? 8 : 4, kWide = 3;
-constexpr Index kPanel = kWide * kLanes, kAlign = kLanes > kRows ? kLanes : kRows;
 constexpr Index kDepth = 192;
 constexpr Index kFewRows = 256;
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
-
-constexpr Index Aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
 
 // What a tile of sums begins with, and how it ends.
 struct Around {
@@ -69,26 +66,6 @@ INLINE void AnyTile(Index columns, const float* a, Index a_pitch, const float* b
   Tile<1, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
 }
 
-// One side of a grouped product's kernel: `groups` groups of `count` channels, each aligned in the caches.
-struct Side {
-  Index groups, count;
-
-  Index aligned() const { return Aligned(count); }
-  Index channels() const { return groups * count; }
-  // Between rows in the caches; a power of two would send them all to the same few places there.
-  Index pitch() const { return groups * aligned() + (groups * aligned() % 256 ? 0 : kAlign); }
-};
-
-// Rows as they lie in the caches: `strip` of them, `pitch` apart, then others; a row's depth in segments.
-struct Staged {
-  const float* at;
-  Index pitch;
-  Index strip = std::numeric_limits<Index>::max(), strip_pitch = 0;
-  Index segments = 1, segment_pitch = 0;
-
-  const float* Row(Index r) const { return at + r / strip * strip_pitch + r % strip * pitch; }
-};
-
 // A kernel (depth.count, groups * width.count) cut into panels of columns, with zeros to full vectors. Where products
 // are read as an affine says, that is done here: the columns times their gain, and what is then added to the products.
 class Panels {
@@ -136,30 +113,44 @@ class Panels {
   Index First(Index panel) const { return panel % of_group_ * kPanel; }  // column within the group
   Index Columns(Index panel) const { return std::min(kPanel, width_.aligned() - First(panel)); }
 
-  // out (rows, width) = a (rows, depth) times the panels `from` to `to`; rows a multiple of kRows, both aligned.
-  void Multiply(Staged a, Index rows, Index from, Index to, float* out, Index out_pitch) const {
-    const Index length = depth_.count / a.segments;
+  // a (rows, depth) times the panels `from` to `to`. Whole tiles go where they belong at once, the rest by way of
+  // `products`, (rows and more to a multiple of kRows, kPanel) of them.
+  void Multiply(Staged a, Index rows, Index from, Index to, const Delivery& delivery, float* products) const {
+    const Index whole = DivideUp(rows, kRows) * kRows;
     for (Index panel = from; panel < to; ++panel) {
-      const Index group = Group(panel), columns = Columns(panel);
-      float* to_column = out + group * width_.aligned() + First(panel);
-      const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
-      // Of a panel, as much at a time as stays in the nearest cache.
-      for (Index segment = 0; segment < a.segments; ++segment) {
-        for (Index k = 0; k < length; k += kDepth) {
-          const bool first = !segment && !k, last = segment + 1 == a.segments && k + kDepth >= length;
-          const float* b = At(panel) + (segment * length + k) * columns;
-          const Index offset = group * depth_.aligned() + segment * a.segment_pitch + k;
-          for (Index r = 0; r < rows; r += kRows) {
-            AnyTile<false>(columns, a.Row(r) + offset, a.pitch, b, columns, std::min(kDepth, length - k),
-                           to_column + r * out_pitch, out_pitch,
-                           {!first, first ? bias : nullptr, bias && last, output_.bounds});
-          }
+      const Index first = Group(panel) * width_.count + First(panel);
+      const Index columns = std::min(Columns(panel), width_.count - First(panel));
+      const bool direct = rows == whole && columns == Columns(panel) && delivery.in_order();
+      float* out = direct ? delivery.y + first : products;
+      const Index pitch = direct ? delivery.pitch : kPanel;
+      for (Index r = 0; delivery.sum() && r < rows; ++r) {
+        Copy(delivery.other + r * delivery.other_pitch + first, columns, out + r * pitch);
+      }
+      Multiply(a, whole, panel, out, pitch, delivery.sum());
+      if (!direct) delivery.Finish(products, first, columns, rows);
+    }
+  }
+
+ private:
+  // out (rows, columns of the panel) = a times the panel, or has that added; rows a multiple of kRows.
+  void Multiply(Staged a, Index rows, Index panel, float* out, Index out_pitch, bool add) const {
+    const Index group = Group(panel), columns = Columns(panel), length = depth_.count / a.segments;
+    const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
+    // Of a panel, as much at a time as stays in the nearest cache.
+    for (Index segment = 0; segment < a.segments; ++segment) {
+      for (Index k = 0; k < length; k += kDepth) {
+        const bool first = !segment && !k, last = segment + 1 == a.segments && k + kDepth >= length;
+        const float* b = At(panel) + (segment * length + k) * columns;
+        const Index offset = group * a.group_pitch + segment * a.segment_pitch + k;
+        for (Index r = 0; r < rows; r += kRows) {
+          AnyTile<false>(columns, a.Row(r) + offset, a.pitch, b, columns, std::min(kDepth, length - k),
+                         out + r * out_pitch, out_pitch,
+                         {add || !first, first ? bias : nullptr, bias && last, output_.bounds});
         }
       }
     }
   }
 
- private:
   float* At(Index panel) const {
     return &memory_[depth_.count * (Group(panel) * width_.aligned() + First(panel))];
   }
@@ -173,175 +164,13 @@ class Panels {
   std::vector<float> bias_;
 };
 
-// The rows of a matrix (rows, channels), read and aligned by groups.
-struct MatrixRows {
-  const float* x;
-  Side side;
-  Reading reading;
-
-  Index pitch() const { return side.pitch(); }
-  // Whether the rows can be multiplied where they are.
-  bool in_place() const { return !reading.affine && side.aligned() == side.count; }
-  Staged InPlace(Index row) const { return {x + row * side.channels(), side.channels()}; }
-  Index Whole(Index rows) const { return rows; }
-  Staged StageForProduct(Index from, Index to, float* out) const {
-    Stage(from, to, out);
-    return {out, pitch()};
-  }
-
-  void Stage(Index from, Index to, float* out) const {
-    for (Index r = from; r < to; ++r, out += side.pitch()) {
-      for (Index group = 0; group < side.groups; ++group) {
-        const Index first = group * side.count;
-        const float* row = x + r * side.channels() + first;
-        float* out_row = out + group * side.aligned();
-        if (reading.affine) {
-          ForVectors(side.count, [&](auto width, Index c) {
-            constexpr int B = width;
-            const Affine<B> z(reading.affine, reading.channels, first + c);
-            Store<B>(out_row + c, Clip<B>(z(Load<B>(row + c)), reading.bounds));
-          });
-        } else {
-          std::copy(row, row + side.count, out_row);
-        }
-        std::fill(out_row + side.count, out_row + side.aligned(), 0.f);
-      }
-    }
-  }
-};
-
-// The rows of what a gradient dy is together with that of y's moments: dy + (y - mean) * slope + offset, `correction`
-// being mean, slope and offset; or dy where there is no correction.
-struct GradientRows {
-  const float *dy, *y, *correction;
-  Side side;
-
-  void Stage(Index from, Index to, float* out) const {
-    for (Index r = from; r < to; ++r, out += side.pitch()) {
-      for (Index group = 0; group < side.groups; ++group) {
-        const Index first = group * side.count, at = r * side.channels() + first;
-        float* out_row = out + group * side.aligned();
-        if (correction) {
-          ForVectors(side.count, [&](auto width, Index c) {
-            constexpr int B = width;
-            const Affine<B> of_moments(correction, side.channels(), first + c);
-            Store<B>(out_row + c, Load<B>(dy + at + c) + of_moments(Load<B>(y + at + c)));
-          });
-        } else {
-          std::copy(dy + at, dy + at + side.count, out_row);
-        }
-        std::fill(out_row + side.count, out_row + side.aligned(), 0.f);
-      }
-    }
-  }
-};
-
-struct Window {
-  Index height, width, stride, top, left;
-};
-
-// The windows of an image that a kernel meets, one a row: (kernel's height, kernel's width, channels) flat.
-struct WindowRows {
-  const float* x;
-  Index image_height, image_width, channels, out_height, out_width;
-  Window window;
-
-  Index length() const { return window.height * window.width * channels; }
-  Index pitch() const { return Side{1, length()}.pitch(); }
-  bool in_place() const { return false; }
-  Staged InPlace(Index) const { return {}; }
-
-  // Windows of few channels, as a net's stem has them, take as long to gather as to multiply. Those of whole rows of
-  // outputs, where these can be cut into tiles, are left to overlap as they do in the image, which is brought into the
-  // caches with the zeros around it.
-  bool overlap() const { return channels <= kRows && out_width % kRows == 0 && window.stride <= window.width; }
-  Index Whole(Index rows) const { return overlap() && rows >= out_width ? rows / out_width * out_width : rows; }
-  Staged StageForProduct(Index from, Index to, float* out) const {
-    if (!overlap() || from % out_width || to % out_width) {
-      Stage(from, to, out);
-      return {out, pitch()};
-    }
-    const Index padded = ((out_width - 1) * window.stride + window.width) * channels;
-    const Index first = std::clamp<Index>(window.left, 0, padded / channels) * channels;
-    const Index skipped = std::max<Index>(-window.left, 0) * channels;
-    const Index floats = std::clamp<Index>(image_width * channels - skipped, 0, padded - first);
-    float* to_row = out;
-    for (Index r = from; r < to; r += out_width) {
-      const Index image = r / (out_height * out_width), top = r / out_width % out_height * window.stride - window.top;
-      for (Index k = 0; k < window.height; ++k, to_row += padded) {
-        const Index row = top + k;
-        if (row < 0 || row >= image_height) {
-          std::fill(to_row, to_row + padded, 0.f);
-          continue;
-        }
-        const float* from_row = x + (image * image_height + row) * image_width * channels + skipped;
-        std::fill(to_row, to_row + first, 0.f);
-        std::copy(from_row, from_row + floats, to_row + first);
-        std::fill(to_row + first + floats, to_row + padded, 0.f);
-      }
-    }
-    return {out, window.stride * channels, out_width, window.height * padded, window.height, padded};
-  }
-
-  void Stage(Index from, Index to, float* out) const {
-    if (window.width * channels == 9) return StageRows<9>(from, to, out);  // the stem of every net here
-    StageRows<0>(from, to, out);
-  }
-
- private:
-  // EXACT: how many floats a row of a window has, where the compiler may know it; else 0.
-  template <Index EXACT>
-  void StageRows(Index from, Index to, float* out) const {
-    const Index floats = EXACT ? EXACT : window.width * channels, step = pitch(), end = Aligned(length());
-    Index image = from / (out_height * out_width), i = from / out_width % out_height, j = from % out_width;
-    for (Index r = from; r < to; ++r, out += step) {
-      const Index left = j * window.stride - window.left, top = i * window.stride - window.top;
-      const float* from_row = x + ((image * image_height + top) * image_width + left) * channels;
-      float* to_row = out;
-      const bool inside = left >= 0 && left + window.width <= image_width && top >= 0 &&
-                          top + window.height <= image_height;
-      for (Index k = 0; k < window.height; ++k, to_row += floats, from_row += image_width * channels) {
-        if (inside) {
-          std::copy(from_row, from_row + floats, to_row);
-        } else {
-          StageEdge(from_row, left, top + k, to_row, floats);
-        }
-      }
-      std::fill(to_row, out + end, 0.f);
-      if (++j < out_width) continue;
-      j = 0;
-      if (++i == out_height) i = 0, ++image;
-    }
-  }
-
-  // A row of a window of which a part may lie outside of the image.
-  void StageEdge(const float* from_row, Index left, Index row, float* to_row, Index floats) const {
-    const Index first = std::clamp<Index>(-left, 0, window.width);
-    const Index last = row < 0 || row >= image_height ? first : std::clamp(image_width - left, first, window.width);
-    std::fill(to_row, to_row + first * channels, 0.f);
-    std::copy(from_row + first * channels, from_row + last * channels, to_row + first * channels);
-    std::fill(to_row + last * channels, to_row + floats, 0.f);
-  }
-};
-
 // Rows of a chunk, for `width` floats a row.
 inline Index ChunkRows(Index width) { return std::clamp<Index>(kCached / width, 16, 128) / kRows * kRows; }
 
-// `columns` columns of products go where they belong in y, from channel `first` on.
-inline void Deliver(const float* products, Index pitch, Index first, Index columns, Index rows, float* y,
-                    Index channels) {
-  if (products == y + first) return;
-  ForVectors(columns, [&](auto width, Index c) {
-    constexpr int B = width;
-    const float* from = products + c;
-    float* to = y + first + c;
-    for (Index r = 0; r < rows; ++r) Store<B>(to + r * channels, Load<B>(from + r * pitch));
-  });
-}
-
-// y (rows, width) = the rows times the panels; their moments if there is room for them.
+// The rows times the panels; the moments of what is delivered if there is room for them.
 template <class Rows>
-void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, Side width, float* y, float* moments) {
+void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, Side width, const Delivery& delivery,
+             float* moments) {
   // Where there are few rows, as of a single image, a kernel is larger than they are: each thread packs panels of its
   // own and multiplies all rows with them.
   const bool few = in.in_place() && !moments && rows <= kFewRows && panels.count() >= 4;
@@ -359,24 +188,14 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
     const Index from_panel = Cut(panels.count(), part, parts), to_panel = Cut(panels.count(), part + 1, parts);
     for (Index panel = from_panel; few && panel < to_panel; ++panel) panels.Pack(panel);
     if (moments) sums[task] = MomentSums(channels);
-    float *staged = Scratch<0>(chunk * in.pitch()), *products = Scratch<1>(chunk * width.pitch());
+    float *staged = Scratch<0>(chunk * in.pitch()), *products = Scratch<1>(chunk * kPanel);
     for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
-      const Index from = c * chunk, to = std::min(rows, from + chunk), count = DivideUp(to - from, kRows) * kRows;
-      float* of_chunk = y + from * channels;
-      const bool direct = width.aligned() == width.count && count == to - from;
-      float* out = direct ? of_chunk : products;
-      const Index pitch = direct ? channels : width.pitch();
-      if (in.in_place() && count == to - from) {
-        panels.Multiply(in.InPlace(from), count, from_panel, to_panel, out, pitch);
-      } else {
-        panels.Multiply(in.StageForProduct(from, to, staged), count, from_panel, to_panel, out, pitch);
-      }
-      for (Index panel = from_panel; panel < to_panel; ++panel) {
-        const Index first = panels.First(panel), group = panels.Group(panel);
-        Deliver(out + group * width.aligned() + first, pitch, group * width.count + first,
-                std::min(panels.Columns(panel), width.count - first), to - from, of_chunk, channels);
-      }
-      if (moments) sums[task].Add(of_chunk, to - from, channels);
+      const Index from = c * chunk, to = std::min(rows, from + chunk);
+      const Delivery of_chunk = delivery.From(from);
+      const bool in_place = in.in_place() && (to - from) % kRows == 0;
+      panels.Multiply(in_place ? in.InPlace(from) : in.StageForProduct(from, to, staged), to - from, from_panel,
+                      to_panel, of_chunk, products);
+      if (moments) sums[task].Add(of_chunk.y, to - from, channels);
     }
   });
   if (moments) MomentSums::Finish(sums.data(), tasks, channels, moments, channels);
@@ -441,7 +260,7 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
   Parallel(pool, tasks, [&](Index task) {
     kernel_sums[task] = KernelSums(depth, width);
     if (reading.affine) gradient_sums[task] = GradientSums(channels);
-    float *staged = Scratch<0>(chunk * depth.pitch()), *products = Scratch<1>(chunk * depth.pitch());
+    float *staged = Scratch<0>(chunk * depth.pitch()), *products = Scratch<1>(chunk * kPanel);
     float* staged_gradient = Scratch<2>(chunk * width.pitch());
     // Tasks of the same size, in chunks of the same size.
     const Index tiles = DivideUp(rows, kRows), begin = Cut(tiles, task, tasks), end = Cut(tiles, task + 1, tasks);
@@ -449,20 +268,13 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
     for (Index c = 0; c < chunks; ++c) {
       const Index from = (begin + Cut(end - begin, c, chunks)) * kRows;
       const Index to = std::min(rows, (begin + Cut(end - begin, c + 1, chunks)) * kRows);
-      const Index count = DivideUp(to - from, kRows) * kRows;
       gradient.Stage(from, to, staged_gradient);
       in.Stage(from, to, staged);
       kernel_sums[task].Add(staged, staged_gradient, to - from);
       if (!panels) continue;
       float* of_chunk = dx + from * channels;
-      const bool direct = depth.aligned() == depth.count && count == to - from;
-      float* out = direct ? of_chunk : products;
-      const Index pitch = direct ? channels : depth.pitch();
-      panels->Multiply({staged_gradient, width.pitch()}, count, 0, panels->count(), out, pitch);
-      for (Index group = 0; group < depth.groups; ++group) {
-        Deliver(out + group * depth.aligned(), pitch, group * depth.count, depth.count, to - from,
-                of_chunk, channels);
-      }
+      panels->Multiply({staged_gradient, width.pitch(), width.aligned()}, to - from, 0, panels->count(),
+                       {of_chunk, channels}, products);
       if (reading.affine) {
         gradient_sums[task].Apply(reading, x + from * channels, channels, of_chunk, channels, to - from, 0, channels);
       }

@@ -28,7 +28,7 @@ struct DepthwiseRows {
   Index Whole(Index rows) const { return rows; }
   Staged StageForProduct(Index from, Index to, float* out) const {
     Stage(from, to, out);
-    return {out, pitch()};
+    return {out, pitch(), side.aligned()};
   }
 
   void Stage(Index from, Index to, float* out) const {
@@ -108,17 +108,20 @@ struct DepthwiseRows {
   }
 };
 
-// y = the product of what `rows` gives and the panels.
+// The product of what `rows` gives and the panels.
 template <int K>
 void SeparableForward(ffi::ThreadPool& pool, const DepthwiseRows<K>& rows, Shape between, Panels panels, Side width,
-                      float* y) {
+                      const Delivery& delivery) {
   const Index count = between.size() / between.channels;
-  if (count > kFewRows || panels.count() < 4) return Product(pool, rows, count, std::move(panels), width, y, nullptr);
+  if (count > kFewRows || panels.count() < 4) {
+    return Product(pool, rows, count, std::move(panels), width, delivery, nullptr);
+  }
   // Of a single image every thread needs all rows: see Product.
   Memory filtered(between.size());
   DepthwiseForward<K>(pool, rows.window, rows.x, rows.in, Reading{}, rows.kernel, &filtered[0], between, rows.output,
                       nullptr);
-  Product(pool, MatrixRows{&filtered[0], rows.side, Reading{}}, count, std::move(panels), width, y, nullptr);
+  const MatrixRows matrix{&filtered[0], between.channels, rows.side, Reading{}};
+  Product(pool, matrix, count, std::move(panels), width, delivery, nullptr);
 }
 
 }  // namespace jaxnets

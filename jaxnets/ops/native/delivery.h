@@ -1,0 +1,61 @@
+// Where the products of matrices go, in which order, and together with what.
+
+#pragma once
+
+#include <vector>
+
+#include "rows.h"
+#include "vectors.h"
+
+namespace jaxnets {
+
+// Where each of `channels` channels goes when they are shuffled: channel j of group i to j * groups + i.
+inline std::vector<int32_t> ShuffledOrder(Index channels, Index groups) {
+  const Index count = channels / groups;
+  std::vector<int32_t> order(channels);
+  for (Index c = 0; c < channels; ++c) order[c] = c % count * groups + c / count;
+  return order;
+}
+
+inline void Copy(const float* from, Index count, float* to) {
+  ForVectors(count, [&](auto width, Index c) { Store<width>(to + c, Load<width>(from + c)); });
+}
+
+// Where products go, and with what.
+struct Delivery {
+  float* y;
+  Index pitch;                     // between rows
+  const int32_t* order = nullptr;  // a row's channels go to these, if not one beside another
+  const float* other = nullptr;    // rows that are added; or, if `interleaved`, whose channels go between
+  Index other_pitch = 0;
+  bool interleaved = false;
+
+  bool sum() const { return other && !interleaved; }
+  bool in_order() const { return !order && !interleaved; }
+  Delivery From(Index row) const {
+    Delivery rest = *this;
+    rest.y += row * pitch;
+    if (other) rest.other += row * other_pitch;
+    return rest;
+  }
+  // `columns` columns of products, rows of which are kPanel apart, are channels from `first` on.
+  void Finish(const float* products, Index first, Index columns, Index rows) const {
+    for (Index r = 0; r < rows; ++r, products += kPanel) {
+      float* row = y + r * pitch;
+      if (interleaved) {
+        const float* between = other + r * other_pitch + first;
+        row += 2 * first;
+        for (Index c = 0; c < columns; ++c) {
+          row[2 * c] = between[c];
+          row[2 * c + 1] = products[c];
+        }
+      } else if (order) {
+        for (Index c = 0; c < columns; ++c) row[order[first + c]] = products[c];
+      } else {
+        Copy(products, columns, row + first);
+      }
+    }
+  }
+};
+
+}  // namespace jaxnets

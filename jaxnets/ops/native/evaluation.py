@@ -1,0 +1,102 @@
+"""Convolutions whose affine is known beforehand, as a BatchNorm's in evaluation, with what reads them.
+
+They stay `Filtered`: a 1x1 convolution computes the depthwise one that it reads, and a sum, or a concatenation and
+shuffle, is done as the products leave.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnets.ops import reference
+from jaxnets.ops.deferred import Channels, Filtered
+from jaxnets.ops.manual_axes import align
+from jaxnets.ops.native import channels, library, normalization
+from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
+from jaxnets.ops.native.convolution import Plan, Together, forward, output_attributes, plan_of, products, window_of
+
+
+class Evaluation(NamedTuple):
+    """What is computed, beyond the arrays; hashable."""
+
+    plans: tuple[Plan, ...]  # of the convolutions: one, or a depthwise and a 1x1
+    bounds: tuple[tuple[float, float], ...]  # of what each gives
+    count: int  # of the input's channels
+    together: Together
+    sum_bounds: tuple[float, float]
+
+
+def conv_affine(convolution, gain, bias, bounds, shuffle):
+    """See `jaxnets.ops.conv_affine`, for what has a plan; `Filtered`."""
+    library.require()
+    x, plan, bounds = convolution.x, plan_of(convolution, shuffle=shuffle), tuple(map(float, bounds))
+    layer = (convolution.kernel, jnp.stack([jnp.zeros_like(bias), gain, bias]))
+    if plan.kind == "pointwise" and shuffle == 1 and isinstance(x, Filtered) and x.depthwise:
+        return Filtered(x.x, (*x.layers, layer), (*x.plans, plan), (*x.bounds, bounds), evaluate)
+    if not (plan.kind == "pointwise" and isinstance(x, Channels)):
+        x = jnp.asarray(x)
+    return Filtered(x, (layer,), (plan,), (bounds,), evaluate)
+
+
+def evaluate(filtered, other=None, interleaved=False, sum_bounds=UNBOUNDED):
+    """The array: `filtered`, or its sum with `other`, clipped, or other's channels and its own in turns.
+
+    `filtered` must be none of a depthwise convolution if there is an `other`, which is an array or `Channels`, and
+    without bounds for a sum.
+    """
+    x, first = _place(filtered.x)
+    other, other_first = (nothing(), 0) if other is None else _place(other)
+    together = Together(interleaved, other_first, first)
+    how = Evaluation(filtered.plans, filtered.bounds, filtered.x.shape[3], together, tuple(map(float, sum_bounds)))
+    return _evaluate(how, *align(x, other, *(array for layer in filtered.layers for array in layer)))
+
+
+def _place(x):
+    return (x.whole, x.first) if isinstance(x, Channels) else (jnp.asarray(x), 0)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _evaluate(how, x, other, *layers):
+    is_sum = other.size and not how.together.interleaved
+    bounds = how.sum_bounds if is_sum else how.bounds[-1]
+    *_, (kernel, affine) = pairs = list(zip(layers[::2], layers[1::2]))
+    if len(pairs) == 1:
+        return forward(how.plans[0], x, nothing(), kernel, affine, bounds, how.together, other)[0]
+    filtered = Filtered(x, pairs, how.plans, how.bounds, evaluate)
+    *rest, features = filtered.shape
+    attributes = {
+        **window_of(how.plans[0]),
+        **attributes_of(how.bounds[0]),
+        **how.together.attributes(),
+        **output_attributes(bounds),
+        "groups": np.int64(how.plans[1].groups),
+    }
+    return call("separable", [(*rest, how.together.of_output(features))], *align(x, *layers, other), **attributes)[0]
+
+
+def _evaluate_forward(how, x, other, *layers):
+    return jax.vjp(partial(_composed, how), x, other, *layers)
+
+
+def _composed(how, x, other, *layers):
+    """The same in steps, whose gradients are known."""
+    y = _part(x, how.together.first, how.count)
+    for plan, bounds, kernel, affine in zip(how.plans, how.bounds, layers[::2], layers[1::2]):
+        affine = reference.channel_shuffle(affine, plan.shuffle)
+        y = normalization.normalize(products(plan, y, kernel)[0], affine, bounds)
+    if not other.size:
+        return y
+    other = _part(other, how.together.other_first, y.shape[3])
+    if how.together.interleaved:
+        return channels.interleave(other, y)
+    return normalization.add(other, y, how.sum_bounds)
+
+
+def _part(x, first, count):
+    return x[..., first : first + count]
+
+
+_evaluate.defvjp(_evaluate_forward, lambda how, vjp, dz: vjp(dz))

@@ -1,0 +1,203 @@
+// Rows of the image's positions, as products of matrices take them: brought into the nearest caches, normalised on the
+// way or gathered from windows.
+
+#pragma once
+
+#include "moments.h"
+#include "tasks.h"
+
+namespace jaxnets {
+
+// A tile of the product is kRows rows and up to kWide vectors: as many sums as the registers hold.
+constexpr int kRows = kRegisters == 32 ? 8 : 4, kWide = 3;
+constexpr Index kPanel = kWide * kLanes, kAlign = kLanes > kRows ? kLanes : kRows;
+
+constexpr Index Aligned(Index n) { return (n + kAlign - 1) / kAlign * kAlign; }
+
+// One side of a grouped product's kernel: `groups` groups of `count` channels, each aligned in the caches.
+struct Side {
+  Index groups, count;
+
+  Index aligned() const { return Aligned(count); }
+  Index channels() const { return groups * count; }
+  // Between rows in the caches; a power of two would send them all to the same few places there.
+  Index pitch() const { return groups * aligned() + (groups * aligned() % 256 ? 0 : kAlign); }
+};
+
+// Rows as they lie in the caches: `strip` of them, `pitch` apart, then others; a row's depth in groups or in segments.
+struct Staged {
+  const float* at;
+  Index pitch, group_pitch;
+  Index strip = std::numeric_limits<Index>::max(), strip_pitch = 0;
+  Index segments = 1, segment_pitch = 0;
+
+  const float* Row(Index r) const { return at + r / strip * strip_pitch + r % strip * pitch; }
+};
+
+// The rows of a matrix, `x_pitch` apart, read and aligned by groups.
+struct MatrixRows {
+  const float* x;
+  Index x_pitch;
+  Side side;
+  Reading reading;
+
+  Index pitch() const { return side.pitch(); }
+  // Whether the rows can be multiplied where they are.
+  bool in_place() const { return !reading.affine; }
+  Staged InPlace(Index row) const { return {x + row * x_pitch, x_pitch, side.count}; }
+  Index Whole(Index rows) const { return rows; }
+  Staged StageForProduct(Index from, Index to, float* out) const {
+    Stage(from, to, out);
+    return {out, pitch(), side.aligned()};
+  }
+
+  void Stage(Index from, Index to, float* out) const {
+    for (Index r = from; r < to; ++r, out += side.pitch()) {
+      for (Index group = 0; group < side.groups; ++group) {
+        const Index first = group * side.count;
+        const float* row = x + r * x_pitch + first;
+        float* out_row = out + group * side.aligned();
+        if (reading.affine) {
+          ForVectors(side.count, [&](auto width, Index c) {
+            constexpr int B = width;
+            const Affine<B> z(reading.affine, reading.channels, first + c);
+            Store<B>(out_row + c, Clip<B>(z(Load<B>(row + c)), reading.bounds));
+          });
+        } else {
+          std::copy(row, row + side.count, out_row);
+        }
+        std::fill(out_row + side.count, out_row + side.aligned(), 0.f);
+      }
+    }
+  }
+};
+
+// The rows of what a gradient dy is together with that of y's moments: dy + (y - mean) * slope + offset, `correction`
+// being mean, slope and offset; or dy where there is no correction. Channels are where `order` says, if there is one.
+struct GradientRows {
+  const float *dy, *y, *correction;
+  Side side;
+  const int32_t* order = nullptr;
+
+  void Stage(Index from, Index to, float* out) const {
+    float* corrected = order ? Scratch<3>(side.channels()) : nullptr;
+    for (Index r = from; r < to; ++r, out += side.pitch()) {
+      if (corrected) Correct(r, 0, side.channels(), corrected);
+      for (Index group = 0; group < side.groups; ++group) {
+        const Index first = group * side.count;
+        float* out_row = out + group * side.aligned();
+        if (corrected) {
+          for (Index c = 0; c < side.count; ++c) out_row[c] = corrected[order[first + c]];
+        } else {
+          Correct(r, first, side.count, out_row);
+        }
+        std::fill(out_row + side.count, out_row + side.aligned(), 0.f);
+      }
+    }
+  }
+
+ private:
+  // `count` channels of a row from `first` on.
+  void Correct(Index row, Index first, Index count, float* out) const {
+    const Index at = row * side.channels() + first;
+    if (!correction) {
+      std::copy(dy + at, dy + at + count, out);
+      return;
+    }
+    ForVectors(count, [&](auto width, Index c) {
+      constexpr int B = width;
+      const Affine<B> of_moments(correction, side.channels(), first + c);
+      Store<B>(out + c, Load<B>(dy + at + c) + of_moments(Load<B>(y + at + c)));
+    });
+  }
+};
+
+struct Window {
+  Index height, width, stride, top, left;
+};
+
+// The windows of an image that a kernel meets, one a row: (kernel's height, kernel's width, channels) flat.
+struct WindowRows {
+  const float* x;
+  Index image_height, image_width, channels, out_height, out_width;
+  Window window;
+
+  Index length() const { return window.height * window.width * channels; }
+  Index pitch() const { return Side{1, length()}.pitch(); }
+  bool in_place() const { return false; }
+  Staged InPlace(Index) const { return {}; }
+
+  // Windows of few channels, as a net's stem has them, take as long to gather as to multiply. Those of whole rows of
+  // outputs, where these can be cut into tiles, are left to overlap as they do in the image, which is brought into the
+  // caches with the zeros around it.
+  bool overlap() const { return channels <= kRows && out_width % kRows == 0 && window.stride <= window.width; }
+  Index Whole(Index rows) const { return overlap() && rows >= out_width ? rows / out_width * out_width : rows; }
+  Staged StageForProduct(Index from, Index to, float* out) const {
+    if (!overlap() || from % out_width || to % out_width) {
+      Stage(from, to, out);
+      return {out, pitch(), 0};
+    }
+    const Index padded = ((out_width - 1) * window.stride + window.width) * channels;
+    const Index first = std::clamp<Index>(window.left, 0, padded / channels) * channels;
+    const Index skipped = std::max<Index>(-window.left, 0) * channels;
+    const Index floats = std::clamp<Index>(image_width * channels - skipped, 0, padded - first);
+    float* to_row = out;
+    for (Index r = from; r < to; r += out_width) {
+      const Index image = r / (out_height * out_width), top = r / out_width % out_height * window.stride - window.top;
+      for (Index k = 0; k < window.height; ++k, to_row += padded) {
+        const Index row = top + k;
+        if (row < 0 || row >= image_height) {
+          std::fill(to_row, to_row + padded, 0.f);
+          continue;
+        }
+        const float* from_row = x + (image * image_height + row) * image_width * channels + skipped;
+        std::fill(to_row, to_row + first, 0.f);
+        std::copy(from_row, from_row + floats, to_row + first);
+        std::fill(to_row + first + floats, to_row + padded, 0.f);
+      }
+    }
+    return {out, window.stride * channels, 0, out_width, window.height * padded, window.height, padded};
+  }
+
+  void Stage(Index from, Index to, float* out) const {
+    if (window.width * channels == 9) return StageRows<9>(from, to, out);  // the stem of every net here
+    StageRows<0>(from, to, out);
+  }
+
+ private:
+  // EXACT: how many floats a row of a window has, where the compiler may know it; else 0.
+  template <Index EXACT>
+  void StageRows(Index from, Index to, float* out) const {
+    const Index floats = EXACT ? EXACT : window.width * channels, step = pitch(), end = Aligned(length());
+    Index image = from / (out_height * out_width), i = from / out_width % out_height, j = from % out_width;
+    for (Index r = from; r < to; ++r, out += step) {
+      const Index left = j * window.stride - window.left, top = i * window.stride - window.top;
+      const float* from_row = x + ((image * image_height + top) * image_width + left) * channels;
+      float* to_row = out;
+      const bool inside = left >= 0 && left + window.width <= image_width && top >= 0 &&
+                          top + window.height <= image_height;
+      for (Index k = 0; k < window.height; ++k, to_row += floats, from_row += image_width * channels) {
+        if (inside) {
+          std::copy(from_row, from_row + floats, to_row);
+        } else {
+          StageEdge(from_row, left, top + k, to_row, floats);
+        }
+      }
+      std::fill(to_row, out + end, 0.f);
+      if (++j < out_width) continue;
+      j = 0;
+      if (++i == out_height) i = 0, ++image;
+    }
+  }
+
+  // A row of a window of which a part may lie outside of the image.
+  void StageEdge(const float* from_row, Index left, Index row, float* to_row, Index floats) const {
+    const Index first = std::clamp<Index>(-left, 0, window.width);
+    const Index last = row < 0 || row >= image_height ? first : std::clamp(image_width - left, first, window.width);
+    std::fill(to_row, to_row + first * channels, 0.f);
+    std::copy(from_row + first * channels, from_row + last * channels, to_row + first * channels);
+    std::fill(to_row + last * channels, to_row + floats, 0.f);
+  }
+};
+
+}  // namespace jaxnets
