@@ -236,7 +236,7 @@ def test_convolutions_with_bias_are_computed_into_one_array():
     def function(x, kernel, bias):
         parts = [ops.conv_bias(Convolution(x, kernel, (1, 1), ops.NO_PADDING, 1), b) for b in (bias, 2 * bias)]
         assert all(isinstance(part, Biased) for part in parts)
-        return ops.concatenate(jax.tree.map(lambda a: a, parts))
+        return ops.concatenate(parts)
 
     arrays = jnp.asarray(normal(0, 2, 3, 3, 5)), jnp.asarray(normal(1, 1, 1, 5, 7)), jnp.ones(7)
     with ops.using("native"):
@@ -258,10 +258,22 @@ def test_what_is_deferred_is_like_an_array():
         (halves.reshape(-1), x[..., 2:].reshape(-1)),
         (halves[0, 1], x[0, 1, :, 2:]),
         (jax.tree.map(lambda a: a, halves), x[..., 2:]),
+        (halves > 0, x[..., 2:] > 0),
+        (np.asarray(y)[..., :2] - halves, y[..., :2] - x[..., 2:]),
+        (jax.grad(lambda x: jax.nn.relu(Channels(x, 2, 2)).sum())(x)[..., 2:], jnp.where(x[..., 2:] > 0, 1.0, 0.0)),
     ):
         np.testing.assert_array_equal(got, expected)
     parts = Channels(x, 1, 2)
     assert jax.jit(lambda: parts.sum())() == parts.sum()  # what was traced is not kept
+
+    @jax.jit
+    def read_twice(x):
+        parts = Channels(x, 1, 2)
+        return jax.lax.map(lambda scale: (scale * parts).sum(), jnp.ones(2)).sum() + parts.sum()
+
+    np.testing.assert_allclose(read_twice(x), 3 * parts.sum(), rtol=1e-6)
+    with pytest.raises(ValueError, match="2 groups must divide the 3 channels"):
+        ops.halves(x[..., :3])
     assert len(halves) == 2 and (halves.ndim, halves.size) == (4, 36)
 
 
@@ -283,6 +295,43 @@ def test_unit_whose_branch_is_interleaved_or_added_in_evaluation(name, stride):
     compare(
         name, function, normal(0, 2, 7, 6, 10), kernels[0], normal(2, 70), normal(3, 70), *kernels[1:], tolerance=2e-5
     )
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("images", [2, 0])
+@pytest.mark.parametrize(("groups", "shuffle"), [(2, 1), (1, 2), (2, 2), (1, 1)])
+def test_groups_and_shuffles_before_a_sum_and_an_interleaving(name, images, groups, shuffle):
+    def function(x, kernel, gain, bias):
+        def y():
+            convolution = Convolution(x, kernel, (1, 1), ops.NO_PADDING, groups)
+            return ops.conv_affine(convolution, gain, bias, shuffle=shuffle)
+
+        return ops.concatenate_shuffle(x, y()) * ops.concatenate([ops.add(x, y(), bounds=RELU), x])
+
+    compare(name, function, normal(0, images, 5, 4, 6), normal(1, 1, 1, 6 // groups, 6), normal(2, 6), normal(3, 6) + 1)
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_what_is_deferred_leaves_transformations_as_an_array(name):
+    x, kernel, vector = normal(0, 3, 2, 5, 4, 6), normal(1, 1, 1, 6, 7), normal(2, 7)
+
+    def affine(x):
+        return ops.conv_affine(Convolution(x, jnp.asarray(kernel), (1, 1), ops.NO_PADDING, 1), jnp.ones(7), vector)
+
+    def biased(x):
+        return ops.conv_bias(Convolution(x, jnp.asarray(kernel), (1, 1), ops.NO_PADDING, 1), jnp.asarray(vector))
+
+    def normalized(x):
+        convolution = Convolution(x, jnp.asarray(kernel), (1, 1), ops.NO_PADDING, 1)
+        return ops.conv_batch_norm(convolution, jnp.ones(7), jnp.asarray(vector))[0]
+
+    for function in (affine, biased, normalized):
+        with ops.using("reference"):
+            expected = np.stack([function(jnp.asarray(image)) for image in x])
+        with ops.using(name):
+            for got in (jax.vmap(function)(x), jax.lax.map(function, x), jax.vmap(jax.checkpoint(function))(x)):
+                assert isinstance(got, jax.Array)
+                np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)
@@ -391,7 +440,7 @@ def test_what_is_not_finite_passes_depthwise_and_1x1_as_in_the_reference(bad, pl
     results = []
     for name in ("native", "reference"):
         with ops.using(name):
-            results.append(jax.jit(separable(1, bounds=ops.UNBOUNDED))(x, *rest))
+            results.append(jax.jit(lambda *arrays: jnp.asarray(separable(1, bounds=ops.UNBOUNDED)(*arrays)))(x, *rest))
     np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-4)
 
 

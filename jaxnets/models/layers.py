@@ -49,7 +49,7 @@ class Conv(nn.Module):
     `padding`: pixels on every side, or "torch", the `(k - 1) / 2` that PyTorch's nets use, or "same",
     TensorFlow's, which leaves out the first row and column where a stride of 2 meets an even side, or "keras",
     that of Keras's MobileNet, which leaves them out at every side where the stride is 2.
-    `train` has no effect: it makes `Conv` a stand-in for `ConvBN`.
+    `train` has no effect: it makes `Conv` a stand-in for `ConvBN`. What it gives may be deferred (`jaxnets.ops`).
     """
 
     features: int
@@ -92,7 +92,7 @@ class Conv(nn.Module):
 def _clipping(activation):
     """What an operator clips to for the activation, and what is then left to do."""
     if activation in CLIP_BOUNDS:
-        return CLIP_BOUNDS[activation], lambda y: y  # which may be `Normalized`
+        return CLIP_BOUNDS[activation], lambda y: y  # which may be deferred
     return ops.UNBOUNDED, lambda y: ACTIVATIONS[activation](jnp.asarray(y))
 
 
@@ -120,7 +120,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool, shuffle: int = 1):
-        """x: an array `(N, H, W, C)`, or the `ops.Convolution` that computes it, to shuffle its channels in groups."""
+        """x: an array `(N, H, W, C)`, or the `ops.Convolution` that computes it, whose channels may be shuffled."""
         channels = (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, channels)
         bias = self.param("bias", nn.initializers.zeros, channels)
@@ -153,7 +153,7 @@ class BatchNorm(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, BatchNorm, activation, channel shuffle; x and what it gives may be `ops.Normalized`."""
+    """Convolution without bias, BatchNorm, activation, channel shuffle; x and what it gives may be deferred."""
 
     features: int
     kernel_size: int = 3

@@ -8,8 +8,8 @@ There are three sets of formulations: `reference` (lax, plain autodiff), which s
 `xla` (portable XLA, some gradients of its own), and `native` (C++ on the CPU, built on first use; what it does not
 do is xla's). JAXNETS_OPS=reference|xla|native or `with ops.using(name)` forces one; otherwise the platform decides:
 native on the CPU, or xla where the build fails. A convolution that a BatchNorm follows may stay a `Convolution`, and
-the BatchNorm's output `Normalized` or, in evaluation, `Filtered`, and part of an array `Channels`, until the native
-operators read them.
+the BatchNorm's output `Normalized` or, in evaluation, `Filtered`, one with a bias `Biased`, and part of an array
+`Channels`, until the native operators read them: all are arrays to everyone else.
 
 All work under jit, grad, vmap, pmap, shard_map, scan and remat. All but `native`, which raises UserError, have second
 derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) of depthwise_conv, batch_norm, max_pool and
@@ -191,7 +191,8 @@ def avg_pool(x, window, *, strides, padding=NO_PADDING):
 
 def concatenate(parts):
     """Channels of arrays `(N, H, W, C)` one behind another; they may be deferred."""
-    if all(isinstance(part, Biased) and not part.depthwise and part.bounds == parts[0].bounds for part in parts):
+    joined = all(isinstance(part, Biased) and part.plan.kind != "depthwise" for part in parts)
+    if joined and len({(part.shape[:3], part.bounds) for part in parts}) == 1:
         return native.concatenate(parts)
     return jnp.concatenate(list(map(jnp.asarray, parts)), -1)
 
@@ -206,11 +207,12 @@ def concatenate_shuffle(x, y):
 
 
 def halves(x):
-    """The first and the second half of x's channels; they may be `Channels`, which are read where they are."""
-    half = x.shape[-1] // 2
+    """The first and the second half of x's channels; they may be `Channels`. ValueError for an odd number."""
+    _require_divided(x.shape[-1], 2)
+    x, half = jnp.asarray(x), x.shape[-1] // 2
     if formulation() == "native":
-        return Channels(jnp.asarray(x), 0, half), Channels(jnp.asarray(x), half, half)
-    return x[..., :half], x[..., half : 2 * half]
+        return Channels(x, 0, half), Channels(x, half, half)
+    return x[..., :half], x[..., half:]
 
 
 def channel_shuffle(x, groups):
@@ -231,7 +233,9 @@ def _clip(x, bounds):
 
 def _takes_part(y, x):
     """Whether y is `Filtered` and can be computed together with x."""
-    return isinstance(y, Filtered) and not y.depthwise and x.shape == y.shape and x.dtype == y.dtype
+    if not isinstance(y, Filtered) or y.computed or y.depthwise or y.plans[-1].shuffle > 1:
+        return False
+    return x.shape == y.shape and x.dtype == y.dtype
 
 
 def _is_native(convolution, *vectors, shuffle=1):

@@ -1,5 +1,6 @@
 """What is computed together with what comes after it: a convolution, the output of a BatchNorm."""
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -33,14 +34,27 @@ class Convolution(NamedTuple):
 
 
 class Deferred:
-    """An array that is computed when `jnp.asarray` asks for it, once; until then its parts."""
+    """An array that is computed when `jnp.asarray` asks for it, once; until then its parts.
 
-    def __init__(self):
-        self._array = None
+    JAX's transformations and whatever else takes pytrees are given the array.
+    """
+
+    __array_priority__ = 100  # NumPy leaves operators to this
+
+    def __init__(self, *operands):
+        self._operands, self._array = operands, None
+
+    def __init_subclass__(cls):
+        jax.tree_util.register_pytree_node_class(cls)
 
     def array(self):
         """Compute it."""
         raise NotImplementedError
+
+    @property
+    def computed(self):
+        """Whether it has been."""
+        return self._array is not None
 
     @property
     def size(self):
@@ -50,13 +64,14 @@ class Deferred:
     def ndim(self):
         return len(self.shape)
 
+    def __len__(self):
+        return self.shape[0]
+
     def __jax_array__(self):
-        if self._array is not None:
+        if self.computed:
             return self._array
         array = self.array()
-        if _is_traced(array) <= any(
-            map(_is_traced, jax.tree.leaves(self))
-        ):  # else it ends with a trace, and this does not
+        if _trace_of(array) in map(_trace_of, self._operands):  # else it ends with a trace that this outlives
             self._array = array
         return array
 
@@ -66,22 +81,30 @@ class Deferred:
     def astype(self, dtype):
         return self if dtype == self.dtype else jnp.asarray(self).astype(dtype)
 
+    def tree_flatten(self):
+        return (jnp.asarray(self),), None
 
-def _is_traced(array):
-    return isinstance(array, jax.core.Tracer)
+    @classmethod
+    def tree_unflatten(cls, aux, arrays):
+        return arrays[0]
+
+
+def _trace_of(array):
+    return getattr(array, "_trace", None)
 
 
 def _of_array(name):
     return lambda self, *args, **kwargs: getattr(jnp.asarray(self), name)(*args, **kwargs)
 
 
-OPERATORS = ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "pow", "neg", "len", "getitem")
+ARITHMETIC = ("add", "sub", "mul", "truediv", "pow", "matmul")
+OPERATORS = (*ARITHMETIC, *(f"r{name}" for name in ARITHMETIC), "neg", "abs", "getitem")
+COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 METHODS = ("max", "mean", "min", "reshape", "sum", "transpose")
-for _name in (*(f"__{name}__" for name in OPERATORS), *METHODS):
+for _name in (*(f"__{name}__" for name in OPERATORS + COMPARISONS), *METHODS):
     setattr(Deferred, _name, _of_array(_name))
 
 
-@jax.tree_util.register_pytree_node_class
 class Normalized(Deferred):
     """clip((raw - mean) * gain + bias), an array of raw's shape, as its parts: a convolution normalises as it reads.
 
@@ -93,7 +116,7 @@ class Normalized(Deferred):
     """
 
     def __init__(self, raw, affine, bounds, compute):
-        super().__init__()
+        super().__init__(raw, affine)
         self.raw, self.affine, self.bounds, self.compute = raw, affine, bounds, compute
 
     @property
@@ -107,15 +130,7 @@ class Normalized(Deferred):
     def array(self):
         return self.compute(self.raw, self.affine, self.bounds)
 
-    def tree_flatten(self):
-        return (self.raw, self.affine), (self.bounds, self.compute)
 
-    @classmethod
-    def tree_unflatten(cls, aux, parts):
-        return cls(*parts, *aux)
-
-
-@jax.tree_util.register_pytree_node_class
 class Filtered(Deferred):
     """A convolution in evaluation, or a depthwise and a 1x1, as parts: what reads it may take part in computing it.
 
@@ -128,7 +143,7 @@ class Filtered(Deferred):
     """
 
     def __init__(self, x, layers, plans, bounds, compute):
-        super().__init__()
+        super().__init__(x.whole if isinstance(x, Channels) else x, *itertools.chain(*layers))
         self.x, self.layers, self.plans, self.bounds, self.compute = x, layers, plans, bounds, compute
 
     @property
@@ -151,28 +166,21 @@ class Filtered(Deferred):
     def array(self):
         return self.compute(self)
 
-    def tree_flatten(self):
-        return (self.x, self.layers), (self.plans, self.bounds, self.compute)
 
-    @classmethod
-    def tree_unflatten(cls, aux, parts):
-        return cls(*parts, *aux)
-
-
-@jax.tree_util.register_pytree_node_class
 class Biased(Deferred):
     """clip(convolution + bias) as its parts: others like it may be computed into one array with it.
 
     Args:
       convolution: `Convolution` of an array.
       bias: `(C,)`.
+      plan: how it is computed.
       bounds: `(low, high)` that it is clipped to.
       compute: of a list of these, the array.
     """
 
-    def __init__(self, convolution, bias, bounds, compute):
-        super().__init__()
-        self.convolution, self.bias, self.bounds, self.compute = convolution, bias, bounds, compute
+    def __init__(self, convolution, bias, plan, bounds, compute):
+        super().__init__(convolution.x, convolution.kernel, bias)
+        self.convolution, self.bias, self.plan, self.bounds, self.compute = convolution, bias, plan, bounds, compute
 
     @property
     def shape(self):
@@ -182,30 +190,15 @@ class Biased(Deferred):
     def dtype(self):
         return self.convolution.dtype
 
-    @property
-    def depthwise(self):
-        """Whether it is that, of more than one channel."""
-        return self.convolution.feature_group_count == self.convolution.x.shape[-1] > 1
-
     def array(self):
         return self.compute([self])
 
-    def tree_flatten(self):
-        x, kernel, *geometry = self.convolution
-        return (x, kernel, self.bias), (geometry, self.bounds, self.compute)
 
-    @classmethod
-    def tree_unflatten(cls, aux, parts):
-        (x, kernel, bias), (geometry, *rest) = parts, aux
-        return cls(Convolution(x, kernel, *geometry), bias, *rest)
-
-
-@jax.tree_util.register_pytree_node_class
 class Channels(Deferred):
-    """The `count` channels of an array `whole` from `first` on: convolutions and sums read them where they are."""
+    """The `count` channels of an array `whole` from `first` on; `Filtered` reads them where they are."""
 
     def __init__(self, whole, first, count):
-        super().__init__()
+        super().__init__(whole)
         self.whole, self.first, self.count = whole, first, count
 
     @property
@@ -218,10 +211,3 @@ class Channels(Deferred):
 
     def array(self):
         return self.whole[..., self.first : self.first + self.count]
-
-    def tree_flatten(self):
-        return (self.whole,), (self.first, self.count)
-
-    @classmethod
-    def tree_unflatten(cls, aux, parts):
-        return cls(*parts, *aux)

@@ -37,26 +37,25 @@ class Plan(NamedTuple):
     shuffle: int  # groups in which the output's channels, and their moments, are shuffled
 
 
-class Together(NamedTuple):
-    """What the products of an evaluation are delivered with; hashable."""
+ALONE, SUM, INTERLEAVED = range(3)  # the products, plus another array, in turns with another array's channels
 
-    interleaved: bool = False  # the other array's channels and the products in turns; else their sum
-    other_first: int = 0  # of the other's channels, and of the input's
-    first: int = 0
-    channels: int = 0  # of an array of which the products are a part, which the other array is too, if there is one
-    to: int = 0  # the first of them in it
+
+class Together(NamedTuple):
+    """Where the products of a convolution go, and with what other array; hashable."""
+
+    join: int = ALONE
+    first: int = 0  # of x's channels that are read
+    other_first: int = 0  # of the other's
+    channels: int = 0  # of the array that is written into, or 0: one for the products alone; `other` is it so far
+    to: int = 0  # the first channel written there
 
     def of_output(self, channels):
         """The channels of what is delivered, of products with so many."""
-        return self.channels or channels * (2 if self.interleaved else 1)
+        return self.channels or channels * (2 if self.join == INTERLEAVED else 1)
 
-    def attributes(self):
-        """As a kernel wants it."""
-        places = {"to": self.to, "other_first": self.other_first, "interleaved": self.interleaved}
-        return {name: np.int64(value) for name, value in places.items()}
-
-
-ALONE = Together()
+    def attributes(self, *names):
+        """As a kernel wants them."""
+        return {name: np.int64(getattr(self, name)) for name in names}
 
 
 def plan_of(convolution, moments=False, shuffle=1):
@@ -132,7 +131,7 @@ def products(plan, x, kernel):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _conv_moments(x, affine, kernel, plan):
-    return _forward(plan, x, affine, kernel)
+    return forward(plan, x, affine, kernel)
 
 
 def _conv_moments_forward(x, affine, kernel, plan):
@@ -167,35 +166,32 @@ def _dense_gradients(plan, dy, y, correction, x, affine, kernel):
         )
         turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
         none = nothing()
-        dx = _forward(plan._replace(padding=padding, moments=False), *align(dy, none, turned))[0]
+        dx = forward(plan._replace(padding=padding, moments=False), *align(dy, none, turned))[0]
     else:
         strides = (plan.stride,) * 2
         (dx,) = jax.linear_transpose(lambda x: reference.conv(x, kernel, strides, plan.padding), x)(dy)
     return dx, affine, dkernel
 
 
-def _forward(plan, x, affine, kernel):
-    return forward(plan, x, affine, kernel, nothing(), UNBOUNDED)
-
-
-def forward(plan, x, affine, kernel, output, bounds, together=ALONE, other=None):
+def forward(plan, x, affine, kernel, output=None, bounds=UNBOUNDED, together=None, other=None):
     """The kernel's two results: the products, read as `output` and `bounds` say, and their moments.
 
     Args:
       plan: what to compute.
       x, affine, kernel: the operands; what x is read as, or `nothing`.
-      output: `(3, C)`: mean, gain, bias, or `nothing`.
-      together, other: what the products are joined with, but for those of a depthwise convolution.
+      output: `(3, C)`: mean, gain, bias.
+      bounds: `(low, high)` that the products are clipped to; only where there is `output`.
+      together, other: where the products go and with what, but for those of a depthwise convolution.
     """
+    together = together or Together()
+    output, other_or_nothing = (nothing() if array is None else array for array in (output, other))
     *rest, channels = Convolution(x, kernel, (plan.stride,) * 2, plan.padding, plan.groups).shape
     shapes = [(*rest, together.of_output(channels)), (3, channels if plan.moments else 0)]
     attributes = {**output_attributes(bounds), **_attributes(plan)}
     read, joined = (() if plan.kind == "dense" else (affine,)), ()
     if plan.kind != "depthwise":
-        joined = (nothing() if other is None else other,)
-        attributes |= together.attributes()
-    if plan.kind == "pointwise":
-        attributes["first"] = np.int64(together.first)
+        joined = (other_or_nothing,)
+        attributes |= together.attributes("join", "other_first", "to", *(["first"] if plan.kind == "pointwise" else []))
     arrays = align(x, *read, kernel, output, *joined)
     aliases = {len(arrays) - 1: 0} if together.channels and other is not None else None
     return tuple(call(plan.kind, shapes, *arrays, aliases=aliases, **attributes))
@@ -229,14 +225,13 @@ def conv_bias(convolution, bias, bounds):
     """See `jaxnets.ops.conv_bias`, for what has a plan; `Biased`."""
     library.require()
     convolution = convolution._replace(x=jnp.asarray(convolution.x))
-    return Biased(convolution, bias, tuple(map(float, bounds)), concatenate)
+    return Biased(convolution, bias, plan_of(convolution), tuple(map(float, bounds)), concatenate)
 
 
 def concatenate(parts):
     """Of `Biased` with the same bounds, one array; only one may be a depthwise convolution, and then alone."""
-    plans = tuple(plan_of(part.convolution) for part in parts)
     arrays = [array for part in parts for array in (part.convolution.x, part.convolution.kernel, part.bias)]
-    return _conv_biases(plans, parts[0].bounds, *align(*arrays))
+    return _conv_biases(tuple(part.plan for part in parts), parts[0].bounds, *align(*arrays))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

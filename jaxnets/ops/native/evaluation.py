@@ -16,7 +16,18 @@ from jaxnets.ops.deferred import Channels, Filtered
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import channels, library, normalization
 from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
-from jaxnets.ops.native.convolution import Plan, Together, forward, output_attributes, plan_of, products, window_of
+from jaxnets.ops.native.convolution import (
+    ALONE,
+    INTERLEAVED,
+    SUM,
+    Plan,
+    Together,
+    forward,
+    output_attributes,
+    plan_of,
+    products,
+    window_of,
+)
 
 
 class Evaluation(NamedTuple):
@@ -34,7 +45,7 @@ def conv_affine(convolution, gain, bias, bounds, shuffle):
     library.require()
     x, plan, bounds = convolution.x, plan_of(convolution, shuffle=shuffle), tuple(map(float, bounds))
     layer = (convolution.kernel, jnp.stack([jnp.zeros_like(bias), gain, bias]))
-    if plan.kind == "pointwise" and shuffle == 1 and isinstance(x, Filtered) and x.depthwise:
+    if plan.kind == "pointwise" and shuffle == 1 and isinstance(x, Filtered) and x.depthwise and not x.computed:
         return Filtered(x.x, (*x.layers, layer), (*x.plans, plan), (*x.bounds, bounds), evaluate)
     if not (plan.kind == "pointwise" and isinstance(x, Channels)):
         x = jnp.asarray(x)
@@ -48,8 +59,9 @@ def evaluate(filtered, other=None, interleaved=False, sum_bounds=UNBOUNDED):
     without bounds for a sum.
     """
     x, first = _place(filtered.x)
+    join = ALONE if other is None else INTERLEAVED if interleaved else SUM
     other, other_first = (nothing(), 0) if other is None else _place(other)
-    together = Together(interleaved, other_first, first)
+    together = Together(join, first, other_first)
     how = Evaluation(filtered.plans, filtered.bounds, filtered.x.shape[3], together, tuple(map(float, sum_bounds)))
     return _evaluate(how, *align(x, other, *(array for layer in filtered.layers for array in layer)))
 
@@ -60,8 +72,7 @@ def _place(x):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _evaluate(how, x, other, *layers):
-    is_sum = other.size and not how.together.interleaved
-    bounds = how.sum_bounds if is_sum else how.bounds[-1]
+    bounds = how.sum_bounds if how.together.join == SUM else how.bounds[-1]
     *_, (kernel, affine) = pairs = list(zip(layers[::2], layers[1::2]))
     if len(pairs) == 1:
         return forward(how.plans[0], x, nothing(), kernel, affine, bounds, how.together, other)[0]
@@ -70,7 +81,7 @@ def _evaluate(how, x, other, *layers):
     attributes = {
         **window_of(how.plans[0]),
         **attributes_of(how.bounds[0]),
-        **how.together.attributes(),
+        **how.together.attributes("join", "other_first"),
         **output_attributes(bounds),
         "groups": np.int64(how.plans[1].groups),
     }
@@ -87,12 +98,12 @@ def _composed(how, x, other, *layers):
     for plan, bounds, kernel, affine in zip(how.plans, how.bounds, layers[::2], layers[1::2]):
         affine = reference.channel_shuffle(affine, plan.shuffle)
         y = normalization.normalize(products(plan, y, kernel)[0], affine, bounds)
-    if not other.size:
+    if how.together.join == ALONE:
         return y
     other = _part(other, how.together.other_first, y.shape[3])
-    if how.together.interleaved:
-        return channels.interleave(other, y)
-    return normalization.add(other, y, how.sum_bounds)
+    if how.together.join == SUM:
+        return normalization.add(other, y, how.sum_bounds)
+    return channels.interleave(other, y)
 
 
 def _part(x, first, count):

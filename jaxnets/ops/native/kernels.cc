@@ -76,26 +76,26 @@ ffi::Error DepthwiseGradients(ffi::ThreadPool pool, Index stride, Index top, Ind
 
 // ---- products of matrices
 
-// What goes to y's channels from `to` on with what: `other`'s channels from `first` on are added, or interleaved. Where
-// `other` is y itself, y's other channels are there already.
-Delivery DeliveryOf(Output& y, Index to, const Input& other, Index first, Index interleaved) {
+enum Join : Index { kAlone, kSum, kInterleaved };
+
+// Products go to y's channels from `to` on; `other`'s channels from `first` on are joined with them.
+Delivery DeliveryOf(Output& y, Index to, Index join, const Input& other, Index first) {
   Delivery delivery{y->typed_data() + to, LastOf(y->dimensions())};
-  if (!other.element_count() || other.typed_data() == y->typed_data()) return delivery;
+  if (join == kAlone || !other.element_count()) return delivery;
   delivery.other = other.typed_data() + first;
   delivery.other_pitch = LastOf(other.dimensions());
-  delivery.interleaved = interleaved;
+  delivery.interleaved = join == kInterleaved;
   return delivery;
 }
 
 // 1x1, kernel (input channels of a group, output channels), of x's channels from `first` on; y and its moments have
 // their channels shuffled in `shuffle` groups.
-ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index first, Index to, Index other_first,
-                     Index interleaved, float low, float high, float out_low, float out_high, Input x, Input affine,
+ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index first, Index to, Index join, Index other_first, float low, float high, float out_low, float out_high, Input x, Input affine,
                      Input kernel, Input output, Input other, Output y, Output moments) {
   const Index rows = RowsOf(x.dimensions()), in = kernel.dimensions()[2] * groups, out = LastOf(kernel.dimensions());
   if (!rows) return NoMoments(moments), ffi::Error::Success();
   const std::vector<int32_t> order = ShuffledOrder(out, shuffle);
-  Delivery delivery = DeliveryOf(y, to, other, other_first, interleaved);
+  Delivery delivery = DeliveryOf(y, to, join, other, other_first);
   if (shuffle > 1) delivery.order = order.data();
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const MatrixRows matrix{x.typed_data() + first, LastOf(x.dimensions()), depth, ReadingOf(affine, in, low, high)};
@@ -137,8 +137,7 @@ void SeparableOf(ffi::ThreadPool& pool, DepthwiseWindow window, Index groups, Bo
   SeparableForward(pool, rows, between, std::move(panels), width, delivery);
 }
 
-ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, Index groups, Index to,
-                     Index other_first, Index interleaved, float low, float high, float out_low, float out_high,
+ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, Index groups, Index join, Index other_first, float low, float high, float out_low, float out_high,
                      Input x, Input kernel, Input affine, Input pointwise, Input output, Input other, Output y) {
   if (!y->element_count()) return ffi::Error::Success();
   const Index size = kernel.dimensions()[0];
@@ -147,7 +146,7 @@ ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, 
   Shape out(y->dimensions());
   out.channels = LastOf(pointwise.dimensions());
   run(pool, {stride, top, left}, groups, {low, high}, {out_low, out_high}, x, kernel, affine, pointwise, output,
-      DeliveryOf(y, to, other, other_first, interleaved), out);
+      DeliveryOf(y, 0, join, other, other_first), out);
   return ffi::Error::Success();
 }
 
@@ -157,8 +156,7 @@ WindowRows WindowsOf(const float* x, ffi::Span<const int64_t> in, ffi::Span<cons
 }
 
 // Any kernel, no groups.
-ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Index to, Index other_first,
-                 Index interleaved, float out_low, float out_high, Input x, Input kernel, Input output, Input other,
+ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Index to, Index join, Index other_first, float out_low, float out_high, Input x, Input kernel, Input output, Input other,
                  Output y, Output moments) {
   const Index rows = RowsOf(y->dimensions()), out = LastOf(kernel.dimensions());
   if (!rows || !out) return NoMoments(moments), ffi::Error::Success();
@@ -167,7 +165,7 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Inde
   const Side depth{1, windows.length()}, width{1, out};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
   Product(pool, windows, rows, Panels(kernel.typed_data(), false, depth, width, reading), width,
-          DeliveryOf(y, to, other, other_first, interleaved), Optional(moments));
+          DeliveryOf(y, to, join, other, other_first), Optional(moments));
   return ffi::Error::Success();
 }
 
@@ -343,7 +341,8 @@ ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride,
 #define GROUPS Attr<int64_t>("groups")
 #define SHUFFLE Attr<int64_t>("shuffle")
 #define FIRST Attr<int64_t>("first")
-#define OTHER Attr<int64_t>("to").Attr<int64_t>("other_first").Attr<int64_t>("interleaved")
+#define TO Attr<int64_t>("to")
+#define OTHER Attr<int64_t>("join").Attr<int64_t>("other_first")
 #define BOUNDS Attr<float>("low").Attr<float>("high")
 #define OUTPUT_BOUNDS Attr<float>("output_low").Attr<float>("output_high")
 #define ARG Arg<Input>()
@@ -358,10 +357,10 @@ using Input = ffi::Buffer<ffi::F32>;
 
 HANDLER(depthwise, Depthwise, BIND.WINDOW.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
 HANDLER(depthwise_gradients, DepthwiseGradients, BIND.WINDOW.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
-HANDLER(pointwise, Pointwise, BIND.GROUPS.SHUFFLE.FIRST.OTHER.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET);
+HANDLER(pointwise, Pointwise, BIND.GROUPS.SHUFFLE.FIRST.TO.OTHER.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET);
 HANDLER(pointwise_gradients, PointwiseGradients, BIND.GROUPS.SHUFFLE.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
 HANDLER(separable, Separable, BIND.WINDOW.GROUPS.OTHER.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET);
-HANDLER(dense, Dense, BIND.WINDOW.OTHER.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
+HANDLER(dense, Dense, BIND.WINDOW.TO.OTHER.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
 HANDLER(dense_kernel_gradient, DenseKernelGradient, BIND.WINDOW.ARG.ARG.RET);
 HANDLER(moments, Moments, BIND.ARG.RET);
 HANDLER(normalize, Normalize, BIND.BOUNDS.ARG.ARG.ARG.RET);

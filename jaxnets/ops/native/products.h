@@ -14,6 +14,7 @@ namespace jaxnets {
 
 constexpr Index kDepth = 192;
 constexpr Index kFewRows = 256;
+constexpr Index kAhead = 16, kCacheLine = 16;  // rows of a kernel, floats
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 
 // What a tile of sums begins with, and how it ends.
@@ -102,6 +103,8 @@ class Panels {
         const Index column = group * width_.count + first;
         const float* from = kernel_ + k * width_.channels() + column;
         const float* gain = output_.affine ? output_.affine + output_.channels + column : nullptr;
+        // The next rows are pages away, where no cache expects them.
+        for (Index j = 0; j < exact; j += kCacheLine) __builtin_prefetch(from + kAhead * width_.channels() + j);
         for (Index j = 0; j < exact; ++j) to[j] = gain ? from[j] * gain[j] : from[j];
       }
       std::fill(to + exact, to + columns, 0.f);
