@@ -90,7 +90,8 @@ Delivery DeliveryOf(Output& y, Index to, Index join, const Input& other, Index f
 
 // 1x1, kernel (input channels of a group, output channels), of x's channels from `first` on; y and its moments have
 // their channels shuffled in `shuffle` groups.
-ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index first, Index to, Index join, Index other_first, float low, float high, float out_low, float out_high, Input x, Input affine,
+ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index first, Index to, Index join,
+                     Index other_first, float low, float high, float out_low, float out_high, Input x, Input affine,
                      Input kernel, Input output, Input other, Output y, Output moments) {
   const Index rows = RowsOf(x.dimensions()), in = kernel.dimensions()[2] * groups, out = LastOf(kernel.dimensions());
   if (!rows) return NoMoments(moments), ffi::Error::Success();
@@ -137,8 +138,9 @@ void SeparableOf(ffi::ThreadPool& pool, DepthwiseWindow window, Index groups, Bo
   SeparableForward(pool, rows, between, std::move(panels), width, delivery);
 }
 
-ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, Index groups, Index join, Index other_first, float low, float high, float out_low, float out_high,
-                     Input x, Input kernel, Input affine, Input pointwise, Input output, Input other, Output y) {
+ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, Index groups, Index join,
+                     Index other_first, float low, float high, float out_low, float out_high, Input x, Input kernel,
+                     Input affine, Input pointwise, Input output, Input other, Output y) {
   if (!y->element_count()) return ffi::Error::Success();
   const Index size = kernel.dimensions()[0];
   if ((size != 3 && size != 5) || (stride != 1 && stride != 2)) return NoSuchKernel();
@@ -156,8 +158,9 @@ WindowRows WindowsOf(const float* x, ffi::Span<const int64_t> in, ffi::Span<cons
 }
 
 // Any kernel, no groups.
-ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Index to, Index join, Index other_first, float out_low, float out_high, Input x, Input kernel, Input output, Input other,
-                 Output y, Output moments) {
+ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Index to, Index join, Index other_first,
+                 float out_low, float out_high, Input x, Input kernel, Input output, Input other, Output y,
+                 Output moments) {
   const Index rows = RowsOf(y->dimensions()), out = LastOf(kernel.dimensions());
   if (!rows || !out) return NoMoments(moments), ffi::Error::Success();
   const auto windows =

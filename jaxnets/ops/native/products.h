@@ -1,7 +1,7 @@
 // Convolutions as products of matrices: rows of the image's positions times a kernel's matrix.
 //
-// Rows are brought into the nearest caches a chunk at a time (rows.h) and multiplied there; what comes out is normalised,
-// joined with another array (delivery.h), or its moments are taken, before it leaves them.
+// Rows are brought into the nearest caches a chunk at a time (rows.h) and multiplied there; what comes out is
+// normalised, joined with another array (delivery.h), or its moments are taken, before it leaves them.
 
 #pragma once
 
@@ -14,7 +14,6 @@ namespace jaxnets {
 
 constexpr Index kDepth = 192;
 constexpr Index kFewRows = 256;
-constexpr Index kAhead = 16, kCacheLine = 16;  // rows of a kernel, floats
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 
 // What a tile of sums begins with, and how it ends.
@@ -103,8 +102,6 @@ class Panels {
         const Index column = group * width_.count + first;
         const float* from = kernel_ + k * width_.channels() + column;
         const float* gain = output_.affine ? output_.affine + output_.channels + column : nullptr;
-        // The next rows are pages away, where no cache expects them.
-        for (Index j = 0; j < exact; j += kCacheLine) __builtin_prefetch(from + kAhead * width_.channels() + j);
         for (Index j = 0; j < exact; ++j) to[j] = gain ? from[j] * gain[j] : from[j];
       }
       std::fill(to + exact, to + columns, 0.f);
@@ -181,7 +178,8 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
   // Few chunks would leave threads without work.
   const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
   const Index fits = ChunkRows(in.pitch() + width.pitch());
-  const Index chunk = few ? std::min(fits, std::max<Index>(kRows, rows / kRows * kRows)) : in.Whole(std::min(fits, most));
+  const Index all = std::max<Index>(kRows, rows / kRows * kRows);
+  const Index chunk = few ? std::min(fits, all) : in.Whole(std::min(fits, most));
   const Index chunks = DivideUp(rows, chunk);
   const Index tasks = few ? 1 : std::min<Index>(chunks, 64), channels = width.channels();
   const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(few ? 64 : 16, tasks), 1, panels.count());
