@@ -21,6 +21,14 @@ inline void Copy(const float* from, Index count, float* to) {
   ForVectors(count, [&](auto width, Index c) { Store<width>(to + c, Load<width>(from + c)); });
 }
 
+// `count` of each, one of `left` first.
+inline void InTurns(const float* left, const float* right, Index count, float* to) {
+  for (Index c = 0; c < count; ++c) {
+    to[2 * c] = left[c];
+    to[2 * c + 1] = right[c];
+  }
+}
+
 // Where products go, and with what.
 struct Delivery {
   float* y;
@@ -43,12 +51,7 @@ struct Delivery {
     for (Index r = 0; r < rows; ++r, products += kPanel) {
       float* row = y + r * pitch;
       if (interleaved) {
-        const float* between = other + r * other_pitch + first;
-        row += 2 * first;
-        for (Index c = 0; c < columns; ++c) {
-          row[2 * c] = between[c];
-          row[2 * c + 1] = products[c];
-        }
+        InTurns(other + r * other_pitch + first, products, columns, row + 2 * first);
       } else if (order) {
         for (Index c = 0; c < columns; ++c) row[order[first + c]] = products[c];
       } else {

@@ -94,20 +94,16 @@ def _evaluate_forward(how, x, other, *layers):
 
 def _composed(how, x, other, *layers):
     """The same in steps, whose gradients are known."""
-    y = _part(x, how.together.first, how.count)
+    y = jnp.asarray(Channels(x, how.together.first, how.count))
     for plan, bounds, kernel, affine in zip(how.plans, how.bounds, layers[::2], layers[1::2]):
         affine = reference.channel_shuffle(affine, plan.shuffle)
         y = normalization.normalize(products(plan, y, kernel)[0], affine, bounds)
     if how.together.join == ALONE:
         return y
-    other = _part(other, how.together.other_first, y.shape[3])
+    other = jnp.asarray(Channels(other, how.together.other_first, y.shape[3]))
     if how.together.join == SUM:
         return normalization.add(other, y, how.sum_bounds)
     return channels.interleave(other, y)
-
-
-def _part(x, first, count):
-    return x[..., first : first + count]
 
 
 _evaluate.defvjp(_evaluate_forward, lambda how, vjp, dz: vjp(dz))

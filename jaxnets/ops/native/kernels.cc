@@ -95,9 +95,9 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index fi
                      Input kernel, Input output, Input other, Output y, Output moments) {
   const Index rows = RowsOf(x.dimensions()), in = kernel.dimensions()[2] * groups, out = LastOf(kernel.dimensions());
   if (!rows) return NoMoments(moments), ffi::Error::Success();
-  const std::vector<int32_t> order = ShuffledOrder(out, shuffle);
+  const auto order = shuffle > 1 ? ShuffledOrder(out, shuffle) : std::vector<int32_t>();
   Delivery delivery = DeliveryOf(y, to, join, other, other_first);
-  if (shuffle > 1) delivery.order = order.data();
+  if (!order.empty()) delivery.order = order.data();
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const MatrixRows matrix{x.typed_data() + first, LastOf(x.dimensions()), depth, ReadingOf(affine, in, low, high)};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
@@ -110,13 +110,13 @@ ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, Index shuffle,
                               Input y, Input correction, Input x, Input affine, Input kernel, Output dx, Output sums,
                               Output dkernel) {
   const Index rows = RowsOf(x.dimensions()), in = LastOf(x.dimensions()), out = LastOf(dy.dimensions());
-  const std::vector<int32_t> order = ShuffledOrder(out, shuffle);
+  const auto order = shuffle > 1 ? ShuffledOrder(out, shuffle) : std::vector<int32_t>();
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const Reading reading = ReadingOf(affine, in, low, high);
   Panels panels(kernel.typed_data(), true, width, depth);
   panels.Pack(pool);
   const GradientRows gradient{dy.typed_data(), y.typed_data(), Optional(correction), width,
-                              shuffle > 1 ? order.data() : nullptr};
+                              order.empty() ? nullptr : order.data()};
   ProductGradients(pool, MatrixRows{x.typed_data(), in, depth, reading}, depth, gradient, rows, &panels, reading,
                    x.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data());
   return ffi::Error::Success();
@@ -276,11 +276,7 @@ ffi::Error Interleave(ffi::ThreadPool pool, float low, float high, float other_l
     for (Index r = from; r < to; ++r) {
       of_a.Stage(r, r + 1, left);
       of_b.Stage(r, r + 1, right);
-      float* out = to_y + r * 2 * channels;
-      for (Index c = 0; c < channels; ++c) {
-        out[2 * c] = left[c];
-        out[2 * c + 1] = right[c];
-      }
+      InTurns(left, right, channels, to_y + r * 2 * channels);
     }
   });
   return ffi::Error::Success();
