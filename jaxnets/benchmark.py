@@ -1,8 +1,9 @@
 """Race our nets against PyTorch's: training, evaluation, and the latency of one image.
 
-Every contender lives in a process of its own. They take turns, so that what else the machine does meets all of them;
-compilation and first steps are timed apart. A ratio is theirs to ours in the same round, above 1 where jaxnets is
-faster; shown are medians, and the lowest and highest round. The contenders:
+Every contender lives in a process of its own. They take short turns, so that what else the machine does meets all of
+them; compilation and first steps are timed apart. A round's figure is the median of its turns. A ratio is theirs to
+ours in the same round, above 1 where jaxnets is faster; shown are medians, and the lowest and highest round. The
+contenders:
 
 jaxnets        a jitted step with create_model, value_and_grad and optax, as a user writes it
 torch          eager PyTorch with the memory format, and in evaluation the fused or frozen graph, that is fastest
@@ -55,7 +56,9 @@ MODELS = (
     "shufflenet_v1_g3_cifar",
     "shufflenet_v2_x1_0_cifar",
 )
-TURN_SECONDS = 1.0  # a turn is as many steps as take at least this long
+# A turn is as many steps as take at least this long; a round has so many turns of everyone. Turns are shorter than what
+# slows a shared machine, which may last for seconds, and enough for a median.
+TURN_SECONDS, TURNS = 0.2, 8
 IMAGE_SIZE, BATCH_SIZE = 96, 64  # of ImageNet's nets, except for latency
 CIFAR_BATCH_SIZE = 128
 PACKAGES = ("jaxnets", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
@@ -157,7 +160,8 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
             )
         turns = take_turns(workers, steps, rounds)
     for contender, answers in turns.items():
-        seconds = [answer["seconds"] / steps[contender] for answer in answers]
+        turn_seconds = [answer["seconds"] / steps[contender] for answer in answers]
+        seconds = [median(turn_seconds[turn : turn + TURNS]) for turn in range(0, len(turn_seconds), TURNS)]
         entries[contender] |= {"steps_per_turn": steps[contender], "step_seconds": statistics_of(seconds)}
         entries[contender] |= {"images_per_second": task.batch_size / median(seconds)}
         entries[contender] |= {"idle_bytes": idle[contender]}
@@ -188,9 +192,9 @@ def steps_per_turn(worker: Worker) -> int:
 
 
 def take_turns(workers: dict[str, Worker], steps: dict[str, int], rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """The answers of every contender, one a round; who begins changes from round to round."""
+    """The answers of every contender, `TURNS` a round; who begins changes from turn to turn."""
     answers = {contender: [] for contender in workers}
-    for number in range(rounds):
+    for number in range(rounds * TURNS):
         shift = number % len(workers)
         order = [*workers][shift:] + [*workers][:shift]
         for contender in order:
