@@ -24,10 +24,11 @@ struct Around {
   Bounds bounds;
 };
 
-// out (kRows, V vectors) = the sum over k < depth of a's column k times b's row k. TRANSPOSED: a's row k.
+// out (kRows, V vectors) = the sum over k < depth of a's column k times b's row k. TRANSPOSED: a's row k. A function of
+// its own, whose loop has all registers to itself: inlined, it keeps addresses on the stack.
 template <int V, bool TRANSPOSED>
-void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch, Index depth, float* out, Index out_pitch,
-          Around around) {
+NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch, Index depth, float* out,
+                   Index out_pitch, Around around) {
   Vector<kLanes> sum[kRows][V] = {};
   if (around.bias) {
 #pragma GCC unroll 8

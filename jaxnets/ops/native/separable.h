@@ -66,7 +66,7 @@ struct DepthwiseRows {
   }
 
   template <int B, int STRIDE>
-  INLINE void Filter(const std::vector<Strip>& strips, Index c, Index to_c) const {
+  NOINLINE void Filter(const std::vector<Strip>& strips, Index c, Index to_c) const {
     Vector<B> weights[K * K];
 #pragma GCC unroll 32
     for (int k = 0; k < K * K; ++k) weights[k] = Load<B>(kernel + k * in.channels + c);

@@ -13,6 +13,7 @@ namespace jaxnets {
 using Index = int64_t;
 
 #define INLINE inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16, kRegisters = 32;
