@@ -175,6 +175,15 @@ def test_width_tradeoff(small, untrained, tmp_path, monkeypatch):
     assert all(net["macs"] > 0 and net["accuracy"]["n"] == 2 for nets in data["families"].values() for net in nets)
 
 
+def test_only_nets_without_batch_norm_have_a_rate_of_their_own():
+    found = {}
+    for entry in width_tradeoff.entries(Options(None)):
+        model = settings.make_model(entry.config, 10)
+        shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        found[entry.label] = ("batch_stats" in shapes, entry.config.optimizer.learning_rate)
+    assert sorted(set(found.values())) == [(False, pytest.approx(0.005)), (True, pytest.approx(0.05))]
+
+
 def test_recipe_knobs(small, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe_knobs, "NET", "tiny")
     monkeypatch.setattr(recipe_knobs, "KNOBS", {"longer": ("num_epochs=3",), "smoother": ("label_smoothing=0.1",)})

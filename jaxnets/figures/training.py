@@ -22,8 +22,13 @@ SMALL = (
 
 def train(models: Sequence[str], options: Options) -> dict[str, Any]:
     """The comparison (`compare.run`'s record) of nets trained in the small setting, or go on with it."""
+    return run(entries(models, options), options)
+
+
+def entries(models: Sequence[str], options: Options) -> list[compare_entries.Entry]:
+    """Nets to be trained in the small setting."""
     configs = compare.load_configs([options.config], [*SMALL, *options.overrides], models)
-    return run(compare_entries.make_entries(configs, models), options)
+    return compare_entries.make_entries(configs, models)
 
 
 def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
