@@ -25,12 +25,17 @@ def speed(record: dict[str, Any]) -> Section:
             spread = f"{ratio['low']:.2f}-{ratio['high']:.2f}"
             rows.append((race["model"], race["mode"], batch, name, *steps, f"{ratio['median']:.2f}", spread))
     header = "net", "mode", "batch", "against", "jaxnets (ms)", "they (ms)", "ratio", "spread"
+    stolen = max(race["stolen"] for race in record["races"])
+    host = f"The host took up to {stolen:.0%} of a race's processor time away. " if stolen >= 0.005 else ""
     return Section(
         "Speed: steps, and how many times as fast jaxnets is",
         header,
         rows,
         text_columns=4,
-        footer=f"Medians of {record['rounds']} rounds, and the ratio's lowest and highest round. {conditions(record)}",
+        footer=(
+            f"Medians of {record['rounds']} rounds, and the ratio's lowest and highest round. {host}"
+            f"{conditions(record)}"
+        ),
     )
 
 

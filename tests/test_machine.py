@@ -2,8 +2,10 @@
 
 import json
 import os
+import time
 
 import jax
+import pytest
 
 from jaxnets import machine, ops
 
@@ -18,3 +20,13 @@ def test_it_is_this_machine_and_these_versions():
     assert json.loads(json.dumps(found)) == found
     sentence = machine.sentence(found)
     assert found["device"] in sentence and jax.__version__ in sentence and "\n" not in sentence
+
+
+def test_ticks_count_work():
+    before, _ = machine.processor_ticks()
+    if not before:
+        pytest.skip("this system does not count processor time")
+    until = time.process_time() + 0.2
+    while time.process_time() < until:
+        pass
+    assert machine.processor_ticks()[0] >= before + 10
