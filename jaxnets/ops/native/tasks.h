@@ -18,6 +18,10 @@ namespace jaxnets {
 
 namespace ffi = xla::ffi;
 
+inline Index Cut(Index total, Index part, Index parts) { return total * part / parts; }
+
+inline Index DivideUp(Index a, Index b) { return (a + b - 1) / b; }
+
 // How long a thread without work looks out for more before it sleeps. Waking it would take as long, which is longer than
 // many a kernel for a single image.
 constexpr std::chrono::microseconds kPatience{40};
@@ -35,18 +39,27 @@ bool LookOut(const Ready& ready) {
   return true;
 }
 
-// A call of Parallel.
+// A call of Parallel. Its tasks are cut into as many shares as threads, and a thread begins with the share that it had
+// last time: what it wrote for the one call is in its own cache when the next reads it. Then it helps with the others.
 class Work {
  public:
-  Work(Index tasks, const std::function<void(Index)>& body) : tasks_(tasks), body_(&body) {}
+  Work(Index tasks, Index threads, const std::function<void(Index)>& body)
+      : tasks_(tasks), full_(tasks >= threads), body_(&body), shares_(std::min(tasks, threads)) {
+    const Index count = shares_.size();
+    for (Index i = 0; i < count; ++i) shares_[i].next = Cut(tasks, i, count), shares_[i].end = Cut(tasks, i + 1, count);
+  }
 
   // Does what no other thread has begun. After the last task was taken `body` is not touched: it may be gone.
   void Help() {
-    for (Index task; (task = next_++) < tasks_;) {
-      (*body_)(task);
-      if (++done_ == tasks_) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        all_done_.notify_all();
+    const Index count = shares_.size(), own = Join();
+    for (Index i = 0; i < count; ++i) {
+      Share& share = shares_[(own + i) % count];
+      for (Index task; (task = share.next++) < share.end;) {
+        (*body_)(task);
+        if (++done_ == tasks_) {
+          std::lock_guard<std::mutex> lock(mutex_);
+          all_done_.notify_all();
+        }
       }
     }
   }
@@ -59,9 +72,30 @@ class Work {
   }
 
  private:
+  struct alignas(64) Share {
+    std::atomic<Index> next{0};
+    Index end = 0;
+    std::atomic<bool> taken{false};
+  };
+
+  // The share that this thread begins with.
+  Index Join() {
+    static thread_local Index last = 0;
+    const Index count = shares_.size();
+    for (Index i = 0; i < count; ++i) {
+      const Index share = (last + i) % count;
+      if (shares_[share].taken.exchange(true)) continue;
+      if (full_) last = share;
+      return share;
+    }
+    return 0;
+  }
+
   const Index tasks_;
+  const bool full_;  // a share for every thread
   const std::function<void(Index)>* body_;
-  std::atomic<Index> next_{0}, done_{0};
+  std::vector<Share> shares_;
+  std::atomic<Index> done_{0};
   std::mutex mutex_;
   std::condition_variable all_done_;
 };
@@ -105,7 +139,7 @@ class Newest {
 
 // body(0) ... body(tasks - 1), on the pool's threads and this one.
 inline void Parallel(ffi::ThreadPool& pool, Index tasks, const std::function<void(Index)>& body) {
-  auto work = std::make_shared<Work>(tasks, body);
+  auto work = std::make_shared<Work>(tasks, pool.num_threads(), body);
   const Index waiting = tasks > 1 ? Newest::Instance().Set(work) : 0;
   const Index helpers = std::min<Index>(tasks, pool.num_threads()) - 1;
   for (Index i = waiting; i < helpers; ++i) pool.Schedule([work] { Newest::Instance().HelpFrom(work); });
@@ -180,9 +214,5 @@ class Memory {
   Index size_ = 0;
   std::unique_ptr<float[]> data_;
 };
-
-inline Index Cut(Index total, Index part, Index parts) { return total * part / parts; }
-
-inline Index DivideUp(Index a, Index b) { return (a + b - 1) / b; }
 
 }  // namespace jaxnets
