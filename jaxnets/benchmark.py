@@ -21,11 +21,13 @@ The floor is no bound for maps that stay in a cache.
 import argparse
 import datetime
 import importlib.util
+import itertools
 import json
 import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -56,9 +58,9 @@ MODELS = (
     "shufflenet_v1_g3_cifar",
     "shufflenet_v2_x1_0_cifar",
 )
-# A turn is as many steps as take at least this long; a round has so many turns of everyone. Turns are shorter than what
-# slows a shared machine, which may last for seconds, and enough for a median.
-TURN_SECONDS, TURNS = 0.2, 8
+# A turn is as many steps as take at least this long; a round has so many turns of everyone, fewer where steps are slow.
+# Turns are shorter than what slows a shared machine, which may last for seconds, and enough for a median.
+TURN_SECONDS, TURNS, ROUND_SECONDS = 0.2, 8, 30.0
 QUIET, TRIES = 0.03, 8  # the share of processor time that a host may take in turns that count; else so many tries
 IMAGE_SIZE, BATCH_SIZE = 96, 64  # of ImageNet's nets, except for latency
 CIFAR_BATCH_SIZE = 128
@@ -159,14 +161,14 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
             runtime.logger.info(
                 "%s: %s took %.1f s to its first step", name, contender, entries[contender]["first_step_seconds"]
             )
-        turns, stolen = take_turns(workers, steps, rounds)
-    for contender, answers in turns.items():
-        turn_seconds = [answer["seconds"] / steps[contender] for answer in answers]
-        seconds = [median(turn_seconds[turn : turn + TURNS]) for turn in range(0, len(turn_seconds), TURNS)]
+        taken, stolen = take_turns(workers, steps, rounds)
+    for contender in workers:
+        seconds = [median(turn[contender]["seconds"] for turn in turns) / steps[contender] for turns in taken]
         entries[contender] |= {"steps_per_turn": steps[contender], "step_seconds": statistics_of(seconds)}
         entries[contender] |= {"images_per_second": task.batch_size / median(seconds)}
         entries[contender] |= {"idle_bytes": idle[contender]}
-        entries[contender] |= {key: answers[-1][key] for key in ("peak_bytes", "device_peak_bytes")}
+        last = taken[-1][-1][contender]
+        entries[contender] |= {key: last[key] for key in ("peak_bytes", "device_peak_bytes")}
     ours = entries["jaxnets"]["step_seconds"]
     ratios = {
         contender: statistics_of([b / a for a, b in zip(ours["rounds"], entries[contender]["step_seconds"]["rounds"])])
@@ -195,27 +197,40 @@ def steps_per_turn(worker: Worker) -> int:
 
 def take_turns(
     workers: dict[str, Worker], steps: dict[str, int], rounds: int
-) -> tuple[dict[str, list[dict[str, Any]]], float]:
-    """The answers of every contender, `TURNS` a round, and the share of processor time that the host took meanwhile.
+) -> tuple[list[list[dict[str, dict[str, Any]]]], float]:
+    """The answers by round, turn and contender, and the share of processor time that the host took meanwhile.
 
-    Who begins changes from turn to turn. A turn of all is taken again until the host takes no more than `QUIET` of it;
-    after `TRIES` the quietest counts.
+    A round is `TURNS` turns, or as many as begin within `ROUND_SECONDS`; who begins changes from turn to turn.
     """
-    answers, shares = {contender: [] for contender in workers}, []
-    for number in range(rounds * TURNS):
-        shift = number % len(workers)
-        order = [*workers][shift:] + [*workers][:shift]
-        tries = []
-        while not tries or (tries[-1][0] > QUIET and len(tries) < TRIES):
-            worked, stolen = machine.processor_ticks()
-            turn = {contender: workers[contender].ask("turn", steps=steps[contender]) for contender in order}
-            worked, stolen = (after - before for after, before in zip(machine.processor_ticks(), (worked, stolen)))
-            tries.append((stolen / max(1, worked + stolen), turn))
-        share, turn = min(tries, key=lambda tried: tried[0])
-        shares.append(share)
-        for contender, answer in turn.items():
-            answers[contender].append(answer)
-    return answers, sum(shares) / len(shares)
+    taken, shares, orders = [], [], itertools.cycle(_rotations(list(workers)))
+    for _ in range(rounds):
+        until, turns = time.monotonic() + ROUND_SECONDS, []
+        while not turns or (len(turns) < TURNS and time.monotonic() < until):
+            share, answers = quiet_turn(workers, steps, next(orders), until)
+            shares.append(share)
+            turns.append(answers)
+        taken.append(turns)
+    return taken, sum(shares) / len(shares)
+
+
+def _rotations(names: Sequence[str]) -> list[list[str]]:
+    return [[*names[shift:], *names[:shift]] for shift in range(len(names))]
+
+
+def quiet_turn(
+    workers: dict[str, Worker], steps: dict[str, int], order: Sequence[str], until: float
+) -> tuple[float, dict[str, dict[str, Any]]]:
+    """A turn of all: the share of processor time that the host took, and the answers.
+
+    It is taken again while that is more than `QUIET`, `TRIES` times at most and not after `until`; the quietest counts.
+    """
+    tries = []
+    while not tries or (tries[-1][0] > QUIET and len(tries) < TRIES and time.monotonic() < until):
+        before = machine.processor_ticks()
+        answers = {contender: workers[contender].ask("turn", steps=steps[contender]) for contender in order}
+        worked, stolen = (now - then for then, now in zip(before, machine.processor_ticks()))
+        tries.append((stolen / max(1, worked + stolen), answers))
+    return min(tries, key=lambda tried: tried[0])
 
 
 def measure_rates(contenders: Sequence[str]) -> tuple[dict[str, float], dict[str, Any]]:

@@ -111,9 +111,18 @@ def test_turns_that_the_host_slows_are_taken_again(monkeypatch):
     worker = FakeWorker("jaxnets", [1.0], [], 0)
     numbers = itertools.count()
     monkeypatch.setattr(worker, "ask", lambda question, steps: next(numbers))
-    answers, stolen = benchmark.take_turns({"jaxnets": worker}, {"jaxnets": 1}, rounds=1)
-    assert answers == {"jaxnets": [1, 3]}
+    taken, stolen = benchmark.take_turns({"jaxnets": worker}, {"jaxnets": 1}, rounds=1)
+    assert taken == [[{"jaxnets": 1}, {"jaxnets": 3}]]
     assert stolen == pytest.approx((0.10 + 0.02) / 2)
+
+
+def test_a_round_of_slow_steps_has_one_turn(monkeypatch):
+    monkeypatch.setattr(benchmark, "ROUND_SECONDS", 0.0)
+    stolen = itertools.count()
+    monkeypatch.setattr(machine, "processor_ticks", lambda: (0, next(stolen)))  # all of it
+    worker = FakeWorker("jaxnets", [1.0], [], 0)
+    taken, _ = benchmark.take_turns({"jaxnets": worker}, {"jaxnets": 1}, rounds=3)
+    assert [len(turns) for turns in taken] == [1, 1, 1] and worker.turns == 3
 
 
 def test_short_steps_fill_a_turn(fake_race):
