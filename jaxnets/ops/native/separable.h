@@ -65,6 +65,7 @@ struct DepthwiseRows {
     return strip;
   }
 
+  // A function of its own for the registers' sake, as Tile is.
   template <int B, int STRIDE>
   NOINLINE void Filter(const std::vector<Strip>& strips, Index c, Index to_c) const {
     Vector<B> weights[K * K];
