@@ -35,14 +35,16 @@ def run(name, function, arrays, dy):
 
 
 def compare(name, function, *arrays, tolerance=1e-5):
-    """Values and gradients, within `tolerance` of the largest of each array."""
+    """Values, alone and beside their gradients, and these, within `tolerance` of the largest of each array."""
     with ops.using("reference"):
         shape = jax.eval_shape(lambda *arrays: jnp.asarray(function(*arrays)), *arrays).shape
     dy = normal(99, *shape)
     got = run(name, function, [jnp.asarray(a) for a in arrays], dy)
+    with ops.using(name):
+        alone = jax.jit(lambda *arrays: jnp.asarray(function(*arrays)))(*map(jnp.asarray, arrays))
     with jax.enable_x64(True):
         expected = run("reference", function, [jnp.asarray(a, jnp.float64) for a in arrays], dy)
-    for g, e in zip(got, expected, strict=True):
+    for g, e in zip((alone, *got), (expected[0], *expected), strict=True):
         assert g.shape == e.shape
         np.testing.assert_allclose(g, e, rtol=0, atol=tolerance * max(1, np.abs(e).max(initial=0)))
 
@@ -497,6 +499,78 @@ def test_pooling(name, pool, window, strides, padding):
         return getattr(ops, pool)(x, window, strides=strides, padding=padding)
 
     compare(name, function, normal(0, 2, 9, 8, 70))
+
+
+def stem(stride, pads, window, pool_stride, pool_pads):
+    """A convolution with a bias, and one with an affine as a BatchNorm has in evaluation, each pooled."""
+
+    def function(x, kernel, gain, bias):
+        convolution = Convolution(x, kernel, (stride, stride), pads, 1)
+        maps = ops.conv_bias(convolution, bias, bounds=RELU), ops.conv_affine(convolution, gain, bias, bounds=RELU6)
+        pooled = [ops.max_pool(y, window, strides=pool_stride, padding=pool_pads) for y in maps]
+        return jnp.concatenate(pooled, -1)
+
+    return function
+
+
+def stem_arrays(batch, height, width, channels, features, size):
+    return (
+        *(normal(0, batch, height, width, channels), normal(1, size, size, channels, features)),
+        *(normal(2, features) + 1, normal(3, features)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "pad", "window", "pool_stride", "pool_pads"),
+    [
+        ((1, 47, 49, 3, 24, 3), 2, 0, 3, 2, ((0, 0), (0, 1))),  # SqueezeNet 1.1
+        ((2, 33, 36, 3, 24, 3), 2, 1, 3, 2, ((1, 1), (1, 1))),  # ShuffleNet
+        ((9, 40, 32, 3, 64, 7), 2, 3, 3, 2, ((1, 1), (1, 1))),  # ResNet
+        ((1, 17, 16, 1, 5, 3), 1, 1, 2, 2, ((0, 1), (0, 0))),
+        ((2, 18, 21, 12, 17, 3), 1, 1, 3, 1, ((1, 1), (1, 1))),  # windows gathered one by one
+        ((1, 16, 16, 3, 7, 3), 1, 1, 2, 3, ((0, 0), (0, 0))),  # rows that no window meets
+        ((0, 16, 16, 3, 7, 3), 1, 1, 2, 2, ((0, 0), (0, 0))),
+    ],
+)
+def test_a_stem_and_its_pooling(shape, stride, pad, window, pool_stride, pool_pads):
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    function, arrays = stem(stride, ((pad, pad),) * 2, window, pool_stride, pool_pads), stem_arrays(*shape)
+    compare("native", function, *arrays)
+    with ops.using("native"):
+        program = str(jax.make_jaxpr(lambda *arrays: function(*arrays))(*map(jnp.asarray, arrays)))
+    assert program.count("jaxnets_stem") == 2 and "jaxnets_dense" not in program
+
+
+def test_a_large_kernel_and_a_map_that_is_read_twice_are_not_pooled_as_a_stem():
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+
+    def of_computed(x, kernel, bias):
+        y = ops.conv_bias(Convolution(x, kernel, (1, 1), ((1, 1), (1, 1)), 1), bias)
+        return jnp.asarray(y).sum() + ops.max_pool(y, 2, strides=2).sum()
+
+    with ops.using("native"):
+        large = map(jnp.asarray, stem_arrays(1, 16, 16, 64, 64, 3))
+        function = stem(1, ((1, 1), (1, 1)), 2, 2, ops.NO_PADDING)
+        assert "jaxnets_stem" not in str(jax.make_jaxpr(function)(*large))
+        x, kernel, _, bias = map(jnp.asarray, stem_arrays(1, 16, 16, 3, 8, 3))
+        assert "jaxnets_stem" not in str(jax.make_jaxpr(of_computed)(x, kernel, bias))
+
+
+@pytest.mark.parametrize("bad", [np.nan, INF, -INF])
+@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 16, 20, 2), (1, 32, 35, 1)])
+def test_what_is_not_finite_passes_a_stem_as_in_the_reference(bad, place):
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    x, *rest = map(np.array, stem_arrays(2, 33, 36, 3, 24, 3))
+    x[place] = bad
+    results = []
+    for name in ("reference", "native"):
+        function = stem(2, ((1, 1), (1, 1)), 3, 2, ((1, 1), (1, 1)))
+        with ops.using(name):
+            results.append(function(jnp.asarray(x), *map(jnp.asarray, rest)))
+    np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["reference", *FORMULATIONS])

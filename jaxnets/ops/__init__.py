@@ -177,11 +177,14 @@ def add(x, y, *, bounds=UNBOUNDED):
 
 
 def max_pool(x, window, *, strides, padding=NO_PADDING):
-    """Maximum over `window` x `window` pixels, `strides` apart; `padding` is never the maximum.
+    """Maximum over `window` x `window` pixels, `strides` apart; `padding` is never the maximum; x may be deferred.
 
     The gradient goes to the first maximum, as in PyTorch and lax.
     """
-    return _formulations().max_pool(jnp.asarray(x), window, strides, tuple(map(tuple, padding)))
+    padding = tuple(map(tuple, padding))
+    if parts := native.stem_parts(x):
+        return native.pooled_stem(parts, window, strides, padding)
+    return _formulations().max_pool(jnp.asarray(x), window, strides, padding)
 
 
 def avg_pool(x, window, *, strides, padding=NO_PADDING):

@@ -22,6 +22,7 @@ from jaxnets.ops.native.convolution import (
 from jaxnets.ops.native.evaluation import conv_affine, evaluate
 from jaxnets.ops.native.normalization import add, batch_norm
 from jaxnets.ops.native.pooling import avg_pool, max_pool
+from jaxnets.ops.native.stem import pooled_stem, stem_parts
 
 __all__ = [
     "add",
@@ -38,6 +39,8 @@ __all__ = [
     "grouped_conv",
     "interleave",
     "max_pool",
+    "stem_parts",
     "plan_of",
     "pointwise_conv",
+    "pooled_stem",
 ]

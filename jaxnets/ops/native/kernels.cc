@@ -12,6 +12,7 @@
 #include "pooling.h"
 #include "products.h"
 #include "separable.h"
+#include "stem.h"
 #include "tasks.h"
 #include "vectors.h"
 
@@ -332,6 +333,19 @@ ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride,
   return ffi::Error::Success();
 }
 
+// A dense convolution, of the shape `map`, and the maximum over windows of it.
+ffi::Error Stem(ffi::ThreadPool pool, ffi::Span<const int64_t> map, Index stride, Index top, Index left,
+                Index pool_window, Index pool_stride, Index pool_top, Index pool_left, float out_low, float out_high,
+                Input x, Input kernel, Input output, Output y) {
+  if (!y->element_count()) return ffi::Error::Success();
+  const auto windows = WindowsOf(x.typed_data(), x.dimensions(), map, kernel.dimensions(), stride, top, left);
+  const Side depth{1, windows.length()}, width{1, LastOf(kernel.dimensions())};
+  const Reading reading = ReadingOf(output, width.count, out_low, out_high);
+  StemForward(pool, windows, Panels(kernel.typed_data(), false, depth, width, reading), width,
+              PoolingOf(map, y->dimensions(), pool_window, pool_stride, pool_top, pool_left), y->typed_data());
+  return ffi::Error::Success();
+}
+
 }  // namespace
 }  // namespace jaxnets
 
@@ -348,6 +362,8 @@ ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride,
 #define RET Ret<Input>()
 #define OTHER_BOUNDS Attr<float>("other_low").Attr<float>("other_high")
 #define POOLING Attr<int64_t>("window").WINDOW
+#define MAP Attr<ffi::Span<const int64_t>>("map")
+#define POOL Attr<int64_t>("pool_window").Attr<int64_t>("pool_stride").Attr<int64_t>("pool_top").Attr<int64_t>("pool_left")
 #define HANDLER(name, function, binding) \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, jaxnets::function, binding)
 
@@ -368,6 +384,7 @@ HANDLER(shuffle, Shuffle, BIND.GROUPS.ARG.RET);
 HANDLER(interleave, Interleave, BIND.BOUNDS.OTHER_BOUNDS.ARG.ARG.ARG.ARG.RET);
 HANDLER(interleave_gradients, InterleaveGradients,
         BIND.BOUNDS.OTHER_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET.RET.RET);
+HANDLER(stem, Stem, BIND.MAP.WINDOW.POOL.OUTPUT_BOUNDS.ARG.ARG.ARG.RET);
 HANDLER(max_pool, MaximumPool, BIND.POOLING.ARG.RET);
 HANDLER(max_pool_gradient, MaximumPoolGradient, BIND.POOLING.ARG.ARG.RET);
 

@@ -25,7 +25,7 @@ SOURCE = Path(__file__).with_name("kernels.cc")
 HANDLERS = (
     *("depthwise", "depthwise_gradients", "pointwise", "pointwise_gradients", "dense", "dense_kernel_gradient"),
     *("moments", "normalize", "normalize_gradient", "shuffle", "interleave", "interleave_gradients"),
-    *("max_pool", "max_pool_gradient", "separable"),
+    *("max_pool", "max_pool_gradient", "separable", "stem"),
 )
 KEEP_MEMORY = "JAXNETS_KEEP_MEMORY"  # 0: off
 COMPILERS = ("c++", "g++", "clang++")

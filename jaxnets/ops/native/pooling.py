@@ -30,16 +30,17 @@ def max_pool(x, window, strides, padding):
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, window, strides, padding):
     shape = jax.eval_shape(lambda x: reference.max_pool(x, window, strides, padding), x).shape
-    return call("max_pool", [shape], x, **_pooling(window, strides, padding))[0]
+    return call("max_pool", [shape], x, **attributes_of(window, strides, padding))[0]
 
 
 def _max_pool_backward(window, strides, padding, x, dy):
-    return tuple(call("max_pool_gradient", [x.shape], *align(dy, x), **_pooling(window, strides, padding)))
+    return tuple(call("max_pool_gradient", [x.shape], *align(dy, x), **attributes_of(window, strides, padding)))
 
 
 _max_pool.defvjp(lambda x, *where: (_max_pool(x, *where), x), _max_pool_backward)
 
 
-def _pooling(window, strides, padding):
+def attributes_of(window, strides, padding):
+    """A pooling as a kernel wants it."""
     (top, _), (left, _) = padding
     return {name: np.int64(v) for name, v in (("window", window), ("stride", strides), ("top", top), ("left", left))}

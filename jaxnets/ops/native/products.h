@@ -114,6 +114,13 @@ class Panels {
   Index First(Index panel) const { return panel % of_group_ * kPanel; }  // column within the group
   Index Columns(Index panel) const { return std::min(kPanel, width_.aligned() - First(panel)); }
 
+  // out (rows, width of the panels) = a (rows, depth) times all panels, of a single group; rows a multiple of kRows.
+  void Multiply(Staged a, Index rows, float* out) const {
+    for (Index panel = 0; panel < count(); ++panel) {
+      Multiply(a, rows, panel, out + First(panel), width_.aligned(), false);
+    }
+  }
+
   // a (rows, depth) times the panels `from` to `to`. Whole tiles go where they belong at once, the rest by way of
   // `products`, (rows and more to a multiple of kRows, kPanel) of them.
   void Multiply(Staged a, Index rows, Index from, Index to, const Delivery& delivery, float* products) const {

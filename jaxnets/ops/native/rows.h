@@ -128,36 +128,27 @@ struct WindowRows {
   Staged InPlace(Index) const { return {}; }
 
   // Windows of few channels, as a net's stem has them, take as long to gather as to multiply. Those of whole rows of
-  // outputs, where these can be cut into tiles, are left to overlap as they do in the image, which is brought into the
-  // caches with the zeros around it.
-  bool overlap() const { return channels <= kRows && out_width % kRows == 0 && window.stride <= window.width; }
-  Index Whole(Index rows) const { return overlap() && rows >= out_width ? rows / out_width * out_width : rows; }
+  // outputs are left to overlap as they do in the image, which is brought into the caches with the zeros around it.
+  bool overlap() const { return channels <= kRows && window.stride <= window.width; }
+  // Positions of a row of outputs, and up to whole tiles.
+  Index strip() const { return DivideUp(out_width, kRows) * kRows; }
+  bool in_strips() const { return overlap() && out_width == strip(); }
+  Index Whole(Index rows) const { return in_strips() && rows >= out_width ? rows / out_width * out_width : rows; }
   Staged StageForProduct(Index from, Index to, float* out) const {
-    if (!overlap() || from % out_width || to % out_width) {
-      Stage(from, to, out);
-      return {out, pitch(), 0};
-    }
-    const Index padded = ((out_width - 1) * window.stride + window.width) * channels;
-    const Index first = std::clamp<Index>(window.left, 0, padded / channels) * channels;
-    const Index skipped = std::max<Index>(-window.left, 0) * channels;
-    const Index floats = std::clamp<Index>(image_width * channels - skipped, 0, padded - first);
-    float* to_row = out;
-    for (Index r = from; r < to; r += out_width) {
-      const Index image = r / (out_height * out_width), top = r / out_width % out_height * window.stride - window.top;
-      for (Index k = 0; k < window.height; ++k, to_row += padded) {
-        const Index row = top + k;
-        if (row < 0 || row >= image_height) {
-          std::fill(to_row, to_row + padded, 0.f);
-          continue;
-        }
-        const float* from_row = x + (image * image_height + row) * image_width * channels + skipped;
-        std::fill(to_row, to_row + first, 0.f);
-        std::copy(from_row, from_row + floats, to_row + first);
-        std::fill(to_row + first + floats, to_row + padded, 0.f);
-      }
-    }
-    return {out, window.stride * channels, 0, out_width, window.height * padded, window.height, padded};
+    if (in_strips() && from % out_width == 0 && to % out_width == 0) return StageOverlapping(from, to, out);
+    Stage(from, to, out);
+    return {out, pitch(), 0};
   }
+
+  // One row of outputs, the number of all images' rows being given. There is something for all of the strip.
+  Staged StageStrip(Index row, float* out) const {
+    const Index from = row * out_width;
+    if (overlap()) return StageOverlapping(from, from + out_width, out);
+    Stage(from, from + out_width, out);
+    return {out, pitch(), 0};
+  }
+  // Floats that this needs.
+  Index StripSize() const { return std::max(strip() * pitch(), window.height * padded()); }
 
   void Stage(Index from, Index to, float* out) const {
     if (window.width * channels == 9) return StageRows<9>(from, to, out);  // the stem of every net here
@@ -165,6 +156,31 @@ struct WindowRows {
   }
 
  private:
+  // Floats of an image's row that a strip meets.
+  Index padded() const { return ((strip() - 1) * window.stride + window.width) * channels; }
+
+  Staged StageOverlapping(Index from, Index to, float* out) const {
+    const Index first = std::clamp<Index>(window.left, 0, padded() / channels) * channels;
+    const Index skipped = std::max<Index>(-window.left, 0) * channels;
+    const Index floats = std::clamp<Index>(image_width * channels - skipped, 0, padded() - first);
+    float* to_row = out;
+    for (Index r = from; r < to; r += out_width) {
+      const Index image = r / (out_height * out_width), top = r / out_width % out_height * window.stride - window.top;
+      for (Index k = 0; k < window.height; ++k, to_row += padded()) {
+        const Index row = top + k;
+        if (row < 0 || row >= image_height) {
+          std::fill(to_row, to_row + padded(), 0.f);
+          continue;
+        }
+        const float* from_row = x + (image * image_height + row) * image_width * channels + skipped;
+        std::fill(to_row, to_row + first, 0.f);
+        std::copy(from_row, from_row + floats, to_row + first);
+        std::fill(to_row + first + floats, to_row + padded(), 0.f);
+      }
+    }
+    return {out, window.stride * channels, 0, strip(), window.height * padded(), window.height, padded()};
+  }
+
   // EXACT: how many floats a row of a window has, where the compiler may know it; else 0.
   template <Index EXACT>
   void StageRows(Index from, Index to, float* out) const {

@@ -1,0 +1,81 @@
+"""A net's stem: a dense convolution and the max pooling that reads it, in one pass."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnets.ops import reference
+from jaxnets.ops.deferred import Biased, Convolution, Filtered
+from jaxnets.ops.manual_axes import align
+from jaxnets.ops.native import convolution, evaluation, normalization, pooling
+from jaxnets.ops.native.calls import call
+
+MOST_WEIGHTS = 1 << 15  # those of a row's tiles have to stay in the nearest caches
+LEAST_WIDTH = 16  # of the convolution's output, whose rows are cut into tiles one by one
+
+
+class Stem(NamedTuple):
+    """What is computed, beyond the arrays; hashable."""
+
+    plan: convolution.Plan
+    bounds: tuple[float, float]  # of what the convolution gives
+    window: int
+    strides: int
+    padding: tuple[tuple[int, int], tuple[int, int]]  # the pooling's
+
+
+def stem_parts(x):
+    """How to compute x, and of what, as `pooled_stem` wants it: `(plan, bounds, arrays)`, or None."""
+    if isinstance(x, Filtered) and len(x.plans) == 1:
+        (plan,), (bounds,), ((kernel, vector),), image = x.plans, x.bounds, x.layers, x.x
+    elif isinstance(x, Biased):
+        plan, bounds, kernel, vector, image = x.plan, x.bounds, x.convolution.kernel, x.bias, x.convolution.x
+    else:
+        return None
+    if x.computed or plan.kind != "dense" or kernel.size > MOST_WEIGHTS or x.shape[2] < LEAST_WIDTH:
+        return None
+    return plan, bounds, (image, kernel, vector)
+
+
+def pooled_stem(parts, window, strides, padding):
+    """`jaxnets.ops.max_pool` of what the parts compute."""
+    plan, bounds, arrays = parts
+    return _stem(Stem(plan, bounds, window, strides, padding), *align(*arrays))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _stem(how, x, kernel, vector):
+    shape = _convolution(how, x, kernel).shape
+    pooled = jax.eval_shape(lambda x: reference.max_pool(x, *how[2:]), jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+    affine = vector if vector.ndim == 2 else normalization.as_it_is(vector.size).at[2].set(vector)
+    attributes = {
+        "map": np.array(shape),
+        **convolution.window_of(how.plan),
+        **convolution.output_attributes(how.bounds),
+        **{f"pool_{name}": value for name, value in pooling.attributes_of(*how[2:]).items()},
+    }
+    return call("stem", [pooled], *align(x, kernel, affine), **attributes)[0]
+
+
+def _stem_forward(how, x, kernel, vector):
+    return jax.vjp(partial(_composed, how), x, kernel, vector)
+
+
+def _composed(how, x, kernel, vector):
+    """The same in steps, whose gradients are known."""
+    if vector.ndim == 2:
+        y = evaluation.evaluate(Filtered(x, ((kernel, vector),), (how.plan,), (how.bounds,), evaluation.evaluate))
+    else:
+        biased = Biased(_convolution(how, x, kernel), vector, how.plan, how.bounds, convolution.concatenate)
+        y = convolution.concatenate([biased])
+    return pooling.max_pool(y, *how[2:])
+
+
+def _convolution(how, x, kernel):
+    return Convolution(x, kernel, (how.plan.stride,) * 2, how.plan.padding, how.plan.groups)
+
+
+_stem.defvjp(_stem_forward, lambda how, vjp, dz: vjp(dz))
