@@ -12,7 +12,6 @@
 
 namespace jaxnets {
 
-constexpr Index kDepth = 192;
 constexpr Index kFewRows = 256;
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 
@@ -24,10 +23,18 @@ struct Around {
   Bounds bounds;
 };
 
-// out (kRows, V vectors) = the sum over k < depth of a's column k times b's row k. TRANSPOSED: a's row k. A function of
-// its own, whose loop has all registers to itself: inlined, it keeps addresses on the stack.
-template <int V, bool TRANSPOSED>
-NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch, Index depth, float* out,
+// How the first factor's rows lie: one after another, as columns, or cut into segments.
+enum Order { kByRows, kTransposed, kSegmented };
+
+// What a tile sums over: `segments` of `length`, so far apart in the first factor and one after another in the second.
+struct Depth {
+  Index length, segments = 1, segment_pitch = 0;
+};
+
+// out (kRows, V vectors) = the sum over k of a's column k times b's row k. A function of its own, whose loop has all
+// registers to itself: inlined, or with segments where there are none, it keeps addresses on the stack.
+template <int V, Order ORDER>
+NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch, Depth depth, float* out,
                    Index out_pitch, Around around) {
   Vector<kLanes> sum[kRows][V] = {};
   if (around.bias) {
@@ -37,16 +44,20 @@ NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch,
       for (int j = 0; j < V; ++j) sum[i][j] = Load<kLanes>(around.bias + j * kLanes);
     }
   }
-  for (Index k = 0; k < depth; ++k) {
-    Vector<kLanes> row[V];
+  for (Index segment = 0; segment < (ORDER == kSegmented ? depth.segments : 1); ++segment) {
+    for (Index k = 0; k < depth.length; ++k) {
+      Vector<kLanes> row[V];
 #pragma GCC unroll 8
-    for (int j = 0; j < V; ++j) row[j] = Load<kLanes>(b + k * b_pitch + j * kLanes);
+      for (int j = 0; j < V; ++j) row[j] = Load<kLanes>(b + k * b_pitch + j * kLanes);
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
-      const float factor = TRANSPOSED ? a[k * a_pitch + i] : a[i * a_pitch + k];
+      for (int i = 0; i < kRows; ++i) {
+        const float factor = ORDER == kTransposed ? a[k * a_pitch + i] : a[i * a_pitch + k];
 #pragma GCC unroll 8
-      for (int j = 0; j < V; ++j) sum[i][j] += factor * row[j];
+        for (int j = 0; j < V; ++j) sum[i][j] += factor * row[j];
+      }
     }
+    a += depth.segment_pitch;
+    b += depth.length * b_pitch;
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
@@ -59,12 +70,12 @@ NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch,
   }
 }
 
-template <bool TRANSPOSED>
-INLINE void AnyTile(Index columns, const float* a, Index a_pitch, const float* b, Index b_pitch, Index depth,
+template <Order ORDER>
+inline void AnyTile(Index columns, const float* a, Index a_pitch, const float* b, Index b_pitch, Depth depth,
                     float* out, Index out_pitch, Around around) {
-  if (columns >= 3 * kLanes) return Tile<3, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
-  if (columns >= 2 * kLanes) return Tile<2, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
-  Tile<1, TRANSPOSED>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
+  if (columns >= 3 * kLanes) return Tile<3, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
+  if (columns >= 2 * kLanes) return Tile<2, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
+  Tile<1, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
 }
 
 // A kernel (depth.count, groups * width.count) cut into panels of columns, with zeros to full vectors. Where products
@@ -145,16 +156,15 @@ class Panels {
     const Index group = Group(panel), columns = Columns(panel), length = depth_.count / a.segments;
     const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
     // Of a panel, as much at a time as stays in the nearest cache.
-    for (Index segment = 0; segment < a.segments; ++segment) {
-      for (Index k = 0; k < length; k += kDepth) {
-        const bool first = !segment && !k, last = segment + 1 == a.segments && k + kDepth >= length;
-        const float* b = At(panel) + (segment * length + k) * columns;
-        const Index offset = group * a.group_pitch + segment * a.segment_pitch + k;
-        for (Index r = 0; r < rows; r += kRows) {
-          AnyTile<false>(columns, a.Row(r) + offset, a.pitch, b, columns, std::min(kDepth, length - k),
-                         out + r * out_pitch, out_pitch,
-                         {add || !first, first ? bias : nullptr, bias && last, output_.bounds});
-        }
+    for (Index k = 0; k < length; k += kDepth) {
+      const Depth some{std::min(kDepth, length - k), a.segments, a.segment_pitch};
+      const bool first = !k, last = k + kDepth >= length;
+      const float* b = At(panel) + k * columns;
+      const Around around{add || !first, first ? bias : nullptr, bias && last, output_.bounds};
+      for (Index r = 0; r < rows; r += kRows) {
+        const float* of_tile = a.Row(r) + group * a.group_pitch + k;
+        auto run = a.segments > 1 ? AnyTile<kSegmented> : AnyTile<kByRows>;
+        run(columns, of_tile, a.pitch, b, columns, some, out + r * out_pitch, out_pitch, around);
       }
     }
   }
@@ -223,9 +233,11 @@ class KernelSums {
     for (Index group = 0; group < depth_.groups; ++group) {
       for (Index column = 0; column < pitch; column += kPanel) {
         for (Index k = 0; k < depth_.aligned(); k += kRows) {
-          AnyTile<true>(std::min(kPanel, pitch - column), staged + group * depth_.aligned() + k, depth_.pitch(),
-                        gradient + group * pitch + column, width_.pitch(), rows,
-                        &memory_[(group * depth_.aligned() + k) * pitch + column], pitch, {begun_, nullptr, false, {}});
+          const float* columns = staged + group * depth_.aligned() + k;
+          AnyTile<kTransposed>(std::min(kPanel, pitch - column), columns, depth_.pitch(),
+                               gradient + group * pitch + column, width_.pitch(), {rows},
+                               &memory_[(group * depth_.aligned() + k) * pitch + column], pitch,
+                               {begun_, nullptr, false, {}});
         }
       }
     }

@@ -24,7 +24,10 @@ struct Side {
   Index pitch() const { return groups * aligned() + (groups * aligned() % 256 ? 0 : kAlign); }
 };
 
-// Rows as they lie in the caches: `strip` of them, `pitch` apart, then others; a row's depth in groups or in segments.
+constexpr Index kDepth = 192;  // what is multiplied at a time
+
+// Rows as they lie in the caches: `strip` of them, `pitch` apart, then others; a row's depth in groups or in segments,
+// which must be no longer than kDepth.
 struct Staged {
   const float* at;
   Index pitch, group_pitch;
@@ -129,7 +132,9 @@ struct WindowRows {
 
   // Windows of few channels, as a net's stem has them, take as long to gather as to multiply. Those of whole rows of
   // outputs are left to overlap as they do in the image, which is brought into the caches with the zeros around it.
-  bool overlap() const { return channels <= kRows && window.stride <= window.width; }
+  bool overlap() const {
+    return channels <= kRows && window.stride <= window.width && window.width * channels <= kDepth;
+  }
   // Positions of a row of outputs, and up to whole tiles.
   Index strip() const { return DivideUp(out_width, kRows) * kRows; }
   bool in_strips() const { return overlap() && out_width == strip(); }
