@@ -27,9 +27,10 @@ from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
+from jaxnets.torch_muon import Muon
 
 CHECKPOINT = "torch.pt"
-OPTIMIZERS = ("sgd", "adamw", "rmsprop")
+OPTIMIZERS = ("sgd", "adamw", "rmsprop", "muon")
 TRIAL_STEPS = 3  # of each memory format, after one that does not count
 
 Examples = dict[str, torch.Tensor]  # {'image': uint8 (N, 3, S, S), 'label': int64 (N,)}
@@ -246,9 +247,11 @@ def make_optimizer(net: nn.Module, config: ml_collections.ConfigDict) -> torch.o
     if config.name == "sgd":
         nesterov = config.nesterov and config.momentum > 0
         return torch.optim.SGD(groups, 0.0, config.momentum, nesterov=nesterov, fused=True)
+    betas = config.beta1, config.beta2
     if config.name == "adamw":
-        betas = config.beta1, config.beta2
         return torch.optim.AdamW(groups, 0.0, betas, config.epsilon, fused=True)
+    if config.name == "muon":
+        return Muon(groups, config.momentum, config.nesterov, betas, config.epsilon)
     return torch.optim.RMSprop(groups, 0.0, config.beta2, config.epsilon, momentum=config.momentum)
 
 

@@ -94,6 +94,7 @@ RECIPES = {
     },
     "adamw": {"optimizer__name": "adamw", "optimizer__learning_rate": 0.01, "optimizer__weight_decay": 0.5},
     "rmsprop": {"optimizer__name": "rmsprop", "optimizer__learning_rate": 0.01, "optimizer__epsilon": 1e-3},
+    "muon": {"optimizer__name": "muon", "optimizer__learning_rate": 0.02, "optimizer__weight_decay": 0.5},
     "progressive": {"progressive_sizes": (8, 16)},
 }
 
@@ -200,7 +201,7 @@ def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch):
         ({"model__dropout": 0.5}, "does not know config.model.dropout"),
         ({"ema_decay": 0.9}, "config.ema_decay"),
         ({"augment__mixup": 0.2}, "config.augment.mixup"),
-        ({"optimizer__name": "muon"}, "config.optimizer.name"),
+        ({"optimizer__name": "lion"}, "config.optimizer.name"),
     ],
 )
 def test_what_pytorch_does_not_have_is_refused_before_any_work(fields, says, config, tmp_path):
@@ -210,7 +211,9 @@ def test_what_pytorch_does_not_have_is_refused_before_any_work(fields, says, con
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("path", ["mnv1.py:quick", "shufflenet_v2.py:reference", "squeezenet.py", "mnv2.py:tutorial"])
+@pytest.mark.parametrize(
+    "path", ["mnv1.py:quick", "mnv2.py:quick", "shufflenet_v2.py:reference", "squeezenet.py", "mnv2.py:tutorial"]
+)
 def test_the_families_recipes_are_known(path, repository):
     configs = compare.load_configs([f"{repository}/configs/{path}"], [])
     for config in configs.values():

@@ -492,7 +492,10 @@ def test_concatenation_and_shuffle(name, both):
 @pytest.mark.parametrize("pool", ["max_pool", "avg_pool"])
 @pytest.mark.parametrize(
     ("window", "strides", "padding"),
-    [(3, 2, ((0, 0), (0, 0))), (3, 2, ((1, 1), (1, 1))), (2, 2, ((0, 1), (0, 0))), (3, 1, ((1, 1), (1, 1)))],
+    [
+        *((3, 2, ((0, 0), (0, 0))), (3, 2, ((1, 1), (1, 1))), (2, 2, ((0, 1), (0, 0)))),
+        *((3, 1, ((1, 1), (1, 1))), (2, 3, ((0, 0), (0, 0)))),
+    ],
 )
 def test_pooling(name, pool, window, strides, padding):
     def function(x):
@@ -520,29 +523,73 @@ def stem_arrays(batch, height, width, channels, features, size):
     )
 
 
+ONE = ((1, 1), (1, 1))
+
+
 @pytest.mark.parametrize(
-    ("shape", "stride", "pad", "window", "pool_stride", "pool_pads"),
+    ("shape", "stride", "pads", "window", "pool_stride", "pool_pads"),
     [
-        ((1, 47, 49, 3, 24, 3), 2, 0, 3, 2, ((0, 0), (0, 1))),  # SqueezeNet 1.1
-        ((2, 33, 36, 3, 24, 3), 2, 1, 3, 2, ((1, 1), (1, 1))),  # ShuffleNet
-        ((9, 40, 32, 3, 64, 7), 2, 3, 3, 2, ((1, 1), (1, 1))),  # ResNet
-        ((1, 17, 16, 1, 5, 3), 1, 1, 2, 2, ((0, 1), (0, 0))),
-        ((2, 18, 21, 12, 17, 3), 1, 1, 3, 1, ((1, 1), (1, 1))),  # windows gathered one by one
-        ((1, 16, 16, 3, 7, 3), 1, 1, 2, 3, ((0, 0), (0, 0))),  # rows that no window meets
-        ((0, 16, 16, 3, 7, 3), 1, 1, 2, 2, ((0, 0), (0, 0))),
+        ((1, 47, 49, 3, 24, 3), 2, ops.NO_PADDING, 3, 2, ((0, 0), (0, 1))),  # SqueezeNet 1.1
+        ((2, 33, 36, 3, 24, 3), 2, ONE, 3, 2, ONE),  # ShuffleNet
+        ((9, 40, 32, 3, 64, 7), 2, ((3, 3), (3, 3)), 3, 2, ONE),  # ResNet
+        ((1, 17, 16, 1, 5, 3), 1, ONE, 2, 2, ((0, 1), (0, 0))),
+        ((1, 18, 20, 3, 6, 3), 1, ((-1, 2), (-2, 0)), 2, 2, ops.NO_PADDING),  # cropped
+        ((2, 18, 21, 12, 17, 3), 1, ONE, 3, 1, ONE),  # windows gathered one by one, for their many channels
+        ((1, 31, 32, 3, 9, 1), 2, ((0, 1), (0, 0)), 2, 2, ops.NO_PADDING),  # or since they leave pixels out
+        ((1, 6, 20, 8, 2, 25), 1, ((12, 12), (12, 12)), 2, 2, ops.NO_PADDING),  # or are long
+        ((2, 9, 21, 8, 20, 5), 1, ((2, 2), (2, 2)), 3, 2, ONE),
+        ((1, 16, 16, 3, 7, 3), 1, ONE, 2, 3, ops.NO_PADDING),  # rows that no window meets
+        ((1, 16, 18, 3, 7, 3), 1, ONE, 20, 1, ((3, 3), (2, 2))),  # windows larger than the map
+        ((0, 16, 16, 3, 7, 3), 1, ONE, 2, 2, ops.NO_PADDING),
     ],
 )
-def test_a_stem_and_its_pooling(shape, stride, pad, window, pool_stride, pool_pads):
+def test_a_stem_and_its_pooling(shape, stride, pads, window, pool_stride, pool_pads):
     if not ops.native_library.available():
         pytest.skip("no C++")
-    function, arrays = stem(stride, ((pad, pad),) * 2, window, pool_stride, pool_pads), stem_arrays(*shape)
+    function, arrays = stem(stride, pads, window, pool_stride, pool_pads), stem_arrays(*shape)
     compare("native", function, *arrays)
     with ops.using("native"):
         program = str(jax.make_jaxpr(lambda *arrays: function(*arrays))(*map(jnp.asarray, arrays)))
     assert program.count("jaxnets_stem") == 2 and "jaxnets_dense" not in program
 
 
-def test_a_large_kernel_and_a_map_that_is_read_twice_are_not_pooled_as_a_stem():
+def test_a_stem_under_transformations():
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    function = stem(2, ONE, 3, 2, ONE)
+    x, *rest = map(jnp.asarray, stem_arrays(4, 33, 36, 3, 24, 3))
+    mesh = jax.sharding.Mesh(jax.devices()[:4], "i")
+    batch, same = jax.sharding.PartitionSpec("i"), jax.sharding.PartitionSpec()
+    pairs = x.reshape(2, 2, *x.shape[1:])
+    transformed = (
+        lambda *rest: jax.vmap(lambda x: function(x, *rest))(pairs),
+        lambda *rest: jax.lax.map(jax.checkpoint(lambda x: function(x, *rest)), pairs),
+        lambda *rest: jax.shard_map(function, mesh=mesh, in_specs=(batch, same, same, same), out_specs=batch)(x, *rest),
+    )
+    with ops.using("native"):
+        expected = function(x, *rest)
+        weights = jnp.asarray(normal(9, *expected.shape))
+        gradients = jax.jit(jax.grad(lambda *rest: (function(x, *rest) * weights).sum(), (0, 1, 2)))(*rest)
+        for found in transformed:
+            np.testing.assert_array_equal(found(*rest).reshape(expected.shape), expected)
+            of_found = jax.grad(lambda *rest: (found(*rest).reshape(expected.shape) * weights).sum(), (0, 1, 2))  # noqa: B023
+            for got, gradient in zip(jax.jit(of_found)(*rest), gradients, strict=True):
+                np.testing.assert_allclose(got, gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max())
+
+
+def test_a_bias_where_64_bits_are_on():
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    x, kernel, _, bias = stem_arrays(1, 20, 20, 3, 5, 3)
+    with jax.enable_x64(True), ops.using("native"):
+        convolution = Convolution(jnp.asarray(x), jnp.asarray(kernel), (1, 1), ONE, 1)
+        y = ops.conv_bias(convolution, jnp.asarray(bias))
+        pooled = ops.max_pool(y, 2, strides=2)
+        assert pooled.dtype == jnp.float32
+        np.testing.assert_array_equal(pooled, ops.max_pool(jnp.asarray(y), 2, strides=2))
+
+
+def test_a_large_kernel_and_a_map_that_was_computed_before_are_not_pooled_as_a_stem():
     if not ops.native_library.available():
         pytest.skip("no C++")
 
@@ -552,7 +599,7 @@ def test_a_large_kernel_and_a_map_that_is_read_twice_are_not_pooled_as_a_stem():
 
     with ops.using("native"):
         large = map(jnp.asarray, stem_arrays(1, 16, 16, 64, 64, 3))
-        function = stem(1, ((1, 1), (1, 1)), 2, 2, ops.NO_PADDING)
+        function = stem(1, ONE, 2, 2, ops.NO_PADDING)
         assert "jaxnets_stem" not in str(jax.make_jaxpr(function)(*large))
         x, kernel, _, bias = map(jnp.asarray, stem_arrays(1, 16, 16, 3, 8, 3))
         assert "jaxnets_stem" not in str(jax.make_jaxpr(of_computed)(x, kernel, bias))
@@ -567,7 +614,7 @@ def test_what_is_not_finite_passes_a_stem_as_in_the_reference(bad, place):
     x[place] = bad
     results = []
     for name in ("reference", "native"):
-        function = stem(2, ((1, 1), (1, 1)), 3, 2, ((1, 1), (1, 1)))
+        function = stem(2, ONE, 3, 2, ONE)
         with ops.using(name):
             results.append(function(jnp.asarray(x), *map(jnp.asarray, rest)))
     np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-4)

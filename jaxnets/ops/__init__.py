@@ -145,7 +145,7 @@ def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
     """clip(`conv` * gain + bias), gain and bias `(C,)` float32: a BatchNorm in evaluation. Of x's dtype.
 
     `shuffle` as for `conv_batch_norm`. May be `Filtered`: computed when `jnp.asarray` asks for it, or together with
-    the 1x1 convolution, the sum or the concatenation that reads it. ValueError as for `conv`.
+    the 1x1 convolution, the sum, the concatenation or the max pooling that reads it. ValueError as for `conv`.
     """
     _require_divided(gain.size, shuffle)
     if _is_native(convolution, gain, bias, shuffle=shuffle):
@@ -157,7 +157,7 @@ def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
 def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
     """clip(`conv` + bias), bias `(C,)` float32; of x's dtype. ValueError as for `conv`.
 
-    May be `Biased`: computed when `jnp.asarray` asks for it, or by `concatenate`.
+    May be `Biased`: computed when `jnp.asarray` asks for it, or by `concatenate` or `max_pool`.
     """
     if _is_native(convolution, bias):
         return native.conv_bias(convolution, bias, bounds)
@@ -177,9 +177,10 @@ def add(x, y, *, bounds=UNBOUNDED):
 
 
 def max_pool(x, window, *, strides, padding=NO_PADDING):
-    """Maximum over `window` x `window` pixels, `strides` apart; `padding` is never the maximum; x may be deferred.
+    """Maximum over `window` x `window` pixels, `strides` apart; `padding` is never the maximum.
 
-    The gradient goes to the first maximum, as in PyTorch and lax.
+    The gradient goes to the first maximum, as in PyTorch and lax. x may be deferred, and is then computed together
+    with its maximum; what reads x after that computes it again.
     """
     padding = tuple(map(tuple, padding))
     if parts := native.stem_parts(x):

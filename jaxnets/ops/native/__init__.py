@@ -39,8 +39,8 @@ __all__ = [
     "grouped_conv",
     "interleave",
     "max_pool",
-    "stem_parts",
     "plan_of",
     "pointwise_conv",
     "pooled_stem",
+    "stem_parts",
 ]

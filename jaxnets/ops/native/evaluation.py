@@ -1,7 +1,7 @@
 """Convolutions whose affine is known beforehand, as a BatchNorm's in evaluation, with what reads them.
 
-They stay `Filtered`: a 1x1 convolution computes the depthwise one that it reads, and a sum, or a concatenation and
-shuffle, is done as the products leave.
+They stay `Filtered`: a 1x1 convolution computes the depthwise one that it reads, a sum, or a concatenation and shuffle,
+is done as the products leave, and a stem is pooled as it is computed (`stem`).
 """
 
 from functools import partial

@@ -1,7 +1,7 @@
 // Convolutions and BatchNorm for the CPU: NHWC, float32, on XLA's own thread pool.
 //
-// The work is cut into tasks by the arrays' shapes alone, and the tasks' sums are added in their order: results are
-// the same bits whatever the number of threads. Zeros of the padding are multiplied like any other value, so that
+// Where tasks have sums, the work is cut by the arrays' shapes alone, and these are added in the tasks' order: results
+// are the same bits whatever the number of threads. Zeros of the padding are multiplied like any other value, so that
 // NaN and infinity spread as they do in lax.
 //
 // An optional operand is an array without elements where it is not given.
@@ -333,13 +333,14 @@ ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride,
   return ffi::Error::Success();
 }
 
-// A dense convolution, of the shape `map`, and the maximum over windows of it.
-ffi::Error Stem(ffi::ThreadPool pool, ffi::Span<const int64_t> map, Index stride, Index top, Index left,
+// A dense convolution, that gives maps of this size, and the maximum over windows of it.
+ffi::Error Stem(ffi::ThreadPool pool, Index map_height, Index map_width, Index stride, Index top, Index left,
                 Index pool_window, Index pool_stride, Index pool_top, Index pool_left, float out_low, float out_high,
                 Input x, Input kernel, Input output, Output y) {
   if (!y->element_count()) return ffi::Error::Success();
+  const std::vector<int64_t> map{x.dimensions()[0], map_height, map_width, LastOf(kernel.dimensions())};
   const auto windows = WindowsOf(x.typed_data(), x.dimensions(), map, kernel.dimensions(), stride, top, left);
-  const Side depth{1, windows.length()}, width{1, LastOf(kernel.dimensions())};
+  const Side depth{1, windows.length()}, width{1, map.back()};
   const Reading reading = ReadingOf(output, width.count, out_low, out_high);
   StemForward(pool, windows, Panels(kernel.typed_data(), false, depth, width, reading), width,
               PoolingOf(map, y->dimensions(), pool_window, pool_stride, pool_top, pool_left), y->typed_data());
@@ -362,8 +363,8 @@ ffi::Error Stem(ffi::ThreadPool pool, ffi::Span<const int64_t> map, Index stride
 #define RET Ret<Input>()
 #define OTHER_BOUNDS Attr<float>("other_low").Attr<float>("other_high")
 #define POOLING Attr<int64_t>("window").WINDOW
-#define MAP Attr<ffi::Span<const int64_t>>("map")
-#define POOL Attr<int64_t>("pool_window").Attr<int64_t>("pool_stride").Attr<int64_t>("pool_top").Attr<int64_t>("pool_left")
+#define MAP Attr<int64_t>("map_height").Attr<int64_t>("map_width")
+#define POOL_WINDOW Attr<int64_t>("pool_stride").Attr<int64_t>("pool_top").Attr<int64_t>("pool_left")
 #define HANDLER(name, function, binding) \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, jaxnets::function, binding)
 
@@ -384,7 +385,7 @@ HANDLER(shuffle, Shuffle, BIND.GROUPS.ARG.RET);
 HANDLER(interleave, Interleave, BIND.BOUNDS.OTHER_BOUNDS.ARG.ARG.ARG.ARG.RET);
 HANDLER(interleave_gradients, InterleaveGradients,
         BIND.BOUNDS.OTHER_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET.RET.RET);
-HANDLER(stem, Stem, BIND.MAP.WINDOW.POOL.OUTPUT_BOUNDS.ARG.ARG.ARG.RET);
+HANDLER(stem, Stem, BIND.MAP.WINDOW.Attr<int64_t>("pool_window").POOL_WINDOW.OUTPUT_BOUNDS.ARG.ARG.ARG.RET);
 HANDLER(max_pool, MaximumPool, BIND.POOLING.ARG.RET);
 HANDLER(max_pool_gradient, MaximumPoolGradient, BIND.POOLING.ARG.ARG.RET);
 

@@ -72,7 +72,7 @@ def apply_correction(x, correction):
 
 def as_it_is(channels):
     """The `(3, C)` affine that changes nothing."""
-    return jnp.zeros((3, channels)).at[1].set(1)
+    return jnp.zeros((3, channels), jnp.float32).at[1].set(1)
 
 
 def normalize(x, affine, bounds, added=None):

@@ -41,8 +41,8 @@ INLINE Mask<B> Greater(Vector<B> v, Vector<B> best) {
   return (v > best) | (v != v);
 }
 
-// A row of outputs, of the rows that its windows meet, whose positions are `pitch` apart; `greatest` has room for such a
-// row. Down first, then across: that takes fewer comparisons.
+// A row of outputs, of the rows that its windows meet, whose positions are `pitch` apart; `greatest` has room for one
+// such row. Down first, then across: that takes fewer comparisons.
 inline void MaxPoolRow(const Pooling& p, const std::vector<const float*>& rows, Index pitch, float* greatest,
                        float* y) {
   ForVectors(p.width * pitch, [&](auto width, Index at) {
@@ -73,6 +73,7 @@ inline void MaxPool(ffi::ThreadPool& pool, const Pooling& p, const float* x, flo
   Parallel(pool, p.images * p.out_height, [&](Index task) {
     const Index image = task / p.out_height, i = task % p.out_height;
     std::vector<const float*> rows;
+    rows.reserve(p.window);
     for (Index row = p.FirstRow(i); row < p.EndRow(i); ++row) {
       rows.push_back(x + (image * p.height + row) * p.width * p.channels);
     }

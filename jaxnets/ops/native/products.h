@@ -26,7 +26,7 @@ struct Around {
 // How the first factor's rows lie: one after another, as columns, or cut into segments.
 enum Order { kByRows, kTransposed, kSegmented };
 
-// What a tile sums over: `segments` of `length`, so far apart in the first factor and one after another in the second.
+// What a tile sums over: `segments` of `length`, in the first factor `segment_pitch` apart, in the second adjacent.
 struct Depth {
   Index length, segments = 1, segment_pitch = 0;
 };

@@ -145,7 +145,8 @@ struct WindowRows {
     return {out, pitch(), 0};
   }
 
-  // One row of outputs, the number of all images' rows being given. There is something for all of the strip.
+  // One row of outputs, its number among those of all images. Past its end, up to the strip's, there is memory to read,
+  // but nothing of use.
   Staged StageStrip(Index row, float* out) const {
     const Index from = row * out_width;
     if (overlap()) return StageOverlapping(from, from + out_width, out);
@@ -156,7 +157,7 @@ struct WindowRows {
   Index StripSize() const { return std::max(strip() * pitch(), window.height * padded()); }
 
   void Stage(Index from, Index to, float* out) const {
-    if (window.width * channels == 9) return StageRows<9>(from, to, out);  // the stem of every net here
+    if (window.width * channels == 9) return StageRows<9>(from, to, out);  // 3x3 of 3 channels
     StageRows<0>(from, to, out);
   }
 

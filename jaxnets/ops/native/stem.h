@@ -13,12 +13,14 @@ inline void StemForward(ffi::ThreadPool& pool, const WindowRows& windows, Panels
   panels.Pack(pool);
   const Index pitch = width.aligned(), row_size = windows.strip() * pitch;
   // The first rows of a band are computed for the band above too: no more bands than the threads want.
-  const Index bands = std::clamp<Index>(DivideUp(2 * pool.num_threads(), pooling.images), 1, pooling.out_height);
+  const Index most = std::max<Index>(pooling.out_height * pooling.stride / pooling.window, 1);
+  const Index bands = std::clamp<Index>(DivideUp(2 * pool.num_threads(), pooling.images), 1, most);
   Parallel(pool, pooling.images * bands, [&](Index task) {
     const Index image = task / bands, band = task % bands;
     float *staged = Scratch<0>(windows.StripSize()), *greatest = Scratch<1>(row_size);
     float* computed = Scratch<2>(pooling.window * row_size);  // rows of the convolution, each where the oldest was
     std::vector<const float*> met;
+    met.reserve(pooling.window);
     Index next = 0;
     for (Index i = Cut(pooling.out_height, band, bands); i < Cut(pooling.out_height, band + 1, bands); ++i) {
       met.clear();

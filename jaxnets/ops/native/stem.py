@@ -13,7 +13,7 @@ from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import convolution, evaluation, normalization, pooling
 from jaxnets.ops.native.calls import call
 
-MOST_WEIGHTS = 1 << 15  # those of a row's tiles have to stay in the nearest caches
+MOST_WEIGHTS = 1 << 15  # every row of the map reads all of them again: they have to stay in the nearest caches
 LEAST_WIDTH = 16  # of the convolution's output, whose rows are cut into tiles one by one
 
 
@@ -22,9 +22,7 @@ class Stem(NamedTuple):
 
     plan: convolution.Plan
     bounds: tuple[float, float]  # of what the convolution gives
-    window: int
-    strides: int
-    padding: tuple[tuple[int, int], tuple[int, int]]  # the pooling's
+    pooling: tuple  # window, strides, padding
 
 
 def stem_parts(x):
@@ -43,19 +41,22 @@ def stem_parts(x):
 def pooled_stem(parts, window, strides, padding):
     """`jaxnets.ops.max_pool` of what the parts compute."""
     plan, bounds, arrays = parts
-    return _stem(Stem(plan, bounds, window, strides, padding), *align(*arrays))
+    return _stem(Stem(plan, bounds, (window, strides, padding)), *align(*arrays))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _stem(how, x, kernel, vector):
-    shape = _convolution(how, x, kernel).shape
-    pooled = jax.eval_shape(lambda x: reference.max_pool(x, *how[2:]), jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+    shape = _operands(how, x, kernel).shape
+    pooled = jax.eval_shape(
+        lambda x: reference.max_pool(x, *how.pooling), jax.ShapeDtypeStruct(shape, jnp.float32)
+    ).shape
     affine = vector if vector.ndim == 2 else normalization.as_it_is(vector.size).at[2].set(vector)
     attributes = {
-        "map": np.array(shape),
+        "map_height": np.int64(shape[1]),
+        "map_width": np.int64(shape[2]),
         **convolution.window_of(how.plan),
         **convolution.output_attributes(how.bounds),
-        **{f"pool_{name}": value for name, value in pooling.attributes_of(*how[2:]).items()},
+        **{f"pool_{name}": value for name, value in pooling.attributes_of(*how.pooling).items()},
     }
     return call("stem", [pooled], *align(x, kernel, affine), **attributes)[0]
 
@@ -69,12 +70,12 @@ def _composed(how, x, kernel, vector):
     if vector.ndim == 2:
         y = evaluation.evaluate(Filtered(x, ((kernel, vector),), (how.plan,), (how.bounds,), evaluation.evaluate))
     else:
-        biased = Biased(_convolution(how, x, kernel), vector, how.plan, how.bounds, convolution.concatenate)
+        biased = Biased(_operands(how, x, kernel), vector, how.plan, how.bounds, convolution.concatenate)
         y = convolution.concatenate([biased])
-    return pooling.max_pool(y, *how[2:])
+    return pooling.max_pool(y, *how.pooling)
 
 
-def _convolution(how, x, kernel):
+def _operands(how, x, kernel):
     return Convolution(x, kernel, (how.plan.stride,) * 2, how.plan.padding, how.plan.groups)
 
 
