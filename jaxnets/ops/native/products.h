@@ -85,7 +85,7 @@ class Panels {
   // `transposed`: `kernel` is (width.count, groups * depth.count).
   Panels(const float* kernel, bool transposed, Side depth, Side width, Reading output = {})
       : kernel_(kernel), transposed_(transposed), depth_(depth), width_(width), output_(output),
-        of_group_(DivideUp(width.aligned(), kPanel)), memory_(depth.count * width.groups * width.aligned()) {
+        of_group_(DivideUp(width.aligned(), kPanel)) {
     if (!output.affine) return;
     bias_.resize(width.groups * width.aligned());
     const float *mean = output.affine, *gain = mean + output.channels, *bias = gain + output.channels;
@@ -97,8 +97,10 @@ class Panels {
     }
   }
 
-  // Before a panel can be multiplied with, it must be packed.
+  // Before a panel can be multiplied with, it must be packed: all, for every thread, or one, by the thread that wants it,
+  // which is then in the place of the thread's last one.
   void Pack(ffi::ThreadPool& pool) {
+    memory_ = Memory(depth_.count * width_.groups * width_.aligned());
     Parallel(pool, count(), [&](Index panel) { Pack(panel); });
   }
 
@@ -170,6 +172,7 @@ class Panels {
   }
 
   float* At(Index panel) const {
+    if (!memory_) return Scratch<4>(depth_.count * kPanel);
     return &memory_[depth_.count * (Group(panel) * width_.aligned() + First(panel))];
   }
 
@@ -205,16 +208,19 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
   Parallel(pool, tasks * parts, [&](Index index) {
     const Index task = index / parts, part = index % parts;
     const Index from_panel = Cut(panels.count(), part, parts), to_panel = Cut(panels.count(), part + 1, parts);
-    for (Index panel = from_panel; few && panel < to_panel; ++panel) panels.Pack(panel);
     if (moments) sums[task] = MomentSums(channels);
     float *staged = Scratch<0>(chunk * in.pitch()), *products = Scratch<1>(chunk * kPanel);
-    for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
-      const Index from = c * chunk, to = std::min(rows, from + chunk);
-      const Delivery of_chunk = delivery.From(from);
-      const bool in_place = in.in_place() && (to - from) % kRows == 0;
-      panels.Multiply(in_place ? in.InPlace(from) : in.StageForProduct(from, to, staged), to - from, from_panel,
-                      to_panel, of_chunk, products);
-      if (moments) sums[task].Add(of_chunk.y, to - from, channels);
+    const Index step = few ? 1 : to_panel - from_panel;
+    for (Index panel = from_panel; panel < to_panel; panel += step) {
+      if (few) panels.Pack(panel);
+      for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
+        const Index from = c * chunk, to = std::min(rows, from + chunk);
+        const Delivery of_chunk = delivery.From(from);
+        const bool in_place = in.in_place() && (to - from) % kRows == 0;
+        panels.Multiply(in_place ? in.InPlace(from) : in.StageForProduct(from, to, staged), to - from, panel,
+                        panel + step, of_chunk, products);
+        if (moments) sums[task].Add(of_chunk.y, to - from, channels);
+      }
     }
   });
   if (moments) MomentSums::Finish(sums.data(), tasks, channels, moments, channels);

@@ -194,6 +194,7 @@ class Memory {
     unused.emplace(size_, std::move(data_));
   }
 
+  explicit operator bool() const { return data_ != nullptr; }
   float& operator[](Index i) const { return data_[i]; }
 
  private:
