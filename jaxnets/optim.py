@@ -6,6 +6,7 @@ import optax
 from optax import contrib
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "lion", "muon")
+MUON_RMS = 0.2  # of its updates, as of Adam's (2502.16982, section 2.2)
 SCHEDULES = ("cosine", "linear", "step", "exponential", "constant", "one_cycle")
 BATCH_SCALINGS = ("none", "linear", "sqrt")
 BASE_BATCH_SIZE = 256  # whose learning rate the scaling rules start from
@@ -125,7 +126,7 @@ def make_optimizer(
             adam_b1=beta1,
             adam_b2=beta2,
             muon_weight_dimension_numbers=muon_dimensions,
-            consistent_rms=0.2,
+            consistent_rms=MUON_RMS,
         )
         update = optax.chain(direction, shrink)
     else:

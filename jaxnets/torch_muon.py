@@ -4,9 +4,10 @@ import math
 
 import torch
 
+from jaxnets.optim import MUON_RMS
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a quintic's, by which the singular values come near 1
 ITERATIONS = 5
-CONSISTENT_RMS = 0.2  # of Adam's updates (2502.16982, section 2.2)
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,7 +38,7 @@ class Muon(torch.optim.Optimizer):
 
     def _muon(self, gradient, state):
         matrix = self._mean(gradient, state, self.momentum).reshape(len(gradient), -1)
-        scale = CONSISTENT_RMS * math.sqrt(max(matrix.shape))
+        scale = MUON_RMS * math.sqrt(max(matrix.shape))
         return scale * orthogonal(matrix, self.epsilon).reshape(gradient.shape)
 
     def _adam(self, gradient, state):

@@ -569,11 +569,17 @@ def test_a_stem_under_transformations():
     with ops.using("native"):
         expected = function(x, *rest)
         weights = jnp.asarray(normal(9, *expected.shape))
-        gradients = jax.jit(jax.grad(lambda *rest: (function(x, *rest) * weights).sum(), (0, 1, 2)))(*rest)
+
+        def gradients_of(function):
+            def loss(*rest):
+                return (function(*rest).reshape(expected.shape) * weights).sum()
+
+            return jax.jit(jax.grad(loss, (0, 1, 2)))(*rest)
+
+        gradients = gradients_of(lambda *rest: function(x, *rest))
         for found in transformed:
             np.testing.assert_array_equal(found(*rest).reshape(expected.shape), expected)
-            of_found = jax.grad(lambda *rest: (found(*rest).reshape(expected.shape) * weights).sum(), (0, 1, 2))  # noqa: B023
-            for got, gradient in zip(jax.jit(of_found)(*rest), gradients, strict=True):
+            for got, gradient in zip(gradients_of(found), gradients, strict=True):
                 np.testing.assert_allclose(got, gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max())
 
 

@@ -150,7 +150,7 @@ class Filtered(Deferred):
     def shape(self):
         x = self.x
         for (kernel, _), plan in zip(self.layers, self.plans):
-            convolution = Convolution(x, kernel, (plan.stride,) * 2, plan.padding, plan.groups)
+            convolution = plan.convolution(x, kernel)
             x = jax.ShapeDtypeStruct(convolution.shape, convolution.dtype)
         return x.shape
 

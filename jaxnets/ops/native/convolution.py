@@ -20,6 +20,7 @@ from jaxnets.ops.native.normalization import (
     as_it_is,
     correction_of,
     normalize,
+    shift_by,
 )
 
 DEPTHWISE_SIZES = ((3, 3), (5, 5))
@@ -35,6 +36,10 @@ class Plan(NamedTuple):
     moments: bool  # whether those of the output are wanted
     bounds: tuple[float, float]  # of the input's reading
     shuffle: int  # groups in which the output's channels, and their moments, are shuffled
+
+    def convolution(self, x, kernel):
+        """`Convolution` of these."""
+        return Convolution(x, kernel, (self.stride,) * 2, self.padding, self.groups)
 
 
 ALONE, SUM, INTERLEAVED = range(3)  # the products, plus another array, in turns with another array's channels
@@ -185,7 +190,7 @@ def forward(plan, x, affine, kernel, output=None, bounds=UNBOUNDED, together=Non
     """
     together = together or Together()
     output, other_or_nothing = (nothing() if array is None else array for array in (output, other))
-    *rest, channels = Convolution(x, kernel, (plan.stride,) * 2, plan.padding, plan.groups).shape
+    *rest, channels = plan.convolution(x, kernel).shape
     shapes = [(*rest, together.of_output(channels)), (3, channels if plan.moments else 0)]
     attributes = {**output_attributes(bounds), **_attributes(plan)}
     read, joined = (() if plan.kind == "dense" else (affine,)), ()
@@ -239,7 +244,7 @@ def _conv_biases(plans, bounds, *operands):
     """Operands: x, kernel and bias of each. All write their part of the same memory."""
     y, to, channels = None, 0, sum(bias.size for bias in operands[2::3])
     for plan, x, kernel, bias in zip(plans, operands[::3], operands[1::3], operands[2::3]):
-        affine = as_it_is(bias.size).at[2].set(bias)
+        affine = shift_by(bias)
         y, _ = forward(plan, x, nothing(), kernel, affine, bounds, Together(channels=channels, to=to), y)
         to += bias.size
     return y

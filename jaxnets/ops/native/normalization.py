@@ -75,6 +75,11 @@ def as_it_is(channels):
     return jnp.zeros((3, channels), jnp.float32).at[1].set(1)
 
 
+def shift_by(bias):
+    """The `(3, C)` affine that adds the bias."""
+    return as_it_is(bias.size).at[2].set(bias)
+
+
 def normalize(x, affine, bounds, added=None):
     """clip((x - mean) * gain + bias + added), `affine` being `(3, C)`: mean, gain, bias."""
     added = nothing() if added is None else added

@@ -29,7 +29,7 @@ def max_pool(x, window, strides, padding):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, window, strides, padding):
-    shape = jax.eval_shape(lambda x: reference.max_pool(x, window, strides, padding), x).shape
+    shape = output_shape(x.shape, window, strides, padding)
     return call("max_pool", [shape], x, **attributes_of(window, strides, padding))[0]
 
 
@@ -38,6 +38,12 @@ def _max_pool_backward(window, strides, padding, x, dy):
 
 
 _max_pool.defvjp(lambda x, *where: (_max_pool(x, *where), x), _max_pool_backward)
+
+
+def output_shape(shape, window, strides, padding):
+    """Of `max_pool` of an array of that shape."""
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return jax.eval_shape(lambda x: reference.max_pool(x, window, strides, padding), x).shape
 
 
 def attributes_of(window, strides, padding):

@@ -4,11 +4,9 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxnets.ops import reference
-from jaxnets.ops.deferred import Biased, Convolution, Filtered
+from jaxnets.ops.deferred import Biased, Filtered
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import convolution, evaluation, normalization, pooling
 from jaxnets.ops.native.calls import call
@@ -46,11 +44,8 @@ def pooled_stem(parts, window, strides, padding):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _stem(how, x, kernel, vector):
-    shape = _operands(how, x, kernel).shape
-    pooled = jax.eval_shape(
-        lambda x: reference.max_pool(x, *how.pooling), jax.ShapeDtypeStruct(shape, jnp.float32)
-    ).shape
-    affine = vector if vector.ndim == 2 else normalization.as_it_is(vector.size).at[2].set(vector)
+    shape = how.plan.convolution(x, kernel).shape
+    affine = vector if vector.ndim == 2 else normalization.shift_by(vector)
     attributes = {
         "map_height": np.int64(shape[1]),
         "map_width": np.int64(shape[2]),
@@ -58,7 +53,7 @@ def _stem(how, x, kernel, vector):
         **convolution.output_attributes(how.bounds),
         **{f"pool_{name}": value for name, value in pooling.attributes_of(*how.pooling).items()},
     }
-    return call("stem", [pooled], *align(x, kernel, affine), **attributes)[0]
+    return call("stem", [pooling.output_shape(shape, *how.pooling)], *align(x, kernel, affine), **attributes)[0]
 
 
 def _stem_forward(how, x, kernel, vector):
@@ -70,13 +65,9 @@ def _composed(how, x, kernel, vector):
     if vector.ndim == 2:
         y = evaluation.evaluate(Filtered(x, ((kernel, vector),), (how.plan,), (how.bounds,), evaluation.evaluate))
     else:
-        biased = Biased(_operands(how, x, kernel), vector, how.plan, how.bounds, convolution.concatenate)
+        biased = Biased(how.plan.convolution(x, kernel), vector, how.plan, how.bounds, convolution.concatenate)
         y = convolution.concatenate([biased])
     return pooling.max_pool(y, *how.pooling)
-
-
-def _operands(how, x, kernel):
-    return Convolution(x, kernel, (how.plan.stride,) * 2, how.plan.padding, how.plan.groups)
 
 
 _stem.defvjp(_stem_forward, lambda how, vjp, dz: vjp(dz))
