@@ -8,7 +8,14 @@ from jaxnets.errors import UserError
 
 
 def default(config: ml_collections.ConfigDict) -> None:
-    """The family's own fields: the best we know."""
+    """The best we know: Muon on images that grow, with softened targets and a hole in each image.
+
+    Muon's weight decay makes kernels turn, in equilibrium, as far in a step as under SGD .1 with 5e-4 (2305.17212).
+    """
+    config.batch_size, config.num_epochs = 256, 40
+    config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.025)
+    config.progressive_sizes = (0.5, 0.75, 1.0)  # three fifths of the time
+    config.augment.cutout, config.label_smoothing = 8, 0.1
 
 
 def reference(config: ml_collections.ConfigDict) -> None:
@@ -32,7 +39,7 @@ def quick(config: ml_collections.ConfigDict) -> None:
     config.batch_size = 128
     config.schedule.update(name="linear", warmup_epochs=1.0, end_factor=0.0)
     config.augment.crop_padding = 2  # a short run needs little of it
-    config.progressive_sizes = (16, 16, 16, 32)
+    config.progressive_sizes = (0.5, 0.5, 0.5, 1.0)
     config.eval_every_epochs = 100  # only at the end
 
 
@@ -77,7 +84,9 @@ def choose(
 
 
 def gentler(config: ml_collections.ConfigDict) -> None:
-    """A tenth of the SGD recipes' rate, and clipped gradients: a net without BatchNorm diverges at the usual rate."""
+    """For a net without BatchNorm, which diverges at the usual rate: SGD's a tenth, with clipping; Muon's a quarter."""
     if config.optimizer.name == "sgd":
         config.optimizer.learning_rate /= 10
         config.optimizer.clip_norm = 1.0
+    elif config.optimizer.name == "muon":
+        config.optimizer.learning_rate /= 4

@@ -9,7 +9,7 @@ QUICK_EPOCHS = 1
 def get_config(words: str = ""):
     """The CIFAR net of a depth, with BatchNorm (_bn) or without, 16_bn where none is named; a recipe of `recipes`.
 
-    Without BatchNorm at a tenth of a recipe's SGD rate, the reference's too.
+    Without BatchNorm at lower rates: `recipes.gentler`, the reference's too.
     """
     config = default.get_config()
     variant, recipe = recipes.choose(words, NETS, "16_bn")

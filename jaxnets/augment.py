@@ -68,12 +68,18 @@ def mix(key, image, other, *, mixup: float = 0.0, cutmix: float = 0.0):
     return mix_up(key, image, other, mixup) if mixup else cut_mix(key, image, other, cutmix)
 
 
-def progressive_size(sizes: Sequence[int], image_size: int, epoch: int, num_epochs: int) -> int:
+def progressive_pixels(sizes: Sequence[int | float], image_size: int) -> tuple[int, ...]:
+    """The sides in pixels that `sizes` are: whole numbers as they are, floats as parts of `image_size`."""
+    return tuple(round(size * image_size) if isinstance(size, float) else size for size in sizes)
+
+
+def progressive_size(sizes: Sequence[int | float], image_size: int, epoch: int, num_epochs: int) -> int:
     """Side in pixels of the training images of an epoch (from 0): `sizes` in equal shares of the run.
 
     Of a run shorter than `sizes` too, the last epoch has the last size.
     """
-    return sizes[-(-(epoch + 1) * len(sizes) // num_epochs) - 1] if sizes else image_size
+    pixels = progressive_pixels(sizes, image_size)
+    return pixels[-(-(epoch + 1) * len(pixels) // num_epochs) - 1] if pixels else image_size
 
 
 def normalize(images, mean, std):

@@ -134,6 +134,11 @@ def _whole(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
+def _is_size(value: Any, side: int) -> bool:
+    """A number of pixels up to `side`, or a float as a part of it."""
+    return _whole(value, 1, side) or (isinstance(value, float) and 1 <= value * side <= side)
+
+
 def _finite(values: Any) -> bool:
     return all(math.isfinite(value) for value in values)
 
@@ -165,8 +170,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     checks.within("augment.cutout", 0, side + 1, f"from 0 to image_size={side}")
     checks.require(
         "progressive_sizes",
-        f"whole numbers from 1 to image_size={side}",
-        lambda value: all(isinstance(size, int) and 1 <= size <= side for size in value),
+        f"whole numbers from 1 to image_size={side}, or floats to 1.0 as parts of it",
+        lambda value: all(_is_size(size, side) for size in value),
     )
     checks.within("crop_area", 0, math.nextafter(1, 2), "in [0, 1]")
     if config.crop_area and str(config.resident).lower() == "true":

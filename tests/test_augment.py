@@ -96,6 +96,12 @@ def test_progressive_sizes_grow_in_equal_shares_to_the_last_ones(epochs, expecte
     assert [augment.progressive_size((16, 16, 24, 32), 99, epoch, epochs) for epoch in range(epochs)] == expected
 
 
+def test_parts_are_of_the_size_that_is_evaluated():
+    assert augment.progressive_pixels((0.5, 0.75, 1.0), 32) == (16, 24, 32)
+    assert augment.progressive_pixels((0.5, 1, 1.0), 15) == (8, 1, 15)
+    assert augment.progressive_size((0.5, 1.0), 64, 0, 2) == 32
+
+
 @given(st.lists(st.integers(8, 64), min_size=1, max_size=5, unique=True), st.integers(1, 200))
 def test_shares_of_progressive_sizes_differ_by_an_epoch_at_most_and_end_with_the_last(sizes, epochs):
     made = [augment.progressive_size(sizes, 99, epoch, epochs) for epoch in range(epochs)]
