@@ -26,8 +26,7 @@ def _data(config: ConfigDict) -> None:
     config.resident_limit = 4 << 30  # bytes of decoded images; "auto" streams a larger data set
     config.num_workers = 2  # processes that read a streamed data set; 0: threads
     config.crop_area = 0.0  # smallest share of an image that a random-resized crop takes, (0, 1]; streams; 0: off
-    # In equal shares of the epochs: pixels a side, (16, 24, 32), or parts of image_size, (0.5, 1.0); (): image_size.
-    config.progressive_sizes = ()
+    config.progressive_sizes = ()  # in equal shares of the epochs, (16, 32) pixels or (0.5, 1.0) of image_size; (): off
 
 
 def _augmentation(config: ConfigDict) -> None:

@@ -5,8 +5,8 @@ on standard error, the others go on, and the status is 1 at the end.
 
 A run's net sees its images as the run's evaluation does. With --model and --weights, nets for 224x224 see the
 middle 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation;
-CIFAR nets the whole image resized to 32x32, with those of CIFAR-10. Classes have their names in a run whose data
-set is still there, or with --labels, and are numbers otherwise.
+CIFAR nets the whole image resized to 32x32, with those of CIFAR-10. Classes have the names of a run's data set,
+which its last evaluation keeps, or of --labels, and are numbers otherwise.
 
 --format=json prints one object a line and image, in the order of the images: {"image": path, "predictions":
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
@@ -37,7 +37,7 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, torch_weights
+from jaxnets import create_model, data, datasets, evaluate, image_files, predictions, runtime, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.models import default_image_size
@@ -81,14 +81,19 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classi
     config = run.config
     if config.compilation_cache:
         runtime.enable_compilation_cache()
-    names = _class_names(config)
+    names = _class_names(workdir, config)
     return Classifier(run.model, run.variables, config.image_size, config.crop, config.mean, config.std, names)
 
 
-def _class_names(config: ml_collections.ConfigDict) -> Sequence[str]:
-    """The names in the run's data set where it is prepared; never prepares or downloads it."""
+def _class_names(workdir: Path, config: ml_collections.ConfigDict) -> Sequence[str]:
+    """Those of the run's last evaluation, else of its data set where it is prepared; never prepares or downloads it.
+
+    A data set can have gone since, and a folder can have other classes today.
+    """
     data_dir = config.data_dir if Path(config.data_dir or "").is_dir() else None
     try:
+        if evaluated := predictions.load(workdir):
+            return evaluated.class_names.tolist()
         if datasets.is_folder(config.dataset):
             return datasets.read_folder(config.dataset).class_names
         if datasets.find_prepared(config.dataset, data_dir):

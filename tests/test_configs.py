@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 from configs import default, imagenet, recipes
-from jaxnets import list_models, models, optim, settings
+from jaxnets import augment, list_models, models, optim, settings
 from jaxnets.errors import UserError
 
 VARIANTS = {
@@ -84,10 +84,24 @@ def test_the_tutorial_is_ten_epochs_of_plain_adam(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_quick_is_short_and_ends_at_the_size_that_is_evaluated(name):
-    config = load(name, "quick")
-    assert config.num_epochs <= 20
-    assert (config.image_size, *config.progressive_sizes)[-1] == config.image_size
+def test_quick_is_short(name):
+    assert load(name, "quick").num_epochs <= 20
+
+
+@pytest.mark.parametrize("recipe", recipes.RECIPES)
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("side", [32, 64])
+def test_every_recipe_ends_at_the_size_that_is_evaluated(side, name, recipe):
+    config = load(name, recipe)
+    sizes = augment.progressive_pixels(config.progressive_sizes, side)
+    assert (side, *sizes)[-1] == side
+
+
+@pytest.mark.parametrize(("name", "variant"), [(name, v) for name in FAMILIES for v in VARIANTS[name][1:]])
+def test_the_default_is_muon_at_a_lower_rate_where_nothing_normalises(name, variant):
+    config = load(name, variant)
+    assert config.num_epochs <= 60 and config.optimizer.name == "muon"
+    assert config.optimizer.learning_rate == (0.005 if (name, variant) in WITHOUT_BATCH_NORM else 0.02)
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import jaxnets
 from configs import digits
-from jaxnets import checkpoint, data, evaluate, loop, models, predict, settings, torch_weights
+from jaxnets import checkpoint, data, evaluate, loop, models, predict, predictions, settings, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import UserError, exit_on_user_error
 from tests.test_models import compiled, random_variables
@@ -105,7 +105,7 @@ def test_averaged_weights_are_others(run, files):
     assert raw != averaged
 
 
-def test_a_run_without_its_data_set_gives_numbers(run, files, tmp_path, monkeypatch, caplog):
+def test_a_run_without_its_data_set_keeps_its_names_or_gives_numbers(run, files, tmp_path, monkeypatch, caplog):
     workdir = tmp_path / "run"
     shutil.copytree(run[0], workdir)
     config = settings.read(workdir / "config.json")
@@ -113,6 +113,9 @@ def test_a_run_without_its_data_set_gives_numbers(run, files, tmp_path, monkeypa
     settings.write(config, workdir / "config.json")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "empty"))
     arguments = [f"--workdir={workdir}", "--checkpoint=latest", files[0] / "00.png", "--top=3"]
+    kept = objects(command(*arguments, "--format=json")[1])[0]["predictions"]
+    assert all(p["name"] == str(p["class"]) for p in kept)
+    (workdir / predictions.FILE).unlink()
     status, out, _ = command(*arguments)
     assert status == 0 and not (tmp_path / "empty").exists()
     assert f"cifar10 (it is not prepared in {tmp_path / 'empty'})" in caplog.text
