@@ -25,7 +25,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } thead th { background: var(--soft); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
-  min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
+  min-width: 8rem; white-space: normal; overflow-wrap: break-word; }
 thead th:first-child { background: var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2rem; }
 figure { margin: 0; min-width: 0; } figcaption { color: var(--dim); font-size: .9rem; }
@@ -75,7 +75,10 @@ def _words(command: str) -> str:
 
 def _table(section: compare_results.Section) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in section.header)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in section.rows)
+    rows = ""
+    for name, *cells in section.rows:
+        name = escape(name).replace("_", "_<wbr>")  # a net's name breaks between its words
+        rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in (name, *map(escape, cells))) + "</tr>\n"
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
 
 

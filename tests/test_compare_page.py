@@ -22,7 +22,7 @@ def page():
             for at in range(2)
         ]
         nets.append(make_net(label, runs, latency))
-    nets.append(make_net("never finished", []) | {"failed": ["seed 0: the loss became nan"]})
+    nets.append(make_net("never_finished", []) | {"failed": ["seed 0: the loss became nan"]})
     machine = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}}
     facts = {"command": "python -m jaxnets.compare", "date": "2026-01-02", "machine": machine, "dataset": "digits"}
     return compare_page.html(facts | {"eval_split": "test", "seeds": 2, "torch": None, "note": "", "nets": nets})
@@ -31,7 +31,7 @@ def page():
 class Tags(HTMLParser):
     """The open tags, the attributes and the text of a page; fails where tags do not match."""
 
-    VOID = ("meta", "br")
+    VOID = ("meta", "br", "wbr")
 
     def __init__(self, page):
         super().__init__()
@@ -63,6 +63,10 @@ def test_it_is_well_formed_and_shows_everything(page):
     for shown in (NAME, "second", "81.00 ± 1.41 (n=2)", "the loss became nan", "a machine", "2026-01-02"):
         assert shown in text
     assert "b" not in tags.tags  # a name is text
+
+
+def test_a_long_name_breaks_between_its_words(page):
+    assert "<td>never_<wbr>finished</td>" in page
 
 
 def test_it_needs_nothing_from_elsewhere(page):
