@@ -257,6 +257,7 @@ def test_cifar10_trains_where_the_data_is(finish, shared_dir, tmp_path):
         "--config.optimizer.name=adamw",
         "--config.optimizer.learning_rate=0.003",
         "--config.augment.crop_padding=0",
+        "--config.progressive_sizes=()",
         f"--workdir={tmp_path / 'run'}",
     )
     assert status == 0, err
