@@ -1,7 +1,7 @@
 """The runs of a comparison in PyTorch: the same net, first weights, data, order and recipe as `loop.train`'s.
 
-How an image is cropped and mirrored, and dropout, follow the same distributions by other draws. Everything is on the
-device, augmentation too, in whichever memory format trains faster. Needs PyTorch, `pip install 'jaxnets[torch]'`.
+How an image is cropped, mirrored and cut out, and dropout, follow the same distributions by other draws. All of it is
+on the device, augmentation too, in whichever memory format trains faster. Needs PyTorch, `pip install jaxnets[torch]`.
 """
 
 import contextlib
@@ -44,14 +44,14 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"--against=torch: there is no {model.name} in PyTorch here; there are {', '.join(torch_nets.NETS)}"
         )
     plain = jaxnets.create_model(model.name)
-    fields = {name: value for name, value in model.items() if value is not None and name not in ("name", "dtype")}
+    apart = ("name", "dtype", "num_classes")
+    fields = {name: value for name, value in model.items() if value is not None and name not in apart}
     other = {
         **{f"model.{name}": getattr(plain, name) != value for name, value in fields.items()},
         "model.dtype": model.dtype == "float16",
         "ema_decay": config.ema_decay,
         "augment.mixup": config.augment.mixup,
         "augment.cutmix": config.augment.cutmix,
-        "augment.cutout": config.augment.cutout,
         "crop_area": config.crop_area,
         "init_from": config.init_from,
         "optimizer.name": config.optimizer.name not in OPTIMIZERS,
@@ -225,7 +225,7 @@ def autocast(run: Running):
 
 def make_net(name: str, model: flax.linen.Module, variables: dict[str, Any]) -> nn.Module:
     """PyTorch's net of that name with the weights of ours; UserError where they do not fit."""
-    net = torch_nets.NETS[name]()
+    net = torch_nets.NETS[name](num_classes=model.num_classes)
     entries, exported = net.state_dict(), torch_weights.export(model, variables)
     if exported.keys() != entries.keys():
         # Written in `torch_nets`: no published layout, but modules in forward order, as ours are listed.
@@ -277,9 +277,9 @@ def normalize(images: torch.Tensor, config: ml_collections.ConfigDict) -> torch.
 
 
 def augment(images: torch.Tensor, config: ml_collections.ConfigDict, size: int) -> torch.Tensor:
-    """uint8 images `(N, 3, H, W)` cropped, mirrored, normalised and resized as `augment.augment` does, `(N, 3, S, S)`.
+    """uint8 images `(N, 3, H, W)` cropped, mirrored, normalised, cut out and resized, `(N, 3, S, S)`.
 
-    Draws from PyTorch's generator of the images' device.
+    As by `augment.augment`; draws from PyTorch's generator of the images' device.
     """
     count, _, height, width = images.shape
     device, padding = images.device, config.augment.crop_padding
@@ -293,6 +293,21 @@ def augment(images: torch.Tensor, config: ml_collections.ConfigDict, size: int) 
         padded = F.pad(images, (padding,) * 4)
         images = padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     images = normalize(images, config)
+    if config.augment.cutout:
+        images = cut_out(images, config.augment.cutout)
     if (size, size) == (height, width):
         return images
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+
+def cut_out(images: torch.Tensor, size: int) -> torch.Tensor:
+    """A square of each image `(N, C, H, W)` set to 0, as by `augment.cut_out`."""
+
+    def inside(length):
+        first = torch.randint(length, (len(images), 1), device=images.device) - size // 2
+        positions = torch.arange(length, device=images.device)
+        return (positions >= first) & (positions < first + size)
+
+    height, width = images.shape[2:]
+    hole = inside(height)[:, :, None] & inside(width)[:, None, :]
+    return images.masked_fill(hole[:, None], 0)

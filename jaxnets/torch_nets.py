@@ -113,7 +113,7 @@ class MobileNetV2(nn.Module):
         (6, 320, 1, 1),
     )
 
-    def __init__(self):
+    def __init__(self, num_classes=10):
         super().__init__()
         width, blocks = 32, []
         for expansion, outputs, repeats, stride in self.rows:
@@ -122,7 +122,7 @@ class MobileNetV2(nn.Module):
                 width = outputs
         add_pairs(self, conv(3, 32, 3), conv(width, 1280))
         self.layers = nn.Sequential(*blocks)
-        self.linear = nn.Linear(1280, 10)
+        self.linear = nn.Linear(1280, num_classes)
 
     def forward(self, x):
         x = self.layers(relu(apply_pair(self, 1, x)))
@@ -171,9 +171,9 @@ class ShuffleNetV1(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def shufflenet_v2_cifar(size):
+def shufflenet_v2_cifar(size, num_classes=10):
     """torchvision's with stride 1 in the stem and no max-pool, as chenyaofo's pytorch-cifar-models has it."""
-    net = getattr(torchvision.models, f"shufflenet_v2_{size}")(num_classes=10)
+    net = getattr(torchvision.models, f"shufflenet_v2_{size}")(num_classes=num_classes)
     net.conv1[0].stride = (1, 1)
     net.maxpool = nn.Identity()
     return net

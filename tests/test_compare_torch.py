@@ -1,5 +1,6 @@
 """The runs of a comparison in PyTorch against ours: weights, augmentation, steps; resumed, and refused."""
 
+import collections
 import functools
 import json
 
@@ -30,10 +31,10 @@ from tests.tiny_net import TinyNet, small_digits
 class TinyTorch(nn.Module):
     """`TinyNet` in PyTorch."""
 
-    def __init__(self):
+    def __init__(self, num_classes=10):
         super().__init__()
         torch_nets.add_pairs(self, torch_nets.conv(3, 8, 3, 2), torch_nets.conv(8, 8, 3, groups=8))
-        self.linear = nn.Linear(8, 10)
+        self.linear = nn.Linear(8, num_classes)
 
     def forward(self, x):
         for number in (1, 2):
@@ -70,7 +71,13 @@ def test_the_nets_begin_with_our_weights(name):
     jax.tree.map(np.testing.assert_array_equal, {"batch_stats": {}} | variables, back)
 
 
-def test_a_net_of_other_classes_is_refused(data_dir):
+@pytest.mark.parametrize("name", ["tiny", *torch_nets.NETS])
+def test_a_net_has_as_many_classes_as_ours(name, data_dir):
+    assert list(torch_nets.NETS[name](num_classes=7).state_dict().values())[-1].shape == (7,)
+
+
+def test_a_net_of_another_shape_is_refused(data_dir, monkeypatch):
+    monkeypatch.setitem(torch_nets.NETS, "tiny", lambda num_classes: TinyTorch(10))
     model = TinyNet(num_classes=7)
     variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)
     with pytest.raises(UserError, match=r"linear.weight of tiny is \(10, 8\) in PyTorch and \(7, 8\) here"):
@@ -151,6 +158,19 @@ def test_images_are_cropped_and_mirrored_each_in_its_own_way(config):
     assert same.sum(1).eq(1).all()
     counts = same.sum(0)
     assert counts.min() > 60 and counts.max() < 145  # 100 expected, 10 the deviation
+
+
+def test_holes_are_the_same_as_ours_and_equally_often():
+    torch.manual_seed(0)
+    holes = compare_torch.cut_out(torch.ones(2000, 3, 5, 4), 3)
+    assert (holes[:, 0] == holes[:, 1]).all() and (holes[:, 0] == holes[:, 2]).all()
+    keys = jax.random.split(jax.random.key(0), 2000)
+    ours = jax.vmap(augment.cut_out, in_axes=(0, None, None))(keys, np.ones((5, 4, 3), np.float32), 3)
+    found, expected = (
+        collections.Counter(hole.tobytes() for hole in np.asarray(h)) for h in (holes[:, 0], ours[..., 0])
+    )
+    assert found.keys() == expected.keys() and len(found) == 20  # one for each pixel in the middle
+    assert min(found.values()) > 50 and max(found.values()) < 150  # 100 expected, 10 the deviation
 
 
 def test_a_run_goes_on_as_if_nothing_had_stopped_it(config, tmp_path, monkeypatch):
