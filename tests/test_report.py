@@ -176,6 +176,24 @@ def test_several_runs_are_compared_on_shared_axes(tmp_path, monkeypatch):
     assert len(page.all("img")) == 8
 
 
+def test_a_number_that_one_run_lacks_leaves_its_place_empty(tmp_path):
+    plain, averaged = make_run(tmp_path / "plain"), make_run(tmp_path / "averaged")
+    (plain / timing.FILE).unlink()
+    records = journal.read(averaged)
+    for record in records:
+        if "eval_accuracy" in record:
+            record |= {"ema_eval_accuracy": 0.9, "ema_eval_loss": 0.1}
+    (averaged / journal.FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    for runs in ((plain, averaged), (averaged, plain)):
+        page = report.render([report.load(run, run.name) for run in runs])
+        table = re.search(r"<h2>Results</h2>.*?</table>", page, re.DOTALL)[0]
+        header, *rows = (re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in table.split("<tr>")[1:])
+        cells = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+        assert (cells["plain"]["averaged weights"], cells["averaged"]["averaged weights"]) == ("–", "90.00%")
+        assert cells["plain"]["time"] == "–" and cells["averaged"]["time"] == "1 min 0 s"
+        assert cells["averaged"]["throughput"] == "80"
+
+
 def test_runs_of_one_name_and_with_other_classes_are_told_apart(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
