@@ -90,10 +90,13 @@ def _class_names(workdir: Path, config: ml_collections.ConfigDict) -> Sequence[s
 
     A data set can have gone since, and a folder can have other classes today.
     """
-    data_dir = config.data_dir if Path(config.data_dir or "").is_dir() else None
     try:
         if evaluated := predictions.load(workdir):
             return evaluated.class_names.tolist()
+    except UserError as error:
+        runtime.logger.warning("%s", error)
+    data_dir = config.data_dir if Path(config.data_dir or "").is_dir() else None
+    try:
         if datasets.is_folder(config.dataset):
             return datasets.read_folder(config.dataset).class_names
         if datasets.find_prepared(config.dataset, data_dir):
