@@ -26,7 +26,19 @@ from typing import Any
 import ml_collections
 
 import jaxnets
-from jaxnets import compare_page, compare_results, config_file, data, latency, loop, machine, plan, runtime, settings
+from jaxnets import (
+    compare_page,
+    compare_results,
+    config_file,
+    data,
+    datasets,
+    latency,
+    loop,
+    machine,
+    plan,
+    runtime,
+    settings,
+)
 from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
 from jaxnets.compare_entries import JAXNETS, TORCH, Entry, beside_torch, make_entries
@@ -69,6 +81,9 @@ PRESETS = {
             "--config.schedule.warmup_epochs=0.0",
             "--config.augment.crop_padding=0",
             "--config.augment.flip=False",
+            "--config.augment.cutout=0",
+            "--config.label_smoothing=0.0",
+            "--config.progressive_sizes=()",
         ),
         latency_size=224,
     ),
@@ -294,6 +309,8 @@ def load_configs(
     configs = {config_file.name_of(path): config_file.load(path, overrides) for path in paths}
     if len(configs) < len(paths):
         raise UserError("a configuration is given twice; name it once")
+    for config in configs.values():
+        config.dataset = datasets.absolute(config.dataset)  # as a run's workdir keeps it
     return configs
 
 

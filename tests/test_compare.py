@@ -185,6 +185,12 @@ def test_a_net_keeps_no_field_of_the_configurations_own(repository):
     assert [(entry.label, entry.config.model.width) for entry in own] == [("mnv2_x0_5", 0.5)]
 
 
+def test_a_folder_of_images_has_the_same_name_in_any_working_directory(repository, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (config,) = compare.load_configs([f"{repository}/configs/mnv2.py"], ["--config.dataset=folder:photos"]).values()
+    assert config.dataset == f"folder:{tmp_path / 'photos'}"
+
+
 @pytest.mark.parametrize(
     ("models", "says"),
     [
