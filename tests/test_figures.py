@@ -3,6 +3,7 @@
 import json
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnets
-from jaxnets import loop, models, plots, settings
+from jaxnets import loop, models, plots, settings, summary
 from jaxnets.errors import UserError
 from jaxnets.figures import __main__ as command
 from jaxnets.figures import (
@@ -194,6 +195,29 @@ def test_recipe_knobs(small, untrained, tmp_path, monkeypatch):
     assert smoother["gains"] == [0.0, 0.0]
 
 
+def test_a_knob_is_compared_seed_by_seed(tmp_path, monkeypatch):
+    def comparison(entries, options):
+        def net(label, accuracies):
+            runs = [{"seed": seed, "curve": [{"epoch": 1, "accuracy": a}]} for seed, a in accuracies.items()]
+            results = {"accuracy": {"mean": 0.5}, "train_seconds": 1.0} if runs else {}
+            return {"label": label, "parameters": 1, "macs": 1, "results": results, "runs": runs}
+
+        return {"nets": [net("base", base), net("one", {1: 0.5, 2: 0.6}), net("all", {0: 0.1, 1: 0.5, 2: 0.7})]}
+
+    monkeypatch.setattr(recipe_knobs, "KNOBS", {"one": (), "all": ()})
+    monkeypatch.setattr(recipe_knobs, "entries", lambda options: [])
+    monkeypatch.setattr(training, "run", comparison)
+    monkeypatch.setattr(training, "compute", lambda comparison: "")
+    base = {1: 0.4, 2: 0.5}
+    one, all_seeds = recipe_knobs.measure(Options(tmp_path))["knobs"]
+    assert one["gains"] == pytest.approx([0.1, 0.1]) and all_seeds["gains"] == pytest.approx([0.1, 0.2])
+    base = {0: 0.4, 2: 0.5}
+    assert recipe_knobs.measure(Options(tmp_path))["knobs"][0]["gains"] == []
+    base = {}
+    with pytest.raises(UserError, match="no run without a knob"):
+        recipe_knobs.measure(Options(tmp_path))
+
+
 def test_every_knob_changes_the_base_and_can_be_trained(small):
     base, *knobs = recipe_knobs.entries(Options(None))
     assert len(knobs) == len(recipe_knobs.KNOBS)
@@ -202,12 +226,14 @@ def test_every_knob_changes_the_base_and_can_be_trained(small):
         assert settings.as_dict(entry.config) != settings.as_dict(base.config), entry.label
 
 
-def test_the_compute_counts_forward_and_backward():
+def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
+    counted = {12: 1e9, 18: 2e9, 24: 4e9}
+    monkeypatch.setattr(summary, "summarize", lambda model, size, **fields: SimpleNamespace(macs=counted[size]))
     run = {"train_seconds": 90.0, "train_images": 1000}
-    config = {"num_epochs": 4, "image_size": 24}
+    config = {"num_epochs": 4, "image_size": 24, "progressive_sizes": [0.5, 0.5, 0.75, 1.0]}
     machine = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}}
     facts = {"dataset": "d", "train_split": "t", "eval_split": "e", "machine": machine}
-    nets = [{"config": config, "macs": 2e9, "runs": [run, run]}]
+    nets = [{"config": config, "model": "m", "fields": {}, "image_size": 24, "runs": [run, run]}]
     line = training.compute(facts | {"nets": nets})
     assert line.startswith("2 runs of 4 epochs on d t at 24 px: 12.0 T MACs, 3.0 min of training")
 

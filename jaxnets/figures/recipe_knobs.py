@@ -7,12 +7,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jaxnets import compare, compare_entries, plots
+from jaxnets.errors import UserError
 from jaxnets.figures import training
 from jaxnets.figures.options import Options
 
 NET = "shufflenet_v2_x0_5_cifar"
 # Few images, seen often enough for what keeps a net from learning them by heart to matter.
 SETTING = (
+    *training.PLAIN,
+    "--config.optimizer.learning_rate=0.1",
+    "--config.batch_size=128",
     "--config.train_split=train[:10000]",
     "--config.eval_split=test",
     "--config.image_size=16",
@@ -52,12 +56,14 @@ def measure(options: Options) -> dict[str, Any]:
     comparison = training.run(entries(options), options)
     nets = {net["label"]: training.net_data(net) for net in comparison["nets"]}
     seconds = {net["label"]: net["results"].get("train_seconds") for net in comparison["nets"]}
-    base = [curve[-1][1] for curve in nets[BASE]["curves"]]
+    base = last_accuracies(nets[BASE])
+    if not base:
+        raise UserError(f"no run without a knob was finished in {options.out}, so there is nothing to compare with")
     knobs = []
     for label in KNOBS:
-        found = [curve[-1][1] for curve in nets[label]["curves"]]
+        found = last_accuracies(nets[label])
         # One that diverged with some seed has no mean.
-        gains = [ours - without for ours, without in zip(found, base)] if len(found) == len(base) else []
+        gains = [found[seed] - base[seed] for seed in base] if found.keys() >= base.keys() else []
         knobs.append({"label": label, "gains": gains, "train_seconds": seconds[label]})
     return {
         "net": NET,
@@ -66,6 +72,11 @@ def measure(options: Options) -> dict[str, Any]:
         "seeds": options.seeds,
         "compute": training.compute(comparison),
     }
+
+
+def last_accuracies(net: dict[str, Any]) -> dict[int, float]:
+    """The last accuracy of each finished run, by its seed."""
+    return {seed: curve[-1][1] for seed, curve in zip(net["seeds"], net["curves"])}
 
 
 def entries(options: Options) -> list[compare_entries.Entry]:

@@ -1,15 +1,25 @@
 """What the figures share whose nets are trained: a small setting, and what it cost."""
 
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaxnets import compare, compare_entries, machine, plots
+from jaxnets import augment, compare, compare_entries, machine, plots, summary
 from jaxnets.figures.options import Options
 
+# Whatever the configuration's own recipe is, SGD and no more.
+PLAIN = (
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.weight_decay=5e-4",
+    "--config.augment.cutout=0",
+    "--config.label_smoothing=0.0",
+    "--config.progressive_sizes=()",
+)
 # Minutes on a laptop for a handful of nets; `--config.FIELD=VALUE` sets any of it otherwise.
 SMALL = (
+    *PLAIN,
     "--config.train_split=train[:8000]",
     "--config.eval_split=test[:4000]",
     "--config.image_size=24",
@@ -43,12 +53,21 @@ def compute(comparison: dict[str, Any]) -> str:
     runs = [(net, run) for net in comparison["nets"] for run in net["runs"]]
     seconds = sum(run["train_seconds"] for _, run in runs)
     # A step is the forward pass and twice as much backward.
-    macs = sum(3 * net["macs"] * run["train_images"] for net, run in runs)
+    macs = sum(3 * _mean_macs(net) * run["train_images"] for net, run in runs)
     return (
         f"{len(runs)} runs of {config['num_epochs']} epochs on {comparison['dataset']} {comparison['train_split']} at "
         f"{config['image_size']} px: {macs / 1e12:.1f} T MACs, {seconds / 60:.1f} min of training; accuracy of "
         f"{comparison['eval_split']}; {machine.sentence(comparison['machine'])}"
     )
+
+
+def _mean_macs(net: dict[str, Any]) -> float:
+    """Multiply-accumulates of an image, over the sizes that the epochs train on."""
+    config, side = net["config"], net["image_size"]
+    epochs = range(config["num_epochs"])
+    sizes = [augment.progressive_size(config["progressive_sizes"], side, at, len(epochs)) for at in epochs]
+    macs = {size: summary.summarize(net["model"], size, **net["fields"]).macs for size in set(sizes)}
+    return statistics.fmean(macs[size] for size in sizes)
 
 
 def footnote(figure: Figure, data: dict[str, Any], spread: str) -> None:
@@ -64,5 +83,6 @@ def net_data(net: dict[str, Any]) -> dict[str, Any]:
         "parameters": net["parameters"],
         "macs": net["macs"],
         "accuracy": net["results"]["accuracy"] if net["results"] else None,
+        "seeds": [run["seed"] for run in net["runs"]],
         "curves": [[(point["epoch"], point["accuracy"]) for point in run["curve"]] for run in net["runs"]],
     }
