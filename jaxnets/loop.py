@@ -16,7 +16,19 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxnets import checkpoint, distributed, evaluate, interruption, runtime, settings, state, step, workdir
+from jaxnets import (
+    augment,
+    checkpoint,
+    distributed,
+    evaluate,
+    interruption,
+    optim,
+    runtime,
+    settings,
+    state,
+    step,
+    workdir,
+)
 from jaxnets.datasets import absolute, data_root
 from jaxnets.dispatch import load_examples, make_dispatch, steps_per_call, train_calls
 from jaxnets.errors import UserError
@@ -28,6 +40,7 @@ from jaxnets.runtime import logger
 from jaxnets.timing import Clock
 
 Totals = dict[str, float]  # sums over the training examples since the last report
+USUAL_DECAY = 0.01  # at most, where it is added to the gradient
 NO_TOTALS: Totals = {"loss": 0.0, "correct": 0, "count": 0}
 
 
@@ -89,7 +102,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
 
 
 def announce(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
-    """Say what starts, or goes on, and whether a changed horizon changes the learning rate."""
+    """Say what starts, or goes on, and what of it may not be meant."""
     config = plan.config
     logger.info(
         "%s on %s: %d training and %d evaluation images, %d epochs of %d steps of %d images, %s, %d %s device(s)",
@@ -104,12 +117,24 @@ def announce(plan: Plan, directory: Path, at: int, before: ml_collections.Config
         len(plan.devices),
         plan.devices[0].platform,
     )
+    if config.optimizer.name in optim.COUPLED and config.optimizer.weight_decay > USUAL_DECAY:
+        logger.warning(
+            "config.optimizer.weight_decay=%g under %s is added to the gradient, where 5e-4 is usual; that of muon, "
+            "adamw and lion is decoupled, and larger",
+            config.optimizer.weight_decay,
+            config.optimizer.name,
+        )
     if not at:
         logger.info("a new run in %s", directory)
         return
     logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
-    if before.num_epochs == config.num_epochs:
-        return
+    if before.num_epochs != config.num_epochs:
+        announce_length(plan, at, before)
+
+
+def announce_length(plan: Plan, at: int, before: ml_collections.ConfigDict) -> None:
+    """Say whether another number of epochs than `before` changes the learning rate, or makes the images small again."""
+    config = plan.config
     schedules = make_schedule(before, plan.steps_per_epoch), plan.schedule
     last_of_both = min(before.num_epochs, config.num_epochs) * plan.steps_per_epoch - 1
     if any(schedules[0](there) != schedules[1](there) for there in (0, at - 1, at, last_of_both)):
@@ -121,6 +146,17 @@ def announce(plan: Plan, directory: Path, at: int, before: ml_collections.Config
             config.schedule.name,
             at,
             plan.schedule(at),
+        )
+    epoch = at // plan.steps_per_epoch
+    last = augment.progressive_size(before.progressive_sizes, config.image_size, max(epoch - 1, 0), before.num_epochs)
+    if epoch < config.num_epochs and plan.training_size(epoch) < last:
+        logger.warning(
+            "num_epochs was %d and is now %d: config.progressive_sizes are shared out anew, and images of %d pixels "
+            "are followed by smaller ones, of %d",
+            before.num_epochs,
+            config.num_epochs,
+            last,
+            plan.training_size(epoch),
         )
 
 

@@ -6,6 +6,7 @@ import optax
 from optax import contrib
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "lion", "muon")
+COUPLED = ("sgd", "rmsprop")  # their weight decay is part of the gradient
 MUON_RMS = 0.2  # of its updates, as of Adam's (2502.16982, section 2.2)
 SCHEDULES = ("cosine", "linear", "step", "exponential", "constant", "one_cycle")
 BATCH_SCALINGS = ("none", "linear", "sqrt")

@@ -29,6 +29,7 @@ from jaxnets import (
     timing,
 )
 from jaxnets.errors import UserError
+from jaxnets.plan import make_plan
 from jaxnets.progress import Progress
 from tests.tiny_net import TinyNet, small_digits
 
@@ -208,6 +209,20 @@ def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_conf
     result = loop.train(make_config(num_epochs=2), tmp_path / "run")
     assert result["step"] == 10
     assert "cosine schedule follows the new length from step 5" in caplog.text
+
+
+def test_a_longer_run_says_where_images_become_small_again(make_config, tmp_path, caplog):
+    fields = {"progressive_sizes": (0.5, 1.0), "schedule__name": "constant", "schedule__warmup_epochs": 0.0}
+    loop.train(make_config(num_epochs=2, **fields), tmp_path / "run")
+    assert "smaller" not in caplog.text
+    loop.train(make_config(num_epochs=6, **fields), tmp_path / "run")
+    assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
+
+
+def test_a_decay_for_decoupled_optimizers_is_remarked_on_under_sgd(make_config, tmp_path, caplog):
+    config = make_config(num_epochs=1, optimizer__name="sgd", optimizer__weight_decay=0.05)
+    loop.announce(make_plan(config), tmp_path, 0, None)
+    assert "weight_decay=0.05 under sgd is added to the gradient, where 5e-4 is usual" in caplog.text
 
 
 def test_a_run_beyond_its_new_horizon_is_refused_and_kept(make_config, tmp_path):
