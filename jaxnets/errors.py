@@ -31,7 +31,10 @@ def writing(path: Path) -> Iterator[None]:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, except that a bad argument is a `UserError` like any other bad input."""
+    """argparse, except that a bad argument is a `UserError` like any other bad input, an abbreviated one too."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)  # else --seed would be --seeds
 
     def error(self, message):
         raise UserError(f"{message} ({self.prog} --help lists the arguments)")

@@ -145,19 +145,20 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
 def check_net(config: ml_collections.ConfigDict) -> None:
     """UserError where the net cannot be made or cannot take the images; by shapes, nothing is computed."""
     model = settings.make_model(config, num_classes=1)  # how many there are, only the data knows
+    progressive = " (config.progressive_sizes)"
     smaller = augment.progressive_pixels(config.progressive_sizes, config.image_size)
     for size in dict.fromkeys((config.image_size, *smaller)):
-        with refuse_unfit_images(config.model.name, size):
+        with refuse_unfit_images(config.model.name, size, "" if size == config.image_size else progressive):
             jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
 
 @contextlib.contextmanager
-def refuse_unfit_images(name: str, size: int) -> Iterator[None]:
-    """UserError in place of the error of a net that is traced with images too small for it."""
+def refuse_unfit_images(name: str, size: int, origin: str = "") -> Iterator[None]:
+    """UserError in place of the error of a net that is traced with images too small for it; `origin` of their size."""
     try:
         yield
     except ValueError as error:
-        raise UserError(f"config.model.name={name!r} cannot take images of {size}x{size}: {error}") from None
+        raise UserError(f"config.model.name={name!r} cannot take images of {size}x{size}{origin}: {error}") from None
 
 
 def state_shapes(plan: Plan) -> state.TrainState:

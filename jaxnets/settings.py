@@ -170,8 +170,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     checks.within("augment.cutout", 0, side + 1, f"from 0 to image_size={side}")
     checks.require(
         "progressive_sizes",
-        f"whole numbers from 1 to image_size={side}, or floats to 1.0 as parts of it",
-        lambda value: all(_is_size(size, side) for size in value),
+        f"all whole numbers from 1 to image_size={side}, or all floats to 1.0, parts of it",
+        lambda value: all(_is_size(size, side) for size in value) and len(set(map(type, value))) <= 1,
     )
     checks.within("crop_area", 0, math.nextafter(1, 2), "in [0, 1]")
     if config.crop_area and str(config.resident).lower() == "true":

@@ -98,7 +98,7 @@ def test_progressive_sizes_grow_in_equal_shares_to_the_last_ones(epochs, expecte
 
 def test_parts_are_of_the_size_that_is_evaluated():
     assert augment.progressive_pixels((0.5, 0.75, 1.0), 32) == (16, 24, 32)
-    assert augment.progressive_pixels((0.5, 1, 1.0), 15) == (8, 1, 15)
+    assert augment.progressive_pixels((0.1, 0.5, 1.0), 15) == (2, 8, 15)
     assert augment.progressive_size((0.5, 1.0), 64, 0, 2) == 32
 
 

@@ -46,6 +46,8 @@ def test_a_bad_argument_is_a_user_error():
     parser.add_argument("--count", type=int)
     with pytest.raises(UserError, match="count.*tool --help"):
         parser.parse_args(["--count=x"])
+    with pytest.raises(UserError, match="--coun=1"):
+        parser.parse_args(["--coun=1"])  # not an abbreviation: --seed would be --seeds
 
 
 def test_output_that_nobody_reads_any_longer_ends_it_quietly(repository):

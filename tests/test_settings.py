@@ -40,7 +40,7 @@ BAD = {
     "augment__mixup": [-0.1, float("inf")],
     "augment__cutmix": [-0.1],
     "crop_area": [-0.1, 1.1],
-    "progressive_sizes": [(16, 33), (0,), (16.5,), (0.5, 1.1), (0.0, 1.0), (float("nan"),), (True,)],
+    "progressive_sizes": [(16, 33), (0,), (16.5,), (0.5, 1.1), (0.0, 1.0), (float("nan"),), (True,), (0.5, 1)],
     "optimizer__batch_scaling": ["square"],
     "mean": [(0.5, 0.5)],
     "std": [(0.5, 0.5, 0.0)],
