@@ -1,4 +1,7 @@
-"""Every field of a run, once, with its default. The other configs start from here and override."""
+"""Every field of a run, once, with its default: plain SGD. The other configs start from here and override.
+
+What is best for a family is the recipe `default` of `recipes`, which its own file takes.
+"""
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
