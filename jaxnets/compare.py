@@ -59,6 +59,8 @@ class Preset:
     latency_size: int | None = None
 
 
+# Undoes what a family's recipe adds to the training of plain images.
+PLAIN = ("--config.augment.cutout=0", "--config.label_smoothing=0.0", "--config.progressive_sizes=()")
 PRESETS = {
     # The comparison that the literature of light nets opens with: all for the same 3 epochs of Adam.
     "classic": Preset(
@@ -81,9 +83,7 @@ PRESETS = {
             "--config.schedule.warmup_epochs=0.0",
             "--config.augment.crop_padding=0",
             "--config.augment.flip=False",
-            "--config.augment.cutout=0",
-            "--config.label_smoothing=0.0",
-            "--config.progressive_sizes=()",
+            *PLAIN,
         ),
         latency_size=224,
     ),

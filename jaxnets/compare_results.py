@@ -187,7 +187,7 @@ def notes(comparison: Record) -> list[str]:
     if comparison["torch"]:
         found.append(
             f"PyTorch {comparison['torch']}: the same first weights, order of images and recipe, in the faster of "
-            "channels_last and NCHW; crops, mirroring and dropout drawn anew."
+            "channels_last and NCHW; crops, mirroring, cutout and dropout drawn anew."
         )
     if not reached(comparison["nets"]):
         found.append(f"No net reached {min(TARGETS):.0%}.")

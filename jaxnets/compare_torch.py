@@ -1,7 +1,7 @@
 """The runs of a comparison in PyTorch: the same net, first weights, data, order and recipe as `loop.train`'s.
 
 How an image is cropped, mirrored and cut out, and dropout, follow the same distributions by other draws. All of it is
-on the device, augmentation too, in whichever memory format trains faster. Needs PyTorch, `pip install jaxnets[torch]`.
+on the device, augmentation too, in whichever memory format trains faster. Needs PyTorch, pip install 'jaxnets[torch]'.
 """
 
 import contextlib

@@ -21,7 +21,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     check_overrides(overrides)
     if not Path(path.split(":")[0]).is_file():
         raise UserError(f"--config={path} cannot be loaded: there is no such file here")
-    argv = ["", f"--config={path}", *overrides]
+    # Only the last of each: given twice, a tuple's flag would hold the items of both.
+    last = {override.split("=")[0]: override for override in overrides}
+    argv = ["", f"--config={path}", *last.values()]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "A configuration.", flag_values=values, sys_argv=argv)
     try:

@@ -11,6 +11,11 @@ from pathlib import Path
 NOTHING_LOST = "what was saved before is as it was, and the same command goes on from there once there is room"
 
 
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey rather than show: line ends, control sequences."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class UserError(ValueError):
     """Bad input: the message says what, where, and what would be right.
 
@@ -18,7 +23,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+        super().__init__(printable(message))
 
 
 @contextlib.contextmanager

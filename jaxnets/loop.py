@@ -92,7 +92,8 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
         distributed.on_primary(partial(workdir.keep, directory, config))
         # XLA compiles this while the training step is traced, which takes as long.
         create = None if saved else background.submit(compile_and_create_state, plan, weights)
-        announce(plan, directory, at, before)
+        if distributed.is_primary():
+            announce(plan, directory, at, before)
         evaluated = bool(saved and manager.metrics(at))
         with (
             closing(Journal(directory, at, evaluated)) as journal,
@@ -148,7 +149,8 @@ def announce_length(plan: Plan, at: int, before: ml_collections.ConfigDict) -> N
             plan.schedule(at),
         )
     epoch = at // plan.steps_per_epoch
-    last = augment.progressive_size(before.progressive_sizes, config.image_size, max(epoch - 1, 0), before.num_epochs)
+    done = (at - 1) // plan.steps_per_epoch  # the epoch of the last step
+    last = augment.progressive_size(before.progressive_sizes, config.image_size, done, before.num_epochs)
     if epoch < config.num_epochs and plan.training_size(epoch) < last:
         logger.warning(
             "num_epochs was %d and is now %d: config.progressive_sizes are shared out anew, and images of %d pixels "

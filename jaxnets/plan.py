@@ -145,11 +145,10 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
 def check_net(config: ml_collections.ConfigDict) -> None:
     """UserError where the net cannot be made or cannot take the images; by shapes, nothing is computed."""
     model = settings.make_model(config, num_classes=1)  # how many there are, only the data knows
-    progressive = " (config.progressive_sizes)"
-    smaller = augment.progressive_pixels(config.progressive_sizes, config.image_size)
-    for size in dict.fromkeys((config.image_size, *smaller)):
-        with refuse_unfit_images(config.model.name, size, "" if size == config.image_size else progressive):
-            jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    sizes = config.image_size, *augment.progressive_pixels(config.progressive_sizes, config.image_size)
+    size = min(sizes)  # images can be too small, never too large
+    with refuse_unfit_images(config.model.name, size, "" if size == config.image_size else " (progressive_sizes)"):
+        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ from jax import lax
 
 from jaxnets import create_model, data, datasets, evaluate, image_files, predictions, runtime, torch_weights
 from jaxnets.augment import normalize
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.models import default_image_size
 
 Triple = tuple[float, float, float]
@@ -172,7 +172,7 @@ def _read_ahead(read: Callable, paths: Sequence[str], size: int) -> Iterator[tup
 def _as_text(prediction: Prediction, names: Sequence[str]) -> str:
     lines = [_printable(prediction.path)]
     for label, probability in zip(prediction.classes, prediction.probabilities):
-        lines.append(f"{probability:9.2%}  {_name(label, names) or f'class {label}'}")
+        lines.append(f"{probability:9.2%}  {printable(_name(label, names) or f'class {label}')}")
     return "\n".join(lines)
 
 

@@ -92,6 +92,8 @@ def _check(content: Evaluated) -> None:
     shapes = {getattr(content, name).shape for name in ("label", "predicted", "probability", "label_probability")}
     if len(shapes) > 1 or content.label.ndim != 1 or content.class_names.ndim != 1:
         raise ValueError(f"its arrays have shapes {sorted(shapes)}")
+    if content.class_names.dtype.kind != "U":
+        raise ValueError(f"its class names are {content.class_names.dtype}")
     for name, limit in (("label", len(content.class_names)), ("mistakes", len(content.label)), ("predicted", np.inf)):
         values = getattr(content, name)
         if values.dtype.kind not in "iu" or values.size and not (values.min() >= 0 and values.max() < limit):

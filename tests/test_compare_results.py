@@ -40,6 +40,16 @@ def test_the_numbers_of_a_run(workdir):
     assert (run["seed"], run["train_images"], run["num_examples"]) == (4, 100, 7)
 
 
+def test_seconds_an_epoch_are_the_mean_of_short_and_long_ones(workdir):
+    at = {"step": 15, "epoch": 3}
+    train = {"loss": 1.0, "accuracy": 1.0, "images_per_second": 50 / 30}
+    evaluated = {"eval_loss": 1.0, "eval_accuracy": 1.0, "num_examples": 7}
+    with (workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(at | train) + "\n" + json.dumps(at | evaluated) + "\n")
+    run = compare_results.read_run(workdir, ConfigDict(CONFIG.to_dict() | {"num_epochs": 3}))
+    assert run["epoch_seconds"] == pytest.approx((6 + 9 + 30) / 3)
+
+
 def test_averaged_weights_count_where_the_run_keeps_them(workdir):
     run = compare_results.read_run(workdir, ConfigDict(CONFIG.to_dict() | {"ema_decay": 0.9}))
     assert run["accuracy"] == 0.9

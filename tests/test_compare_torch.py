@@ -160,6 +160,16 @@ def test_images_are_cropped_and_mirrored_each_in_its_own_way(config):
     assert counts.min() > 60 and counts.max() < 145  # 100 expected, 10 the deviation
 
 
+def test_every_image_has_a_hole_of_the_mean_colour(config):
+    config = changed(config, augment__cutout=4)
+    images = torch.full((32, 3, 16, 16), 255, dtype=torch.uint8)
+    white = compare_torch.normalize(images, config)
+    found = compare_torch.augment(images, config, 16)
+    assert ((found == white) | (found == 0)).all()
+    holes = (found == 0).sum((1, 2, 3)) // 3
+    assert holes.min() >= 4 and holes.max() == 16  # a quarter of it where it hangs over a corner
+
+
 def test_holes_are_the_same_as_ours_and_equally_often():
     torch.manual_seed(0)
     holes = compare_torch.cut_out(torch.ones(2000, 3, 5, 4), 3)

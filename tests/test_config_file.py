@@ -13,6 +13,12 @@ def test_overrides_change_fields_and_the_last_counts(repository):
     assert config_file.name_of(path) == "mnv2_x0_5"
 
 
+@pytest.mark.parametrize("last", [(0.5, 1.0), (12, 16), ()])
+def test_a_later_tuple_replaces_an_earlier_one(repository, last):
+    overrides = [f"--config.progressive_sizes={sizes}" for sizes in ((8, 32), last)]
+    assert config_file.load(f"{repository}/configs/mnv2.py", overrides).progressive_sizes == last
+
+
 @pytest.mark.parametrize(
     ("file", "override", "says"),
     [

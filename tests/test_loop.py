@@ -219,6 +219,12 @@ def test_a_longer_run_says_where_images_become_small_again(make_config, tmp_path
     assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
 
 
+def test_within_an_epoch_too(make_config, caplog):
+    before, longer = (make_config(num_epochs=epochs, progressive_sizes=(0.5, 1.0)) for epochs in (4, 8))
+    loop.announce_length(make_plan(longer), 12, before)  # of its 20 steps, the 2nd on large images
+    assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
+
+
 def test_a_decay_for_decoupled_optimizers_is_remarked_on_under_sgd(make_config, tmp_path, caplog):
     config = make_config(num_epochs=1, optimizer__name="sgd", optimizer__weight_decay=0.05)
     loop.announce(make_plan(config), tmp_path, 0, None)

@@ -57,7 +57,7 @@ def test_the_learning_rate_is_scaled_to_the_batch(config):
 def test_sizes_that_the_net_cannot_take_are_refused(config):
     config.model.name, config.model.width, config.model.stem_stride = "vgg16_cifar", None, None
     config.progressive_sizes = (16, 32)
-    with pytest.raises(UserError, match="'vgg16_cifar' cannot take images of 16x16"):
+    with pytest.raises(UserError, match=r"'vgg16_cifar' cannot take images of 16x16 \(progressive_sizes\)"):
         plan.make_plan(config)
 
 

@@ -125,6 +125,19 @@ def test_a_run_without_its_data_set_keeps_its_names_or_gives_numbers(run, files,
     assert objects(command(*arguments, "--format=json")[1])[0]["predictions"][0]["name"] is None
 
 
+def test_a_run_names_classes_as_it_was_evaluated_and_as_its_data_set_where_that_is_damaged(run, files, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(run[0], workdir)
+    arguments = [f"--workdir={workdir}", files[0] / "00.png", "--top=1"]
+    (name,) = (p["name"] for p in objects(command(*arguments, "--format=json")[1])[0]["predictions"])
+    kept = dict(np.load(workdir / predictions.FILE))
+    kept["class_names"] = np.array([f"class\n{name}" for name in kept["class_names"]])
+    np.savez(workdir / predictions.FILE, **kept)
+    assert command(*arguments)[1].splitlines()[1].endswith(f"%  class\\n{name}")
+    (workdir / predictions.FILE).write_bytes(b"damaged")
+    assert command(*arguments)[1].splitlines()[1].endswith(f"%  {name}")
+
+
 def test_bad_files_are_reported_and_the_others_go_on(run, files, tmp_path):
     folder = files[0]
     (tmp_path / "broken.png").write_bytes((folder / "01.png").read_bytes()[:60])

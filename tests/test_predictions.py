@@ -74,7 +74,7 @@ def test_a_workdir_without_predictions_has_none(tmp_path):
     assert predictions.load(tmp_path) is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "label", "missing", "image", "length"])
+@pytest.mark.parametrize("damage", ["cut", "text", "label", "missing", "image", "length", "names"])
 def test_another_file_is_refused(split, made, tmp_path, damage):
     predictions.save(tmp_path, 1, made, split)
     path = tmp_path / predictions.FILE
@@ -87,6 +87,8 @@ def test_another_file_is_refused(split, made, tmp_path, damage):
         content["label"] = content["label"] + (damage == "label") * 9
         content["images"] = content["images"].astype(np.float32 if damage == "image" else np.uint8)
         content["predicted"] = content["predicted"][: 50 - (damage == "length")]
+        if damage == "names":
+            content["class_names"] = content["class_names"].astype(np.bytes_)
         if damage == "missing":
             del content["mistakes"]
         np.savez(path, **content)

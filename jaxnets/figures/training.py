@@ -9,17 +9,10 @@ from matplotlib.figure import Figure
 from jaxnets import augment, compare, compare_entries, machine, plots, summary
 from jaxnets.figures.options import Options
 
-# Whatever the configuration's own recipe is, SGD and no more.
-PLAIN = (
-    "--config.optimizer.name=sgd",
-    "--config.optimizer.weight_decay=5e-4",
-    "--config.augment.cutout=0",
-    "--config.label_smoothing=0.0",
-    "--config.progressive_sizes=()",
-)
+PLAIN_SGD = (*compare.PLAIN, "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=5e-4")
 # Minutes on a laptop for a handful of nets; `--config.FIELD=VALUE` sets any of it otherwise.
 SMALL = (
-    *PLAIN,
+    *PLAIN_SGD,
     "--config.train_split=train[:8000]",
     "--config.eval_split=test[:4000]",
     "--config.image_size=24",
@@ -50,10 +43,10 @@ def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str,
 def compute(comparison: dict[str, Any]) -> str:
     """What a comparison cost, in one line: runs, images, arithmetic, seconds, machine."""
     config = comparison["nets"][0]["config"]
-    runs = [(net, run) for net in comparison["nets"] for run in net["runs"]]
-    seconds = sum(run["train_seconds"] for _, run in runs)
+    runs = [run for net in comparison["nets"] for run in net["runs"]]
+    seconds = sum(run["train_seconds"] for run in runs)
     # A step is the forward pass and twice as much backward.
-    macs = sum(3 * _mean_macs(net) * run["train_images"] for net, run in runs)
+    macs = sum(3 * _mean_macs(net) * sum(run["train_images"] for run in net["runs"]) for net in comparison["nets"])
     return (
         f"{len(runs)} runs of {config['num_epochs']} epochs on {comparison['dataset']} {comparison['train_split']} at "
         f"{config['image_size']} px: {macs / 1e12:.1f} T MACs, {seconds / 60:.1f} min of training; accuracy of "
