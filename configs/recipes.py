@@ -14,7 +14,7 @@ def default(config: ml_collections.ConfigDict) -> None:
     """
     config.batch_size, config.num_epochs = 256, 40
     config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.05)
-    config.progressive_sizes = (0.5, 0.75, 1.0)  # three fifths of the time
+    config.progressive_sizes = (0.5, 0.75, 1.0)  # three fifths of the arithmetic
     config.augment.cutout, config.label_smoothing = 8, 0.1
 
 
