@@ -41,7 +41,7 @@ from jaxnets import (
 )
 from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
-from jaxnets.compare_entries import JAXNETS, TORCH, Entry, beside_torch, make_entries
+from jaxnets.compare_entries import JAXNETS, TORCH, Entry, beside_torch, make_entries, net_fields
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
@@ -153,7 +153,7 @@ def num_classes_of(config: ml_collections.ConfigDict) -> int:
 def net_record(entry: Entry, num_seeds: int, out: Path, failed: Sequence[str], num_classes: int) -> dict[str, Any]:
     """All that is known of an entry now: its size, its finished runs and its latency, if measured."""
     config = entry.config
-    fields = _fields(config) | {"num_classes": num_classes}
+    fields = net_fields(config) | {"num_classes": num_classes}
     counted = summaries.summarize(config.model.name, config.image_size, **fields)
     found = [
         compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number)) for number in range(num_seeds)
@@ -175,12 +175,6 @@ def net_record(entry: Entry, num_seeds: int, out: Path, failed: Sequence[str], n
     }
 
 
-def _fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What `config.model` sets besides the name, the dtype and the number of classes."""
-    apart = ("name", "dtype", "num_classes")
-    return {name: value for name, value in config.model.items() if value is not None and name not in apart}
-
-
 def measure_latency(entry: Entry, image_size: int | None, batch_size: int, num_classes: int, out: Path) -> None:
     """Time the entry's net, unless the same was timed before on this machine.
 
@@ -188,7 +182,7 @@ def measure_latency(entry: Entry, image_size: int | None, batch_size: int, num_c
     the same name without `_cifar`.
     """
     config = entry.config
-    name, size, fields = config.model.name, image_size or config.image_size, _fields(config)
+    name, size, fields = config.model.name, image_size or config.image_size, net_fields(config)
     if size != config.image_size and name.removesuffix("_cifar") in jaxnets.list_models():
         name = name.removesuffix("_cifar")
     if name == config.model.name:

@@ -56,6 +56,12 @@ def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence
     return entries
 
 
+def net_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What `config.model` sets besides the name, the dtype and the number of classes."""
+    apart = ("name", "dtype", "num_classes")
+    return {name: value for name, value in config.model.items() if value is not None and name not in apart}
+
+
 def beside_torch(entries: Sequence[Entry]) -> list[Entry]:
     """Each entry, and after it the same in PyTorch."""
     return [

@@ -23,6 +23,7 @@ from torch import nn
 import jaxnets
 from jaxnets import data, plan, settings, torch_nets, torch_weights, workdir
 from jaxnets.benchmark_torch import FORMATS, synchronize
+from jaxnets.compare_entries import net_fields
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plain_files import replacing
@@ -44,10 +45,8 @@ def check(config: ml_collections.ConfigDict) -> None:
             f"--against=torch: there is no {model.name} in PyTorch here; there are {', '.join(torch_nets.NETS)}"
         )
     plain = jaxnets.create_model(model.name)
-    apart = ("name", "dtype", "num_classes")
-    fields = {name: value for name, value in model.items() if value is not None and name not in apart}
     other = {
-        **{f"model.{name}": getattr(plain, name) != value for name, value in fields.items()},
+        **{f"model.{name}": getattr(plain, name) != value for name, value in net_fields(config).items()},
         "model.dtype": model.dtype == "float16",
         "ema_decay": config.ema_decay,
         "augment.mixup": config.augment.mixup,

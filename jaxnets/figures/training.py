@@ -59,7 +59,8 @@ def _mean_macs(net: dict[str, Any]) -> float:
     config, side = net["config"], net["image_size"]
     epochs = range(config["num_epochs"])
     sizes = [augment.progressive_size(config["progressive_sizes"], side, at, len(epochs)) for at in epochs]
-    macs = {size: summary.summarize(net["model"], size, **net["fields"]).macs for size in set(sizes)}
+    counted = {size: summary.summarize(net["model"], size, **net["fields"]).macs for size in {*sizes} - {side}}
+    macs = counted | {side: net["macs"]}
     return statistics.fmean(macs[size] for size in sizes)
 
 
