@@ -14,6 +14,7 @@ from jax import lax
 from jaxnets import ops
 
 FORMULATIONS = [name for name in ops.FORMULATIONS if name != "native" or ops.native_library.available()]
+PORTABLE = ("xla", "gpu")  # what they compute on a CPU is what they mean everywhere
 SAME = ((1, 1), (1, 1))
 
 
@@ -34,11 +35,17 @@ def _value_and_gradients(function, arrays, dy, name):
     return y, *pull(dy.astype(y.dtype))
 
 
-def both(function, *arrays):
-    """Value and gradients of `function` as `xla` computes them, and as `reference` does in float64."""
+@pytest.fixture(params=PORTABLE)
+def portable(request):
+    """The name of portable formulations."""
+    return request.param
+
+
+def both(name, function, *arrays):
+    """Value and gradients of `function` as the formulations `name` compute them, and as `reference` does in float64."""
     shape = jax.eval_shape(function, *arrays).shape
     dy = random(9, *shape)
-    got = _value_and_gradients(function, arrays, dy, "xla")
+    got = _value_and_gradients(function, arrays, dy, name)
     with jax.enable_x64(True):
         wide = [np.asarray(a, np.float64) for a in arrays]
         expected = _value_and_gradients(function, wide, np.float64(dy), "reference")
@@ -58,29 +65,30 @@ def convolution(strides, padding, groups):
 
 @pytest.mark.parametrize("kernel_size, size", [(3, (7, 8)), (5, (8, 7)), (3, (2, 1))])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_depthwise_convolution(stride, kernel_size, size):
+def test_depthwise_convolution(portable, stride, kernel_size, size):
     pad = kernel_size // 2
     function = convolution((stride, stride), ((pad, pad), (pad, pad)), 3)
     # 11 images: one full group of the kernel gradient and a rest
-    assert_close(*both(function, random(0, 11, *size, 3), random(1, kernel_size, kernel_size, 1, 3)))
+    assert_close(*both(portable, function, random(0, 11, *size, 3), random(1, kernel_size, kernel_size, 1, 3)))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel_size", [3, 5])
-def test_bfloat16_depthwise_convolution_rounds_once(kernel_size, stride):
+def test_bfloat16_depthwise_convolution_rounds_once(portable, kernel_size, stride):
     pad = kernel_size // 2
     function = convolution((stride, stride), ((pad, pad), (pad, pad)), 4)
     x = jnp.asarray(random(0, 9, 9, 8, 4), jnp.bfloat16)
     kernel = jnp.asarray(random(1, kernel_size, kernel_size, 1, 4), jnp.bfloat16)
-    got, expected = both(function, x, kernel)
+    got, expected = both(portable, function, x, kernel)
     assert all(a.dtype == jnp.bfloat16 for a in got)
     for a, b in zip(got, expected):
         # dy is rounded to bfloat16 too, which the kernel gradient, a sum of hundreds, averages out
         np.testing.assert_allclose(np.float64(a), b, rtol=2**-8, atol=2**-8 * np.abs(b).max() * 0.5)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
+    portable=st.sampled_from(PORTABLE),
     batch=st.sampled_from([0, 1, 8, 17]),
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     kernel_size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
@@ -88,10 +96,10 @@ def test_bfloat16_depthwise_convolution_rounds_once(kernel_size, stride):
     padding=st.tuples(*[st.tuples(st.integers(-1, 3), st.integers(-1, 3))] * 2),
     multiplier=st.sampled_from([1, 1, 2]),
 )
-def test_depthwise_convolution_of_any_geometry(batch, size, kernel_size, strides, padding, multiplier):
+def test_depthwise_convolution_of_any_geometry(portable, batch, size, kernel_size, strides, padding, multiplier):
     padding = tuple(p if n + sum(p) > 0 else (0, 0) for n, p in zip(size, padding))
     function = convolution(strides, padding, 2)
-    assert_close(*both(function, random(0, batch, *size, 2), random(1, *kernel_size, 1, 2 * multiplier)))
+    assert_close(*both(portable, function, random(0, batch, *size, 2), random(1, *kernel_size, 1, 2 * multiplier)))
 
 
 @pytest.mark.parametrize(
@@ -107,12 +115,12 @@ def test_depthwise_convolution_of_any_geometry(batch, size, kernel_size, strides
         ((3, 3, 2, 20), 2, 10),
     ],
 )
-def test_other_convolutions(kernel_shape, stride, groups):
+def test_other_convolutions(portable, kernel_shape, stride, groups):
     pad = kernel_shape[0] // 2
     function = convolution((stride, stride), ((pad, pad), (pad, pad)), groups)
     x, kernel = random(0, 3, 7, 8, kernel_shape[2] * groups), random(1, *kernel_shape)
-    assert_close(*both(function, x, kernel))
-    got, _ = both(function, x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert_close(*both(portable, function, x, kernel))
+    got, _ = both(portable, function, x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
     expected = lax_conv(x, kernel, (stride, stride), ((pad, pad), (pad, pad)), groups)
     np.testing.assert_allclose(np.float32(got[0]), expected, atol=0.02 * np.abs(expected).max())
 
@@ -141,11 +149,11 @@ def test_each_public_convolution_is_lax_convolution(name, function, kernel_shape
     "kernel_shape, groups", [((3, 3, 1, 4), 4), ((1, 1, 4, 4), 1), ((3, 3, 3, 4), 1), ((1, 1, 2, 4), 2)]
 )
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-def test_nan_and_infinity_reach_what_they_reach_in_lax(kernel_shape, groups, special):
+def test_nan_and_infinity_reach_what_they_reach_in_lax(portable, kernel_shape, groups, special):
     x = random(0, 2, 6, 5, kernel_shape[2] * groups)
     x[1, 2, 3, 1] = special
     kernel, pad = random(1, *kernel_shape), kernel_shape[0] // 2
-    with ops.using("xla"):
+    with ops.using(portable):
         got = convolution((1, 1), ((pad, pad), (pad, pad)), groups)(x, kernel)
     np.testing.assert_allclose(got, lax_conv(x, kernel, (1, 1), ((pad, pad), (pad, pad)), groups), atol=1e-5)
 
@@ -153,8 +161,9 @@ def test_nan_and_infinity_reach_what_they_reach_in_lax(kernel_shape, groups, spe
 @pytest.mark.parametrize(
     "kernel_shape, groups", [((3, 3, 1, 4), 4), ((1, 1, 4, 5), 1), ((3, 3, 3, 4), 1), ((1, 1, 2, 4), 2)]
 )
-def test_empty_batches(kernel_shape, groups):
+def test_empty_batches(portable, kernel_shape, groups):
     got, expected = both(
+        portable,
         convolution((2, 2), SAME if kernel_shape[0] == 3 else ops.NO_PADDING, groups),
         random(0, 0, 6, 5, kernel_shape[2] * groups),
         random(1, *kernel_shape),
@@ -167,36 +176,38 @@ def normalisation(bounds):
 
 
 @pytest.mark.parametrize("bounds", [ops.UNBOUNDED, (0.0, float("inf")), (0.0, 6.0), (-0.5, 0.5)])
-def test_batch_norm(bounds):
+def test_batch_norm(portable, bounds):
     x = 3 * random(0, 4, 5, 6, 7) + random(1, 7)
-    assert_close(*both(normalisation(bounds), x, 2 * random(2, 7), random(3, 7)))
-    with ops.using("xla"):
+    assert_close(*both(portable, normalisation(bounds), x, 2 * random(2, 7), random(3, 7)))
+    with ops.using(portable):
         _, mean, var = ops.batch_norm(x, random(2, 7), random(3, 7), bounds=bounds)
     np.testing.assert_allclose(mean, np.float64(x).mean((0, 1, 2)), atol=1e-6)
     np.testing.assert_allclose(var, np.float64(x).var((0, 1, 2)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("mean, std", [(1e4, 1.0), (-1e6, 1.0), (3e3, 1e-2)])
-def test_batch_norm_of_a_large_mean_and_small_variance(mean, std):
+def test_batch_norm_of_a_large_mean_and_small_variance(portable, mean, std):
     x = (mean + std * random(0, 8, 9, 9, 3)).astype(np.float32)
     x[0, 0, 0] = 0.0  # and an outlier, as the corner of an image with a frame has
-    assert_close(*both(normalisation((0.0, 6.0)), x, 1 + random(1, 3), random(2, 3)), tolerance=1e-5)
+    assert_close(*both(portable, normalisation((0.0, 6.0)), x, 1 + random(1, 3), random(2, 3)), tolerance=1e-5)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
+    portable=st.sampled_from(PORTABLE),
     shape=st.sampled_from([(1, 1, 2, 3), (2, 1, 1, 3), (9, 4, 3, 2)]),
     log_scale=st.floats(-4, 4),
     offset=st.floats(-1e3, 1e3),
 )
-def test_batch_norm_of_any_scale(shape, log_scale, offset):
+def test_batch_norm_of_any_scale(portable, shape, log_scale, offset):
     x = (10**log_scale * random(0, *shape) + offset).astype(np.float32)
-    assert_close(*both(normalisation((0.0, 6.0)), x, random(1, shape[-1]), random(2, shape[-1])), tolerance=1e-4)
+    function, vectors = normalisation((0.0, 6.0)), (random(1, shape[-1]), random(2, shape[-1]))
+    assert_close(*both(portable, function, x, *vectors), tolerance=1e-4)
 
 
-def test_bfloat16_batch_norm_has_float32_statistics():
+def test_bfloat16_batch_norm_has_float32_statistics(portable):
     x = jnp.asarray(random(0, 64, 8, 8, 4) + 3, jnp.bfloat16)
-    with ops.using("xla"):
+    with ops.using(portable):
         y, mean, var = ops.batch_norm(x, np.ones(4, np.float32), np.zeros(4, np.float32))
     wide = np.float64(x)
     assert (y.dtype, mean.dtype, var.dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
@@ -217,10 +228,10 @@ def test_batch_statistics_pass_no_gradient(name):
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf])
-def test_batch_norm_spoils_only_the_channel_with_nan_or_infinity(special):
+def test_batch_norm_spoils_only_the_channel_with_nan_or_infinity(portable, special):
     x = random(0, 2, 3, 4, 3)
     x[1, 2, 0, 1] = special
-    with ops.using("xla"):
+    with ops.using(portable):
         y, mean, var = ops.batch_norm(x, np.ones(3, np.float32), np.zeros(3, np.float32), bounds=(0.0, 6.0))
     assert np.isnan(y[..., 1]).all() and not np.isfinite(mean[1]) and np.isnan(var[1])
     assert np.isfinite(y[..., ::2]).all()
@@ -239,9 +250,9 @@ def test_no_gradient_at_the_bounds(name, bounds):
 
 
 @pytest.mark.parametrize("groups, channels", [(2, 4), (3, 12), (4, 4), (1, 5)])
-def test_channel_shuffle(groups, channels):
+def test_channel_shuffle(portable, groups, channels):
     x = random(0, 2, 3, 4, channels)
-    got, expected = both(lambda x: ops.channel_shuffle(x, groups), x)
+    got, expected = both(portable, lambda x: ops.channel_shuffle(x, groups), x)
     assert_close(got, expected, tolerance=1e-7)
     for g, i in itertools.product(range(groups), range(channels // groups)):
         np.testing.assert_array_equal(got[0][..., i * groups + g], x[..., g * (channels // groups) + i])
@@ -267,10 +278,10 @@ def test_choice_of_formulation(monkeypatch):
     monkeypatch.delenv("JAXNETS_OPS", raising=False)
     with monkeypatch.context() as without_a_compiler:
         without_a_compiler.setattr(ops.native_library, "available", lambda: False)
-        assert ops.formulation() == ("xla" if jax.default_backend() == "cpu" else "reference")
+        assert ops.formulation() == ("xla" if jax.default_backend() == "cpu" else "gpu")
     with monkeypatch.context() as with_one:
         with_one.setattr(ops.native_library, "available", lambda: True)
-        assert ops.formulation() == ("native" if jax.default_backend() == "cpu" else "reference")
+        assert ops.formulation() == ("native" if jax.default_backend() == "cpu" else "gpu")
     monkeypatch.setenv("JAXNETS_OPS", "reference")
     assert ops.formulation() == "reference"
     with ops.using("xla"):
@@ -280,12 +291,12 @@ def test_choice_of_formulation(monkeypatch):
         assert ops.formulation() == "xla"
     assert ops.formulation() == "reference"
     with (
-        pytest.raises(ValueError, match="ops.using must be one of reference, xla, native, not 'fast'"),
+        pytest.raises(ValueError, match="ops.using must be one of reference, xla, native, gpu, not 'fast'"),
         ops.using("fast"),
     ):
         pass
     monkeypatch.setenv("JAXNETS_OPS", "fast")
-    with pytest.raises(ValueError, match="JAXNETS_OPS must be one of reference, xla, native, not 'fast'"):
+    with pytest.raises(ValueError, match="JAXNETS_OPS must be one of reference, xla, native, gpu, not 'fast'"):
         ops.conv(random(0, 1, 4, 4, 2), random(1, 1, 1, 2, 2))
 
 

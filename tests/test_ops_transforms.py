@@ -16,6 +16,7 @@ from jaxnets import ops
 
 SAME = ((1, 1), (1, 1))
 CHANNELS = 4
+PORTABLE = ("xla", "gpu")
 
 
 def arrays(batch=8):
@@ -53,22 +54,25 @@ def assert_trees_close(got, expected, tolerance=1e-5):
     ],
     ids=["remat", "scan", "vmap"],
 )
-def test_transformations(transform):
-    got = jax.tree.map(lambda a, b: a.reshape(b.shape), gradients("xla", transform), expected := gradients("reference"))
+@pytest.mark.parametrize("name", PORTABLE)
+def test_transformations(name, transform):
+    got = jax.tree.map(lambda a, b: a.reshape(b.shape), gradients(name, transform), expected := gradients("reference"))
     assert_trees_close(got, expected)
 
 
-def test_vmap_over_different_kernels():
+@pytest.mark.parametrize("name", PORTABLE)
+def test_vmap_over_different_kernels(name):
     parameters, x, weight = arrays()
     stacked = jax.tree.map(lambda a: np.stack([a, 2 * a]), parameters)
-    with ops.using("xla"):
+    with ops.using(name):
         got = jax.jit(jax.vmap(jax.grad(loss), (0, None, None)))(stacked, x, weight)
         expected = jax.jit(jax.grad(loss))(jax.tree.map(lambda a: 2 * a, parameters), x, weight)
     assert_trees_close(jax.tree.map(lambda a: a[1], got), expected)
 
 
+@pytest.mark.parametrize("name", PORTABLE)
 @pytest.mark.parametrize("forward_over_reverse", [False, True])
-def test_second_derivatives(forward_over_reverse):
+def test_second_derivatives(name, forward_over_reverse):
     def product_with_hessian(name):
         def function(*args):
             directions = jax.tree.map(jnp.cos, args[:2])
@@ -80,13 +84,14 @@ def test_second_derivatives(forward_over_reverse):
         with ops.using(name):
             return jax.jit(function)(*arrays())
 
-    assert_trees_close(product_with_hessian("xla"), product_with_hessian("reference"), 1e-4)
+    assert_trees_close(product_with_hessian(name), product_with_hessian("reference"), 1e-4)
 
 
-def test_forward_mode_raises_and_works_with_the_reference():
+@pytest.mark.parametrize("name", PORTABLE)
+def test_forward_mode_raises_and_works_with_the_reference(name):
     x, kernel = arrays()[1], arrays()[0][0]
     function = lambda x: ops.depthwise_conv(x, kernel)  # noqa: E731
-    with ops.using("xla"), pytest.raises(TypeError, match="custom_vjp"):
+    with ops.using(name), pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(function, (x,), (x,))
     with ops.using("reference"):
         y, tangent = jax.jvp(function, (x,), (x,))

@@ -4,10 +4,11 @@ The only place that knows how a convolution is computed. Arrays are NHWC `(N, H,
 `(height, width, input channels / feature_group_count, output channels)`, both of one floating dtype.
 `strides` is `(down, across)`, `padding` is `((top, bottom), (left, right))` in pixels.
 
-There are three sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
-`xla` (portable XLA, some gradients of its own), and `native` (C++ on the CPU, built on first use; what it does not
-do is xla's). JAXNETS_OPS=reference|xla|native or `with ops.using(name)` forces one; otherwise the platform decides:
-native on the CPU, or xla where the build fails. A convolution that a BatchNorm follows may stay a `Convolution`, and
+There are four sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
+`xla` (portable XLA as CPUs want it, some gradients of its own), `native` (C++ on the CPU, built on first use; what it
+does not do is xla's), and `gpu` (portable XLA as GPUs want it). JAXNETS_OPS=reference|xla|native|gpu or
+`with ops.using(name)` forces one; otherwise the platform decides: native on the CPU, or xla where the build fails, gpu
+on a GPU, and reference elsewhere. A convolution that a BatchNorm follows may stay a `Convolution`, and
 the BatchNorm's output `Normalized` or, in evaluation, `Filtered`, one with a bias `Biased`, and part of an array
 `Channels`, until the native operators read them: all are arrays to everyone else.
 
@@ -26,12 +27,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.errors import UserError
-from jaxnets.ops import native, reference, xla
+from jaxnets.ops import gpu, native, reference, xla
 from jaxnets.ops.deferred import Biased, Channels, Convolution, Filtered, Normalized
 from jaxnets.ops.native import library as native_library
 
 UNBOUNDED = (-float("inf"), float("inf"))
-FORMULATIONS = {"reference": reference, "xla": xla, "native": native}
+FORMULATIONS = {"reference": reference, "xla": xla, "native": native, "gpu": gpu}
 NO_PADDING = ((0, 0), (0, 0))
 
 _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
@@ -39,7 +40,7 @@ _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
 
 @contextlib.contextmanager
 def using(name):
-    """Compute with the formulations `name`, "reference", "xla" or "native", in this scope.
+    """Compute with the formulations `name`, one of `FORMULATIONS`, in this scope.
 
     Read where an operator is traced: a function that `jax.jit` compiled before keeps what it was compiled
     with, so make the jitted function inside the scope. Raises UserError for any other name.
@@ -60,9 +61,10 @@ def formulation():
         return name
     if name := os.environ.get("JAXNETS_OPS"):
         return _checked(name, "the environment variable JAXNETS_OPS")
-    if jax.default_backend() != "cpu":
-        return "reference"  # the portable formulations are unmeasured there
-    return "native" if native_library.available() else "xla"
+    if jax.default_backend() == "cpu":
+        return "native" if native_library.available() else "xla"
+    # On a TPU nothing has been measured.
+    return "gpu" if jax.default_backend() == "gpu" else "reference"
 
 
 def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1):
@@ -151,7 +153,7 @@ def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
     if _is_native(convolution, gain, bias, shuffle=shuffle):
         return native.conv_affine(convolution, gain, bias, bounds, shuffle)
     y = conv(**convolution._asdict())
-    return channel_shuffle(_clip((y * gain + bias).astype(y.dtype), bounds), shuffle)
+    return channel_shuffle(reference.clip((y * gain + bias).astype(y.dtype), bounds), shuffle)
 
 
 def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
@@ -162,7 +164,7 @@ def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
     if _is_native(convolution, bias):
         return native.conv_bias(convolution, bias, bounds)
     y = conv(**convolution._asdict())
-    return _clip(y + bias.astype(y.dtype), bounds)
+    return _formulations().add_bias(y, bias, bounds)
 
 
 def add(x, y, *, bounds=UNBOUNDED):
@@ -172,7 +174,7 @@ def add(x, y, *, bounds=UNBOUNDED):
     if not (isinstance(y, Normalized) and y.bounds == UNBOUNDED):
         x, y = jnp.asarray(x), jnp.asarray(y)
         if formulation() != "native" or not (x.shape == y.shape and x.dtype == y.dtype == jnp.float32):
-            return _clip(x + y, bounds)
+            return reference.clip(x + y, bounds)
     return native.add(x, y, bounds)
 
 
@@ -226,13 +228,6 @@ def channel_shuffle(x, groups):
     """
     _require_divided(x.shape[-1], groups)
     return _formulations().channel_shuffle(x, groups) if groups > 1 else x
-
-
-def _clip(x, bounds):
-    if bounds == UNBOUNDED:
-        return x
-    low, high = (jnp.asarray(bound, x.dtype) for bound in bounds)
-    return jax.lax.clamp(low, x, high)
 
 
 def _takes_part(y, x):

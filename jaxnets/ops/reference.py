@@ -45,11 +45,21 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     var = jnp.square(x32 - mean).mean((0, 1, 2))
     if axis_name is not None:
         var = lax.pmean(var, axis_name)
-    y = (x32 - mean) * (scale * lax.rsqrt(var + epsilon)) + bias
-    low, high = bounds
-    if low != -jnp.inf or high != jnp.inf:
-        y = lax.clamp(low, y, high)
+    y = clip((x32 - mean) * (scale * lax.rsqrt(var + epsilon)) + bias, tuple(bounds))
     return y.astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def add_bias(x, bias, bounds):
+    """clip(x + bias), of x's dtype."""
+    return clip(x + bias.astype(x.dtype), bounds)
+
+
+def clip(x, bounds):
+    """x within `(low, high)`; no gradient passes where it is at a bound."""
+    if bounds == (-jnp.inf, jnp.inf):
+        return x
+    low, high = (jnp.asarray(bound, x.dtype) for bound in bounds)
+    return lax.clamp(low, x, high)
 
 
 def channel_shuffle(x, groups):

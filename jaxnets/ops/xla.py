@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from jaxnets.ops import reference
+from jaxnets.ops.reference import add_bias
 from jaxnets.ops.windows import output_size, pad, taps, window
 from jaxnets.ops.xla_batch_norm import batch_norm
 from jaxnets.ops.xla_depthwise import depthwise_conv
@@ -132,6 +133,7 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 __all__ = [
+    "add_bias",
     "avg_pool",
     "batch_norm",
     "channel_shuffle",

@@ -45,14 +45,14 @@ def _backward(strides, padding, saved, dy):
     size = [n - low - high for n, (low, high) in zip(padded.shape[1:3], padding)]
     if not dy.size:
         return jnp.zeros((dy.shape[0], *size, dy.shape[3]), padded.dtype), jnp.zeros_like(kernel)
-    dx = _input_gradient(dy, kernel, strides, padding, size)
+    dx = input_gradient(dy, kernel, strides, padding, size)
     return dx, _kernel_gradient(padded, dy, kernel, strides, padding)
 
 
 _depthwise.defvjp(_forward, _backward)
 
 
-def _input_gradient(dy, kernel, strides, padding, size):
+def input_gradient(dy, kernel, strides, padding, size):
     """Input `cell * stride + phase` met only every stride-th tap: each phase is a convolution of its own."""
     if len(taps(kernel)) > FEW_TAPS:
         return _input_gradient_of_many_taps(dy, kernel, strides, padding, size)

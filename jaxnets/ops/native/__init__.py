@@ -23,9 +23,11 @@ from jaxnets.ops.native.evaluation import conv_affine, evaluate
 from jaxnets.ops.native.normalization import add, batch_norm
 from jaxnets.ops.native.pooling import avg_pool, max_pool
 from jaxnets.ops.native.stem import pooled_stem, stem_parts
+from jaxnets.ops.reference import add_bias
 
 __all__ = [
     "add",
+    "add_bias",
     "avg_pool",
     "batch_norm",
     "channel_shuffle",

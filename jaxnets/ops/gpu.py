@@ -1,0 +1,78 @@
+"""Formulations for GPUs: portable XLA where a library's convolution is slow, cuDNN's where it is not.
+
+Arithmetic is cheap there, what counts is how often an array goes through the memory, and the number of kernels.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnets.ops import reference
+from jaxnets.ops.gpu_batch_norm import batch_norm
+from jaxnets.ops.gpu_depthwise import depthwise_conv
+from jaxnets.ops.gpu_sums import sums, wide
+from jaxnets.ops.manual_axes import align
+from jaxnets.ops.reference import avg_pool, channel_shuffle, conv
+from jaxnets.ops.xla import max_pool, pointwise_conv
+
+
+def grouped_conv(x, kernel, strides, padding, feature_group_count):
+    """1x1 kernels as a batch of matrix products, others as lax computes them."""
+    if kernel.shape[:2] != (1, 1) or any(map(any, padding)):
+        return reference.grouped_conv(x, kernel, strides, padding, feature_group_count)
+    x = x[:, :: strides[0], :: strides[1]]
+    *_, inputs, outputs = kernel.shape
+    rows = x.reshape(-1, feature_group_count, inputs)
+    y = jnp.einsum("rgi,igo->rgo", rows, kernel.reshape(inputs, feature_group_count, -1))
+    return y.reshape(*x.shape[:3], outputs)
+
+
+def add_bias(x, bias, bounds):
+    """See `reference.add_bias`; the bias's gradient is a sum of `gpu_sums`."""
+    return _add_bias(*align(x, bias), tuple(bounds))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _add_bias(x, bias, bounds):
+    return reference.add_bias(x, bias, bounds)
+
+
+def _add_bias_forward(x, bias, bounds):
+    y = reference.add_bias(x, bias, bounds)
+    return y, (y, bias)
+
+
+def _add_bias_backward(bounds, saved, dy):
+    y, bias = saved
+    y, dy = lax.optimization_barrier((y, dy))
+    (dbias,) = sums(wide(_within(y, dy, bounds)))
+    y, dy = lax.optimization_barrier((y, dy))  # computed again as they are read
+    return _within(y, dy, bounds), dbias.astype(bias.dtype)
+
+
+_add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def _within(y, dy, bounds):
+    """dy where the output was not clipped, else 0."""
+    low, high = bounds
+    if low != -jnp.inf:
+        dy = jnp.where(y > low, dy, 0)
+    if high != jnp.inf:
+        dy = jnp.where(y < high, dy, 0)
+    return dy
+
+
+__all__ = [
+    "add_bias",
+    "avg_pool",
+    "batch_norm",
+    "channel_shuffle",
+    "conv",
+    "depthwise_conv",
+    "grouped_conv",
+    "max_pool",
+    "pointwise_conv",
+]

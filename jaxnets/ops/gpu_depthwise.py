@@ -1,0 +1,66 @@
+"""Depthwise convolution for GPUs: sums of shifted products, which XLA makes one kernel of, and so its gradients."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from jaxnets.ops import reference
+from jaxnets.ops.gpu_sums import sums, wide
+from jaxnets.ops.manual_axes import align
+from jaxnets.ops.windows import output_size, pad, taps, window
+from jaxnets.ops.xla_depthwise import FEW_TAPS, input_gradient
+
+
+def depthwise_conv(x, kernel, strides, padding):
+    """See `jaxnets.ops.depthwise_conv`; with many taps, or several outputs a channel, as lax computes it."""
+    height, width, _, features = kernel.shape
+    if features != x.shape[-1] or height * width > FEW_TAPS:
+        return reference.depthwise_conv(x, kernel, strides, padding)
+    x, kernel = align(x, kernel.reshape(height, width, features))
+    return _depthwise(x, kernel, tuple(strides), tuple(map(tuple, padding)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x, kernel, strides, padding):
+    """x `(N, H, W, C)`, kernel `(h, w, C)`."""
+    return _shifted_products(x, kernel, strides, padding)
+
+
+def _shifted_products(x, kernel, strides, padding):
+    padded = pad(x, padding)
+    size = output_size(padded, kernel, strides)
+    weights = wide(kernel)
+    y = jnp.zeros((x.shape[0], *size, x.shape[3]), weights.dtype)
+    if y.size:
+        y = sum(wide(window(padded, tap, size, strides)) * weights[tap] for tap in taps(kernel))
+    return y.astype(x.dtype)
+
+
+def _forward(x, kernel, strides, padding):
+    return _shifted_products(x, kernel, strides, padding), (x, kernel)
+
+
+def _backward(strides, padding, saved, dy):
+    x, kernel = saved
+    if not dy.size:
+        return jnp.zeros_like(x), jnp.zeros_like(kernel)
+    if strides == (1, 1):
+        # The convolution of dy with the kernel turned around.
+        sides = zip(kernel.shape, x.shape[1:3], dy.shape[1:3], padding)
+        edges = tuple((extent - 1 - low, size + low - have) for extent, size, have, (low, _) in sides)
+        dx = _shifted_products(dy, kernel[::-1, ::-1], strides, edges)
+    else:
+        dx = input_gradient(dy, kernel, strides, padding, x.shape[1:3])
+    return dx, _kernel_gradient(x, dy, kernel, strides, padding)
+
+
+_depthwise.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(x, dy, kernel, strides, padding):
+    """Sums of the products of dy with every tap's window: all taps beside one another, as channels of one map."""
+    padded, size = pad(x, padding), dy.shape[1:3]
+    products = [wide(window(padded, tap, size, strides)) * wide(dy) for tap in taps(kernel)]
+    (gradient,) = sums(jnp.concatenate(products, -1))
+    return gradient.reshape(kernel.shape).astype(kernel.dtype)

@@ -1,0 +1,103 @@
+"""The formulations for GPUs, computed on a CPU: their sums, statistics and gradients; `test_ops` has the operators."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxnets import create_model, ops
+from jaxnets.ops.gpu_batch_norm import GOLDEN_RATIO
+from jaxnets.ops.gpu_sums import sums
+
+RELU = (0.0, float("inf"))
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.tuples(st.integers(0, 7), st.integers(1, 5), st.integers(1, 13), st.integers(1, 9)))
+def test_sums_of_maps_of_any_size(shape):
+    a, b = normal(0, *shape), normal(1, *shape)
+    for got, expected in zip(sums(a, b), (a, b), strict=True):
+        np.testing.assert_allclose(got, np.float64(expected).sum((0, 1, 2)), rtol=0, atol=1e-5)
+
+
+def test_sums_are_of_parts_first():
+    """Parts of 64 rows each, or XLA reduces all 4,096 in a few blocks of threads."""
+    text = jax.jit(lambda x: sums(x)[0]).lower(jnp.zeros((256, 4, 4, 232))).as_text()
+    assert "tensor<64x64x232xf32>" in text and "optimization_barrier" in text
+
+
+@pytest.mark.parametrize("position", [0, 2048, 4095, *(int(GOLDEN_RATIO * i % 1 * 4096) for i in (1, 2, 3))])
+def test_statistics_in_one_pass_are_exact_wherever_an_outlier_is(position):
+    """Also where it is one of the three values that the others are counted from: from it alone, 4,096 times worse."""
+    x = 1e4 + normal(0, 4096, 3)
+    x[position] = 0
+    with ops.using("gpu"):
+        y, mean, var = ops.batch_norm(x.reshape(64, 8, 8, 3), np.ones(3, np.float32), np.zeros(3, np.float32))
+    wide = np.float64(x)
+    np.testing.assert_allclose(mean, wide.mean(0), rtol=1e-7)
+    np.testing.assert_allclose(var, wide.var(0), rtol=1e-6)
+    expected = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5)
+    np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("bounds", [ops.UNBOUNDED, RELU, (-0.5, 0.5)])
+def test_bias(bounds):
+    def function(x, bias):
+        convolution = ops.Convolution(x, jnp.eye(5)[None, None], (1, 1), ops.NO_PADDING, 1)
+        return jnp.tanh(ops.conv_bias(convolution, bias, bounds=bounds)).sum()
+
+    arrays = normal(0, 3, 4, 5, 5), normal(1, 5)
+    with ops.using("gpu"):
+        got = jax.jit(jax.grad(function, (0, 1)))(*arrays)
+    with ops.using("reference"), jax.enable_x64(True):
+        expected = jax.jit(jax.grad(function, (0, 1)))(*map(np.float64, arrays))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+
+
+def gradients(name):
+    """Loss, statistics and gradients of a small net in training."""
+    model = create_model("mobilenet_v2_mini", num_classes=5)
+    images, labels = normal(0, 12, 32, 32, 3), jnp.arange(12) % 5
+    shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    variables = jax.tree.map(lambda a: normal(a.size, *a.shape) / 4 + (a.ndim == 1), shapes)
+
+    def loss(params):
+        logits, updated = model.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+        return -jax.nn.log_softmax(logits)[jnp.arange(12), labels].mean(), updated
+
+    with ops.using(name):
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+
+def test_a_net_has_the_reference_s_loss_gradients_and_statistics():
+    for a, b in zip(*map(jax.tree.leaves, (gradients("gpu"), gradients("reference"))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(1e-2, np.abs(b).max()))
+
+
+def test_training_lowers_for_gpus_without_one():
+    """Nothing in it is the CPU's alone; depthwise kernels are no convolutions of XLA's, forward or backward."""
+    model = create_model("shufflenet_v2_x0_5_cifar", num_classes=5, dtype=jnp.bfloat16)
+    images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+
+    def loss(params, batch_stats, images):
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+        )
+        return logits.sum()
+
+    with ops.using("gpu"):
+        traced = jax.jit(jax.grad(loss)).trace(variables["params"], variables["batch_stats"], images)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "jaxnets_" not in text  # the native operators' calls
+    # The stem, and its kernel's gradient; the image's is not wanted.
+    assert text.count("stablehlo.convolution") == 2
