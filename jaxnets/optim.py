@@ -81,13 +81,58 @@ def decay_mask(params, decay_depthwise: bool = True):
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def muon_dimensions(params):
-    """How Muon sees each leaf as a matrix, inputs by outputs: convolutions so; None, for Adam, the rest.
+def stack(tree):
+    """The leaves of `tree` as Muon takes them: `{'matrices': {shape: (L, h, w, I, O)}, 'rest': {path: leaf}}`.
 
-    The rest: the classifier, depthwise kernels (whose rows are channels that never meet), BatchNorm, biases.
+    Kernels of one shape are one array, so that their products are batches: fewer and larger. The rest, for Adam: the
+    classifier, depthwise kernels (whose rows are channels that never meet), BatchNorm, biases.
     """
-    as_matrix = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
-    return jax.tree.map(lambda leaf: as_matrix if leaf.ndim == 4 and leaf.shape[2] > 1 else None, params)
+    matrices, rest = {}, {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if _is_matrix(leaf):
+            matrices.setdefault(_shape_name(leaf), []).append(leaf)
+        else:
+            rest[_path_name(path)] = leaf
+    return {"matrices": {name: jnp.stack(leaves) for name, leaves in matrices.items()}, "rest": rest}
+
+
+def unstack(stacked, like):
+    """The tree, of the structure and shapes of `like`, of which `stack` made `stacked`."""
+    matrices = {name: iter(leaves) for name, leaves in stacked["matrices"].items()}
+
+    def leaf_of(path, leaf):
+        return next(matrices[_shape_name(leaf)]) if _is_matrix(leaf) else stacked["rest"][_path_name(path)]
+
+    return jax.tree_util.tree_map_with_path(leaf_of, like)
+
+
+def _is_matrix(leaf) -> bool:
+    return leaf.ndim == 4 and leaf.shape[2] > 1
+
+
+def _shape_name(leaf) -> str:
+    return "x".join(map(str, leaf.shape))
+
+
+def _path_name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def over_stacks(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`transformation` of stacked gradients and parameters, its state of stacks too."""
+
+    def update(gradients, state, params=None):
+        updates, state = transformation.update(stack(gradients), state, None if params is None else stack(params))
+        return unstack(updates, gradients), state
+
+    return optax.GradientTransformation(lambda params: transformation.init(stack(params)), update)
+
+
+def muon_dimensions(stacked):
+    """How Muon sees each leaf of `stack`: convolutions as matrices, inputs by outputs; None, for Adam, the rest."""
+    as_matrices = contrib.MuonDimensionNumbers(reduction_axis=(1, 2, 3), output_axis=4)
+    dimensions = {"matrices": as_matrices, "rest": None}
+    return {part: dict.fromkeys(leaves, dimensions[part]) for part, leaves in stacked.items()}
 
 
 def make_optimizer(
@@ -129,7 +174,7 @@ def make_optimizer(
             muon_weight_dimension_numbers=muon_dimensions,
             consistent_rms=MUON_RMS,
         )
-        update = optax.chain(direction, shrink)
+        update = optax.chain(over_stacks(direction), shrink)
     else:
         raise ValueError(f"unknown optimizer {name!r}; there are {', '.join(OPTIMIZERS)}")
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()

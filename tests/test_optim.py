@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from optax import contrib
 
 from jaxnets import optim
 
@@ -155,6 +156,48 @@ def test_muon_makes_updates_of_convolutions_orthogonal_and_leaves_the_rest_to_ad
         np.testing.assert_allclose(
             updates[layer][leaf], -0.1 * (0.9 * 0.1 / 0.19 + 1) * np.sign(gradients[layer][leaf]), rtol=1e-3
         )
+
+
+def test_stacks_are_taken_apart_again():
+    """Whatever the names sort like, and in whatever order a dict has come back."""
+    shapes = [(1, 1, 4, 6)] * 3 + [(1, 1, 6, 4), (3, 3, 1, 6)]
+    leaves = [jnp.full(shape, number) for number, shape in enumerate(shapes)]
+    first, second = {"kernel": leaves[0], "scale": jnp.full(6, 5)}, {"z": leaves[3], "-": leaves[4]}
+    tree = {"b": first, "a.c": leaves[1:3], "a": second}
+    stacked = optim.stack(tree)
+    assert {name: len(stack) for name, stack in stacked["matrices"].items()} == {"1x1x4x6": 3, "1x1x6x4": 1}
+    again = optim.unstack(jax.tree.map(lambda a: a, stacked), tree)
+    jax.tree.map(np.testing.assert_array_equal, again, tree)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_muon_of_stacks_is_optax_s_muon_of_each(nesterov):
+    rng = np.random.default_rng(0)
+    shapes = {"a": (1, 1, 8, 6), "b": (1, 1, 8, 6), "c": (3, 3, 8, 6), "depthwise": (3, 3, 1, 6), "bias": (6,)}
+
+    def draw():
+        return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+    dimensions = contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    plain = contrib.muon(
+        0.1,
+        beta=0.9,
+        eps=1e-8,
+        nesterov=nesterov,
+        adam_b1=0.9,
+        adam_b2=0.999,
+        muon_weight_dimension_numbers=lambda params: {name: dimensions if name in "abc" else None for name in params},
+        consistent_rms=optim.MUON_RMS,
+    )
+    ours = optim.make_optimizer("muon", optax.constant_schedule(0.1), nesterov=nesterov)
+    params = draw()
+    states = [optimizer.init(params) for optimizer in (ours, plain)]
+    for _ in range(3):
+        gradients, updates = draw(), []
+        for i, optimizer in enumerate((ours, plain)):
+            update, states[i] = optimizer.update(gradients, states[i], params)
+            updates.append(update)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *updates)
 
 
 def test_muon_decays_what_the_mask_says_once():
