@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnets
-from jaxnets import loop, models, plots, settings, summary
+from jaxnets import config_file, loop, models, plots, settings, summary
 from jaxnets.errors import UserError
 from jaxnets.figures import __main__ as command
 from jaxnets.figures import (
     bottleneck_ablation,
     cost_breakdown,
     recipe_knobs,
+    recipe_parts,
     relu_collapse,
     shuffle_ablation,
     training,
@@ -200,11 +201,10 @@ def test_a_knob_is_compared_seed_by_seed(tmp_path, monkeypatch):
         def net(label, accuracies):
             runs = [{"seed": seed, "curve": [{"epoch": 1, "accuracy": a}]} for seed, a in accuracies.items()]
             results = {"accuracy": {"mean": 0.5}, "train_seconds": 1.0} if runs else {}
-            return {"label": label, "parameters": 1, "macs": 1, "results": results, "runs": runs}
+            return {"label": label, "model": "m", "parameters": 1, "macs": 1, "results": results, "runs": runs}
 
         return {"nets": [net("base", base), net("one", {1: 0.5, 2: 0.6}), net("all", {0: 0.1, 1: 0.5, 2: 0.7})]}
 
-    monkeypatch.setattr(recipe_knobs, "KNOBS", {"one": (), "all": ()})
     monkeypatch.setattr(recipe_knobs, "entries", lambda options: [])
     monkeypatch.setattr(training, "run", comparison)
     monkeypatch.setattr(training, "compute", lambda comparison: "")
@@ -214,16 +214,36 @@ def test_a_knob_is_compared_seed_by_seed(tmp_path, monkeypatch):
     base = {0: 0.4, 2: 0.5}
     assert recipe_knobs.measure(Options(tmp_path))["knobs"][0]["gains"] == []
     base = {}
-    with pytest.raises(UserError, match="no run without a knob"):
+    with pytest.raises(UserError, match="no run of the base"):
         recipe_knobs.measure(Options(tmp_path))
 
 
-def test_every_knob_changes_the_base_and_can_be_trained(small):
-    base, *knobs = recipe_knobs.entries(Options(None))
-    assert len(knobs) == len(recipe_knobs.KNOBS)
+@pytest.mark.parametrize(("figure", "count"), [(recipe_knobs, len(recipe_knobs.KNOBS)), (recipe_parts, 5)])
+def test_every_knob_changes_the_base_and_can_be_trained(figure, count):
+    base, *knobs = figure.entries(Options(None))
+    assert len(knobs) == count
     for entry in knobs:
         settings.check(entry.config)
         assert settings.as_dict(entry.config) != settings.as_dict(base.config), entry.label
+
+
+def test_recipe_parts_start_from_the_default_recipe():
+    """At half the side: the hole and the borders of the crop are half as wide, and batches too."""
+    entry, *_ = recipe_parts.entries(Options(None))
+    base, recipe = map(settings.as_dict, (entry.config, config_file.load("configs/shufflenet_v2.py:x0_5")))
+    for field in ("optimizer", "schedule", "label_smoothing", "progressive_sizes", "ema_decay"):
+        assert base[field] == recipe[field]
+    halved = {"batch_size": 128, "image_size": 16}
+    assert {field: base[field] for field in halved} == halved == {field: recipe[field] // 2 for field in halved}
+    for field in ("cutout", "crop_padding"):
+        assert 2 * base["augment"][field] == recipe["augment"][field]
+
+
+def test_recipe_parts(small, untrained, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_parts, "NET", "tiny")
+    data = run("recipe_parts", tmp_path, small)
+    assert [part["label"] for part in data["knobs"]] == list(recipe_parts.PARTS)
+    assert all(part["gains"] == [0.0, 0.0] for part in data["knobs"]) and data["net"] == "tiny"
 
 
 def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):

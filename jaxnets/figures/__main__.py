@@ -3,6 +3,7 @@
 relu_collapse: what ReLU does to a curve in few dimensions. bottleneck_ablation: linear and non-linear bottlenecks,
 and where shortcuts go. shuffle_ablation: ShuffleNetV1 without channel shuffle. width_tradeoff: accuracy against cost.
 cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. recipe_knobs: what each field of a recipe gives.
+recipe_parts: what the default recipe is without each of its parts.
 Nets are trained in a small setting that takes minutes; `--config.FIELD=VALUE` sets any field otherwise
 (`--config.train_split=train --config.num_epochs=60`). The same command again goes on where it was stopped. The last
 line on standard output is one JSON object.
@@ -25,6 +26,7 @@ from jaxnets.figures import (
     bottleneck_ablation,
     cost_breakdown,
     recipe_knobs,
+    recipe_parts,
     relu_collapse,
     shuffle_ablation,
     width_tradeoff,
@@ -39,8 +41,9 @@ FIGURES: dict[str, ModuleType] = {
     "width_tradeoff": width_tradeoff,
     "cost_breakdown": cost_breakdown,
     "recipe_knobs": recipe_knobs,
+    "recipe_parts": recipe_parts,
 }
-TRAINED = ("bottleneck_ablation", "shuffle_ablation", "width_tradeoff", "recipe_knobs")
+TRAINED = ("bottleneck_ablation", "shuffle_ablation", "width_tradeoff", "recipe_knobs", "recipe_parts")
 
 
 def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -53,23 +54,32 @@ KNOBS = {
 
 def measure(options: Options) -> dict[str, Any]:
     """The accuracy of the base, and for each knob the difference to it, seed by seed; seconds of training."""
-    comparison = training.run(entries(options), options)
-    nets = {net["label"]: training.net_data(net) for net in comparison["nets"]}
-    seconds = {net["label"]: net["results"].get("train_seconds") for net in comparison["nets"]}
-    base = last_accuracies(nets[BASE])
-    if not base:
-        raise UserError(f"no run without a knob was finished in {options.out}, so there is nothing to compare with")
+    return differences(entries(options), options)
+
+
+def differences(made: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
+    """What `measure` gives of entries, the base first; UserError where no run of the base was finished."""
+    comparison = training.run(made, options)
+    base, *others = comparison["nets"]
+    accuracies = last_accuracies(training.net_data(base))
+    if not accuracies:
+        raise UserError(f"no run of the {BASE} was finished in {options.out}, so there is nothing to compare with")
     knobs = []
-    for label in KNOBS:
-        found = last_accuracies(nets[label])
+    for net in others:
+        found = last_accuracies(training.net_data(net))
         # One that diverged with some seed has no mean.
-        gains = [found[seed] - base[seed] for seed in base] if found.keys() >= base.keys() else []
-        knobs.append({"label": label, "gains": gains, "train_seconds": seconds[label]})
+        complete = found.keys() >= accuracies.keys()
+        gains = [found[seed] - accuracies[seed] for seed in accuracies] if complete else []
+        seconds = net["results"].get("train_seconds")
+        knobs.append({"label": net["label"], "gains": gains, "train_seconds": seconds})
     return {
-        "net": NET,
-        "base": {"accuracy": nets[BASE]["accuracy"], "train_seconds": seconds[BASE]},
+        "net": base["model"],
+        "base": {
+            "accuracy": training.net_data(base)["accuracy"],
+            "train_seconds": base["results"].get("train_seconds"),
+        },
         "knobs": knobs,
-        "seeds": len(base),
+        "seeds": len(accuracies),
         "compute": training.compute(comparison),
     }
 
@@ -80,12 +90,19 @@ def last_accuracies(net: dict[str, Any]) -> dict[int, float]:
 
 
 def entries(options: Options) -> list[compare_entries.Entry]:
-    """The base, and a run for each knob, whose own fields count before those of `options`."""
+    """The base, and a run for each knob."""
+    return variants(NET, SETTING, KNOBS, options)
+
+
+def variants(
+    net: str, setting: Sequence[str], knobs: dict[str, Sequence[str]], options: Options
+) -> list[compare_entries.Entry]:
+    """`net` in a setting, and with each knob's fields, which count before those of `options`."""
     made = []
-    for label, fields in ({BASE: ()} | KNOBS).items():
-        overrides = [*SETTING, *options.overrides, *(f"--config.{field}" for field in fields)]
-        configs = compare.load_configs([options.config], overrides, [NET])
-        (entry,) = compare_entries.make_entries(configs, [NET])
+    for label, fields in ({BASE: ()} | knobs).items():
+        overrides = [*setting, *options.overrides, *(f"--config.{field}" for field in fields)]
+        configs = compare.load_configs([options.config], overrides, [net])
+        (entry,) = compare_entries.make_entries(configs, [net])
         made.append(dataclasses.replace(entry, label=label))
     return made
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops import reference
-from jaxnets.ops.gpu_batch_norm import batch_norm
+from jaxnets.ops.gpu_batch_norm import batch_norm, within
 from jaxnets.ops.gpu_depthwise import depthwise_conv
 from jaxnets.ops.gpu_sums import sums, wide
 from jaxnets.ops.manual_axes import align
@@ -47,22 +47,12 @@ def _add_bias_forward(x, bias, bounds):
 def _add_bias_backward(bounds, saved, dy):
     y, bias = saved
     y, dy = lax.optimization_barrier((y, dy))
-    (dbias,) = sums(wide(_within(y, dy, bounds)))
+    (dbias,) = sums(wide(within(y, dy, bounds)))
     y, dy = lax.optimization_barrier((y, dy))  # computed again as they are read
-    return _within(y, dy, bounds), dbias.astype(bias.dtype)
+    return within(y, dy, bounds), dbias.astype(bias.dtype)
 
 
 _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
-
-
-def _within(y, dy, bounds):
-    """dy where the output was not clipped, else 0."""
-    low, high = bounds
-    if low != -jnp.inf:
-        dy = jnp.where(y > low, dy, 0)
-    if high != jnp.inf:
-        dy = jnp.where(y < high, dy, 0)
-    return dy
 
 
 __all__ = [

@@ -37,26 +37,31 @@ def _forward(x, scale, bias, epsilon, bounds, axis_name):
     count = max(1, x.size // x.shape[-1])
     difference, square = (_mean_of_devices(total / count, axis_name) for total in sums(shifted, jnp.square(shifted)))
     var = jnp.maximum(square - jnp.square(difference), 0)
-    saved = x, origin, difference, lax.rsqrt(var + epsilon), scale, bias
-    y = clip(_unclipped(*saved), bounds)
+    inverse_std = lax.rsqrt(var + epsilon)
+    y = clip(_normalised(x, origin, difference, inverse_std) * scale + bias, bounds)
+    saved = x, origin, difference, inverse_std, scale, bias
     return (y.astype(x.dtype), origin + difference, var), saved
 
 
 def _backward(epsilon, bounds, axis_name, saved, cotangents):
-    x, *vectors = saved
-    origin, difference, inverse_std, scale, _ = vectors
+    x, origin, difference, inverse_std, scale, bias = saved
+
+    def read(x, dy):
+        """dy where the output was not clipped, and the normalised input."""
+        normalised = _normalised(x, origin, difference, inverse_std)
+        return within(normalised * scale + bias, wide(dy), bounds), normalised
+
     # Mean and variance feed the running statistics: no gradient comes from there.
     x, dy = lax.optimization_barrier((x, cotangents[0]))
-    within, normalised = _within(x, dy, bounds, vectors), _normalised(x, origin, difference, inverse_std)
-    dbias, dscale = sums(within, within * normalised)
+    inside, normalised = read(x, dy)
+    dbias, dscale = sums(inside, inside * normalised)
 
     count = max(1, x.size // x.shape[-1])
     of_mean, of_std = (_mean_of_devices(total / count, axis_name) for total in (dbias, dscale))
-    x, dy = lax.optimization_barrier((x, dy))  # computed again as they are read
-    within, normalised = _within(x, dy, bounds, vectors), _normalised(x, origin, difference, inverse_std)
-    dx = (within - of_mean - normalised * of_std) * (scale * inverse_std)
+    inside, normalised = read(*lax.optimization_barrier((x, dy)))  # again, rather than kept
+    dx = (inside - of_mean - normalised * of_std) * (scale * inverse_std)
     dx = lax.optimization_barrier(dx.astype(x.dtype))
-    return dx, dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+    return dx, dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
 _batch_norm.defvjp(_forward, _backward)
@@ -66,18 +71,13 @@ def _normalised(x, origin, difference, inverse_std):
     return ((wide(x) - origin) - difference) * inverse_std
 
 
-def _unclipped(x, origin, difference, inverse_std, scale, bias):
-    return _normalised(x, origin, difference, inverse_std) * scale + bias
-
-
-def _within(x, dy, bounds, vectors):
-    """dy where the output was not clipped, else 0; recomputed from the input."""
+def within(y, dy, bounds):
+    """dy where y, clipped or not, is between the bounds, else 0: the gradient of clipping."""
     low, high = bounds
-    dy = wide(dy)
     if low != -jnp.inf:
-        dy = jnp.where(_unclipped(x, *vectors) > low, dy, 0)
+        dy = jnp.where(y > low, dy, 0)
     if high != jnp.inf:
-        dy = jnp.where(_unclipped(x, *vectors) < high, dy, 0)
+        dy = jnp.where(y < high, dy, 0)
     return dy
 
 
