@@ -61,7 +61,8 @@ def differences(made: Sequence[compare_entries.Entry], options: Options) -> dict
     """What `measure` gives of entries, the base first; UserError where no run of the base was finished."""
     comparison = training.run(made, options)
     base, *others = comparison["nets"]
-    accuracies = last_accuracies(training.net_data(base))
+    base_data = training.net_data(base)
+    accuracies = last_accuracies(base_data)
     if not accuracies:
         raise UserError(f"no run of the {BASE} was finished in {options.out}, so there is nothing to compare with")
     knobs = []
@@ -75,7 +76,7 @@ def differences(made: Sequence[compare_entries.Entry], options: Options) -> dict
     return {
         "net": base["model"],
         "base": {
-            "accuracy": training.net_data(base)["accuracy"],
+            "accuracy": base_data["accuracy"],
             "train_seconds": base["results"].get("train_seconds"),
         },
         "knobs": knobs,

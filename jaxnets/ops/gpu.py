@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops import reference
-from jaxnets.ops.gpu_batch_norm import batch_norm, within
+from jaxnets.ops.gpu_batch_norm import batch_norm
 from jaxnets.ops.gpu_depthwise import depthwise_conv
 from jaxnets.ops.gpu_sums import sums, wide
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.reference import avg_pool, channel_shuffle, conv
+from jaxnets.ops.reference import avg_pool, channel_shuffle, conv, within
 from jaxnets.ops.xla import max_pool, pointwise_conv
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops.gpu_sums import sums, wide
-from jaxnets.ops.manual_axes import align
-from jaxnets.ops.reference import clip
+from jaxnets.ops.manual_axes import align, mean_of_devices
+from jaxnets.ops.reference import clip, within
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -35,7 +35,7 @@ def _forward(x, scale, bias, epsilon, bounds, axis_name):
     origin = _origin(x, axis_name)
     shifted = wide(x) - origin
     count = max(1, x.size // x.shape[-1])
-    difference, square = (_mean_of_devices(total / count, axis_name) for total in sums(shifted, jnp.square(shifted)))
+    difference, square = (mean_of_devices(total / count, axis_name) for total in sums(shifted, jnp.square(shifted)))
     var = jnp.maximum(square - jnp.square(difference), 0)
     inverse_std = lax.rsqrt(var + epsilon)
     y = clip(_normalised(x, origin, difference, inverse_std) * scale + bias, bounds)
@@ -57,7 +57,7 @@ def _backward(epsilon, bounds, axis_name, saved, cotangents):
     dbias, dscale = sums(inside, inside * normalised)
 
     count = max(1, x.size // x.shape[-1])
-    of_mean, of_std = (_mean_of_devices(total / count, axis_name) for total in (dbias, dscale))
+    of_mean, of_std = (mean_of_devices(total / count, axis_name) for total in (dbias, dscale))
     inside, normalised = read(*lax.optimization_barrier((x, dy)))  # again, rather than kept
     dx = (inside - of_mean - normalised * of_std) * (scale * inverse_std)
     dx = lax.optimization_barrier(dx.astype(x.dtype))
@@ -71,16 +71,6 @@ def _normalised(x, origin, difference, inverse_std):
     return ((wide(x) - origin) - difference) * inverse_std
 
 
-def within(y, dy, bounds):
-    """dy where y, clipped or not, is between the bounds, else 0: the gradient of clipping."""
-    low, high = bounds
-    if low != -jnp.inf:
-        dy = jnp.where(y > low, dy, 0)
-    if high != jnp.inf:
-        dy = jnp.where(y < high, dy, 0)
-    return dy
-
-
 def _origin(x, axis_name):
     """A value of each channel to count from: the middle one of three, far apart.
 
@@ -92,9 +82,5 @@ def _origin(x, axis_name):
         return jnp.zeros(x.shape[-1], flat.dtype)
     a, b, c = (flat[int(GOLDEN_RATIO * (i + 1) % 1 * len(flat))] for i in range(3))
     middle = jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
-    middle = _mean_of_devices(jnp.where(jnp.isfinite(middle), middle, 0), axis_name)
+    middle = mean_of_devices(jnp.where(jnp.isfinite(middle), middle, 0), axis_name)
     return lax.optimization_barrier(middle)
-
-
-def _mean_of_devices(x, axis_name):
-    return x if axis_name is None else lax.pmean(x, axis_name)

@@ -1,4 +1,4 @@
-"""Types of arrays inside `jax.shard_map`."""
+"""Arrays inside `jax.pmap` and `jax.shard_map`: their types, and means over the devices."""
 
 import jax
 from jax import lax
@@ -13,6 +13,11 @@ def align(*arrays):
     axes = frozenset().union(*map(_varying, arrays))
     missing = [tuple(axes - _varying(a)) for a in arrays]
     return [lax.pcast(a, names, to="varying") if names else a for a, names in zip(arrays, missing)]
+
+
+def mean_of_devices(x, axis_name):
+    """The mean over the devices of `axis_name`; x where that is None."""
+    return x if axis_name is None else lax.pmean(x, axis_name)
 
 
 def _varying(array):

@@ -62,6 +62,16 @@ def clip(x, bounds):
     return lax.clamp(low, x, high)
 
 
+def within(y, dy, bounds):
+    """dy where y, clipped or not, is between the bounds, else 0: the gradient of clipping."""
+    low, high = bounds
+    if low != -jnp.inf:
+        dy = jnp.where(y > low, dy, 0)
+    if high != jnp.inf:
+        dy = jnp.where(y < high, dy, 0)
+    return dy
+
+
 def channel_shuffle(x, groups):
     """Transpose of the (group, channel in group) matrix."""
     *batch, channels = x.shape

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.ops.manual_axes import align
+from jaxnets.ops.manual_axes import align, mean_of_devices
+from jaxnets.ops.reference import clip, within
 
 
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
@@ -31,29 +32,21 @@ def _forward(x, scale, bias, epsilon, bounds, axis_name):
     mean, error, var = _statistics(x, axis_name)
     inverse_std = lax.rsqrt(var + epsilon)
     saved = (x, mean, error, inverse_std, scale, bias)
-    y = _unclipped(*saved)
-    if bounds != (-jnp.inf, jnp.inf):
-        y = lax.clamp(bounds[0], y, bounds[1])
+    y = clip(_unclipped(*saved), bounds)
     return (y.astype(x.dtype), mean, var), saved
 
 
 def _backward(epsilon, bounds, axis_name, saved, cotangents):
     x, mean, error, inverse_std, scale, bias = saved
-    dy = cotangents[0].astype(mean.dtype)  # mean and variance feed the running statistics: no gradient
-    low, high = bounds
-    if low != -jnp.inf:
-        dy = jnp.where(_unclipped(*saved) > low, dy, 0)
-    if high != jnp.inf:
-        dy = jnp.where(_unclipped(*saved) < high, dy, 0)
+    # Mean and variance feed the running statistics: no gradient comes from there.
+    dy = within(_unclipped(*saved), cotangents[0].astype(mean.dtype), bounds)
 
     flat_dy = _flat(dy)
     dbias = flat_dy.sum(0)
     dscale = ((flat_dy * (_flat(x) + (-mean))).sum(0) + error * dbias) * inverse_std
 
     count = x.size // x.shape[-1]
-    of_mean, of_std = dbias / count, dscale / count
-    if axis_name is not None:
-        of_mean, of_std = lax.pmean((of_mean, of_std), axis_name)
+    of_mean, of_std = mean_of_devices((dbias / count, dscale / count), axis_name)
     gain = scale * inverse_std
     slope = of_std * inverse_std * gain
     dx = dy * gain - ((x - mean) * slope + (of_mean * gain + error * slope))
@@ -76,17 +69,13 @@ def _statistics(x, axis_name):
     """
     flat = _flat(x).astype(jnp.promote_types(x.dtype, jnp.float32))
     origin = flat[len(flat) // 2] if len(flat) else jnp.zeros(flat.shape[1], flat.dtype)
-    origin = _mean_of_devices(jnp.where(jnp.isfinite(origin), origin, 0), axis_name)
-    difference = _mean_of_devices((flat - origin).mean(0), axis_name)
+    origin = mean_of_devices(jnp.where(jnp.isfinite(origin), origin, 0), axis_name)
+    difference = mean_of_devices((flat - origin).mean(0), axis_name)
     mean = origin + difference
     error = (mean - origin) - difference
-    var = _mean_of_devices(jnp.square(flat - mean).mean(0), axis_name) - jnp.square(error)
+    var = mean_of_devices(jnp.square(flat - mean).mean(0), axis_name) - jnp.square(error)
     return mean, error, jnp.maximum(var, 0)
 
 
 def _flat(x):
     return x.reshape(-1, x.shape[-1])
-
-
-def _mean_of_devices(x, axis_name):
-    return x if axis_name is None else lax.pmean(x, axis_name)
