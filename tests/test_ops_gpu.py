@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxnets import create_model, ops
 from jaxnets.ops.gpu_batch_norm import GOLDEN_RATIO
@@ -32,6 +33,14 @@ def test_sums_are_of_parts_first():
     """Parts of 64 rows each, or XLA reduces all 4,096 in a few blocks of threads."""
     text = jax.jit(lambda x: sums(x)[0]).lower(jnp.zeros((256, 4, 4, 232))).as_text()
     assert "tensor<64x64x232xf32>" in text and "optimization_barrier" in text
+
+
+@pytest.mark.parametrize("shape", [(12, 7, 7, 16), (4, 1, 1, 16), (8, 2, 2, 16), (512, 2, 2, 16)])
+def test_sums_leave_a_batch_where_jit_has_spread_it(shape):
+    devices = NamedSharding(Mesh(np.array(jax.devices()[:4]), ("batch",)), PartitionSpec("batch"))
+    x = jax.ShapeDtypeStruct(shape, np.float32, sharding=devices)
+    text = jax.jit(sums).lower(x, x).compile().as_text()
+    assert "all-gather" not in text and "all-reduce" in text
 
 
 @pytest.mark.parametrize("position", [0, 2048, 4095, *(int(GOLDEN_RATIO * i % 1 * 4096) for i in (1, 2, 3))])
@@ -63,9 +72,27 @@ def test_bias(bounds):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
-def gradients(name):
+def test_a_bias_without_clipping_keeps_nothing_of_its_output():
+    with ops.using("gpu"):
+        _, saved = jax.vjp(
+            lambda x, bias: ops.gpu.add_bias(x, bias, ops.UNBOUNDED), normal(0, 2, 3, 3, 5), normal(1, 5)
+        )
+    assert [leaf.shape for leaf in jax.tree.leaves(saved)] == [(5,)]
+
+
+def test_an_average_of_bfloat16_is_rounded_once():
+    x = jnp.asarray(normal(0, 2, 9, 9, 4) + 3, jnp.bfloat16)
+    with ops.using("gpu"):
+        got = ops.avg_pool(x, 3, strides=2, padding=((1, 1), (1, 1)))
+    with ops.using("reference"):
+        expected = ops.avg_pool(x.astype(np.float32), 3, strides=2, padding=((1, 1), (1, 1)))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.float32(got), np.float32(expected.astype(jnp.bfloat16)))
+
+
+def gradients(name, dtype=jnp.float32):
     """Loss, statistics and gradients of a small net in training."""
-    model = create_model("mobilenet_v2_mini", num_classes=5)
+    model = create_model("mobilenet_v2_mini", num_classes=5, dtype=dtype)
     images, labels = normal(0, 12, 32, 32, 3), jnp.arange(12) % 5
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
     variables = jax.tree.map(lambda a: normal(a.size, *a.shape) / 4 + (a.ndim == 1), shapes)
@@ -81,6 +108,18 @@ def gradients(name):
 def test_a_net_has_the_reference_s_loss_gradients_and_statistics():
     for a, b in zip(*map(jax.tree.leaves, (gradients("gpu"), gradients("reference"))), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(1e-2, np.abs(b).max()))
+
+
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_reference():
+    """Of every tensor, in its norm: of single values of a net that has just begun rounding says little."""
+    exact = jax.tree.leaves(gradients("reference"))
+
+    def errors(name):
+        found = jax.tree.leaves(gradients(name, jnp.bfloat16))
+        return np.array([np.linalg.norm(a - b) / max(1e-2, np.linalg.norm(b)) for a, b in zip(found, exact)])
+
+    ours, theirs = errors("gpu"), errors("reference")
+    assert ours.max() < 0.2 and ours.mean() < 1.2 * theirs.mean()
 
 
 def test_training_lowers_for_gpus_without_one():

@@ -13,9 +13,9 @@ the BatchNorm's output `Normalized` or, in evaluation, `Filtered`, one with a bi
 `Channels`, until the native operators read them: all are arrays to everyone else.
 
 All work under jit, grad, vmap, pmap, shard_map, scan and remat. All but `native`, which raises UserError, have second
-derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) of depthwise_conv, batch_norm, max_pool and
-channel_shuffle needs `reference`, and raises JAX's TypeError about custom_vjp otherwise. Under jit with a batch
-sharded over devices, `native` and the kernel gradient of `xla`'s depthwise_conv gather the batch: use pmap or
+derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) needs `reference`: what has a gradient of its own
+in another set, such as depthwise_conv, batch_norm and max_pool, raises JAX's TypeError about custom_vjp. Under jit
+with a batch sharded over devices, `native` and the kernel gradient of `xla`'s depthwise_conv gather the batch: use pmap or
 shard_map there, or `reference`.
 """
 

@@ -3,6 +3,7 @@
 Arithmetic is cheap there, what counts is how often an array goes through the memory, and the number of kernels.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -14,7 +15,7 @@ from jaxnets.ops.gpu_batch_norm import batch_norm
 from jaxnets.ops.gpu_depthwise import depthwise_conv
 from jaxnets.ops.gpu_sums import sums, wide
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.reference import avg_pool, channel_shuffle, conv, within
+from jaxnets.ops.reference import channel_shuffle, conv, within
 from jaxnets.ops.xla import max_pool, pointwise_conv
 
 
@@ -29,6 +30,11 @@ def grouped_conv(x, kernel, strides, padding, feature_group_count):
     return y.reshape(*x.shape[:3], outputs)
 
 
+def avg_pool(x, window, strides, padding):
+    """See `reference.avg_pool`; added in float32."""
+    return reference.avg_pool(wide(x), window, strides, padding).astype(x.dtype)
+
+
 def add_bias(x, bias, bounds):
     """See `reference.add_bias`; the bias's gradient is a sum of `gpu_sums`."""
     return _add_bias(*align(x, bias), tuple(bounds))
@@ -41,11 +47,14 @@ def _add_bias(x, bias, bounds):
 
 def _add_bias_forward(x, bias, bounds):
     y = reference.add_bias(x, bias, bounds)
-    return y, (y, bias)
+    return y, (y if any(map(math.isfinite, bounds)) else None, bias)
 
 
 def _add_bias_backward(bounds, saved, dy):
     y, bias = saved
+    if y is None:  # nothing is clipped
+        (dbias,) = sums(wide(dy))
+        return dy, dbias.astype(bias.dtype)
     y, dy = lax.optimization_barrier((y, dy))
     (dbias,) = sums(wide(within(y, dy, bounds)))
     y, dy = lax.optimization_barrier((y, dy))  # computed again as they are read

@@ -9,13 +9,15 @@ from jaxnets.ops import reference
 from jaxnets.ops.gpu_sums import sums, wide
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.windows import output_size, pad, taps, window
-from jaxnets.ops.xla_depthwise import FEW_TAPS, input_gradient
+from jaxnets.ops.xla_depthwise import input_gradient
+
+MAX_TAPS = 9  # of 3x3 kernels, which is all that was tried on a GPU
 
 
 def depthwise_conv(x, kernel, strides, padding):
     """See `jaxnets.ops.depthwise_conv`; with many taps, or several outputs a channel, as lax computes it."""
     height, width, _, features = kernel.shape
-    if features != x.shape[-1] or height * width > FEW_TAPS:
+    if features != x.shape[-1] or height * width > MAX_TAPS:
         return reference.depthwise_conv(x, kernel, strides, padding)
     x, kernel = align(x, kernel.reshape(height, width, features))
     return _depthwise(x, kernel, tuple(strides), tuple(map(tuple, padding)))
