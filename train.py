@@ -12,14 +12,12 @@ if __name__ == "__main__":
     huge_pages.restart()
 
 import json
-import re
 from pathlib import Path
 
-import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
 
-from jaxnets import distributed, loop, runtime
+from jaxnets import config_file, distributed, loop, runtime
 from jaxnets.errors import UserError, exit_on_user_error
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, e.g. configs/mnv2.py.")
@@ -37,18 +35,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, fr
 
 def parse_flags(argv: list[str]) -> list[str]:
     """absl's flags; UserError for what is no flag, no field of the configuration, or no value for it."""
-    try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:  # of a configuration file that fails, the last line of its stack trace says why
-        first, *others = str(error).replace(r"\n", "\n").strip().splitlines()
-        why = [line.removeprefix("jaxnets.errors.UserError: ") for line in others[-1:]]
-        raise UserError(" ".join((first, *why))) from None
-    except (AttributeError, KeyError) as error:
-        fields = [arg.lstrip("-").split("=")[0] for arg in argv if "config." in arg]
-        unknown = [field for field in fields if f"'{field.split('.')[-1]}" in str(error)] or fields
-        hint = re.search(r'Did you mean "(\w+)"', str(error))
-        hint = f"did you mean {hint[1]}? " if hint else ""
-        raise UserError(f"there is no field {unknown[0]}; {hint}configs/default.py lists them all") from None
+    return config_file.parse(flags.FLAGS, argv)
 
 
 def main(argv: list[str]) -> None:
@@ -57,15 +44,13 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["config"].present:
         raise UserError("--config is missing; try --config=configs/digits.py (--help lists the flags)")
     path = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not isinstance(CONFIG.value, ml_collections.ConfigDict):
-        raise UserError(f"--config={path} cannot be loaded: there is no such file, or it fails when it is run")
+    config = config_file.require_config(CONFIG.value, path)
     if WORKDIR.value == "":
         raise UserError("--workdir is empty; leave it out for runs/<name of the configuration>")
-    name = "_".join([Path(path.split(":")[0]).stem, *path.split(":")[1:]]).replace(",", "_")
-    if CONFIG.value.get("deterministic"):  # before the cluster's devices are asked for
+    if config.get("deterministic"):  # before the cluster's devices are asked for
         runtime.make_deterministic()
     with distributed.joined(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value):
-        result = loop.train(CONFIG.value, WORKDIR.value or Path("runs") / name)
+        result = loop.train(config, WORKDIR.value or Path("runs") / config_file.name_of(path))
         if distributed.is_primary():
             print(json.dumps(result), flush=True)
 

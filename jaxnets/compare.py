@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import dataclasses
 import datetime
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -42,12 +43,16 @@ from jaxnets import (
 from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
 from jaxnets.compare_entries import JAXNETS, TORCH, Entry, beside_torch, make_entries, net_fields
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
-from jaxnets.plain_files import replacing
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable, writing
+from jaxnets.plain_files import parse_json, read_text, replacing
 from jaxnets.runtime import logger
 
 STEM = "compare"
+FORMATS = ("md", "json", "csv", "html")
+MAX_BYTES = 1 << 28  # of a table as JSON, which holds every run's curve
 LATENCY_FILE = "latency.json"
+# What a run may be gone on with, but what runs that are compared may not differ in.
+SAME = ("num_epochs", "eval_every_epochs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +113,46 @@ def workdir_of(out: Path, entry: Entry, number: int) -> Path:
 
 def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
     """UserError for the first run that cannot be: by its configuration, its net, or what its workdir holds."""
+    first = entries[0].config
     for entry in entries:
         settings.check(entry.config)
         plan.check_net(entry.config)
+        for field in ("dataset", "eval_split"):
+            if entry.config[field] != first[field]:
+                raise UserError(
+                    f"nets are compared on the same images: config.{field} is {first[field]!r} for "
+                    f"{entries[0].label} and {entry.config[field]!r} for {entry.label}"
+                )
         if entry.framework == TORCH:
             torch_side().check(entry.config)
         for number in range(num_seeds):
-            workdirs.check(workdir_of(out, entry, number), entry.at_seed(number))
+            directory = workdir_of(out, entry, number)
+            check_length(directory, workdirs.check(directory, entry.at_seed(number)), entry.config)
+
+
+def check_length(directory: Path, before: ml_collections.ConfigDict | None, config: ml_collections.ConfigDict) -> None:
+    """UserError where a run was begun with another length: gone on with, it is none that was made in one go."""
+    for field in SAME:
+        if before and before.get(field) != config[field]:
+            raise UserError(
+                f"{directory} holds a run with config.{field}={before.get(field)}, not {config[field]}; compare runs "
+                "of that length, or choose another --out"
+            )
+
+
+def check_out(entries: Sequence[Entry], out: Path) -> None:
+    """UserError where a table would take the place of what is none of ours; says what an older one had besides."""
+    present = [path for path in (out / f"{STEM}.{ending}" for ending in FORMATS) if path.exists()]
+    if not present:
+        return
+    try:
+        labels = [net["label"] for net in parse_json(read_text(out / f"{STEM}.json", MAX_BYTES))["nets"]]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{present[0]} is there, but no table of jaxnets.compare: {STEM}.json is none; choose another --out"
+        ) from None
+    if gone := [label for label in labels if label not in {entry.label for entry in entries}]:
+        logger.info("the table in %s no longer shows %s; their runs stay", out, printable(", ".join(gone)))
 
 
 def train_all(
@@ -135,9 +173,10 @@ def train_all(
             logger.info("%s, seed %d:", entry.label, config.seed)
             try:
                 (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
-            except UserError as error:
-                logger.warning("%s, seed %d: %s", entry.label, config.seed, error)
-                failed[entry.label].append(f"seed {config.seed}: {error}")
+            except (UserError, RuntimeError, MemoryError) as error:  # XLA and PyTorch out of memory, too
+                why = printable((str(error).splitlines() or [type(error).__name__])[0])
+                logger.warning("%s, seed %d: %s", entry.label, config.seed, why)
+                failed[entry.label].append(f"seed {config.seed}: {why}")
             after_each(failed)
     return failed
 
@@ -175,19 +214,23 @@ def net_record(entry: Entry, num_seeds: int, out: Path, failed: Sequence[str], n
     }
 
 
-def measure_latency(entry: Entry, image_size: int | None, batch_size: int, num_classes: int, out: Path) -> None:
-    """Time the entry's net, unless the same was timed before on this machine.
+def timed_net(entry: Entry, image_size: int | None, num_classes: int) -> tuple[str, int, dict[str, Any]]:
+    """The net of an entry that is timed: its name, the side of its images, its fields.
 
-    At another `image_size` than the run's own the net made for large images is timed where there is one: that of
-    the same name without `_cifar`.
+    At another `image_size` than the run's own that is the net made for large images where there is one: that of the
+    same name without `_cifar`.
     """
     config = entry.config
     name, size, fields = config.model.name, image_size or config.image_size, net_fields(config)
     if size != config.image_size and name.removesuffix("_cifar") in jaxnets.list_models():
-        name = name.removesuffix("_cifar")
-    if name == config.model.name:
-        fields["num_classes"] = num_classes
-    dtype = settings.compute_dtype(config.model.dtype)
+        return name.removesuffix("_cifar"), size, fields
+    return name, size, fields | {"num_classes": num_classes}
+
+
+def measure_latency(entry: Entry, image_size: int | None, batch_size: int, num_classes: int, out: Path) -> None:
+    """Time the entry's net, `timed_net`, unless the same was timed before on this machine."""
+    name, size, fields = timed_net(entry, image_size, num_classes)
+    dtype = settings.compute_dtype(entry.config.model.dtype)
     counted = summaries.summarize(name, size, **fields)
     what = {
         "model": name,
@@ -207,8 +250,9 @@ def measure_latency(entry: Entry, image_size: int | None, batch_size: int, num_c
     one, batch = (latency.measure(model, (images, size, size, 3), train=False) for images in (1, batch_size))
     measured = what | {"one": one, "batch": batch}
     path = out / "runs" / entry.folder / LATENCY_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write(path, json.dumps(measured, indent=2) + "\n")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, json.dumps(measured, indent=2) + "\n")
 
 
 def read_latency(out: Path, entry: Entry) -> dict[str, Any] | None:
@@ -240,12 +284,16 @@ def comparison_record(nets: Sequence[dict[str, Any]], num_seeds: int, command: s
 def write_files(comparison: dict[str, Any], out: Path) -> None:
     """The table as Markdown, JSON and CSV, and the page."""
     notes = "\n".join(f"- {note}" for note in compare_results.notes(comparison))
-    where = f"`{comparison['command']}`; {machine.sentence(comparison['machine'])}; {comparison['date']}"
-    text = f"{summaries.markdown(compare_results.table(comparison))}\n\n{notes}\n- {where}\n"
-    _write(out / f"{STEM}.md", text)
-    _write(out / f"{STEM}.json", json.dumps(comparison, indent=1) + "\n")
-    _write(out / f"{STEM}.csv", compare_results.csv_text(comparison))
-    _write(out / f"{STEM}.html", compare_page.html(comparison))
+    where = f"`{comparison['command']}`; {comparison['date']}"
+    texts = {
+        "md": f"{summaries.markdown(compare_results.table(comparison))}\n\n{notes}\n- {where}\n",
+        "json": json.dumps(comparison, indent=1) + "\n",
+        "csv": compare_results.csv_text(comparison),
+        "html": compare_page.html(comparison),
+    }
+    with writing(out):
+        for ending in FORMATS:
+            _write(out / f"{STEM}.{ending}", texts[ending])
 
 
 def _write(path: Path, text: str) -> None:
@@ -270,11 +318,16 @@ def run(
     """
     runtime.configure_logging()
     check(entries, num_seeds, out)
+    check_out(entries, out)
+    classes = {entry.label: num_classes_of(entry.config) for entry in entries}
+    if latency_batch:
+        for entry in entries:
+            name, size, fields = timed_net(entry, latency_size, classes[entry.label])
+            summaries.summarize(name, size, **fields)  # refuses a size that the net cannot have
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
-    classes = {entry.label: num_classes_of(entry.config) for entry in entries}
 
     def write(failed: dict[str, list[str]]) -> dict[str, Any]:
         nets = [net_record(e, num_seeds, out, failed[e.label], classes[e.label]) for e in entries]
@@ -300,9 +353,11 @@ def load_configs(
         field = override.split("=")[0].removeprefix(config_file.PREFIX)
         if models and field.startswith("model.") and field != "model.dtype":
             raise UserError(f"--config.{field} belongs to one net: --models=NAME:{field.removeprefix('model.')}=VALUE")
-    configs = {config_file.name_of(path): config_file.load(path, overrides) for path in paths}
-    if len(configs) < len(paths):
-        raise UserError("a configuration is given twice; name it once")
+    names = [config_file.name_of(path) for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two configurations are called {name}; give each once, under a name of its own")
+    configs = {name: config_file.load(path, overrides) for name, path in zip(names, paths)}
     for config in configs.values():
         config.dataset = datasets.absolute(config.dataset)  # as a run's workdir keeps it
     return configs
@@ -310,7 +365,12 @@ def load_configs(
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxnets.compare", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the runs, the table and the page")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs") / STEM,
+        help="folder of the runs, the table and the page; default: runs/compare",
+    )
     parser.add_argument("--models", help="nets, separated by commas; default: those of the configurations")
     parser.add_argument("--config", action="append", help="configuration file, may be repeated; configs/default.py")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="nets and fields of a comparison by name")
@@ -333,7 +393,8 @@ def main(argv: list[str]) -> None:
     if args.latency_batch < 0 or (args.latency_size is not None and args.latency_size < 1):
         raise UserError("--latency_batch must be 0 or more and --latency_size at least 1 pixel")
     preset = PRESETS.get(args.preset, Preset((), ()))
-    models = [model for model in (args.models or "").split(",") if model] or preset.models
+    # At the commas outside brackets: a field may be a tuple.
+    models = [model for model in re.split(r",(?![^(]*\))", args.models or "") if model] or preset.models
     # What the user sets comes last, and counts.
     configs = load_configs(args.config or ["configs/default.py"], [*preset.overrides, *overrides], models)
     entries = make_entries(configs, models)

@@ -81,6 +81,8 @@ def expand_model(text: str) -> list[tuple[str, dict[str, Any]]]:
             raise UserError(
                 f"--models={text!r}: {assignment!r} must be FIELD=VALUE, as in mobilenet_v2_cifar:width=0.5"
             )
+        if field == "name":
+            raise UserError(f"--models={text!r}: the net is named in front of its fields")
         try:
             fields[field] = ast.literal_eval(value)
         except (ValueError, SyntaxError):

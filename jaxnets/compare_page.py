@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from jaxnets import compare_results, machine, plots
+from jaxnets import compare_results, plots
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1c1d; --paper: #fff; --soft: #f3f4f5; --line: #d8dadc; --dim: #5c6166; }
@@ -50,8 +50,7 @@ def html(comparison: Record) -> str:
     title = f"{len(nets)} nets on {comparison['dataset']}, compared"
     body = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="dim">{escape(machine.sentence(comparison["machine"]))} · {escape(comparison["date"])}<br>'
-        f"<code>{_words(comparison['command'])}</code></p>",
+        f'<p class="dim">{escape(comparison["date"])}<br><code>{_words(comparison["command"])}</code></p>',
         _table(compare_results.table(comparison)),
         "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in compare_results.notes(comparison)) + "</ul>",
         *_charts(nets),
@@ -122,7 +121,9 @@ def _charts(nets: Sequence[Record]) -> list[str]:
         ("Accuracy over training time", "A line for each seed, a point for each evaluation.", draw_curves, finished),
     ]
     if timed:
-        charts.append(("Accuracy against latency", "Of one image; median.", draw_latency, timed))
+        twins = any(net["latency"]["model"] != net["model"] for _, net in timed)
+        whose = "One image through the ImageNet net of the same name" if twins else "One image"
+        charts.append(("Accuracy against latency", f"{whose}; median.", draw_latency, timed))
     figures = [
         f"<figure><h2>{title}</h2>{_chart(title, draw, shown)}<figcaption>{caption}</figcaption></figure>"
         for title, caption, draw, shown in charts

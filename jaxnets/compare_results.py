@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from jaxnets import journal
+from jaxnets import journal, machine, timing
 from jaxnets.summary import Section
 
 TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies whose time is told
@@ -22,18 +22,17 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
 
     `accuracy` is the last epoch's, of the averaged weights where the run keeps some, never the best of all epochs.
     Seconds are those of the training steps: compilation, evaluation and saving are left out, so that a run that
-    was interrupted has the same. `train_accuracy` is the last epoch's as training saw it, on augmented images.
+    was interrupted has the same. `train_accuracy` is the last epoch's as training saw it: augmented images, under
+    weights that moved. `machines`: where it was trained, as `machine.read` gives it.
     """
     records = journal.read(workdir)
     evaluated = [record for record in records if "eval_accuracy" in record]
     if not evaluated or evaluated[-1]["epoch"] != config.num_epochs:
         return None
     accuracy = "ema_eval_accuracy" if config.ema_decay else "eval_accuracy"
-    trained = _with_seconds([record for record in records if "images_per_second" in record], config.batch_size)
+    trained = _with_steps([record for record in records if "images_per_second" in record])
     last = [record for record in trained if record["epoch"] == config.num_epochs]
-    by_epoch: dict[int, float] = {}
-    for record in trained:
-        by_epoch[record["epoch"]] = by_epoch.get(record["epoch"], 0.0) + record["seconds"]
+    by_epoch = _seconds_by_epoch(trained, timing.read(workdir), config)
     curve = [
         {
             "epoch": record["epoch"],
@@ -52,18 +51,35 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
         "seconds_to": {f"{target:.2f}": _seconds_to(curve, target) for target in TARGETS},
         "num_examples": evaluated[-1]["num_examples"],
         "curve": curve,
+        "machines": machine.read(workdir),
     }
 
 
-def _with_seconds(trained: Sequence[Record], batch_size: int) -> list[Record]:
-    """The train records with the steps and seconds since the one before."""
-    before, found = 0, []
+def _with_steps(trained: Sequence[Record]) -> list[Record]:
+    """The train records with the steps since the one before."""
+    before = [0, *(record["step"] for record in trained)]
+    return [record | {"steps": record["step"] - last} for record, last in zip(trained, before)]
+
+
+def _seconds_by_epoch(
+    trained: Sequence[Record], spans: Sequence[timing.Span], config: ml_collections.ConfigDict
+) -> dict[int, float]:
+    """Seconds of the steps of each epoch: by the clock, or, where the workdir has not all of that, by the rates.
+
+    A rate stands for the steps since the record before, though after an interruption it is only that of the last.
+    """
+    end, found = trained[-1]["step"], {}
+    if [span.first for span in spans] == [0, *(span.last for span in spans)][:-1] and spans and spans[-1].last == end:
+        per_epoch = end // config.num_epochs
+        for span in spans:
+            epoch = -(-span.last // per_epoch)
+            took = sum(span.seconds.get(phase, 0.0) for phase in timing.TRAINING)
+            found[epoch] = found.get(epoch, 0.0) + took
+        return found
     for record in trained:
-        steps = record["step"] - before
         # The rate is rounded to a tenth.
-        seconds = steps * batch_size / max(record["images_per_second"], 0.05)
-        found.append(record | {"steps": steps, "seconds": seconds})
-        before = record["step"]
+        seconds = record["steps"] * config.batch_size / max(record["images_per_second"], 0.05)
+        found[record["epoch"]] = found.get(record["epoch"], 0.0) + seconds
     return found
 
 
@@ -99,9 +115,20 @@ def over_seeds(runs: Sequence[Record]) -> Record:
 
 
 def reached(nets: Sequence[Record]) -> list[str]:
-    """The targets that some net reached with every seed."""
+    """The targets that some run of some net reached."""
+    runs = [run for net in nets for run in net["runs"]]
     targets = (f"{target:.2f}" for target in TARGETS)
-    return [t for t in targets if any(net["results"].get("seconds_to", {}).get(t) is not None for net in nets)]
+    return [target for target in targets if any(run["seconds_to"][target] is not None for run in runs)]
+
+
+def machines(nets: Sequence[Record]) -> list[str]:
+    """Where the nets were trained, a sentence for each machine, with the day on which it began."""
+    found = [where for net in nets for run in net["runs"] for where in run["machines"]]
+    first: dict[str, str] = {}
+    for where in found:
+        text = machine.sentence(where)
+        first[text] = min(where["date"], first.get(text, where["date"]))
+    return [f"{text} (from {date})" for text, date in first.items()]
 
 
 def table(comparison: Record) -> Section:
@@ -164,7 +191,8 @@ def csv_text(comparison: Record) -> str:
 
 def _flat(net: Record) -> Record:
     results, latency = net["results"], net["latency"] or {}
-    row = {name: net[name] for name in ("label", "model", "image_size", "parameters", "macs")}
+    row = {name: net[name] for name in ("label", "framework", "model", "image_size", "parameters", "macs")}
+    row["epochs"] = net["config"]["num_epochs"]
     for name in ("accuracy", "train_accuracy"):
         value = results.get(name, {})
         row |= {f"{name}_{part}": value.get(part) for part in ("mean", "std", "min", "max", "n")}
@@ -177,27 +205,37 @@ def _flat(net: Record) -> Record:
 
 def notes(comparison: Record) -> list[str]:
     """How the numbers were made, a sentence each."""
-    seeds = comparison["seeds"]
+    seeds, nets = comparison["seeds"], comparison["nets"]
+    augmented = any(any(net["config"]["augment"].values()) for net in nets)
     found = [
         f"Accuracy: {comparison['eval_split']} of {comparison['dataset']}, after the last epoch"
         + (f", mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else ", one seed."),
-        "Train accuracy: of the last epoch, as training saw it: on augmented images, while the weights moved.",
-        "Seconds: of the training steps; compilation, evaluation and saving are left out.",
+        "Train accuracy: of the last epoch, as training saw it: while the weights moved"
+        + (", on augmented images." if augmented else "."),
+        "Seconds: of the training steps; compilation, evaluation and saving are left out; an epoch's are the median.",
     ]
     if comparison["torch"]:
         found.append(
             f"PyTorch {comparison['torch']}: the same first weights, order of images and recipe, in the faster of "
             "channels_last and NCHW; crops, mirroring, cutout and dropout drawn anew."
         )
-    if not reached(comparison["nets"]):
-        found.append(f"No net reached {min(TARGETS):.0%}.")
-    latencies = [net["latency"] for net in comparison["nets"] if net["latency"]]
-    if latencies:
-        twins = any(net["latency"] and net["latency"]["model"] != net["model"] for net in comparison["nets"])
+    if reached(nets):
+        found.append(
+            "Seconds to an accuracy: up to the first evaluation that reached it, mean over the seeds; none where a "
+            "seed did not reach it."
+        )
+    else:
+        found.append(f"No run reached {min(TARGETS):.0%}.")
+    if latencies := [net["latency"] for net in nets if net["latency"]]:
+        twins = any(net["latency"] and net["latency"]["model"] != net["model"] for net in nets)
+        where = dict.fromkeys(machine.sentence(latency["machine"]) for latency in latencies)
         found.append(
             "Latency: forward pass of evaluation, median"
-            + (", of the ImageNet net of the same name (its parameters and MACs: compare.csv)." if twins else ".")
+            + (", of the ImageNet net of the same name (its parameters and MACs: compare.csv)" if twins else "")
+            + f"; on {'; '.join(where)}."
         )
+    if where := machines(nets):
+        found.append(f"Trained on: {'; '.join(where)}.")
     if comparison["note"]:
         found.append(comparison["note"])
     return found

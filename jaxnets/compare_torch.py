@@ -7,6 +7,7 @@ on the device, augmentation too, in whichever memory format trains faster. Needs
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import pickle
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen
+import jax
 import ml_collections
 import numpy as np
 import torch
@@ -21,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import jaxnets
-from jaxnets import data, plan, settings, torch_nets, torch_weights, workdir
+from jaxnets import data, machine, plan, settings, torch_nets, torch_weights, workdir
 from jaxnets.benchmark_torch import FORMATS, synchronize
 from jaxnets.compare_entries import net_fields
 from jaxnets.errors import UserError
@@ -39,6 +41,7 @@ Examples = dict[str, torch.Tensor]  # {'image': uint8 (N, 3, S, S), 'label': int
 
 def check(config: ml_collections.ConfigDict) -> None:
     """UserError where PyTorch's side has not the net of `config`, or a part of its recipe."""
+    check_device()
     model = config.model
     if model.name not in torch_nets.NETS:
         raise UserError(
@@ -48,6 +51,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     other = {
         **{f"model.{name}": getattr(plain, name) != value for name, value in net_fields(config).items()},
         "model.dtype": model.dtype == "float16",
+        "deterministic": config.deterministic,
         "ema_decay": config.ema_decay,
         "augment.mixup": config.augment.mixup,
         "augment.cutmix": config.augment.cutmix,
@@ -57,6 +61,20 @@ def check(config: ml_collections.ConfigDict) -> None:
     }
     if unknown := [name for name, value in other.items() if value]:
         raise UserError(f"--against=torch: PyTorch's side does not know config.{unknown[0]} as it is set")
+
+
+def check_device() -> None:
+    """UserError unless PyTorch has the device that JAX trains on, and both train on that one alone."""
+    backend = jax.default_backend()
+    if backend not in ("cpu", "gpu") or backend == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            f"--against=torch: JAX trains on the {backend.upper()}, which PyTorch {torch.__version__} has not; install "
+            "its build for that, or set JAX_PLATFORMS=cpu"
+        )
+    if backend == "gpu" and len(jax.devices()) > 1:
+        raise UserError(
+            f"--against=torch: PyTorch trains on one GPU, JAX on all {len(jax.devices())}; set CUDA_VISIBLE_DEVICES=0"
+        )
 
 
 def train(config: ml_collections.ConfigDict, directory: Path) -> None:
@@ -70,6 +88,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
         run = set_up(made)
         at = restore(run, directory / CHECKPOINT)
         workdir.keep(directory, config)
+        machine.note(directory)
         with contextlib.closing(Journal(directory, at, evaluated=True)) as journal:
             for epoch in range(at // made.steps_per_epoch, config.num_epochs):
                 record = train_epoch(run, epoch)
@@ -83,6 +102,9 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
                     journal.write({name: record[name] for name in ("step", "epoch")} | metrics)
                     logger.info(f"PyTorch, epoch {record['epoch']}: accuracy {metrics['eval_accuracy']:.2%}")
                 save(run, directory / CHECKPOINT, record["step"])
+        if run.device.type == "cuda":
+            del run  # and what it held of the memory, which JAX is to have next
+            torch.cuda.empty_cache()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +125,9 @@ class Running:
 
 def set_up(made: plan.Plan) -> Running:
     """The run of a plan before its first step, in the memory format that is faster."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = True  # as XLA multiplies float32 by default
     net = make_net(made.config.model.name, made.model, plan.compile_and_create_state(made).variables).to(device)
     examples = [load_examples(split, device) for split in (made.train_split, made.eval_split)]
     seconds = {}
@@ -119,13 +142,23 @@ def set_up(made: plan.Plan) -> Running:
 
 
 def time_steps(run: Running) -> float:
-    """Seconds of some training steps at a learning rate of 0."""
-    indices = torch.arange(run.plan.config.batch_size, device=run.device)
-    for step in range(1 + TRIAL_STEPS):
-        if step == 1:
-            synchronize()
-            began = time.perf_counter()
-        take_step(run, indices, 0.0, run.plan.config.image_size)
+    """Seconds of some training steps at a learning rate of 0, after one of every kind that the run has.
+
+    cuDNN tries its kernels at the first of each, which is no more training than XLA's compilation.
+    """
+    config = run.plan.config
+    indices = torch.arange(config.batch_size, device=run.device)
+    for size in {run.plan.training_size(epoch) for epoch in range(config.num_epochs)}:
+        take_step(run, indices, 0.0, size)
+    last = (len(run.plan.eval_split) - 1) // config.eval_batch_size * config.eval_batch_size
+    for part in (slice(config.eval_batch_size), slice(last, None)):  # the last batch may be smaller
+        evaluate(run, part)
+    run.net.train()
+    take_step(run, indices, 0.0, config.image_size)
+    synchronize()
+    began = time.perf_counter()
+    for _ in range(TRIAL_STEPS):
+        take_step(run, indices, 0.0, config.image_size)
     synchronize()
     return time.perf_counter() - began
 
@@ -198,10 +231,10 @@ def take_step(run: Running, indices: torch.Tensor, rate: float, size: int) -> tu
 
 
 @torch.inference_mode()
-def evaluate(run: Running) -> dict[str, Any]:
-    """The record of an evaluation, without its step."""
+def evaluate(run: Running, part: slice = slice(None)) -> dict[str, Any]:
+    """The record of an evaluation, of a part of the examples or of all, without its step."""
     run.net.eval()
-    config, images, labels = run.plan.config, run.eval_examples["image"], run.eval_examples["label"]
+    config, images, labels = run.plan.config, run.eval_examples["image"][part], run.eval_examples["label"][part]
     loss, correct = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
     for batch, expected in zip(images.split(config.eval_batch_size), labels.split(config.eval_batch_size)):
         with autocast(run):
@@ -271,8 +304,14 @@ def load_examples(split: data.Split, device: str) -> Examples:
 
 def normalize(images: torch.Tensor, config: ml_collections.ConfigDict) -> torch.Tensor:
     """uint8 images `(N, 3, H, W)` as float32 with the run's mean and deviation taken out."""
-    mean, std = (torch.tensor(value, device=images.device).view(1, -1, 1, 1) for value in (config.mean, config.std))
+    mean, std = (by_channel(tuple(value), images.device) for value in (config.mean, config.std))
     return (images.float() / 255 - mean) / std
+
+
+@functools.cache
+def by_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """The values on a device, `(1, C, 1, 1)`; copied once, since a copy waits for all that the device has to do."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def augment(images: torch.Tensor, config: ml_collections.ConfigDict, size: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Configuration files for commands that take more than one, or fields of their own beside them."""
+"""Configuration files as flags: loaded with fields of their own beside them, and what is wrong said in a sentence."""
 
 import re
 from collections.abc import Sequence
@@ -14,32 +14,56 @@ PREFIX = "--config."
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """The configuration of `path[:VARIANT]` with `overrides`, each `--config.FIELD=VALUE`; of two the later counts.
+    """The configuration of `path[:WORDS]` with `overrides`, each `--config.FIELD=VALUE`; of two the later counts.
 
-    Raises UserError where there is no such file, variant or field, or the field cannot have the value.
+    Raises UserError where there is no such file, word or field, or the field cannot have the value.
     """
     check_overrides(overrides)
-    if not Path(path.split(":")[0]).is_file():
-        raise UserError(f"--config={path} cannot be loaded: there is no such file here")
     # Only the last of each: given twice, a tuple's flag would hold the items of both.
     last = {override.split("=")[0]: override for override in overrides}
     argv = ["", f"--config={path}", *last.values()]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "A configuration.", flag_values=values, sys_argv=argv)
+    parse(values, argv)
+    return require_config(values["config"].value, path)
+
+
+def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Give flags, of which one is the configuration `config`, their values; the arguments that are none.
+
+    Raises UserError for what is no flag, no field of the configuration or no value for it, and for a configuration
+    that fails: it is a program, which may fail in any way.
+    """
     try:
-        values(argv)
-    except flags.Error as error:  # of a configuration file that fails, the last line says why
-        raise UserError(" ".join((str(error).splitlines()[0], *str(error).strip().splitlines()[1:][-1:]))) from None
-    except (AttributeError, KeyError) as error:
-        fields = [override.removeprefix(PREFIX).split("=")[0] for override in overrides]
-        unknown = [field for field in fields if f"'{field.split('.')[-1]}" in str(error).replace("\\", "")] or fields
-        hint = re.search(r'Did you mean "(\w+)"', str(error))
-        hint = f"did you mean {hint[1]}? " if hint else ""
-        raise UserError(f"{path} has no field {unknown[0]}; {hint}configs/default.py lists them all") from None
-    config = values["config"].value
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(f"--config={path} cannot be loaded: it fails when it is run")
-    return config
+        return values(argv)
+    except flags.Error as error:  # with absl's sentence first, and last why the configuration failed, if it did
+        first, *others = str(error).replace(r"\n", "\n").strip().splitlines()
+        why = [line.removeprefix("jaxnets.errors.UserError: ") for line in others[-1:]]
+        raise UserError(" ".join((first, *why))) from None
+    except Exception as error:
+        path = next((arg.split("=", 1)[1] for arg in argv if re.match("--?config=", arg)), "")
+        if not is_file(path):
+            raise UserError(f"--config={path} cannot be loaded: there is no such file here") from None
+        message = str(error).replace("\\", "")
+        fields = [arg.lstrip("-").removeprefix("config.").split("=")[0] for arg in argv if "config." in arg]
+        if unknown := [field for field in fields if any(f"'{part}" in message for part in field.split("."))]:
+            hint = re.search(r'Did you mean "(\w+)"', message)
+            hint = f"did you mean {hint[1]}? " if hint else ""
+            raise UserError(f"{path} has no field {unknown[0]}; {hint}configs/default.py lists them all") from None
+        raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {error}") from None
+
+
+def require_config(value: object, path: str) -> ml_collections.ConfigDict:
+    """The value of a configuration's flag; UserError where that is no configuration."""
+    if isinstance(value, ml_collections.ConfigDict):
+        return value
+    why = "its get_config gives no ConfigDict" if is_file(path) else "there is no such file here"
+    raise UserError(f"--config={path} cannot be loaded: {why}")
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file for `path[:WORDS]`."""
+    return Path(path.split(":")[0]).is_file()
 
 
 def check_overrides(arguments: Sequence[str]) -> None:
@@ -51,5 +75,5 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 def name_of(path: str) -> str:
     """What a configuration is called: its file's name and its words, `mnv2_x0_5` for `configs/mnv2.py:x0_5`."""
-    file, *variant = path.split(":")
-    return "_".join([Path(file).stem, *variant]).replace(",", "_")
+    file, *words = path.split(":")
+    return "_".join([Path(file).stem, *words]).replace(",", "_")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import jax
@@ -79,14 +79,25 @@ def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.Shap
     }
 
 
-def make_dispatch(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:
-    """`(state, batches) -> (state, metrics)` of one call; compiled for `per_call` steps, for fewer when they come."""
-    compiled = {per_call: compile_train(plan, examples, per_call, size)}
+def call_lengths(plan: Plan, per_call: int, at: int) -> dict[int, list[int]]:
+    """The different numbers of steps that calls take from step `at` on, by the side of their images."""
+    found: dict[int, list[int]] = {}
+    per_epoch, seen = plan.steps_per_epoch, set()
+    for epoch in range(at // per_epoch, plan.config.num_epochs):
+        size, first = plan.training_size(epoch), max(at, epoch * per_epoch)
+        if (size, first % per_epoch) not in seen:  # all whole epochs of a size are cut alike
+            seen.add((size, first % per_epoch))
+            counts = [count for _, count in data.call_steps(first, (epoch + 1) * per_epoch, per_epoch, per_call)]
+            found[size] = list(dict.fromkeys([*found.get(size, []), *counts]))
+    return found
+
+
+def make_dispatch(plan: Plan, examples: dict[str, jax.Array], counts: Iterable[int], size: int) -> Callable:
+    """`(state, batches) -> (state, metrics)` of one call, compiled for each of so many steps."""
+    compiled = {count: compile_train(plan, examples, count, size) for count in counts}
 
     def dispatch(current, batches):
         _, count = next(iter(batches.values())).shape[:2]  # (devices, steps, ...)
-        if count not in compiled:
-            compiled[count] = compile_train(plan, examples, count, size)
         return compiled[count](current, batches)
 
     return dispatch

@@ -22,6 +22,7 @@ from jaxnets import (
     distributed,
     evaluate,
     interruption,
+    machine,
     optim,
     runtime,
     settings,
@@ -30,7 +31,7 @@ from jaxnets import (
     workdir,
 )
 from jaxnets.datasets import absolute, data_root
-from jaxnets.dispatch import load_examples, make_dispatch, steps_per_call, train_calls
+from jaxnets.dispatch import call_lengths, load_examples, make_dispatch, steps_per_call, train_calls
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plan import Plan, compile_and_create_state, load_initial_weights, make_plan, make_schedule, state_shapes
@@ -90,6 +91,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
                 f"which ends at {plan.total_steps}; its checkpoints are as they were"
             )
         distributed.on_primary(partial(workdir.keep, directory, config))
+        distributed.on_primary(partial(machine.note, directory))
         # XLA compiles this while the training step is traced, which takes as long.
         create = None if saved else background.submit(compile_and_create_state, plan, weights)
         if distributed.is_primary():
@@ -199,9 +201,8 @@ def fit(
         examples, eval_examples = load_examples(plan)
     per_call = steps_per_call(plan.config.steps_per_call, plan.steps_per_epoch, at)
     with clock.phase("compile"):
-        epochs = range(at // plan.steps_per_epoch, plan.config.num_epochs)
-        sizes = dict.fromkeys(plan.training_size(epoch) for epoch in epochs)
-        dispatch = {size: make_dispatch(plan, examples, per_call, size) for size in sizes}
+        lengths = call_lengths(plan, per_call, at)
+        dispatch = {size: make_dispatch(plan, examples, counts, size) for size, counts in lengths.items()}
         current = step.replicate(start(), plan.devices)
     asked = distributed.interruption(plan.devices)
     with (

@@ -1,5 +1,7 @@
 """Where numbers were made: the machine and the versions, to stand beside every one of them."""
 
+import datetime
+import json
 import os
 import platform
 from importlib import metadata
@@ -8,7 +10,11 @@ from pathlib import Path
 import jax
 
 from jaxnets import ops
+from jaxnets.errors import UserError, writing
+from jaxnets.plain_files import parse_json, read_text, replacing
 
+FILE = "machines.json"
+MAX_BYTES = 1 << 20
 PACKAGES = ("jax", "flax", "optax")
 
 
@@ -29,6 +35,27 @@ def sentence(machine: dict[str, object]) -> str:
     """`describe`'s in one line."""
     count = f"{machine['num_devices']} x " if machine["num_devices"] > 1 else ""
     return f"{count}{machine['device']}, {machine['cores']} CPU cores, JAX {machine['versions']['jax']}"
+
+
+def note(workdir: Path) -> None:
+    """Write down, in a workdir, where its run is trained from today on, unless it was there before."""
+    before, here = read(workdir), describe()
+    if before and {name: value for name, value in before[-1].items() if name != "date"} == here:
+        return
+    found = [*before, {"date": datetime.datetime.now(datetime.UTC).date().isoformat()} | here]
+    with writing(workdir), replacing(workdir / FILE) as scratch:
+        scratch.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def read(workdir: Path) -> list[dict[str, object]]:
+    """What `note` wrote: `describe`'s and the first day of each machine, in their order; [] where there is none."""
+    try:
+        found = parse_json(read_text(workdir / FILE, MAX_BYTES))
+        for where in found:
+            sentence(where), str(where["date"])
+    except (FileNotFoundError, UserError, ValueError, TypeError, KeyError):
+        return []
+    return found
 
 
 def processor_ticks() -> tuple[int, int]:

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
+from jaxnets.plain_files import replacing
+
 INK = "#1b1c1d"  # text and axes; of its own value, so that it is found in an SVG
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#A8467F", "#E69F00", "#56B4E9", "#7F3C8D", "#888888")
 # What stands for them in a page, which may give the series other colours, for a dark ground.
@@ -89,7 +91,8 @@ def save(figure: Figure, path: Path) -> list[Path]:
         for file in files:
             # No date inside: the same data make the same file.
             metadata = {"CreationDate": None} if file.suffix == ".pdf" else None
-            figure.savefig(file, dpi=DPI, metadata=metadata)
+            with replacing(file) as scratch:
+                figure.savefig(scratch, format=file.suffix[1:], dpi=DPI, metadata=metadata)
     return files
 
 

@@ -90,13 +90,22 @@ def _require_modest(path: Path) -> None:
 def _check(content: Evaluated) -> None:
     """ValueError where the arrays do not belong together."""
     shapes = {getattr(content, name).shape for name in ("label", "predicted", "probability", "label_probability")}
-    if len(shapes) > 1 or content.label.ndim != 1 or content.class_names.ndim != 1:
+    if len(shapes) > 1 or content.label.ndim != 1 or content.class_names.ndim != 1 or content.step.shape:
         raise ValueError(f"its arrays have shapes {sorted(shapes)}")
+    if any(getattr(content, name).dtype.kind != "f" for name in ("probability", "label_probability")):
+        raise ValueError("its probabilities are no floats")
     if content.class_names.dtype.kind != "U":
         raise ValueError(f"its class names are {content.class_names.dtype}")
-    for name, limit in (("label", len(content.class_names)), ("mistakes", len(content.label)), ("predicted", np.inf)):
+    limits = {
+        "label": len(content.class_names),
+        "mistakes": len(content.label),
+        "predicted": data.MAX_CLASSES,
+        "step": 1 << 62,
+    }
+    for name, limit in limits.items():
         values = getattr(content, name)
-        if values.dtype.kind not in "iu" or values.size and not (values.min() >= 0 and values.max() < limit):
+        if values.dtype.kind != "i" or values.size and not (values.min() >= 0 and values.max() < limit):
             raise ValueError(f"{name} is out of range")
-    if content.images.dtype != np.uint8 or content.images.ndim != 4 or len(content.images) != len(content.mistakes):
-        raise ValueError(f"its images are {content.images.dtype} {content.images.shape}")
+    shape = content.images.shape
+    if content.images.dtype != np.uint8 or len(shape) != 4 or shape[0] != len(content.mistakes) or shape[3] != 3:
+        raise ValueError(f"its images are {content.images.dtype} {shape}")

@@ -4,7 +4,6 @@ A run keeps its own page, report.html in its workdir, up to date while it trains
 compares them and is written to --out. The file needs nothing beside it and no network.
 """
 
-import contextlib
 import datetime
 import importlib.resources
 import math
@@ -32,7 +31,9 @@ def load(workdir: Path, name: str | None = None) -> History:
     """
     config = settings.read(workdir / CONFIG).to_dict()
     records = [record for record in journal.read(workdir) if _is_record(record)]
-    if not records:
+    trained = [record for record in records if _has_numbers(record, "loss", "accuracy")]
+    evaluations = [record for record in records if _has_numbers(record, "eval_loss", "eval_accuracy", "num_examples")]
+    if not trained + evaluations:
         raise UserError(f"{workdir} has no records in {journal.FILE} yet: the run has not trained")
     evaluated = None
     try:
@@ -43,8 +44,8 @@ def load(workdir: Path, name: str | None = None) -> History:
         workdir,
         name or workdir.resolve().name,
         config,
-        [record for record in records if _has_numbers(record, "loss", "accuracy")],
-        [record for record in records if _has_numbers(record, "eval_loss", "eval_accuracy")],
+        trained,
+        evaluations,
         timing.read(workdir),
         evaluated,
     )
@@ -70,7 +71,7 @@ def render(runs: Sequence[History]) -> str:
     template = importlib.resources.files("jaxnets").joinpath("report.html.jinja").read_text(encoding="utf-8")
     # What charts.py draws is markup already, and holds no text that comes from a file.
     for part in [*charts, *(run["errors"] for run in drawn if run["errors"])]:
-        part |= {key: jinja2.utils.markupsafe.Markup(part[key]) for key in ("svg", "image") if key in part}
+        part |= {key: jinja2.utils.markupsafe.Markup(part[key]) for key in ("svg", "image") if part.get(key)}
     return environment.from_string(template).render(
         title=f"{len(runs)} runs compared" if several else runs[0].name,
         lede=", ".join(run.name for run in runs) if several else report_parts.lede(runs[0]),
@@ -108,9 +109,14 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     without a run, and where `out` is a file that is no such page, or cannot be written.
     """
     out = out or (workdirs[0] / FILE if len(workdirs) == 1 else Path(COMPARISON))
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        if out.is_dir() or _MARK not in out.open(encoding="utf-8", errors="replace").read(1000):
-            raise UserError(f"{out} exists and is no page of jaxnets.report; choose another --out")
+    try:
+        ours = not out.is_dir() and _MARK in out.open(encoding="utf-8", errors="replace").read(1000)
+    except (FileNotFoundError, NotADirectoryError):
+        ours = True  # there is nothing yet
+    except OSError as error:
+        raise UserError(f"{out} cannot be read: {error.strerror}") from None
+    if not ours:
+        raise UserError(f"{out} exists and is no page of jaxnets.report; choose another --out")
     names = [workdir.resolve().name for workdir in workdirs]
     # Folders of one name are told apart by their paths.
     runs = [load(w, str(w) if names.count(name) > 1 else name) for w, name in zip(workdirs, names)]

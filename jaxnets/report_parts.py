@@ -15,6 +15,7 @@ from jaxnets import charts, settings, timing
 from jaxnets.predictions import Evaluated
 
 MAX_TABLE = 20  # classes whose confusions are a table; those of more are an image
+MAX_MATRIX = 1000  # and of more than that are not drawn: an image has a dot for every two classes
 NUM_PAIRS = 10
 SERIES = tuple(name for name in charts.COLOURS if name.startswith("series-"))
 TRAINING, EVALUATION, AVERAGED = SERIES[1], SERIES[0], SERIES[2]  # of a page with one run
@@ -56,9 +57,9 @@ def duration(seconds: float) -> str:
     """Seconds as a person says them: 0.42 s, 3 min 5 s, 2 h 5 min."""
     if not np.isfinite(seconds):
         return "–"
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    unit, smaller, size = ("min", "s", 60) if seconds < 3600 else ("h", "min", 3600)
+    if seconds < 59.5:
+        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    unit, smaller, size = ("min", "s", 60) if seconds < 3599.5 else ("h", "min", 3600)
     whole, rest = divmod(round(seconds * 60 / size), 60)
     return f"{whole} {unit} {rest} {smaller}"
 
@@ -68,10 +69,12 @@ def lede(run: History) -> str:
     config = run.config
     width = (config.get("model") or {}).get("width")
     net = str((config.get("model") or {}).get("name")) + (f", width {width}" if width else "")
-    last = (run.trained + run.evaluations)[-1]
-    epochs, done = config.get("num_epochs"), max(record["epoch"] for record in run.trained + run.evaluations)
-    state = f"{epochs} epochs" if done == epochs else f"epoch {done} of {epochs} so far"
-    return f"{net}, on {config.get('dataset')}; {state}, {last['step']:,} steps of {config.get('batch_size')} images"
+    epochs, records = config.get("num_epochs"), run.trained + run.evaluations
+    last, at = (max(record[name] for record in records) for name in ("step", "epoch"))
+    # Only its evaluation ends a run.
+    done = bool(run.evaluations) and run.evaluations[-1]["epoch"] == epochs
+    state = f"{epochs} epochs" if done else f"epoch {at} of {epochs} so far"
+    return f"{net}, on {config.get('dataset')}; {state}, {last:,} steps of {config.get('batch_size')} images"
 
 
 def tiles(run: History) -> list[dict[str, str]]:
@@ -86,7 +89,7 @@ def tiles(run: History) -> list[dict[str, str]]:
         last = run.evaluations[-1]
         made += [
             tile("best accuracy", f"{best['eval_accuracy']:.2%}", f"evaluation after epoch {best['epoch']}"),
-            tile("last accuracy", f"{last['eval_accuracy']:.2%}", f"of {last.get('num_examples', 0):,} images"),
+            tile("last accuracy", f"{last['eval_accuracy']:.2%}", f"of {last['num_examples']:,} images"),
             tile("last loss", f"{last['eval_loss']:.4f}", "evaluation, nats"),
         ]
         if "ema_eval_accuracy" in last:
@@ -245,31 +248,60 @@ def errors(run: History) -> dict[str, Any] | None:
     evaluated = run.evaluated
     if evaluated is None or not len(evaluated.label):
         return None
-    from sklearn.metrics import confusion_matrix
-
     names = class_names(evaluated)
-    counts = confusion_matrix(evaluated.label, evaluated.predicted, labels=range(len(names)))
+    confusions = Confusions.count(evaluated, len(names))
     made = {
         "note": f"The last evaluation, of {len(evaluated.label):,} images, after step {int(evaluated.step):,}.",
         "class_names": names,
         "matrix": None,
-        "pairs": _pairs(counts, names),
-        "classes": _classes(evaluated, counts, names),
+        "image": None,
+        "pairs": _pairs(confusions, names),
+        "classes": _classes(evaluated, confusions, names),
         "shown": MAX_TABLE,
         "mistakes": _mistakes(evaluated, names),
         "num_mistakes": f"{int((evaluated.label != evaluated.predicted).sum()):,}",
         "num_examples": f"{len(evaluated.label):,}",
     }
-    shares = _shares(counts)
     if len(names) <= MAX_TABLE:
         made["matrix"] = [
             [_cell(share, at == row) for at, share in enumerate(shares_of_row)]
-            for row, shares_of_row in enumerate(shares)
+            for row, shares_of_row in enumerate(confusions.shares())
         ]
-    else:
+    elif len(names) <= MAX_MATRIX:
         identity = f"confusion-{run.name}".encode().hex()  # unlike any other's on the page
+        shares = confusions.shares()
         made["image"] = charts.draw_matrix(identity, shares, xlabel="taken for class", ylabel="is class")
     return made
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """The entries of a confusion matrix that are not 0, row by row: of thousands of classes the whole is too large."""
+
+    num_classes: int
+    label: np.ndarray  # (P,) int64
+    predicted: np.ndarray  # (P,) int64
+    count: np.ndarray  # (P,) int64
+    support: np.ndarray  # (C,) int64, the images of each class
+
+    @classmethod
+    def count(cls, evaluated: Evaluated, num_classes: int) -> "Confusions":
+        pairs = evaluated.label.astype(np.int64) * num_classes + evaluated.predicted
+        pairs, count = np.unique(pairs, return_counts=True)
+        support = np.bincount(evaluated.label, minlength=num_classes)
+        return cls(num_classes, *np.divmod(pairs, num_classes), count, support)
+
+    def shares(self) -> np.ndarray:
+        """The whole matrix, each row over its sum, 0 where that is 0."""
+        shares = np.zeros((self.num_classes, self.num_classes))
+        shares[self.label, self.predicted] = self.count / self.support[self.label]
+        return shares
+
+    def wrong(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Label, prediction and number of those off the diagonal, the most frequent first."""
+        off = np.flatnonzero(self.label != self.predicted)
+        off = off[np.argsort(-self.count[off], kind="stable")]
+        return self.label[off], self.predicted[off], self.count[off]
 
 
 def class_names(evaluated: Evaluated) -> list[str]:
@@ -277,11 +309,6 @@ def class_names(evaluated: Evaluated) -> list[str]:
     count = max(len(evaluated.class_names), int(evaluated.predicted.max(initial=0)) + 1)
     names = evaluated.class_names.tolist()
     return names + [f"class {number}" for number in range(len(names), count)]
-
-
-def _shares(counts: np.ndarray) -> np.ndarray:
-    """Each row of a confusion matrix over its sum, 0 where that is 0."""
-    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
 def _cell(share: float, right: bool) -> dict[str, str]:
@@ -292,37 +319,40 @@ def _cell(share: float, right: bool) -> dict[str, str]:
     return {"text": text, "shade": f"{shade:.0f}", "kind": " ".join(name for name, holds in kinds.items() if holds)}
 
 
-def _pairs(counts: np.ndarray, names: Sequence[str]) -> list[dict[str, str]]:
-    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
-    made = []
-    for flat in np.argsort(-wrong, axis=None, kind="stable")[:NUM_PAIRS]:
-        label, predicted = np.unravel_index(flat, counts.shape)
-        if count := wrong[label, predicted]:
-            share = f"{count / counts[label].sum():.1%}"
-            made.append({"label": names[label], "predicted": names[predicted], "count": f"{count:,}", "share": share})
-    return made
+def _pairs(confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]:
+    return [
+        {
+            "label": names[label],
+            "predicted": names[predicted],
+            "count": f"{count:,}",
+            "share": f"{count / confusions.support[label]:.1%}",
+        }
+        for label, predicted, count in list(zip(*confusions.wrong()))[:NUM_PAIRS]
+    ]
 
 
-def _classes(evaluated: Evaluated, counts: np.ndarray, names: Sequence[str]) -> list[dict[str, str]]:
+def _classes(evaluated: Evaluated, confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]:
     """A row for each class that there are images of, the hardest first."""
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, _, support = precision_recall_fscore_support(
         evaluated.label, evaluated.predicted, labels=range(len(names)), zero_division=np.nan
     )
+    taken_for: dict[int, tuple[int, int]] = {}
+    for label, predicted, count in zip(*confusions.wrong()):
+        taken_for.setdefault(label, (predicted, count))  # the first is the most frequent
     rows = []
     for at in np.argsort(recall, kind="stable"):
         if not support[at]:
             continue
-        others = np.where(np.arange(len(names)) == at, 0, counts[at])
-        worst = int(others.argmax())
+        worst, count = taken_for.get(at, (at, 0))
         rows.append(
             {
                 "name": names[at],
                 "accuracy": f"{recall[at]:.1%}",
                 "width": f"{100 * recall[at]:.1f}",
                 "precision": "–" if np.isnan(precision[at]) else f"{precision[at]:.1%}",
-                "taken_for": f"{names[worst]} ({others[worst] / support[at]:.1%})" if others[worst] else "–",
+                "taken_for": f"{names[worst]} ({count / support[at]:.1%})" if count else "–",
             }
         )
     return rows
@@ -359,12 +389,19 @@ def by_class(runs: Sequence[History]) -> list[dict[str, Any]]:
     names = runs[0].evaluated.class_names
     if any(not np.array_equal(run.evaluated.class_names, names) for run in runs):
         return []
-    rows = []
-    for at, name in enumerate(names):
-        cells = []
-        for run in runs:
-            of_class = run.evaluated.label == at
-            found = (run.evaluated.predicted[of_class] == at).mean() if of_class.any() else 0.0
-            cells.append({"text": f"{found:.1%}" if of_class.any() else "–", "width": f"{100 * found:.1f}"})
-        rows.append({"name": name, "cells": cells})
-    return rows
+    right, support = [], []
+    for run in runs:
+        label, predicted = run.evaluated.label, run.evaluated.predicted
+        right.append(np.bincount(label[label == predicted], minlength=len(names)))
+        support.append(np.bincount(label, minlength=len(names)))
+    shares = np.array(right) / np.maximum(support, 1)
+    return [
+        {
+            "name": name,
+            "cells": [
+                {"text": f"{share:.1%}" if images else "–", "width": f"{100 * share:.1f}"}
+                for share, images in zip(shares[:, at], np.array(support)[:, at])
+            ],
+        }
+        for at, name in enumerate(names)
+    ]

@@ -27,49 +27,73 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                state["step"] = state.get("step", 0) + 1
-                is_muons = parameter.ndim == 4 and parameter.shape[1] > 1
-                update = (self._muon if is_muons else self._adam)(parameter.grad, state)
-                parameter.add_(update + group["weight_decay"] * parameter, alpha=-group["lr"])
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            matrices = [p for p in parameters if p.ndim == 4 and p.shape[1] > 1]
+            rest = [p for p in parameters if not (p.ndim == 4 and p.shape[1] > 1)]
+            for updated, direction in ((matrices, self._muon), (rest, self._adam)):
+                if updated:
+                    updates = direction(updated)
+                    torch._foreach_add_(updates, updated, alpha=group["weight_decay"])
+                    torch._foreach_add_(updated, updates, alpha=-group["lr"])
 
-    def _muon(self, gradient, state):
-        matrix = self._mean(gradient, state, self.momentum).reshape(len(gradient), -1)
-        scale = MUON_RMS * math.sqrt(max(matrix.shape))
-        return scale * orthogonal(matrix, self.epsilon).reshape(gradient.shape)
+    def _muon(self, parameters):
+        """Those of one shape as one stack, so that their products are batches."""
+        self._count(parameters, "mean")
+        by_shape: dict[torch.Size, list[int]] = {}
+        for number, parameter in enumerate(parameters):
+            by_shape.setdefault(parameter.shape, []).append(number)
+        means = self._means(parameters, self.momentum)
+        for shape, numbers in by_shape.items():
+            stack = torch.stack([means[number] for number in numbers]).flatten(2)
+            scale = MUON_RMS * math.sqrt(max(stack.shape[1:]))
+            for number, update in zip(numbers, scale * orthogonal(stack, self.epsilon)):
+                means[number] = update.reshape(shape)
+        return means
 
-    def _adam(self, gradient, state):
+    def _adam(self, parameters):
         beta1, beta2 = self.betas
-        squares = _kept("squares", gradient, state)
-        squares.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        deviation = (squares / (1 - beta2 ** state["step"])).sqrt_()
-        return self._mean(gradient, state, beta1) / (deviation + self.epsilon)
+        self._count(parameters, "mean", "squares")
+        gradients, squares = [p.grad for p in parameters], self._kept(parameters, "squares")
+        torch._foreach_mul_(squares, beta2)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
+        deviations = torch._foreach_div(squares, [1 - beta2**step for step in self._kept(parameters, "step")])
+        torch._foreach_sqrt_(deviations)
+        torch._foreach_add_(deviations, self.epsilon)
+        return list(torch._foreach_div(self._means(parameters, beta1), deviations))
 
-    def _mean(self, gradient, state, beta):
-        """Of the gradients so far, without the bias of its start; with `nesterov`, as it will be a step later."""
-        mean, step = _kept("mean", gradient, state), state["step"]
-        mean.mul_(beta).add_(gradient, alpha=1 - beta)
+    def _means(self, parameters, beta):
+        """Of the gradients so far, without the bias of their start; with `nesterov`, as they will be a step later."""
+        gradients, steps = [p.grad for p in parameters], self._kept(parameters, "step")
+        means = self._kept(parameters, "mean")
+        torch._foreach_mul_(means, beta)
+        torch._foreach_add_(means, gradients, alpha=1 - beta)
         if not self.nesterov:
-            return mean / (1 - beta**step)
-        return beta / (1 - beta ** (step + 1)) * mean + (1 - beta) / (1 - beta**step) * gradient
+            return list(torch._foreach_div(means, [1 - beta**step for step in steps]))
+        ahead = list(torch._foreach_mul(means, [beta / (1 - beta ** (step + 1)) for step in steps]))
+        weights = [(1 - beta) / (1 - beta**step) for step in steps]
+        torch._foreach_add_(ahead, torch._foreach_mul(gradients, weights))
+        return ahead
+
+    def _count(self, parameters, *names):
+        """One step more in the state of each; what it has of these names is zeros at first."""
+        for parameter in parameters:
+            state = self.state[parameter]
+            state["step"] = state.get("step", 0) + 1
+            for name in names:
+                if name not in state:
+                    state[name] = torch.zeros_like(parameter)
+
+    def _kept(self, parameters, name):
+        return [self.state[parameter][name] for parameter in parameters]
 
 
-def _kept(name, like, state):
-    """What a parameter's state has of that name, at first zeros."""
-    if name not in state:
-        state[name] = torch.zeros_like(like)
-    return state[name]
-
-
-def orthogonal(matrix: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """The matrix with singular values near 1, by Newton-Schulz iterations."""
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + epsilon)
+def orthogonal(matrices: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """The matrices `(..., rows, columns)` with singular values near 1, by Newton-Schulz iterations."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + epsilon)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x.mT if tall else x

@@ -34,6 +34,21 @@ def test_calls_are_full_but_for_the_last_of_an_epoch_where_no_number_divides_it(
     assert all(count == limit or end % per_epoch == 0 for (_, count), end in zip(calls, ends))
 
 
+@pytest.mark.parametrize("at", [0, 3, 7, 21, 33])
+def test_every_length_of_a_call_is_known_before_the_first(tmp_path, at):
+    """Else its program would be compiled among the steps, and count as training."""
+    config = small_digits()
+    config.data_dir, config.model.name = str(tmp_path), "mobilenet_v1_cifar"
+    config.train_split, config.batch_size, config.num_epochs = "train[:224]", 32, 5  # epochs of 7 steps
+    config.progressive_sizes = (8, 16)
+    plan = make_plan(config)
+    for per_call in (3, 4, 7):
+        calls = data.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
+        taken = {(plan.training_size(first // 7), count) for first, count in calls}
+        known = dispatch.call_lengths(plan, per_call, at)
+        assert {(size, count) for size, counts in known.items() for count in counts} == taken
+
+
 def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(tmp_path):
     config = small_digits()
     config.data_dir, config.seed, config.model.name = str(tmp_path), 5, "mobilenet_v1_cifar"

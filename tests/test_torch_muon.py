@@ -14,6 +14,7 @@ from jaxnets.torch_muon import Muon, orthogonal
 SHAPES = {  # PyTorch's
     "dense": (12, 3, 3, 3),
     "tall": (20, 6, 1, 1),
+    "another of that shape": (20, 6, 1, 1),
     "wide": (4, 30, 1, 1),
     "grouped": (8, 4, 1, 1),
     "depthwise": (12, 1, 3, 3),

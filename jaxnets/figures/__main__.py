@@ -14,14 +14,17 @@ from jaxnets import huge_pages
 if __name__ == "__main__":
     huge_pages.restart()
 
+import dataclasses
+import datetime
 import json
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from jaxnets import config_file, plots
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.figures import (
     bottleneck_ablation,
     cost_breakdown,
@@ -54,14 +57,16 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
-    inner = Options(out / name, options.seeds, options.config, options.overrides)
-    data = figure.measure(inner)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    made = {"command": options.command, "date": today}
+    data = figure.measure(dataclasses.replace(options, out=out / name)) | made
     path = out / f"{name}.json"
-    with replacing(path) as scratch:
-        scratch.write_text(json.dumps(data) + "\n")
     with plots.style():
         drawn = figure.draw(data)
-    return data, [path, *plots.save(drawn, out / name)]
+    with writing(out):
+        with replacing(path) as scratch:
+            scratch.write_text(json.dumps(data) + "\n")
+        return data, [path, *plots.save(drawn, out / name)]
 
 
 def _parser() -> ArgumentParser:
@@ -81,7 +86,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.name} trains no net: it takes --out alone")
     if args.seeds is not None and args.seeds < 1:
         raise UserError(f"--seeds={args.seeds} must be at least 1")
-    asked = {"seeds": args.seeds, "config": args.config}
+    command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
+    asked = {"seeds": args.seeds, "config": args.config, "command": command}
     asked = {name: value for name, value in asked.items() if value is not None}
     data, files = make(args.name, Options(args.out, overrides=tuple(overrides), **asked))
     print(json.dumps({"figure": args.name, "files": [str(file) for file in files], "compute": data["compute"]}))

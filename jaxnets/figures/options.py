@@ -12,3 +12,4 @@ class Options:
     seeds: int = 2
     config: str = "configs/default.py"
     overrides: tuple[str, ...] = ()  # `--config.FIELD=VALUE`
+    command: str = "python -m jaxnets.figures"  # as it was given

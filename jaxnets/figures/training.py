@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaxnets import augment, compare, compare_entries, machine, plots, summary
+from jaxnets import augment, compare, compare_entries, compare_results, plots, summary
 from jaxnets.figures.options import Options
 
 PLAIN_SGD = (*compare.PLAIN, "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=5e-4")
@@ -36,21 +36,22 @@ def entries(models: Sequence[str], options: Options) -> list[compare_entries.Ent
 
 def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
     """The comparison of what is to be trained, or go on with it."""
-    command = "python -m jaxnets.figures"
-    return compare.run(entries, options.seeds, options.out, latency_batch=0, command=command)
+    return compare.run(entries, options.seeds, options.out, latency_batch=0, command=options.command)
 
 
 def compute(comparison: dict[str, Any]) -> str:
-    """What a comparison cost, in one line: runs, images, arithmetic, seconds, machine."""
+    """What a comparison cost, in one line: runs, images, arithmetic, seconds, machine; and what did not finish."""
     config = comparison["nets"][0]["config"]
     runs = [run for net in comparison["nets"] for run in net["runs"]]
     seconds = sum(run["train_seconds"] for run in runs)
     # A step is the forward pass and twice as much backward.
     macs = sum(3 * _mean_macs(net) * sum(run["train_images"] for run in net["runs"]) for net in comparison["nets"])
+    failed = [net["label"] for net in comparison["nets"] if net["failed"]]
     return (
         f"{len(runs)} runs of {config['num_epochs']} epochs on {comparison['dataset']} {comparison['train_split']} at "
         f"{config['image_size']} px: {macs / 1e12:.1f} T MACs, {seconds / 60:.1f} min of training; accuracy of "
-        f"{comparison['eval_split']}; {machine.sentence(comparison['machine'])}"
+        f"{comparison['eval_split']}; {'; '.join(compare_results.machines(comparison['nets']))}"
+        + (f"; not finished: {', '.join(failed)}" if failed else "")
     )
 
 

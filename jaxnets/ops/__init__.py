@@ -15,8 +15,8 @@ the BatchNorm's output `Normalized` or, in evaluation, `Filtered`, one with a bi
 All work under jit, grad, vmap, pmap, shard_map, scan and remat. All but `native`, which raises UserError, have second
 derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) needs `reference`: what has a gradient of its own
 in another set, such as depthwise_conv, batch_norm and max_pool, raises JAX's TypeError about custom_vjp. Under jit
-with a batch sharded over devices, `native` and the kernel gradient of `xla`'s depthwise_conv gather the batch: use pmap or
-shard_map there, or `reference`.
+with a batch sharded over devices, `native` and the kernel gradient of `xla`'s depthwise_conv gather the batch: use
+pmap or shard_map there, or `reference`.
 """
 
 import contextlib
