@@ -39,7 +39,7 @@ from typing import Any
 import jax
 
 from jaxnets import benchmark_report, benchmark_worker, create_model, machine, runtime
-from jaxnets.benchmark_worker import CONTENDERS, MODES, Task, Worker
+from jaxnets.benchmark_worker import CONTENDERS, MODES, Task, Worker, usable_cores
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.layer_list import layers_of
 from jaxnets.models import default_image_size
@@ -93,11 +93,6 @@ class Floor:
         return max(self.memory_seconds, self.compute_seconds)
 
 
-def usable_cores() -> int:
-    """CPU cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def task_of(model: str, mode: str, batch_size: int | None = None, image_size: int | None = None) -> Task:
     """The task, sizes of None chosen by the kind of net: CIFAR's 128 x 32 px, ImageNet's 64 x 96 px.
 
@@ -115,7 +110,7 @@ def task_of(model: str, mode: str, batch_size: int | None = None, image_size: in
         batch_size = BATCH_SIZE if own_size > IMAGE_SIZE else CIFAR_BATCH_SIZE
     if mode == "train" and batch_size == 1:
         raise UserError("--batch_size=1 leaves BatchNorm one value a channel in training; it must be at least 2")
-    return Task(model, mode, batch_size, image_size, net.num_classes, usable_cores())
+    return Task(model, mode, batch_size, image_size, net.num_classes, len(usable_cores()))
 
 
 def floor_of(task: Task, rates: dict[str, float], float_bytes: int) -> Floor:
@@ -142,7 +137,8 @@ def statistics_of(values: Sequence[float]) -> dict[str, Any]:
 def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]:
     """Start the contenders, warm each up, and let them take turns.
 
-    UserError if a process dies, or a contender's net has another number of parameters than ours.
+    UserError if a process dies, or a contender's net has another number of parameters than ours, or, as on another
+    kind of device, another dtype.
     """
     task, name = race.task, f"{race.task.model} {race.task.mode}"
     expected = summarize(task.model, task.image_size).parameters
@@ -156,6 +152,12 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
             if entries[contender]["parameters"] != expected:
                 raise UserError(
                     f"{contender}'s {task.model} has {entries[contender]['parameters']:,} parameters, ours {expected:,}"
+                )
+            ours, theirs = (entries[one]["dtype"] for one in (race.contenders[0], contender))
+            if theirs != ours:
+                raise UserError(
+                    f"{contender} computes in {theirs}, {race.contenders[0]} in {ours}: one is on a GPU, the other is "
+                    "not; install a build of both for it, or set JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES="
                 )
             steps[contender] = steps_per_turn(worker)
             runtime.logger.info(
@@ -241,7 +243,7 @@ def measure_rates(contenders: Sequence[str]) -> tuple[dict[str, float], dict[str
             continue
         runtime.logger.info("%s measures how fast this machine copies and multiplies", library)
         with benchmark_worker.start(contender) as worker:
-            answers[library] = worker.ask("rates", threads=usable_cores())
+            answers[library] = worker.ask("rates", threads=len(usable_cores()))
     best = {
         key: max(answer[key] for answer in answers.values()) for key in ("copy_bytes_per_second", "flops_per_second")
     }
@@ -260,10 +262,10 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m jaxnets.benchmark", *argv[1:]]),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": usable_cores(),
+        "cores": len(usable_cores()),
         "versions": versions,
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
-        "contender_environments": benchmark_worker.ENVIRONMENTS,
+        "contender_environments": {name: benchmark_worker.environment(name) for name in CONTENDERS},
     }
 
 

@@ -25,7 +25,7 @@ from jaxnets.errors import UserError
 
 MODES = ("train", "eval", "latency")
 CONTENDERS = ("jaxnets", "torch", "torch_compile", "flax")
-# What a contender is started with beside the environment that all share.
+# The same on every machine; `environment` has the rest.
 ENVIRONMENTS = {
     "jaxnets": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     "flax": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAXNETS_OPS": "reference"},
@@ -45,6 +45,11 @@ class Task:
     image_size: int
     num_classes: int
     threads: int  # CPU cores to use
+
+
+def usable_cores() -> set[int]:
+    """The CPU cores that this process may run on, by their numbers."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 class Contender(Protocol):
@@ -115,7 +120,15 @@ class Worker:
 def start(contender: str) -> Worker:
     """A process for one of `CONTENDERS`."""
     command = [sys.executable, "-m", "jaxnets.benchmark_worker", contender]
-    return Worker(contender, command, ENVIRONMENTS[contender])
+    return Worker(contender, command, environment(contender))
+
+
+def environment(contender: str) -> dict[str, str]:
+    """What a contender is started with beside the environment that all share."""
+    if contender != "torch_compile":
+        return ENVIRONMENTS[contender]
+    # Else it compiles on as many cores as OpenMP has left to the thread that asks: one.
+    return ENVIRONMENTS[contender] | {"TORCHINDUCTOR_COMPILE_THREADS": str(len(usable_cores()))}
 
 
 def peak_bytes() -> int:
@@ -185,9 +198,10 @@ def main(contender: str) -> None:
 
         serve(benchmark_jax.prepare, benchmark_jax.rates, sys.stdin, answers)
     else:
+        cores = usable_cores()  # before OpenMP binds this thread to one of them
         from jaxnets import benchmark_torch
 
-        prepare = partial(benchmark_torch.prepare, compiled=contender == "torch_compile")
+        prepare = partial(benchmark_torch.prepare, compiled=contender == "torch_compile", cores=cores)
         serve(prepare, benchmark_torch.rates, sys.stdin, answers)
 
 

@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import dataclasses
 import datetime
 import json
+import os
 import re
 import shlex
 import sys
@@ -388,6 +389,8 @@ def main(argv: list[str]) -> None:
     """Run the command; the last line it prints is the JSON result."""
     args, overrides = _parser().parse_known_args(argv[1:])
     config_file.check_overrides(overrides)
+    if args.against:  # else XLA takes most of a GPU's memory at once, and keeps it
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if args.seeds < 1:
         raise UserError(f"--seeds={args.seeds} must be at least 1")
     if args.latency_batch < 0 or (args.latency_size is not None and args.latency_size < 1):

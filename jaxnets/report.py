@@ -32,7 +32,7 @@ def load(workdir: Path, name: str | None = None) -> History:
     config = settings.read(workdir / CONFIG).to_dict()
     records = [record for record in journal.read(workdir) if _is_record(record)]
     trained = [record for record in records if _has_numbers(record, "loss", "accuracy")]
-    evaluations = [record for record in records if _has_numbers(record, "eval_loss", "eval_accuracy", "num_examples")]
+    evaluations = [record for record in records if _has_numbers(record, "eval_loss", "eval_accuracy")]
     if not trained + evaluations:
         raise UserError(f"{workdir} has no records in {journal.FILE} yet: the run has not trained")
     evaluated = None

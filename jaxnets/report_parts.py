@@ -87,9 +87,14 @@ def tiles(run: History) -> list[dict[str, str]]:
     if run.evaluations:
         best = max(run.evaluations, key=lambda record: record["eval_accuracy"])
         last = run.evaluations[-1]
+        images = last.get("num_examples")
         made += [
             tile("best accuracy", f"{best['eval_accuracy']:.2%}", f"evaluation after epoch {best['epoch']}"),
-            tile("last accuracy", f"{last['eval_accuracy']:.2%}", f"of {last['num_examples']:,} images"),
+            tile(
+                "last accuracy",
+                f"{last['eval_accuracy']:.2%}",
+                f"of {images:,} images" if isinstance(images, int) else "",
+            ),
             tile("last loss", f"{last['eval_loss']:.4f}", "evaluation, nats"),
         ]
         if "ema_eval_accuracy" in last:
@@ -249,7 +254,7 @@ def errors(run: History) -> dict[str, Any] | None:
     if evaluated is None or not len(evaluated.label):
         return None
     names = class_names(evaluated)
-    confusions = Confusions.count(evaluated, len(names))
+    confusions = Confusions.of(evaluated, len(names))
     made = {
         "note": f"The last evaluation, of {len(evaluated.label):,} images, after step {int(evaluated.step):,}.",
         "class_names": names,
@@ -281,27 +286,27 @@ class Confusions:
     num_classes: int
     label: np.ndarray  # (P,) int64
     predicted: np.ndarray  # (P,) int64
-    count: np.ndarray  # (P,) int64
+    images: np.ndarray  # (P,) int64, how many
     support: np.ndarray  # (C,) int64, the images of each class
 
     @classmethod
-    def count(cls, evaluated: Evaluated, num_classes: int) -> "Confusions":
+    def of(cls, evaluated: Evaluated, num_classes: int) -> "Confusions":
         pairs = evaluated.label.astype(np.int64) * num_classes + evaluated.predicted
-        pairs, count = np.unique(pairs, return_counts=True)
+        pairs, images = np.unique(pairs, return_counts=True)
         support = np.bincount(evaluated.label, minlength=num_classes)
-        return cls(num_classes, *np.divmod(pairs, num_classes), count, support)
+        return cls(num_classes, *np.divmod(pairs, num_classes), images, support)
 
     def shares(self) -> np.ndarray:
         """The whole matrix, each row over its sum, 0 where that is 0."""
         shares = np.zeros((self.num_classes, self.num_classes))
-        shares[self.label, self.predicted] = self.count / self.support[self.label]
+        shares[self.label, self.predicted] = self.images / self.support[self.label]
         return shares
 
     def wrong(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Label, prediction and number of those off the diagonal, the most frequent first."""
         off = np.flatnonzero(self.label != self.predicted)
-        off = off[np.argsort(-self.count[off], kind="stable")]
-        return self.label[off], self.predicted[off], self.count[off]
+        off = off[np.argsort(-self.images[off], kind="stable")]
+        return self.label[off], self.predicted[off], self.images[off]
 
 
 def class_names(evaluated: Evaluated) -> list[str]:

@@ -240,12 +240,31 @@ def test_pytorch_trains():
 def test_pytorch_races_in_its_fastest_form(monkeypatch):
     monkeypatch.setattr(benchmark_torch, "TRIAL_SECONDS", 0.05)
     task = dataclasses.replace(task_of("squeezenet1_1_cifar", "latency"), threads=1)
-    contender = benchmark_torch.prepare(task, compiled=False)
+    contender = benchmark_torch.prepare(task, compiled=False, cores=benchmark_worker.usable_cores())
     tried = contender.report["tried"]
     assert set(tried) == {a + b for a in ("channels_last", "NCHW") for b in ("", ", fused", ", TorchScript")}
     assert contender.report["form"] == min(tried, key=tried.get)
     assert contender.report["parameters"] == PARAMETERS["squeezenet1_1_cifar"]
     contender.run(2)
+
+
+def test_the_compiler_has_all_cores_though_openmp_binds_the_thread_that_asks(repository):
+    code = """if True:
+        import os
+        from jaxnets import benchmark_worker
+        cores = benchmark_worker.usable_cores()
+        from jaxnets import benchmark_torch
+        import torch, torch._inductor.config
+        torch.ones(1 << 20).sum()
+        bound = os.sched_getaffinity(0)
+        with benchmark_torch._unbound(cores):
+            free = os.sched_getaffinity(0)
+        print(len(cores), len(free), os.sched_getaffinity(0) == bound, torch._inductor.config.compile_threads)
+    """
+    worker = benchmark_worker.environment("torch_compile")
+    printed = subprocess.run([sys.executable, "-c", code], cwd=repository, env=os.environ | worker, capture_output=True)
+    cores = len(benchmark_worker.usable_cores())
+    assert printed.stdout.decode().split() == [str(cores), str(cores), "True", str(cores)], printed.stderr
 
 
 BAD = {

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 
+import jax
 import pytest
 
 from jaxnets import compare, compare_entries, config_file, journal, latency, loop, models
@@ -142,12 +143,13 @@ def test_an_interrupted_comparison_goes_on_where_it_was(configs, trained, tmp_pa
     assert found["nets"][0]["runs"] == between["nets"][0]["runs"]
 
 
-def test_a_run_that_fails_does_not_keep_the_others(configs, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [RuntimeError, jax.errors.JaxRuntimeError, MemoryError])
+def test_a_run_that_fails_does_not_keep_the_others(error, configs, tmp_path, monkeypatch):
     train = loop.train
 
     def fail(config, directory):
         if config.model.width == 0.5:
-            raise UserError("the loss became nan")
+            raise error("the loss became nan\nand more")
         return train(config, directory)
 
     monkeypatch.setattr(loop, "train", fail)
@@ -166,6 +168,58 @@ def test_runs_of_another_configuration_are_refused_before_any_work(finished, con
     with pytest.raises(UserError, match="batch_size was 32, is 16"):
         compare.run(compare_entries.make_entries(changed, ["tiny:dropout=0.1", "tiny"]), 1, out)
     assert trained == [] and not (out / "runs" / "tiny_dropout=0.1").exists()
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_epochs", 3), ("num_epochs", 1), ("eval_every_epochs", 2)])
+def test_runs_of_another_length_are_refused(field, value, finished, configs, trained):
+    """Gone on with, a run would be none that was made in one go, and stand beside such."""
+    out, _ = finished
+    changed = {name: config.copy_and_resolve_references() for name, config in configs.items()}
+    next(iter(changed.values()))[field] = value
+    with pytest.raises(UserError, match=rf"tiny.seed0 holds a run with config.{field}="):
+        compare.run(compare_entries.make_entries(changed, MODELS), 2, out)
+    assert trained == []
+
+
+def test_nets_on_different_images_are_refused(configs, tmp_path):
+    (config,) = configs.values()
+    other = config.copy_and_resolve_references()
+    other.dataset = "cifar10"
+    entries = compare_entries.make_entries({"one": config, "other": other}, ["tiny"])
+    with pytest.raises(UserError, match="config.dataset is 'digits' for tiny .one. and 'cifar10' for tiny .other."):
+        compare.run(entries, 1, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "text"), [("compare.csv", "mine"), ("compare.json", "{}"), ("compare.json", "[1]")])
+def test_a_file_that_is_no_table_of_ours_is_not_overwritten(name, text, configs, trained, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} is there, but no table of jaxnets.compare"):
+        compare.run(compare_entries.make_entries(configs, MODELS), 1, tmp_path)
+    assert trained == [] and (tmp_path / name).read_text() == text
+
+
+def test_a_table_of_fewer_nets_says_so(finished, configs, tmp_path, caplog):
+    out = shutil.copytree(finished[0], tmp_path / "copy")
+    with caplog.at_level("INFO"):
+        compare.run(compare_entries.make_entries(configs, MODELS[:1]), 2, out)
+    assert "no longer shows tiny:width=0.5; their runs stay" in caplog.text
+
+
+def test_a_size_that_cannot_be_timed_is_refused_before_training(configs, trained, tmp_path):
+    entries = compare_entries.make_entries(configs, ["tiny", "mobilenet_v1_cifar:width=0.25"])
+    with pytest.raises(UserError, match="image_size"):
+        compare.run(entries, 1, tmp_path / "out", latency_size=1 << 20, latency_batch=2)
+    assert trained == [] and not (tmp_path / "out").exists()
+
+
+def test_where_it_was_trained_stays_with_a_run(finished, configs, monkeypatch):
+    """Also where the table is written again on another machine."""
+    out, _ = finished
+    here = compare.machine.describe()
+    monkeypatch.setattr(compare.machine, "describe", lambda: here | {"device": "another machine"})
+    compare.run(compare_entries.make_entries(configs, MODELS), 2, out)
+    written = (out / "compare.md").read_text()
+    assert "another machine" not in written and f"Trained on: {compare.machine.sentence(here)} (from 20" in written
 
 
 def test_a_net_keeps_no_field_of_the_configurations_own(repository):
@@ -197,6 +251,7 @@ def test_a_folder_of_images_has_the_same_name_in_any_working_directory(repositor
         (["nothing_*"], "no net matches"),
         (["tiny:width"], "must be FIELD=VALUE"),
         (["tiny", "tiny"], "twice"),
+        (["tiny:name=resnet18_cifar"], "named in front of its fields"),
         (["tiny:width=1", "tiny_width=1"], "twice"),  # one folder
     ],
 )
@@ -211,6 +266,7 @@ def test_nets_that_cannot_be_compared_are_refused(configs, models, says):
         (["--seeds=0"], "--seeds=0"),
         (["--models=tiny", "--config.model.width=0.5"], "--models=NAME:width=VALUE"),
         (["--models=no_such_net"], "no net 'no_such_net'"),
+        (["--models=no_net:stage_strides=(1,2),tiny"], "no net 'no_net'"),
         (["--models=tiny:no_field=1"], "no field 'no_field'"),
         (["--latency_batch=-1"], "--latency_batch"),
         (["--epochs=3"], "unexpected argument"),

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from jaxnets import compare_page, compare_results
-from tests.test_compare_results import make_net, make_run
+from tests.test_compare_results import MACHINE, make_net, make_run
 
 NAME = "<b>net & co</b>"
 
@@ -14,6 +14,7 @@ NAME = "<b>net & co</b>"
 @pytest.fixture(scope="module")
 def page():
     latency = {"image_size": 32, "batch_size": 8, "one": {"ms": 2.0}, "batch": {"ms": 9.0}, "model": "m"}
+    latency["machine"] = MACHINE
     nets = []
     for label, final in ((NAME, 0.8), ("second", 0.7)):
         runs = [
@@ -23,8 +24,7 @@ def page():
         ]
         nets.append(make_net(label, runs, latency))
     nets.append(make_net("never_finished", []) | {"failed": ["seed 0: the loss became nan"]})
-    machine = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}}
-    facts = {"command": "python -m jaxnets.compare", "date": "2026-01-02", "machine": machine, "dataset": "digits"}
+    facts = {"command": "python -m jaxnets.compare", "date": "2026-01-02", "machine": MACHINE, "dataset": "digits"}
     return compare_page.html(facts | {"eval_split": "test", "seeds": 2, "torch": None, "note": "", "nets": nets})
 
 

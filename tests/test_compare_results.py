@@ -50,6 +50,20 @@ def test_seconds_an_epoch_are_the_mean_of_short_and_long_ones(workdir):
     assert run["epoch_seconds"] == pytest.approx((6 + 9 + 30) / 3)
 
 
+def test_seconds_are_by_the_clock_where_the_workdir_has_it_whole(workdir):
+    """After an interruption in the second epoch, whose first report says little of the steps before it."""
+    spans = [(0, 5, 2.0), (5, 8, 3.0), (8, 10, 4.0)]
+    lines = [
+        {"first": first, "last": last, "seconds": {"train": seconds, "wait for data": 0.5, "evaluate": 9, "compile": 7}}
+        for first, last, seconds in spans
+    ]
+    (workdir / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = compare_results.read_run(workdir, CONFIG)
+    assert (run["curve"][0]["seconds"], run["train_seconds"]) == pytest.approx((2.5, 10.5))
+    (workdir / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[1:]))
+    assert compare_results.read_run(workdir, CONFIG)["train_seconds"] == pytest.approx(15)
+
+
 def test_averaged_weights_count_where_the_run_keeps_them(workdir):
     run = compare_results.read_run(workdir, ConfigDict(CONFIG.to_dict() | {"ema_decay": 0.9}))
     assert run["accuracy"] == 0.9
@@ -71,6 +85,9 @@ def test_the_spread_is_numpys(values):
     assert found["min"] <= found["mean"] + 1e-12 and found["n"] == len(values)
 
 
+MACHINE = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}}
+
+
 def make_run(accuracy, seconds):
     return {
         "accuracy": accuracy,
@@ -78,11 +95,13 @@ def make_run(accuracy, seconds):
         "epoch_seconds": 1.0,
         "train_seconds": 2.0,
         "seconds_to": seconds,
+        "machines": [MACHINE | {"date": "2026-01-02"}],
     }
 
 
 def make_net(label, runs, latency=None):
     sizes = {"label": label, "model": "m", "image_size": 32, "parameters": 1234, "macs": 5_600_000}
+    sizes |= {"framework": "jaxnets", "config": {"num_epochs": 3, "augment": {"flip": False, "cutout": 0}}}
     results = compare_results.over_seeds(runs)
     return sizes | {"results": results, "latency": latency, "failed": [], "runs": runs}
 
@@ -90,7 +109,26 @@ def make_net(label, runs, latency=None):
 def test_an_accuracy_that_one_seed_missed_has_no_time():
     runs = [make_run(0.93, {"0.90": 1.0, "0.92": 2.0}), make_run(0.91, {"0.90": 3.0, "0.92": None})]
     assert compare_results.over_seeds(runs)["seconds_to"] == {"0.90": 2.0, "0.92": None}
-    assert compare_results.reached([make_net("a", runs), make_net("none", [])]) == ["0.90"]
+    net = make_net("a", runs)
+    seconds = runs[0]["seconds_to"] | {"0.93": None, "0.94": None}
+    for run in runs:
+        run["seconds_to"] = seconds | run["seconds_to"]
+    assert compare_results.reached([net, make_net("none", [])]) == ["0.90", "0.92"]  # one with every seed, one with one
+    comparison = {"nets": [net], "seeds": 2, "eval_split": "test", "dataset": "digits", "torch": None, "note": ""}
+    assert not any("No run reached" in note for note in compare_results.notes(comparison))
+
+
+def test_the_notes_say_where_and_how():
+    runs = [make_run(0.8, {f"{t:.2f}": None for t in compare_results.TARGETS}) for _ in range(2)]
+    runs[1]["machines"] = [MACHINE | {"date": "2026-01-01"}, MACHINE | {"device": "another", "date": "2026-01-03"}]
+    net = make_net("a", runs)
+    comparison = {"nets": [net], "seeds": 2, "eval_split": "test", "dataset": "digits", "torch": None, "note": ""}
+    found = "\n".join(compare_results.notes(comparison))
+    assert "No run reached 90%." in found and "while the weights moved." in found
+    where = ", 4 CPU cores, JAX 1 (from 2026-01-0"
+    assert f"Trained on: a machine{where}1); another{where}3)." in found
+    net["config"]["augment"]["flip"] = True
+    assert "on augmented images" in "\n".join(compare_results.notes(comparison))
 
 
 def test_one_seed_has_no_deviation():
@@ -100,6 +138,7 @@ def test_one_seed_has_no_deviation():
 
 def test_tables_have_a_cell_for_every_column():
     latency = {"image_size": 224, "batch_size": 8, "one": {"ms": 2.345}, "batch": {"ms": 1234.5}, "model": "m"}
+    latency["machine"] = MACHINE
     nets = [
         make_net("a", [make_run(0.93, {f"{t:.2f}": 5.0 for t in compare_results.TARGETS})], latency),
         make_net("b, with a comma", []),

@@ -249,13 +249,15 @@ def test_recipe_parts(small, untrained, tmp_path, monkeypatch):
 def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
     counted = {12: 1e9, 18: 2e9}
     monkeypatch.setattr(summary, "summarize", lambda model, size, **fields: SimpleNamespace(macs=counted[size]))
-    run = {"train_seconds": 90.0, "train_images": 1000}
+    machine = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}, "date": "2026-01-02"}
+    run = {"train_seconds": 90.0, "train_images": 1000, "machines": [machine]}
     config = {"num_epochs": 4, "image_size": 24, "progressive_sizes": [0.5, 0.5, 0.75, 1.0]}
-    machine = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}}
-    facts = {"dataset": "d", "train_split": "t", "eval_split": "e", "machine": machine}
-    nets = [{"config": config, "model": "m", "fields": {}, "image_size": 24, "macs": 4e9, "runs": [run, run]}]
+    facts = {"dataset": "d", "train_split": "t", "eval_split": "e"}
+    net = {"label": "a", "config": config, "model": "m", "fields": {}, "image_size": 24, "macs": 4e9}
+    nets = [net | {"runs": [run, run], "failed": ["seed 1: it diverged"]}]
     line = training.compute(facts | {"nets": nets})
     assert line.startswith("2 runs of 4 epochs on d t at 24 px: 12.0 T MACs, 3.0 min of training")
+    assert line.endswith("; a machine, 4 CPU cores, JAX 1 (from 2026-01-02); not finished: a")
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,9 @@ def test_a_workdir_without_predictions_has_none(tmp_path):
     assert predictions.load(tmp_path) is None
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "label", "missing", "image", "length", "names"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "text", "label", "missing", "image", "length", "names", "four", "step", "share"]
+)
 def test_another_file_is_refused(split, made, tmp_path, damage):
     predictions.save(tmp_path, 1, made, split)
     path = tmp_path / predictions.FILE
@@ -89,6 +91,12 @@ def test_another_file_is_refused(split, made, tmp_path, damage):
         content["predicted"] = content["predicted"][: 50 - (damage == "length")]
         if damage == "names":
             content["class_names"] = content["class_names"].astype(np.bytes_)
+        if damage == "four":
+            content["images"] = content["images"].repeat(2, -1)
+        if damage == "step":
+            content["step"] = np.array([1, 2])
+        if damage == "share":
+            content["probability"] = content["probability"].astype(np.str_)
         if damage == "missing":
             del content["mistakes"]
         np.savez(path, **content)

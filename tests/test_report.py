@@ -1,6 +1,7 @@
 """The page of a run: what it says, that it needs nothing else, trusts no file, and harms no run."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from PIL import Image
 
-from jaxnets import journal, predictions, report, timing
+from jaxnets import journal, predictions, report, report_parts, timing
 from jaxnets.errors import UserError
 
 NAMES = ("cat", "dog", "<b>&")
@@ -211,6 +213,46 @@ def test_many_classes_are_an_image_and_their_worst(tmp_path):
     assert any("30 classes" in (figure["aria-label"]) for figure in page.all("figure"))
 
 
+def test_thousands_of_classes_are_counted_without_a_matrix(tmp_path):
+    """In whole it would take 32 GB."""
+    names = [f"class {number}" for number in range(1 << 16)]
+    page = page_of(make_run(tmp_path / "many", names))
+    assert "65536 classes, too many to draw" in page.text and "Most confused" in page.text
+    assert all("classes" not in figure["aria-label"] for figure in page.all("figure"))
+
+
+def test_the_confusions_are_sklearns(tmp_path):
+    run = report.load(make_run(tmp_path / "run")).evaluated
+    found = report_parts.Confusions.of(run, 4)
+    expected = sklearn.metrics.confusion_matrix(run.label, run.predicted, labels=range(4), normalize="true")
+    np.testing.assert_array_equal(found.shares(), expected)
+    assert found.wrong()[2].tolist() == sorted(found.wrong()[2], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.42, "0.42 s"),
+        (9.96, "10 s"),
+        (59.4, "59 s"),
+        (59.7, "1 min 0 s"),
+        (185, "3 min 5 s"),
+        (3599.8, "1 h 0 min"),
+        (7500, "2 h 5 min"),
+    ],
+)
+def test_durations_are_said_as_a_person_does(seconds, said):
+    assert report_parts.duration(seconds) == said
+
+
+def test_a_run_is_said_to_be_where_it_is(workdir):
+    """Not at its last evaluation, and at its end only when that was evaluated."""
+    run = report.load(workdir)
+    assert "3 epochs, 30 steps" in report_parts.lede(run)
+    going_on = dataclasses.replace(run, evaluations=run.evaluations[:1])
+    assert "epoch 3 of 3 so far, 30 steps" in report_parts.lede(going_on)
+
+
 @pytest.mark.parametrize("missing", [timing.FILE, predictions.FILE])
 def test_a_run_without_a_file_has_a_page_without_its_part(workdir, missing):
     (workdir / missing).unlink()
@@ -238,10 +280,13 @@ def test_bad_input_is_refused_and_nothing_written_over(workdir, tmp_path, monkey
     (tmp_path / "mine.html").write_text("<p>mine</p>")
     new = make_run(tmp_path / "new")
     (new / journal.FILE).unlink()
+    other = make_run(tmp_path / "other")
+    (other / journal.FILE).write_text('{"step": 1, "epoch": 1}\n')
     for arguments, message in {
         (): "--workdir=DIR",
         ("--workdir=nowhere",): "nowhere is not the workdir of a run",
         ("--workdir=new",): "no records in metrics.jsonl yet",
+        ("--workdir=other",): "no records in metrics.jsonl yet",
         (f"--workdir={workdir}", "--out=mine.html"): "mine.html exists and is no page",
         (f"--workdir={workdir}", "--out=new"): "new exists and is no page",
         (f"--workdir={workdir}", "--out=nowhere/page.html"): "cannot be written",

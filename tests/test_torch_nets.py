@@ -25,7 +25,7 @@ def net(request):
 
 def logits_of(net, batch):
     with torch.no_grad():
-        return net(batch).numpy()
+        return net(batch).float().numpy()
 
 
 def test_parameters_are_the_pinned_ones(net):
@@ -55,6 +55,19 @@ def test_fused_and_frozen_nets_say_the_same(net, memory_format):
         for _ in range(3):  # TorchScript specialises as it runs
             logits = logits_of(changed, batch)
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_nets_in_bfloat16_under_autocast_say_nearly_the_same(net):
+    """As evaluated on a GPU."""
+    name, theirs = net
+    batch = to_torch(images_of(side_of(name), batch=2))
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = logits_of(theirs, batch)
+        for change in (benchmark_torch._narrow, benchmark_torch._fused_narrow):
+            changed = change(theirs, batch)
+            assert {parameter.dtype for parameter in changed.parameters()} == {torch.bfloat16}
+            assert np.abs(logits_of(changed, batch) - expected).max() <= 0.2 * np.abs(expected).max()
+    assert {parameter.dtype for parameter in theirs.parameters()} == {torch.float32}
 
 
 def test_fusing_leaves_no_batch_norm(net):
