@@ -1,5 +1,6 @@
 """Shared fixtures: the data at hand, a compilation cache, and an importable torchvision."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -9,13 +10,22 @@ from pathlib import Path
 # Before jax is imported: one compilation cache for the whole suite and its child processes.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxnets-test-jax-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Four CPU devices to spread a batch over; a computation that names none runs on the first.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4".strip()
+# Four CPU devices to spread a batch over; a computation that names none runs on the first. What LLVM makes of the loops
+# is not ours to test, and takes longer than they do.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if os.environ["JAX_PLATFORMS"] == "cpu":
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # or PyTorch would take a GPU where JAX does not
+# Or PyTorch would take a GPU where JAX does not.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "" if os.environ["JAX_PLATFORMS"] == "cpu" else "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -45,6 +55,14 @@ class TestModule(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path, parent):
     return TestModule.from_parent(parent, path=module_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """What a module has traced and compiled: kept, it fills gigabytes, and Python's collector goes through it all."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

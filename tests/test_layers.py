@@ -24,7 +24,7 @@ from jaxnets.models.layers import (
     max_pool,
 )
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=15, deadline=None)
 sides = st.integers(1, 12)
 
 

@@ -57,7 +57,8 @@ def test_a_shuffle_that_no_order_gives_says_what_to_do():
 
 def test_megviis_wider_net_names_the_field_that_it_needs():
     theirs = jaxnets.create_model("shufflenet_v2_x1_0", variant="megvii")
-    variables = theirs.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    shapes = jax.eval_shape(theirs.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     state_dict = torch_weights.export(theirs, variables, "megvii")
     with pytest.raises(UserError, match="this net may need variant='megvii'; features.0.branch_proj.2.weight has"):
         torch_weights.load("shufflenet_v2_x1_0", state_dict)

@@ -11,6 +11,7 @@ import jaxnets
 from jaxnets.models.net import FeatureMap
 from jaxnets.models.shufflenet_v1 import stem_features
 from jaxnets.models.shufflenet_v2 import features_at
+from tests.slow import mark_slow
 
 # As published (torchvision, timm, the common CIFAR code) or counted on a PyTorch twin.
 PARAMETERS = {
@@ -75,8 +76,6 @@ SMALL = {
     "squeezenet1_1_cifar": {"width": 0.25, "bypass": "complex", "se_ratio": 2, "batch_norm": True},
     "vgg16_cifar": {"width": 0.125, "hidden_features": (64, 64), "pool_size": 2},
 }
-# Compiling takes most of these tests' time: no optimisation is quickest.
-FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def image_size(name):
@@ -109,10 +108,6 @@ def random_variables(model):
 
 def images(batch, size=32):
     return np.random.default_rng(1).normal(size=(batch, size, size, 3)).astype(np.float32)
-
-
-def compiled(f):
-    return jax.jit(f, compiler_options=FAST_COMPILATION)
 
 
 def test_every_net_has_a_pinned_parameter_count():
@@ -168,7 +163,7 @@ def test_no_classes_gives_what_the_classifier_takes(name):
 def test_the_means_of_the_deepest_map_are_the_features():
     model = jaxnets.create_model("resnet18_cifar", width=0.125, num_classes=0)
     variables = random_variables(model)
-    both = compiled(lambda x: (model.apply(variables, x), model.clone(features_only=True).apply(variables, x)))
+    both = jax.jit(lambda x: (model.apply(variables, x), model.clone(features_only=True).apply(variables, x)))
     features, maps = both(images(2))
     np.testing.assert_allclose(features, maps[-1].array.mean((1, 2)), rtol=1e-4, atol=1e-6)
 
@@ -180,14 +175,17 @@ def test_bfloat16_agrees_with_float32(name):
     model = jaxnets.create_model(name, **SMALL[name])
     variables = random_variables(model)
     x = images(2)
-    exact = np.asarray(compiled(model.apply)(variables, x))
-    rounded = compiled(model.clone(dtype=jnp.bfloat16).apply)(variables, x)
+    exact = np.asarray(jax.jit(model.apply)(variables, x))
+    rounded = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, x)
     assert rounded.dtype == exact.dtype == np.float32
     error = np.abs(rounded - exact).max() / np.abs(exact).max()
     assert 1e-5 < error < 0.1  # bfloat16 has 8 bits; no error at all would mean it was not used
 
 
-@pytest.mark.parametrize("name", SMALL)
+SLOW = ("googlenet", "resnet18_cifar")
+
+
+@pytest.mark.parametrize("name", [mark_slow(name) if name in SLOW else name for name in SMALL])
 def test_gradients_reach_every_parameter(name):
     model = jaxnets.create_model(name, **SMALL[name])
     variables = random_variables(model)
@@ -199,7 +197,7 @@ def test_gradients_reach_every_parameter(name):
         )
         return -jax.nn.log_softmax(logits)[:, 3].mean(), updated
 
-    gradients, updated = compiled(jax.grad(loss, has_aux=True))(variables["params"])
+    gradients, updated = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
     dead = [
         jax.tree_util.keystr(path)
         for path, g in jax.tree_util.tree_leaves_with_path(gradients)
@@ -373,7 +371,7 @@ def test_shufflenet_v1_stem_follows_the_authors_code():
 @pytest.mark.parametrize("name", ["resnet18_cifar", "squeezenet1_1_cifar"])
 def test_training_starts_with_even_chances(name):
     model = jaxnets.create_model(name, width=0.25)
-    logits, _ = compiled(functools.partial(model.init_with_output, train=False))(jax.random.key(0), images(2))
+    logits, _ = jax.jit(functools.partial(model.init_with_output, train=False))(jax.random.key(0), images(2))
     assert np.abs(jax.nn.softmax(logits) - 0.1).max() < 0.05
 
 
@@ -382,9 +380,9 @@ def test_stochastic_depth_grows_linearly_and_acts_in_training_only():
     assert model.drop_rates(4) == pytest.approx([0.2, 0.4, 0.6, 0.8])
     variables = random_variables(model)
     x = images(4)
-    train = compiled(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
-    evaluate = compiled(model.apply)(variables, x)
-    never = compiled(model.clone(stochastic_depth=0.0).apply)(variables, x)
+    train = jax.jit(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
+    evaluate = jax.jit(model.apply)(variables, x)
+    never = jax.jit(model.clone(stochastic_depth=0.0).apply)(variables, x)
     np.testing.assert_array_equal(evaluate, never)
     assert np.abs(train(jax.random.key(0)) - train(jax.random.key(1))).max() > 1e-3
 
@@ -394,11 +392,11 @@ def test_dropout_acts_in_training_only(name):
     model = jaxnets.create_model(name, width=0.25, dropout=0.5)
     variables = random_variables(model)
     x = images(2)
-    train = compiled(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
+    train = jax.jit(lambda key: model.apply(variables, x, train=True, rngs={"dropout": key}))
     one, same, other = (np.asarray(train(jax.random.key(k))) for k in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-4
-    assert np.abs(one - compiled(model.apply)(variables, x)).max() > 1e-4
+    assert np.abs(one - jax.jit(model.apply)(variables, x)).max() > 1e-4
 
 
 def test_a_field_of_none_keeps_the_nets_own_value():

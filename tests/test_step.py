@@ -126,16 +126,15 @@ def test_mixed_images_have_mixed_targets():
 
     keys, _ = jax.random.split(jax.random.fold_in(KEY, 0))
     keys = jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(BATCH))
-    own = jax.vmap(partial(augment.augment, **MOMENTS))(keys, batch["image"])
+    own = jax.jit(jax.vmap(partial(augment.augment, **MOMENTS)))(keys, batch["image"])
     images, others, shares = step.mix_batch(keys, own, batch["label"], {"mixup": 1.0})
     np.testing.assert_array_equal(others, [batch["label"][i - 1] for i in range(BATCH)])
     for i in range(BATCH):
         np.testing.assert_allclose(images[i], shares[i] * own[i] + (1 - shares[i]) * own[i - 1], atol=1e-5)
     targets = shares[:, None] * jax.nn.one_hot(batch["label"], CLASSES)
     targets += (1 - shares[:, None]) * jax.nn.one_hot(others, CLASSES)
-    logits, _ = model.apply(
-        current.variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
-    )
+    apply = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))
+    logits, _ = apply(current.variables, images, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_allclose(metrics.loss, optax.softmax_cross_entropy(logits, targets).mean(), rtol=1e-5)
     assert metrics.correct == (logits.argmax(-1) == targets.argmax(-1)).sum()
 
@@ -159,7 +158,9 @@ def test_evaluation_sums_the_unmasked_examples(num_devices):
     batches = step.shard({"index": index, "mask": mask}, num_devices)
     totals, _ = call(step.replicate(current.variables, devices), step.replicate(DATA, devices), batches)
 
-    logits = np.asarray(model.apply(current.variables, augment.normalize(DATA["image"], **MOMENTS)), np.float64)
+    logits = np.asarray(
+        jax.jit(model.apply)(current.variables, augment.normalize(DATA["image"], **MOMENTS)), np.float64
+    )
     labels, best = DATA["label"], np.argsort(-logits, -1)
     hit = best[:, 0] == labels
     log_sum = np.log(np.exp(logits).sum(-1))

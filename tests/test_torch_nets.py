@@ -9,6 +9,7 @@ import jaxnets
 from jaxnets import benchmark_torch, torch_weights
 from jaxnets.torch_nets import NETS
 from tests.parity_cases import calibrated, images_of, to_torch
+from tests.slow import slow_after
 from tests.test_models import PARAMETERS
 
 
@@ -44,7 +45,7 @@ def test_our_net_with_its_weights_says_the_same(net):
     assert np.abs(np.asarray(logits) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("memory_format", slow_after(1, [torch.channels_last, torch.contiguous_format]))
 def test_fused_and_frozen_nets_say_the_same(net, memory_format):
     name, theirs = net
     batch = to_torch(images_of(side_of(name), batch=2)).to(memory_format=memory_format)

@@ -12,6 +12,7 @@ from jaxnets import checkpoint
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan, state_shapes
 from tests.chaos import damage, runs
+from tests.slow import slow_after
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -34,7 +35,7 @@ def restore(workdir, template):
     return restored and (int(restored[0].step), jax.tree.leaves(restored[0]))
 
 
-@pytest.mark.parametrize("way", damage.WAYS)
+@pytest.mark.parametrize("way", slow_after(1, damage.WAYS))
 def test_any_file_damaged_leaves_the_newest_checkpoint_or_the_one_before(made, template, tmp_path, way):
     killed, rng = made[1], random.Random(way)
     states = {}
@@ -74,7 +75,7 @@ def test_a_damaged_checkpoint_without_another_never_means_starting_over(made, te
 
 
 @pytest.mark.parametrize("file", ["metrics/metrics", "record/metadata", "rest/manifest.ocdbt"])
-@pytest.mark.parametrize("way", ["truncate", "flip"])
+@pytest.mark.parametrize("way", slow_after(1, ["truncate", "flip"]))
 def test_a_run_goes_on_to_the_same_end(made, data_dir, tmp_path, file, way):
     shutil.copytree(made[1], tmp_path / "run")
     damaged = tmp_path / "run" / "checkpoints" / str(damage.NEWEST) / file

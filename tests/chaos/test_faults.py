@@ -10,6 +10,7 @@ import pytest
 from jaxnets import data, journal, progress, timing
 from tests.chaos import faults, runs
 from tests.photo_set import flip_one_record
+from tests.slow import slow_after
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -45,7 +46,7 @@ def test_a_nan_ends_the_run_before_it_is_saved(folder, tmp_path, part, at, sente
     assert_goes_on(folder, tmp_path / "run")
 
 
-@pytest.mark.parametrize("part", faults.PARTS)
+@pytest.mark.parametrize("part", slow_after(1, faults.PARTS))
 def test_a_nan_that_no_loss_shows_is_not_saved(folder, tmp_path, part):
     """At the end of an epoch that is saved and not evaluated."""
     config = runs.make_config(folder / "data", eval_every_epochs=2)
@@ -66,7 +67,7 @@ def mend(folder, copy):
     shutil.copytree(folder / "data", copy[0], dirs_exist_ok=True)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", slow_after(1, [0, 1]))
 def test_spoiled_records_are_named_and_the_run_goes_on_once_they_are_whole(folder, copy, tmp_path, workers):
     place, shard = copy
     config = runs.make_config(place, resident="false", num_workers=workers)
@@ -80,7 +81,7 @@ def test_spoiled_records_are_named_and_the_run_goes_on_once_they_are_whole(folde
     assert_goes_on(folder, tmp_path / "run")
 
 
-@pytest.mark.parametrize("way", faults.SHARD_WAYS)
+@pytest.mark.parametrize("way", slow_after(1, faults.SHARD_WAYS))
 def test_a_file_that_goes_while_it_is_read_costs_no_more_than_the_epoch(folder, copy, tmp_path, way):
     """Whether the rest has been read before or not."""
     place, shard = copy

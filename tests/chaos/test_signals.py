@@ -5,9 +5,13 @@ import itertools
 import pytest
 
 from tests.chaos import signals
-
+from tests.slow import mark_slow
 
 # One signal in each; `python -m tests.chaos.signals` sends both.
-@pytest.mark.parametrize(("phase", "signum"), list(zip(signals.PHASES, itertools.cycle(signals.SIGNALS))))
+PHASES = list(zip(signals.PHASES, itertools.cycle(signals.SIGNALS)))
+SLOW = ("download", "decode", "compile", "evaluation")
+
+
+@pytest.mark.parametrize(("phase", "signum"), [mark_slow(pair) if pair[0] in SLOW else pair for pair in PHASES])
 def test_a_signal_in_a_phase(tmp_path, data_dir, phase, signum):
     assert signals.interrupt(phase, signum, tmp_path / "run", data_dir).faults == []

@@ -8,6 +8,7 @@ import pytest
 from jaxnets import workdir
 from jaxnets.errors import UserError
 from tests.chaos import runs, storage
+from tests.slow import slow_after
 
 pytestmark = pytest.mark.usefixtures("tiny")
 
@@ -28,9 +29,9 @@ def disk(tmp_path):
         yield disk
 
 
-@pytest.mark.parametrize("room", [3, 12, 28])
+@pytest.mark.parametrize("room", slow_after(1, [12, 3, 28]))
 def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(disk, data_dir, reference, room):
-    """`room` pages: for the configuration alone; within the first checkpoint; within the second."""
+    """`room` pages: within the first checkpoint; for the configuration alone; within the second."""
     ballast = storage.fill(disk, room * storage.PAGE)
     outcome = runs.attempt(runs.make_config(data_dir), disk / "run")
     assert f"--workdir={disk / 'run'}" in outcome.error or str(disk / "run") in outcome.error
@@ -42,9 +43,9 @@ def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(disk, data_dir, re
     assert runs.differences(disk / "run", reference) == []
 
 
-@pytest.mark.parametrize("size", [150, 1500])
+@pytest.mark.parametrize("size", slow_after(1, [1500, 150]))
 def test_the_command_ends_with_one_sentence_where_no_file_may_grow(data_dir, reference, tmp_path, size):
-    """`size` bytes: less than the configuration; less than a checkpoint's arrays."""
+    """`size` bytes: less than a checkpoint's arrays; less than the configuration."""
     ended = runs.command(tmp_path / "run", data_dir, file_size=size)
     assert ended.returncode == 1
     assert storage.fault_of(ended, tmp_path / "run") is None
