@@ -2,17 +2,26 @@
 
 from configs import default, recipes
 
-NETS = {groups: f"shufflenet_v1_{groups}_cifar" for groups in ("g1", "g2", "g3", "g4", "g8")}
-QUICK_EPOCHS = 4
+GROUPS = (1, 2, 3, 4, 8)
+QUICK_EPOCHS = {0.25: 12, 0.5: 8, 1.0: 4, 1.5: 2, 2.0: 1}  # by width, those of the paper's tables 2 and 5
+# Number of groups and width: g3 for 1.0, g3_x0_5 for others
+VARIANTS = {
+    f"g{groups}" + (f"_x{width}".replace(".", "_") if width != 1 else ""): (groups, width)
+    for groups in GROUPS
+    for width in (1.0, 0.25, 0.5, 1.5, 2.0)
+}
 
 
 def get_config(words: str = ""):
-    """The CIFAR net with a number of groups, g3 where none is named, trained by a recipe of `recipes`."""
+    """The CIFAR net with a number of groups and a width, g3 where none is named; a recipe of `recipes`."""
     config = default.get_config()
-    variant, recipe = recipes.choose(words, NETS, "g3")
-    config.model.name = NETS[variant]
+    variant, recipe = recipes.choose(words, VARIANTS, "g3")
+    groups, width = VARIANTS[variant]
+    config.model.name = f"shufflenet_v1_g{groups}_cifar"
+    if width != 1:
+        config.model.width = width
     if recipe is recipes.quick:
-        config.num_epochs = QUICK_EPOCHS
+        config.num_epochs = QUICK_EPOCHS[width]
         config.optimizer.update(name="muon", learning_rate=0.02)  # 10.3 points more than SGD in these few epochs
     recipe(config)
     return config

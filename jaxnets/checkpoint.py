@@ -233,15 +233,13 @@ def _shapes(tree) -> dict[str, tuple]:
     }
 
 
-def require_same_shapes(found, expected, where: str) -> None:
-    """UserError naming the first array in which a checkpoint and a net differ."""
+def require_same_shapes(found, expected, where: str, other: str = "model") -> None:
+    """UserError naming the first array in which a checkpoint and a net differ: it is of an `other`."""
     found, expected = _shapes(found), _shapes(expected)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             has, wants = (shapes.get(name, "no such array") for shapes in (found, expected))
-            raise UserError(
-                f"{where} is of another model: {name} is {has} in it, and {wants} in this configuration's net"
-            )
+            raise UserError(f"{where} is of another {other}: {name} is {has} in it, and {wants} by this configuration")
 
 
 def restore_variables(manager: ocp.CheckpointManager, step: int, expected) -> dict[str, Any]:
@@ -272,7 +270,8 @@ def restore_state(
     rest = restore_item(manager, step, "rest")
     expected = {name: getattr(template, name) for name in ("step", "opt_state", "ema")}
     where = f"the optimizer state of checkpoint {step} in {manager.directory}"
-    require_same_shapes(rest, flax.serialization.to_state_dict(expected), where)
+    other = "optimizer, or version of jaxnets (its weights can be evaluated, and are config.init_from's to start from)"
+    require_same_shapes(rest, flax.serialization.to_state_dict(expected), where, other)
     values = flax.serialization.from_state_dict(expected, rest)
     state = template.replace(**variables, **values)
     record = _restore_record(manager, step)

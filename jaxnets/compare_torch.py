@@ -87,6 +87,11 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     with workdir.claim(directory, config):
         run = set_up(made)
         at = restore(run, directory / CHECKPOINT)
+        if at > made.total_steps:
+            raise UserError(
+                f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, which ends at "
+                f"{made.total_steps}; it is as it was"
+            )
         workdir.keep(directory, config)
         machine.note(directory)
         with contextlib.closing(Journal(directory, at, evaluated=True)) as journal:

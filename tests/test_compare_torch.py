@@ -1,6 +1,7 @@
 """The runs of a comparison in PyTorch against ours: weights, augmentation, steps; resumed, and refused."""
 
 import collections
+import contextlib
 import functools
 import json
 
@@ -202,6 +203,33 @@ def test_a_run_goes_on_as_if_nothing_had_stopped_it(config, tmp_path, monkeypatc
     assert lasting("stopped") == lasting("whole") and len(first) == 2
 
 
+def test_a_run_that_is_longer_is_left_as_it_is(config, tmp_path):
+    compare_torch.train(config, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="at step 10, beyond config.num_epochs=1, which ends at 5"):
+        compare_torch.train(changed(config, num_epochs=1), tmp_path / "run")
+    after = {path: path.read_bytes() for path in before}
+    assert {path for path in before if before[path] != after[path]} <= {tmp_path / "run" / ".lock"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "has_cuda", "devices", "says"),
+    [
+        ("gpu", False, 1, "JAX trains on the GPU, which PyTorch .* has not"),
+        ("tpu", True, 1, "JAX trains on the TPU, which PyTorch .* has not"),
+        ("gpu", True, 2, "PyTorch trains on one GPU, JAX on all 2; set CUDA_VISIBLE_DEVICES=0"),
+        ("gpu", True, 1, ""),
+        ("cpu", True, 4, ""),
+    ],
+)
+def test_both_sides_have_the_same_device(backend, has_cuda, devices, says, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "devices", lambda: [None] * devices)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
+        compare_torch.check_device()
+
+
 def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path):
     compare_torch.train(changed(config, num_epochs=1), tmp_path / "run")
     path = tmp_path / "run" / compare_torch.CHECKPOINT
@@ -233,6 +261,7 @@ def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch):
         ({"ema_decay": 0.9}, "config.ema_decay"),
         ({"augment__mixup": 0.2}, "config.augment.mixup"),
         ({"optimizer__name": "lion"}, "config.optimizer.name"),
+        ({"deterministic": True}, "config.deterministic"),
     ],
 )
 def test_what_pytorch_does_not_have_is_refused_before_any_work(fields, says, config, tmp_path):

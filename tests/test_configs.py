@@ -12,10 +12,15 @@ VARIANTS = {
     "digits": ["", "x0_35"],
     "imagenet": ["", *imagenet.NETS],
     "mnv1": ["", "x0_25", "x0_5", "x0_75", "x1_0"],
-    "mnv2": ["", "x0_5", "x0_75", "x1_0", "x1_4"],
+    "mnv2": ["", "x0_35", "x0_5", "x0_75", "x1_0", "x1_3", "x1_4"],
     "resnet": ["", "18", "34", "50", "101", "152"],
     "squeezenet": ["", "1_0", "1_1"],
-    "shufflenet_v1": ["", "g1", "g2", "g3", "g4", "g8"],
+    "shufflenet_v1": [
+        "",
+        *("g1", "g1_x0_25", "g1_x0_5", "g1_x1_5", "g1_x2_0", "g2", "g2_x0_25", "g2_x0_5", "g2_x1_5", "g2_x2_0"),
+        *("g3", "g3_x0_25", "g3_x0_5", "g3_x1_5", "g3_x2_0", "g4", "g4_x0_25", "g4_x0_5", "g4_x1_5", "g4_x2_0"),
+        *("g8", "g8_x0_25", "g8_x0_5", "g8_x1_5", "g8_x2_0"),
+    ],
     "shufflenet_v2": ["", "x0_5", "x1_0", "x1_5", "x2_0"],
     "vgg": ["", "16", "16_bn", "19", "19_bn"],
 }
@@ -39,10 +44,10 @@ def test_a_configuration_passes_and_has_the_fields_of_the_default(name, variant)
     fields = settings.flatten(config.to_dict())
     assert fields.keys() == settings.flatten(default.get_config().to_dict()).keys()
     model = settings.make_model(config, 10)
-    if variant.startswith("x"):
-        assert model.width == float(variant[1:].replace("_", "."))
+    if "x" in variant and name != "imagenet":
+        assert model.width == float(variant.split("x")[1].replace("_", "."))
     if variant.startswith("g"):
-        assert model.feature_group_count == int(variant[1:])
+        assert model.feature_group_count == int(variant.split("_")[0][1:])
     if name in ("resnet", "vgg") and variant:
         assert model.depth == int(variant.removesuffix("_bn"))
     assert config.image_size == models.default_image_size(config.model.name)
