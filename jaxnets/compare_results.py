@@ -68,9 +68,10 @@ def _seconds_by_epoch(
 
     A rate stands for the steps since the record before, though after an interruption it is only that of the last.
     """
-    end, found = trained[-1]["step"], {}
-    if [span.first for span in spans] == [0, *(span.last for span in spans)][:-1] and spans and spans[-1].last == end:
-        per_epoch = end // config.num_epochs
+    steps, found = trained[-1]["step"], {}
+    ends = [0, *(span.last for span in spans)]
+    if ends[-1] == steps and all(span.first == end for span, end in zip(spans, ends)):
+        per_epoch = steps // config.num_epochs
         for span in spans:
             epoch = -(-span.last // per_epoch)
             took = sum(span.seconds.get(phase, 0.0) for phase in timing.TRAINING)
@@ -124,11 +125,9 @@ def reached(nets: Sequence[Record]) -> list[str]:
 def machines(nets: Sequence[Record]) -> list[str]:
     """Where the nets were trained, a sentence for each machine, with the day on which it began."""
     found = [where for net in nets for run in net["runs"] for where in run["machines"]]
-    first: dict[str, str] = {}
-    for where in found:
-        text = machine.sentence(where)
-        first[text] = min(where["date"], first.get(text, where["date"]))
-    return [f"{text} (from {date})" for text, date in first.items()]
+    found.sort(key=lambda where: where["date"])
+    first = {machine.sentence(where): machine.since(where) for where in reversed(found)}
+    return list(reversed(first.values()))
 
 
 def table(comparison: Record) -> Section:

@@ -37,6 +37,11 @@ def sentence(machine: dict[str, object]) -> str:
     return f"{count}{machine['device']}, {machine['cores']} CPU cores, JAX {machine['versions']['jax']}"
 
 
+def since(machine: dict[str, object]) -> str:
+    """The sentence of one of `read`'s machines, with the day on which a run began there."""
+    return f"{sentence(machine)} (from {machine['date']})"
+
+
 def note(workdir: Path) -> None:
     """Write down, in a workdir, where its run is trained from today on, unless it was there before."""
     before, here = read(workdir), describe()

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from jaxnets import data, journal, predictions, report_parts, runtime, settings, step, timing
+from jaxnets import data, journal, machine, predictions, report_parts, runtime, settings, step, timing
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.plain_files import replacing
 from jaxnets.report_parts import History
@@ -47,6 +47,7 @@ def load(workdir: Path, name: str | None = None) -> History:
         trained,
         evaluations,
         timing.read(workdir),
+        machine.read(workdir),
         evaluated,
     )
 
@@ -98,6 +99,7 @@ def _run_parts(run: History, colour: str) -> dict:
         "errors": report_parts.errors(run),
         "no_errors": f"No evaluation has left its {predictions.FILE} in the workdir.",
         "time": report_parts.time(run),
+        "machines": [machine.since(where) for where in run.machines],
         "fields": report_parts.fields(run.config),
     }
 

@@ -33,6 +33,7 @@ class History:
     trained: list[Record]  # the train records of metrics.jsonl
     evaluations: list[Record]  # and the eval records
     spans: list[timing.Span]
+    machines: list[Record]  # where it was trained, as `machine.read` gives it
     evaluated: Evaluated | None  # the last evaluation, example by example
 
     @property

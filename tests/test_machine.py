@@ -30,3 +30,21 @@ def test_ticks_count_work():
     while time.process_time() < until:
         pass
     assert machine.processor_ticks()[0] >= before + 10
+
+
+def test_a_machine_is_noted_once_and_another_beside_it(tmp_path, monkeypatch):
+    assert machine.read(tmp_path) == []
+    for _ in range(2):
+        machine.note(tmp_path)
+    (here,) = machine.read(tmp_path)
+    assert here.items() >= machine.describe().items() and machine.since(here).endswith(f"(from {here['date']})")
+    described = machine.describe()
+    monkeypatch.setattr(machine, "describe", lambda: described | {"device": "another"})
+    machine.note(tmp_path)
+    assert [where["device"] for where in machine.read(tmp_path)] == [here["device"], "another"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"device": "x"}]', "[" * 100_000])
+def test_another_file_says_nothing(text, tmp_path):
+    (tmp_path / machine.FILE).write_text(text)
+    assert machine.read(tmp_path) == []

@@ -245,6 +245,15 @@ def test_durations_are_said_as_a_person_does(seconds, said):
     assert report_parts.duration(seconds) == said
 
 
+def test_the_machines_of_a_run_are_named(workdir):
+    assert "(from " not in page_of(workdir).text
+    machines = [{"device": name, "num_devices": 1, "cores": 4, "versions": {"jax": "1"}} for name in ("one", "<b>two")]
+    dated = [machine | {"date": f"2026-01-0{day}"} for day, machine in enumerate(machines, 1)]
+    (workdir / "machines.json").write_text(json.dumps(dated))
+    said = "On one, 4 CPU cores, JAX 1 (from 2026-01-01); then on <b>two, 4 CPU cores, JAX 1 (from 2026-01-02)."
+    assert said in page_of(workdir).text
+
+
 def test_a_run_is_said_to_be_where_it_is(workdir):
     """Not at its last evaluation, and at its end only when that was evaluated."""
     run = report.load(workdir)
