@@ -55,9 +55,9 @@ def note(workdir: Path) -> None:
 def read(workdir: Path) -> list[dict[str, object]]:
     """What `note` wrote: `describe`'s and the first day of each machine, in their order; [] where there is none."""
     try:
-        found = parse_json(read_text(workdir / FILE, MAX_BYTES))
+        found = list(parse_json(read_text(workdir / FILE, MAX_BYTES)))
         for where in found:
-            sentence(where), str(where["date"])
+            since(where)
     except (FileNotFoundError, UserError, ValueError, TypeError, KeyError):
         return []
     return found
