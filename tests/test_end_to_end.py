@@ -190,7 +190,7 @@ REFUSED = {
     "no configuration": ([], "--config is missing"),
     "a missing file": (["--config=configs/mnv9.py"], "configs/mnv9.py"),
     "contradictory words": (["--config=configs/mnv2.py:quick,tutorial"], "quick and tutorial contradict each other"),
-    "an unknown word": (["--config=configs/mnv2.py:x9"], "x0_5, x0_75, x1_0, x1_4 and the recipes default"),
+    "an unknown word": (["--config=configs/mnv2.py:x9"], "x0_5, x0_75, x1_0, x1_3, x1_4 and the recipes default"),
     "a folder that is not there": ([*SMALL, "--config.dataset=folder:nowhere"], "nowhere': there is no such folder"),
     "an unknown field": (["--config=configs/digits.py", "--config.model.widht=1"], "width"),
     "a word for a number": (["--config=configs/digits.py", "--config.batch_size=abc"], "batch_size"),

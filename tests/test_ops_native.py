@@ -19,6 +19,7 @@ from jaxnets import ops
 from jaxnets.errors import UserError
 from jaxnets.ops import native, reference
 from jaxnets.ops.native import library as native_library
+from tests.slow import mark_slow
 
 INF = float("inf")
 BOUNDS = [(-INF, INF), (0.0, INF), (0.0, 6.0), (-INF, 0.5)]
@@ -77,7 +78,7 @@ def test_depthwise(size, stride, channels):
     compare_depthwise(normal(0, 3, 9, 6, channels), normal(1, size, size, 1, channels), stride, padding)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_depthwise_of_any_shape(data):
     size, stride = data.draw(st.sampled_from([3, 5])), data.draw(st.sampled_from([1, 2]))
@@ -243,7 +244,7 @@ TRANSFORMATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
+@pytest.mark.parametrize("name", [mark_slow(name) if name.startswith("vmap of") else name for name in TRANSFORMATIONS])
 def test_transformations(name):
     transform, batch = TRANSFORMATIONS[name]
     arrays = block_arrays(*batch)

@@ -13,6 +13,7 @@ from torch import nn
 import jaxnets
 from jaxnets import torch_weights
 from tests.parity_cases import CASES, Case, calibrated, images_of, to_torch, unset
+from tests.slow import mark_slow
 from tests.torch_twins import adapted
 
 
@@ -26,7 +27,14 @@ class Pair:
     variables: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=CASES)
+# Other widths and depths of nets that are compared.
+SLOW = {
+    *("mobilenet_v2 1", "mobilenet_v2 1.4", "resnet34 kuangliu", "shufflenet_v1 megvii g3 .5", "shufflenet_v2 1"),
+    *("shufflenet_v2 2", "shufflenet_v2 kuangliu 2", "vgg19 bn chenyaofo"),
+}
+
+
+@pytest.fixture(scope="module", params=[mark_slow(name) if name in SLOW else name for name in CASES])
 def pair(request) -> Pair:
     case = CASES[request.param]
     theirs = calibrated(unset(case).to_empty(device="cpu"), min(case.sides), case.batch)

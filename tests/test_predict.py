@@ -19,7 +19,7 @@ from configs import digits
 from jaxnets import checkpoint, data, evaluate, loop, models, predict, predictions, settings, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import UserError, exit_on_user_error
-from tests.test_models import compiled, random_variables
+from tests.test_models import random_variables
 from tests.tiny_net import TinyNet
 
 SIZE = 16  # pixels a side, in the run
@@ -82,7 +82,7 @@ def test_a_run_predicts_what_it_evaluates(run, files, which):
     config = evaluated.config
     split = data.open_split("digits", config.eval_split, config.data_dir, image_size=SIZE)
     images = normalize(data.decode(split, progress=False)["image"], config.mean, config.std)
-    expected = np.asarray(jax.nn.softmax(compiled(evaluated.model.apply)(evaluated.variables, images)))
+    expected = np.asarray(jax.nn.softmax(jax.jit(evaluated.model.apply)(evaluated.variables, images)))
     for entry, probabilities in zip(found, expected):
         assert [p["class"] for p in entry["predictions"]] == list(np.argsort(-probabilities, kind="stable"))
         assert [p["name"] for p in entry["predictions"]] == [str(p["class"]) for p in entry["predictions"]]
@@ -210,7 +210,7 @@ def test_a_small_net_sees_the_whole_image_normalised(mini, photograph, overridde
         [transforms.Resize((size, size)), transforms.ToTensor(), transforms.Normalize(mean, std)]
     )
     image = prepare(Image.open(photograph)).numpy().transpose(1, 2, 0)
-    expected = np.asarray(jax.nn.softmax(compiled(model.apply)(variables, image[None])))[0]
+    expected = np.asarray(jax.nn.softmax(jax.jit(model.apply)(variables, image[None])))[0]
     status, out, err = command(*arguments, "--format=json", "--top=10")
     assert (status, err) == (0, "")
     found = objects(out)[0]["predictions"]

@@ -31,12 +31,15 @@ def assert_goes_on(folder, workdir):
 
 @pytest.mark.parametrize(
     ("part", "at", "sentence"),
-    [
-        ("params", 7, "the loss became nan at step 8; the last good checkpoint is step 5"),
-        ("params", 5, "the evaluation loss became nan after step 5, the last good checkpoint is step None"),
-        ("batch_stats", 10, "the evaluation loss became nan after step 10, the last good checkpoint is step 5"),
-        ("opt_state", 6, "the loss became nan at step 8; the last good checkpoint is step 5"),
-    ],
+    slow_after(
+        2,
+        [
+            ("params", 7, "the loss became nan at step 8; the last good checkpoint is step 5"),
+            ("batch_stats", 10, "the evaluation loss became nan after step 10, the last good checkpoint is step 5"),
+            ("params", 5, "the evaluation loss became nan after step 5, the last good checkpoint is step None"),
+            ("opt_state", 6, "the loss became nan at step 8; the last good checkpoint is step 5"),
+        ],
+    ),
 )
 def test_a_nan_ends_the_run_before_it_is_saved(folder, tmp_path, part, at, sentence):
     with faults.poisoned(part, at):
