@@ -182,7 +182,7 @@ def test_bfloat16_agrees_with_float32(name):
     assert 1e-5 < error < 0.1  # bfloat16 has 8 bits; no error at all would mean it was not used
 
 
-# Their training is compared with PyTorch's, or, of the first two, their blocks' is.
+# Compared with PyTorch's training, the first two when all tests run.
 SLOW = ("googlenet", "resnet18_cifar", "mobilenet_v1_cifar", "mobilenet_v2_mini", "vgg16_cifar")
 
 

@@ -204,7 +204,7 @@ def test_muon_decays_what_the_mask_says_once():
     optimizer = optim.make_optimizer("muon", optax.constant_schedule(0.1), weight_decay=0.5, decay_depthwise=False)
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
     updates, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
-    shrunk = jax.tree.map(lambda update, value: np.mean(update / value, dtype=np.float64), updates, PARAMS)
+    shrunk = jax.tree.map(lambda update, value: np.asarray(update / value, np.float64).mean(), updates, PARAMS)
     assert (shrunk["conv"]["kernel"], shrunk["classifier"]["kernel"]) == pytest.approx((-0.05, -0.05))
     assert shrunk["depthwise"]["kernel"] == shrunk["bn"]["scale"] == shrunk["classifier"]["bias"] == 0
 
