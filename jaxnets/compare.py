@@ -49,7 +49,7 @@ from jaxnets.plain_files import parse_json, read_text, replacing
 from jaxnets.runtime import logger
 
 STEM = "compare"
-FORMATS = ("md", "json", "csv", "html")
+FORMATS = ("json", "md", "csv", "html")  # the first says whose the others are
 MAX_BYTES = 1 << 28  # of a table as JSON, which holds every run's curve
 LATENCY_FILE = "latency.json"
 # What a run may be gone on with, but what runs that are compared may not differ in.
@@ -176,8 +176,11 @@ def train_all(
                 (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
             except (UserError, RuntimeError, MemoryError) as error:  # XLA and PyTorch out of memory, too
                 why = printable((str(error).splitlines() or [type(error).__name__])[0])
-                logger.warning("%s, seed %d: %s", entry.label, config.seed, why)
+                unforeseen = not isinstance(error, UserError)
+                logger.warning("%s, seed %d: %s", entry.label, config.seed, why, exc_info=unforeseen)
                 failed[entry.label].append(f"seed {config.seed}: {why}")
+            if entry.framework == TORCH:
+                torch_side().release()
             after_each(failed)
     return failed
 
@@ -223,8 +226,9 @@ def timed_net(entry: Entry, image_size: int | None, num_classes: int) -> tuple[s
     """
     config = entry.config
     name, size, fields = config.model.name, image_size or config.image_size, net_fields(config)
-    if size != config.image_size and name.removesuffix("_cifar") in jaxnets.list_models():
-        return name.removesuffix("_cifar"), size, fields
+    twin = name.removesuffix("_cifar")
+    if size != config.image_size and twin != name and twin in jaxnets.list_models():
+        return twin, size, fields
     return name, size, fields | {"num_classes": num_classes}
 
 
@@ -271,7 +275,6 @@ def comparison_record(nets: Sequence[dict[str, Any]], num_seeds: int, command: s
     return {
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine.describe(),
         "torch": metadata.version("torch") if TORCH in frameworks else None,
         "dataset": config["dataset"],
         "train_split": config["train_split"],

@@ -205,13 +205,14 @@ def _flat(net: Record) -> Record:
 def notes(comparison: Record) -> list[str]:
     """How the numbers were made, a sentence each."""
     seeds, nets = comparison["seeds"], comparison["nets"]
-    augmented = any(any(net["config"]["augment"].values()) for net in nets)
+    augmented = any(any(net["config"]["augment"].values()) or net["config"].get("crop_area") for net in nets)
     found = [
         f"Accuracy: {comparison['eval_split']} of {comparison['dataset']}, after the last epoch"
         + (f", mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else ", one seed."),
         "Train accuracy: of the last epoch, as training saw it: while the weights moved"
         + (", on augmented images." if augmented else "."),
-        "Seconds: of the training steps; compilation, evaluation and saving are left out; an epoch's are the median.",
+        "Seconds: of the training steps; compilation, evaluation and saving are left out; an epoch's are a run's mean, "
+        "over seeds the median.",
     ]
     if comparison["torch"]:
         found.append(

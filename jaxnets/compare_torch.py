@@ -34,7 +34,7 @@ from jaxnets.torch_muon import Muon
 
 CHECKPOINT = "torch.pt"
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "muon")
-TRIAL_STEPS = 3  # of each memory format, after one that does not count
+TRIAL_STEPS = 3  # of each memory format
 
 Examples = dict[str, torch.Tensor]  # {'image': uint8 (N, 3, S, S), 'label': int64 (N,)}
 
@@ -93,7 +93,8 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
                 f"{made.total_steps}; it is as it was"
             )
         workdir.keep(directory, config)
-        machine.note(directory)
+        if at < made.total_steps:
+            machine.note(directory)
         with contextlib.closing(Journal(directory, at, evaluated=True)) as journal:
             for epoch in range(at // made.steps_per_epoch, config.num_epochs):
                 record = train_epoch(run, epoch)
@@ -107,9 +108,11 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
                     journal.write({name: record[name] for name in ("step", "epoch")} | metrics)
                     logger.info(f"PyTorch, epoch {record['epoch']}: accuracy {metrics['eval_accuracy']:.2%}")
                 save(run, directory / CHECKPOINT, record["step"])
-        if run.device.type == "cuda":
-            del run  # and what it held of the memory, which JAX is to have next
-            torch.cuda.empty_cache()
+
+
+def release() -> None:
+    """Give the memory of a GPU back that PyTorch keeps for later: JAX is to have it next."""
+    torch.cuda.empty_cache()
 
 
 @dataclasses.dataclass(frozen=True)

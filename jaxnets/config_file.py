@@ -41,7 +41,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         why = [line.removeprefix("jaxnets.errors.UserError: ") for line in others[-1:]]
         raise UserError(" ".join((first, *why))) from None
     except Exception as error:
-        path = next((arg.split("=", 1)[1] for arg in argv if re.match("--?config=", arg)), "")
+        path = path_of(argv)
         if not is_file(path):
             raise UserError(f"--config={path} cannot be loaded: there is no such file here") from None
         message = str(error).replace("\\", "")
@@ -53,11 +53,23 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {error}") from None
 
 
+def path_of(argv: Sequence[str]) -> str:
+    """What `--config=PATH` or `--config PATH` names, "" without."""
+    for arg, after in zip(argv, [*argv[1:], ""]):
+        if found := re.fullmatch(r"--?config(=(.*))?", arg):
+            return after if found[1] is None else found[2]
+    return ""
+
+
 def require_config(value: object, path: str) -> ml_collections.ConfigDict:
     """The value of a configuration's flag; UserError where that is no configuration."""
     if isinstance(value, ml_collections.ConfigDict):
         return value
     why = "its get_config gives no ConfigDict" if is_file(path) else "there is no such file here"
+    try:
+        hasattr(value, "get")
+    except OSError as error:  # what stands for a configuration that could not open a file, itself or another
+        why = str(error.__cause__ or error) if is_file(path) else why
     raise UserError(f"--config={path} cannot be loaded: {why}")
 
 

@@ -91,7 +91,8 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
                 f"which ends at {plan.total_steps}; its checkpoints are as they were"
             )
         distributed.on_primary(partial(workdir.keep, directory, config))
-        distributed.on_primary(partial(machine.note, directory))
+        if at < plan.total_steps:
+            distributed.on_primary(partial(machine.note, directory))
         # XLA compiles this while the training step is traced, which takes as long.
         create = None if saved else background.submit(compile_and_create_state, plan, weights)
         if distributed.is_primary():

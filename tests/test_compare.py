@@ -143,13 +143,13 @@ def test_an_interrupted_comparison_goes_on_where_it_was(configs, trained, tmp_pa
     assert found["nets"][0]["runs"] == between["nets"][0]["runs"]
 
 
-@pytest.mark.parametrize("error", [RuntimeError, jax.errors.JaxRuntimeError, MemoryError])
+@pytest.mark.parametrize("error", [UserError, RuntimeError, jax.errors.JaxRuntimeError, MemoryError])
 def test_a_run_that_fails_does_not_keep_the_others(error, configs, tmp_path, monkeypatch):
     train = loop.train
 
     def fail(config, directory):
         if config.model.width == 0.5:
-            raise error("the loss became nan\nand more")
+            raise error("the loss became nan" + (error is not UserError) * "\nand more")
         return train(config, directory)
 
     monkeypatch.setattr(loop, "train", fail)
@@ -196,6 +196,15 @@ def test_a_file_that_is_no_table_of_ours_is_not_overwritten(name, text, configs,
     with pytest.raises(UserError, match=f"{name} is there, but no table of jaxnets.compare"):
         compare.run(compare_entries.make_entries(configs, MODELS), 1, tmp_path)
     assert trained == [] and (tmp_path / name).read_text() == text
+
+
+def test_the_twin_for_large_images_is_another_net(configs):
+    """A net without one keeps its classes at any size."""
+    (entry, twin) = compare_entries.make_entries(configs, ["mobilenet_v1:width=0.25", "mobilenet_v1_cifar:width=0.25"])
+    fields = {"width": 0.25}
+    assert compare.timed_net(entry, 192, 7) == ("mobilenet_v1", 192, fields | {"num_classes": 7})
+    assert compare.timed_net(twin, 192, 7) == ("mobilenet_v1", 192, fields)
+    assert compare.timed_net(twin, None, 7) == ("mobilenet_v1_cifar", 16, fields | {"num_classes": 7})
 
 
 def test_a_table_of_fewer_nets_says_so(finished, configs, tmp_path, caplog):

@@ -26,7 +26,6 @@ from jaxnets import (
     torch_weights,
 )
 from jaxnets.errors import UserError
-from tests.slow import mark_slow
 from tests.tiny_net import TinyNet, small_digits
 
 
@@ -108,7 +107,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", [mark_slow(name) if name in ("adamw", "rmsprop") else name for name in RECIPES])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_both_sides_learn_the_same(recipe, config, tmp_path):
     """Where nothing is drawn, the same change of every weight and the same records, but for rounding."""
     config = changed(config, **RECIPES[recipe])

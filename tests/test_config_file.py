@@ -1,5 +1,7 @@
 """Configurations loaded with overrides, and every way to ask for one that is not there."""
 
+import re
+
 import pytest
 
 from jaxnets import config_file
@@ -17,6 +19,34 @@ def test_overrides_change_fields_and_the_last_counts(repository):
 def test_a_later_tuple_replaces_an_earlier_one(repository, last):
     overrides = [f"--config.progressive_sizes={sizes}" for sizes in ((8, 32), last)]
     assert config_file.load(f"{repository}/configs/mnv2.py", overrides).progressive_sizes == last
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nothing_here", "ModuleNotFoundError: No module named 'nothing_here'"),
+        ("def get_config(:", "SyntaxError: invalid syntax"),
+        ("def get_config(): raise ValueError('no good')", "ValueError: no good"),
+        ("def get_config(): return 3", "get_config gives no ConfigDict"),
+        ("def get_config(): open('/no/such/file')", "No such file or directory: '/no/such/file'"),
+    ],
+)
+def test_a_configuration_that_fails_says_why(tmp_path, text, says):
+    (tmp_path / "mine.py").write_text(text + "\n")
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        config_file.load(str(tmp_path / "mine.py"))
+    assert str(caught.value).count("mine.py") >= 1 and "Traceback" not in str(caught.value)
+
+
+def test_words_that_contradict_each_other_are_said_in_full(repository):
+    with pytest.raises(UserError, match=r"x0_5 and x1_0 contradict each other: name one; .* recipes default") as caught:
+        config_file.load(f"{repository}/configs/mnv2.py:x0_5,x1_0")
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", [["--config=a.py:x"], ["--config", "a.py:x"], ["-config=a.py:x"]])
+def test_the_path_is_found_however_it_is_given(form):
+    assert config_file.path_of(["train.py", "--config.seed=1", *form, "--workdir=w"]) == "a.py:x"
 
 
 @pytest.mark.parametrize(

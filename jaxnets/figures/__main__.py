@@ -61,11 +61,11 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
     made = {"command": options.command, "date": today}
     data = figure.measure(dataclasses.replace(options, out=out / name)) | made
     path = out / f"{name}.json"
+    with writing(out), replacing(path) as scratch:
+        scratch.write_text(json.dumps(data) + "\n")
     with plots.style():
         drawn = figure.draw(data)
     with writing(out):
-        with replacing(path) as scratch:
-            scratch.write_text(json.dumps(data) + "\n")
         return data, [path, *plots.save(drawn, out / name)]
 
 

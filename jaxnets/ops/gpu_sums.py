@@ -28,7 +28,8 @@ def wide(values):
 def _parts(batch: int, positions: int) -> int:
     """Into how many parts to cut: near the square root of all, so that both kernels have as much to do.
 
-    A part is of one image or of whole ones, so that a batch that jit spreads over devices stays where it is.
+    A part is of one image or of whole ones, so that a batch that jit spreads over devices stays where it is, if their
+    number divides that of the parts, as powers of 2 do.
     """
     root = math.isqrt(batch * positions)
     if not root:
