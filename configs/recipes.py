@@ -8,13 +8,12 @@ from jaxnets.errors import UserError
 
 
 def default(config: ml_collections.ConfigDict) -> None:
-    """The best we know: Muon on images that grow, with softened targets and a hole in each image.
+    """The best we know: Muon, with softened targets and a hole in each image.
 
     The decay counts by its product with Muon's rate: together they set how far kernels turn in a step (2305.17212).
     """
     config.batch_size, config.num_epochs = 256, 40
     config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.05)
-    config.progressive_sizes = (0.5, 0.75, 1.0)  # three fifths of the arithmetic
     config.augment.cutout, config.label_smoothing = 8, 0.1
 
 
