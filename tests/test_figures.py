@@ -228,10 +228,11 @@ def test_every_knob_changes_the_base_and_can_be_trained(figure, count):
 
 
 def test_recipe_parts_start_from_the_default_recipe():
-    """At half the side: the hole and the borders of the crop are half as wide, and batches too."""
+    """At half the side: the hole and the borders of the crop are half as wide, and batches too; images grow besides."""
     entry, *_ = recipe_parts.entries(Options(None))
     base, recipe = map(settings.as_dict, (entry.config, config_file.load("configs/shufflenet_v2.py:x0_5")))
-    for field in ("optimizer", "schedule", "label_smoothing", "progressive_sizes", "ema_decay"):
+    assert base["progressive_sizes"] == [0.5, 0.75, 1.0] and recipe["progressive_sizes"] == []
+    for field in ("optimizer", "schedule", "label_smoothing", "ema_decay"):
         assert base[field] == recipe[field]
     halved = {"batch_size": 128, "image_size": 16}
     assert {field: base[field] for field in halved} == halved == {field: recipe[field] // 2 for field in halved}

@@ -3,7 +3,7 @@
 relu_collapse: what ReLU does to a curve in few dimensions. bottleneck_ablation: linear and non-linear bottlenecks,
 and where shortcuts go. shuffle_ablation: ShuffleNetV1 without channel shuffle. width_tradeoff: accuracy against cost.
 cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. recipe_knobs: what each field of a recipe gives.
-recipe_parts: what the default recipe is without each of its parts.
+recipe_parts: what a recipe is without each of its parts.
 Nets are trained in a small setting that takes minutes; `--config.FIELD=VALUE` sets any field otherwise
 (`--config.train_split=train --config.num_epochs=60`). The same command again goes on where it was stopped. The last
 line on standard output is one JSON object.

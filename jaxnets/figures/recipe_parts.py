@@ -1,4 +1,4 @@
-"""What each part of the default recipe gives: the same small run without it."""
+"""What each part of a recipe gives, the default one's and growing images: the same small run without it."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ from jaxnets.figures.options import Options
 from jaxnets.figures.recipe_knobs import differences, draw, variants
 
 NET = "shufflenet_v2_x0_5_cifar"
-# The recipe, of which `configs/recipes.py` has the reasons, on few and small images: cutout is a quarter of a side.
+# The default recipe, of which `configs/recipes.py` has the reasons, on few and small images, where cutout is a quarter
+# of a side; and images that grow, which it had until it was run without them.
 RECIPE = (
     "optimizer.name=muon",
     "optimizer.learning_rate=0.02",
