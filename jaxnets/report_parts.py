@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -333,7 +334,7 @@ def _pairs(confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]
             "count": f"{count:,}",
             "share": f"{count / confusions.support[label]:.1%}",
         }
-        for label, predicted, count in list(zip(*confusions.wrong()))[:NUM_PAIRS]
+        for label, predicted, count in itertools.islice(zip(*confusions.wrong()), NUM_PAIRS)
     ]
 
 
@@ -400,13 +401,14 @@ def by_class(runs: Sequence[History]) -> list[dict[str, Any]]:
         label, predicted = run.evaluated.label, run.evaluated.predicted
         right.append(np.bincount(label[label == predicted], minlength=len(names)))
         support.append(np.bincount(label, minlength=len(names)))
+    support = np.array(support)
     shares = np.array(right) / np.maximum(support, 1)
     return [
         {
             "name": name,
             "cells": [
                 {"text": f"{share:.1%}" if images else "–", "width": f"{100 * share:.1f}"}
-                for share, images in zip(shares[:, at], np.array(support)[:, at])
+                for share, images in zip(shares[:, at], support[:, at])
             ],
         }
         for at, name in enumerate(names)

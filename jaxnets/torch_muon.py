@@ -28,8 +28,7 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            matrices = [p for p in parameters if p.ndim == 4 and p.shape[1] > 1]
-            rest = [p for p in parameters if not (p.ndim == 4 and p.shape[1] > 1)]
+            matrices, rest = ([p for p in parameters if _is_matrix(p) == wanted] for wanted in (True, False))
             for updated, direction in ((matrices, self._muon), (rest, self._adam)):
                 if updated:
                     updates = direction(updated)
@@ -85,6 +84,11 @@ class Muon(torch.optim.Optimizer):
 
     def _kept(self, parameters, name):
         return [self.state[parameter][name] for parameter in parameters]
+
+
+def _is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether it is Muon's, as `optim._is_matrix` has it."""
+    return parameter.ndim == 4 and parameter.shape[1] > 1
 
 
 def orthogonal(matrices: torch.Tensor, epsilon: float) -> torch.Tensor:
