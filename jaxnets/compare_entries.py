@@ -1,4 +1,4 @@
-"""The nets of a comparison: what stands on the command line as labels and configurations."""
+"""The nets of a comparison: what stands on the command line, or in a preset, as labels and configurations."""
 
 import ast
 import dataclasses
@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 
 import jaxnets
+from jaxnets import config_file, datasets
 from jaxnets.errors import UserError
 
 JAXNETS, TORCH = "jaxnets", "torch"  # what a net is trained in
@@ -31,6 +32,64 @@ class Entry:
         config = self.config.copy_and_resolve_references()
         config.seed += number
         return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A comparison by name: what stands on the command line for it."""
+
+    models: tuple[str, ...]
+    overrides: tuple[str, ...]
+    latency_size: int | None = None
+
+
+# Undoes what a family's recipe adds to the training of plain images.
+PLAIN = ("--config.augment.cutout=0", "--config.label_smoothing=0.0", "--config.progressive_sizes=()")
+PRESETS = {
+    # The comparison that the literature of light nets opens with: all for the same 3 epochs of Adam.
+    "classic": Preset(
+        models=(
+            "mobilenet_v1_cifar",
+            "mobilenet_v2_cifar",
+            "vgg16_bn_cifar",
+            "vgg19_bn_cifar",
+            "resnet50_cifar",
+            "resnet152_cifar",
+        ),
+        overrides=(
+            "--config.num_epochs=3",
+            "--config.batch_size=100",
+            "--config.eval_batch_size=100",
+            "--config.optimizer.name=adamw",  # without decay AdamW is Adam
+            "--config.optimizer.weight_decay=0.0",
+            "--config.optimizer.learning_rate=1e-3",
+            "--config.schedule.name=constant",
+            "--config.schedule.warmup_epochs=0.0",
+            "--config.augment.crop_padding=0",
+            "--config.augment.flip=False",
+            *PLAIN,
+        ),
+        latency_size=224,
+    ),
+}
+
+
+def load_configs(
+    paths: Sequence[str], overrides: Sequence[str], models: Sequence[str] = ()
+) -> dict[str, ml_collections.ConfigDict]:
+    """The configurations by name; UserError for a field of one net where `models` names several."""
+    for override in overrides:
+        field = override.split("=")[0].removeprefix(config_file.PREFIX)
+        if models and field.startswith("model.") and field != "model.dtype":
+            raise UserError(f"--config.{field} belongs to one net: --models=NAME:{field.removeprefix('model.')}=VALUE")
+    names = [config_file.name_of(path) for path in paths]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two configurations are called {name}; give each once, under a name of its own")
+    configs = {name: config_file.load(path, overrides) for name, path in zip(names, paths)}
+    for config in configs.values():
+        config.dataset = datasets.absolute(config.dataset)  # as a run's workdir keeps it
+    return configs
 
 
 def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence[str] = ()) -> list[Entry]:

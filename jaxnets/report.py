@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from jaxnets import data, journal, machine, predictions, report_parts, runtime, settings, step, timing
+from jaxnets import data, journal, machine, predictions, report_errors, report_parts, runtime, settings, step, timing
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.plain_files import replacing
 from jaxnets.report_parts import History
@@ -82,7 +82,7 @@ def render(runs: Sequence[History]) -> str:
         charts=charts,
         timed=any(chart["axis"] == "time" for chart in charts),
         differences=report_parts.differences([run.config for run in runs]),
-        by_class=report_parts.by_class(runs) if several else [],
+        by_class=report_errors.by_class(runs) if several else [],
         label_width=min(max(0.62 * longest, 3.5), 8),
         drawn=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -96,7 +96,7 @@ def _run_parts(run: History, colour: str) -> dict:
         "lede": report_parts.lede(run),
         "tiles": {tile["label"]: tile for tile in report_parts.tiles(run)},
         "evaluations": report_parts.evaluations(run),
-        "errors": report_parts.errors(run),
+        "errors": report_errors.errors(run),
         "no_errors": f"No evaluation has left its {predictions.FILE} in the workdir.",
         "time": report_parts.time(run),
         "machines": [machine.since(where) for where in run.machines],

@@ -10,14 +10,16 @@ from pathlib import Path
 # Before jax is imported: one compilation cache for the whole suite and its child processes.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxnets-test-jax-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Four CPU devices to spread a batch over; a computation that names none runs on the first. What LLVM makes of the loops
-# is not ours to test, and takes longer than they do.
+# Four CPU devices to spread a batch over; a computation that names none runs on the first. What XLA and LLVM make of
+# the loops is not ours to test, and takes longer than they do.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

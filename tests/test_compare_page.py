@@ -24,7 +24,7 @@ def page():
         ]
         nets.append(make_net(label, runs, latency))
     nets.append(make_net("never_finished", []) | {"failed": ["seed 0: the loss became nan"]})
-    facts = {"command": "python -m jaxnets.compare", "date": "2026-01-02", "machine": MACHINE, "dataset": "digits"}
+    facts = {"command": "python -m jaxnets.compare", "date": "2026-01-02", "dataset": "digits"}
     return compare_page.html(facts | {"eval_split": "test", "seeds": 2, "torch": None, "note": "", "nets": nets})
 
 

@@ -14,8 +14,8 @@ from torch import nn
 import jaxnets
 from jaxnets import (
     augment,
-    compare,
     compare_entries,
+    compare_runs,
     compare_torch,
     evaluate,
     journal,
@@ -240,7 +240,7 @@ def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path):
 def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch):
     entries = compare_entries.beside_torch([compare_entries.Entry("tiny", config)])
     assert [entry.label for entry in entries] == ["tiny", "tiny (PyTorch)"]
-    comparison = compare.run(entries, 1, tmp_path / "out")
+    comparison = compare_runs.run(entries, 1, tmp_path / "out")
     ours, theirs = comparison["nets"]
     assert (ours["framework"], theirs["framework"]) == ("jaxnets", "torch")
     assert ours["parameters"] == theirs["parameters"] and ours["runs"] != theirs["runs"]
@@ -248,8 +248,8 @@ def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch):
     text = (tmp_path / "out" / "compare.md").read_text()
     assert "| tiny (PyTorch) |" in text and f"PyTorch {torch.__version__.split('+')[0]}" in text
     monkeypatch.setattr(compare_torch, "train", lambda *args: pytest.fail("trained again"))
-    assert compare.run(entries, 1, tmp_path / "out")["nets"] == json.loads(json.dumps(comparison["nets"]))
-    assert compare.comparison_record([ours], 1, "", "")["torch"] is None
+    assert compare_runs.run(entries, 1, tmp_path / "out")["nets"] == json.loads(json.dumps(comparison["nets"]))
+    assert compare_runs.comparison_record([ours], 1, "", "")["torch"] is None
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch):
 def test_what_pytorch_does_not_have_is_refused_before_any_work(fields, says, config, tmp_path):
     entries = compare_entries.beside_torch([compare_entries.Entry("net", changed(config, **fields))])
     with pytest.raises(UserError, match=says):
-        compare.run(entries, 1, tmp_path / "out")
+        compare_runs.run(entries, 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -274,6 +274,6 @@ def test_what_pytorch_does_not_have_is_refused_before_any_work(fields, says, con
     "path", ["mnv1.py:quick", "mnv2.py:quick", "shufflenet_v2.py:reference", "squeezenet.py", "mnv2.py:tutorial"]
 )
 def test_the_families_recipes_are_known(path, repository):
-    configs = compare.load_configs([f"{repository}/configs/{path}"], [])
+    configs = compare_entries.load_configs([f"{repository}/configs/{path}"], [])
     for config in configs.values():
         compare_torch.check(config)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxnets import ops
+from tests.slow import each_once
 
 FORMULATIONS = [name for name in ops.FORMULATIONS if name != "native" or ops.native_library.available()]
 PORTABLE = ("xla", "gpu")  # what they compute on a CPU is what they mean everywhere
@@ -33,12 +34,6 @@ def _value_and_gradients(function, arrays, dy, name):
     with ops.using(name):
         y, pull = jax.vjp(function, *arrays)
     return y, *pull(dy.astype(y.dtype))
-
-
-@pytest.fixture(params=PORTABLE)
-def portable(request):
-    """The name of portable formulations."""
-    return request.param
 
 
 def both(name, function, *arrays):
@@ -63,8 +58,7 @@ def convolution(strides, padding, groups):
     return lambda x, kernel: ops.conv(x, kernel, strides=strides, padding=padding, feature_group_count=groups)
 
 
-@pytest.mark.parametrize("kernel_size, size", [(3, (7, 8)), (5, (8, 7)), (3, (2, 1))])
-@pytest.mark.parametrize("stride", [1, 2])
+@each_once({"portable": PORTABLE, "kernel_size, size": [(3, (7, 8)), (5, (8, 7)), (3, (2, 1))], "stride": [1, 2]})
 def test_depthwise_convolution(portable, stride, kernel_size, size):
     pad = kernel_size // 2
     function = convolution((stride, stride), ((pad, pad), (pad, pad)), 3)
@@ -72,8 +66,7 @@ def test_depthwise_convolution(portable, stride, kernel_size, size):
     assert_close(*both(portable, function, random(0, 11, *size, 3), random(1, kernel_size, kernel_size, 1, 3)))
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [3, 5])
+@each_once({"portable": PORTABLE, "kernel_size": [3, 5], "stride": [1, 2]})
 def test_bfloat16_depthwise_convolution_rounds_once(portable, kernel_size, stride):
     pad = kernel_size // 2
     function = convolution((stride, stride), ((pad, pad), (pad, pad)), 4)
@@ -86,7 +79,7 @@ def test_bfloat16_depthwise_convolution_rounds_once(portable, kernel_size, strid
         np.testing.assert_allclose(np.float64(a), b, rtol=2**-8, atol=2**-8 * np.abs(b).max() * 0.5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     portable=st.sampled_from(PORTABLE),
     batch=st.sampled_from([0, 1, 8, 17]),
@@ -102,18 +95,20 @@ def test_depthwise_convolution_of_any_geometry(portable, batch, size, kernel_siz
     assert_close(*both(portable, function, random(0, batch, *size, 2), random(1, *kernel_size, 1, 2 * multiplier)))
 
 
-@pytest.mark.parametrize(
-    "kernel_shape, stride, groups",
-    [
-        ((1, 1, 6, 4), 1, 1),
-        ((1, 1, 6, 4), 2, 1),
-        ((3, 3, 3, 8), 2, 1),  # patches
-        ((3, 3, 6, 4), 2, 1),  # lax
-        ((1, 1, 4, 6), 2, 3),
-        ((3, 3, 2, 6), 1, 3),
-        ((1, 1, 2, 20), 1, 10),  # many groups
-        ((3, 3, 2, 20), 2, 10),
-    ],
+@each_once(
+    {
+        "portable": PORTABLE,
+        "kernel_shape, stride, groups": [
+            ((1, 1, 6, 4), 1, 1),
+            ((1, 1, 6, 4), 2, 1),
+            ((3, 3, 3, 8), 2, 1),  # patches
+            ((3, 3, 6, 4), 2, 1),  # lax
+            ((1, 1, 4, 6), 2, 3),
+            ((3, 3, 2, 6), 1, 3),
+            ((1, 1, 2, 20), 1, 10),  # many groups
+            ((3, 3, 2, 20), 2, 10),
+        ],
+    }
 )
 def test_other_convolutions(portable, kernel_shape, stride, groups):
     pad = kernel_shape[0] // 2
@@ -125,14 +120,15 @@ def test_other_convolutions(portable, kernel_shape, stride, groups):
     np.testing.assert_allclose(np.float32(got[0]), expected, atol=0.02 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("name", FORMULATIONS)
-@pytest.mark.parametrize(
-    "function, kernel_shape, groups",
-    [
-        (ops.depthwise_conv, (3, 2, 1, 8), 4),
-        (ops.pointwise_conv, (1, 1, 4, 3), 1),
-        (functools.partial(ops.grouped_conv, feature_group_count=2), (3, 2, 2, 6), 2),
-    ],
+@each_once(
+    {
+        "name": FORMULATIONS,
+        "function, kernel_shape, groups": [
+            (ops.depthwise_conv, (3, 2, 1, 8), 4),
+            (ops.pointwise_conv, (1, 1, 4, 3), 1),
+            (functools.partial(ops.grouped_conv, feature_group_count=2), (3, 2, 2, 6), 2),
+        ],
+    }
 )
 def test_each_public_convolution_is_lax_convolution(name, function, kernel_shape, groups):
     x, kernel = random(0, 2, 5, 6, 4), random(1, *kernel_shape)
@@ -145,10 +141,13 @@ def test_each_public_convolution_is_lax_convolution(name, function, kernel_shape
     np.testing.assert_allclose(got, lax_conv(x, kernel, (2, 1), padding, groups), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kernel_shape, groups", [((3, 3, 1, 4), 4), ((1, 1, 4, 4), 1), ((3, 3, 3, 4), 1), ((1, 1, 2, 4), 2)]
+@each_once(
+    {
+        "portable": PORTABLE,
+        "kernel_shape, groups": [((3, 3, 1, 4), 4), ((1, 1, 4, 4), 1), ((3, 3, 3, 4), 1), ((1, 1, 2, 4), 2)],
+        "special": [np.nan, np.inf],
+    }
 )
-@pytest.mark.parametrize("special", [np.nan, np.inf])
 def test_nan_and_infinity_reach_what_they_reach_in_lax(portable, kernel_shape, groups, special):
     x = random(0, 2, 6, 5, kernel_shape[2] * groups)
     x[1, 2, 3, 1] = special
@@ -158,8 +157,11 @@ def test_nan_and_infinity_reach_what_they_reach_in_lax(portable, kernel_shape, g
     np.testing.assert_allclose(got, lax_conv(x, kernel, (1, 1), ((pad, pad), (pad, pad)), groups), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kernel_shape, groups", [((3, 3, 1, 4), 4), ((1, 1, 4, 5), 1), ((3, 3, 3, 4), 1), ((1, 1, 2, 4), 2)]
+@each_once(
+    {
+        "portable": PORTABLE,
+        "kernel_shape, groups": [((3, 3, 1, 4), 4), ((1, 1, 4, 5), 1), ((3, 3, 3, 4), 1), ((1, 1, 2, 4), 2)],
+    }
 )
 def test_empty_batches(portable, kernel_shape, groups):
     got, expected = both(
@@ -175,7 +177,7 @@ def normalisation(bounds):
     return lambda x, scale, bias: ops.batch_norm(x, scale, bias, bounds=bounds)[0]
 
 
-@pytest.mark.parametrize("bounds", [ops.UNBOUNDED, (0.0, float("inf")), (0.0, 6.0), (-0.5, 0.5)])
+@each_once({"portable": PORTABLE, "bounds": [ops.UNBOUNDED, (0.0, float("inf")), (0.0, 6.0), (-0.5, 0.5)]})
 def test_batch_norm(portable, bounds):
     x = 3 * random(0, 4, 5, 6, 7) + random(1, 7)
     assert_close(*both(portable, normalisation(bounds), x, 2 * random(2, 7), random(3, 7)))
@@ -185,14 +187,14 @@ def test_batch_norm(portable, bounds):
     np.testing.assert_allclose(var, np.float64(x).var((0, 1, 2)), rtol=1e-5)
 
 
-@pytest.mark.parametrize("mean, std", [(1e4, 1.0), (-1e6, 1.0), (3e3, 1e-2)])
+@each_once({"portable": PORTABLE, "mean, std": [(1e4, 1.0), (-1e6, 1.0), (3e3, 1e-2)]})
 def test_batch_norm_of_a_large_mean_and_small_variance(portable, mean, std):
     x = (mean + std * random(0, 8, 9, 9, 3)).astype(np.float32)
     x[0, 0, 0] = 0.0  # and an outlier, as the corner of an image with a frame has
     assert_close(*both(portable, normalisation((0.0, 6.0)), x, 1 + random(1, 3), random(2, 3)), tolerance=1e-5)
 
 
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     portable=st.sampled_from(PORTABLE),
     shape=st.sampled_from([(1, 1, 2, 3), (2, 1, 1, 3), (9, 4, 3, 2)]),
@@ -205,6 +207,7 @@ def test_batch_norm_of_any_scale(portable, shape, log_scale, offset):
     assert_close(*both(portable, function, x, *vectors), tolerance=1e-4)
 
 
+@pytest.mark.parametrize("portable", PORTABLE)
 def test_bfloat16_batch_norm_has_float32_statistics(portable):
     x = jnp.asarray(random(0, 64, 8, 8, 4) + 3, jnp.bfloat16)
     with ops.using(portable):
@@ -227,7 +230,7 @@ def test_batch_statistics_pass_no_gradient(name):
         assert not np.any(jax.grad(total)(random(0, 2, 3, 3, 3)))
 
 
-@pytest.mark.parametrize("special", [np.nan, np.inf])
+@each_once({"portable": PORTABLE, "special": [np.nan, np.inf]})
 def test_batch_norm_spoils_only_the_channel_with_nan_or_infinity(portable, special):
     x = random(0, 2, 3, 4, 3)
     x[1, 2, 0, 1] = special
@@ -249,7 +252,7 @@ def test_no_gradient_at_the_bounds(name, bounds):
     assert not any(np.any(g) for g in grads)
 
 
-@pytest.mark.parametrize("groups, channels", [(2, 4), (3, 12), (4, 4), (1, 5)])
+@each_once({"portable": PORTABLE, "groups, channels": [(2, 4), (3, 12), (4, 4), (1, 5)]})
 def test_channel_shuffle(portable, groups, channels):
     x = random(0, 2, 3, 4, channels)
     got, expected = both(portable, lambda x: ops.channel_shuffle(x, groups), x)

@@ -19,7 +19,7 @@ from jaxnets import ops
 from jaxnets.errors import UserError
 from jaxnets.ops import native, reference
 from jaxnets.ops.native import library as native_library
-from tests.slow import mark_slow
+from tests.slow import each_once, mark_slow
 
 INF = float("inf")
 BOUNDS = [(-INF, INF), (0.0, INF), (0.0, 6.0), (-INF, 0.5)]
@@ -47,6 +47,7 @@ def assert_near(got, expected, tolerance):
             np.testing.assert_allclose(g, e, rtol=0, atol=tolerance * max(np.abs(e).max(), 1))
 
 
+@partial(jax.jit, static_argnums=0)
 def with_gradients(function, arrays, cotangent):
     """The function's outputs, and the gradients by its first output's cotangent."""
 
@@ -55,7 +56,7 @@ def with_gradients(function, arrays, cotangent):
         return y, rest
 
     y, vjp, rest = jax.vjp(outputs, *arrays, has_aux=True)
-    return (y, *rest, *vjp(jnp.asarray(cotangent, y.dtype)))
+    return (y, *rest, *vjp(cotangent.astype(y.dtype)))
 
 
 def compare_depthwise(x, kernel, stride, padding, tolerance=2e-6):
@@ -70,9 +71,7 @@ def compare_depthwise(x, kernel, stride, padding, tolerance=2e-6):
     assert_near(got, expected, tolerance)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [3, 5])
-@pytest.mark.parametrize("channels", [1, 7, 24, 58, 144])
+@each_once({"channels": [1, 7, 24, 58, 144], "size": [3, 5], "stride": [1, 2]})
 def test_depthwise(size, stride, channels):
     padding = ((size // 2,) * 2,) * 2
     compare_depthwise(normal(0, 3, 9, 6, channels), normal(1, size, size, 1, channels), stride, padding)
@@ -126,8 +125,7 @@ def compare_batch_norm(x, bounds, tolerance=3e-6):
     assert_near(got, expected, tolerance)
 
 
-@pytest.mark.parametrize("bounds", BOUNDS)
-@pytest.mark.parametrize("channels", [1, 6, 24, 67])
+@each_once({"bounds": BOUNDS, "channels": [1, 6, 24, 67]})
 def test_batch_norm(bounds, channels):
     compare_batch_norm(3 * normal(0, 5, 7, 3, channels) + 1, bounds)
 
@@ -163,10 +161,14 @@ def test_one_outlier_first_does_not_spoil_the_variance():
     np.testing.assert_allclose(var, x.astype(np.float64).var((0, 1, 2)), rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [np.nan, INF, -INF])
-@pytest.mark.parametrize("where", ["x", "dy"])
-@pytest.mark.parametrize("place", [(0, 0, 0, 0), (0, 2, 3, 17), (1, 4, 4, 5)])
-@pytest.mark.parametrize("stride", [1, 2])
+@each_once(
+    {
+        "bad": [np.nan, INF, -INF],
+        "where": ["x", "dy"],
+        "place": [(0, 0, 0, 0), (0, 2, 3, 17), (1, 4, 4, 5)],
+        "stride": [1, 2],
+    }
+)
 def test_non_finite_values_spread_as_in_the_reference(stride, bad, where, place):
     x, kernel = normal(0, 2, 5, 5, 19), normal(1, 3, 3, 1, 19)
     dy = normal(2, *reference.depthwise_conv(x, kernel, (stride,) * 2, ((1, 1), (1, 1))).shape)
@@ -182,10 +184,14 @@ def test_non_finite_values_spread_as_in_the_reference(stride, bad, where, place)
         np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("bad", [np.nan, INF, -INF])
-@pytest.mark.parametrize("where", ["x", "dy"])
-@pytest.mark.parametrize("bounds", BOUNDS)
-@pytest.mark.parametrize("place", [(0, 0, 0, 0), (1, 2, 3, 17)])
+@each_once(
+    {
+        "bad": [np.nan, INF, -INF],
+        "where": ["x", "dy"],
+        "bounds": BOUNDS,
+        "place": [(0, 0, 0, 0), (1, 2, 3, 17)],
+    }
+)
 def test_batch_norm_of_non_finite_values(bad, where, bounds, place):
     x, dy = normal(0, 2, 5, 5, 19), normal(1, 2, 5, 5, 19)
     (x if where == "x" else dy)[place] = bad
@@ -237,7 +243,7 @@ def twice(formulation):
 
 TRANSFORMATIONS = {
     "jit": (jax.jit, (4,)),
-    "vmap": (lambda f: jax.vmap(f, in_axes=(0, None, None, None)), (3, 4)),
+    "vmap": (lambda f: jax.jit(jax.vmap(f, in_axes=(0, None, None, None))), (3, 4)),
     "vmap of the second axis": (lambda f: jax.jit(jax.vmap(f, in_axes=(1, None, None, None))), (4, 3)),
     "scan": (lambda f: lambda x, *p: lax.scan(lambda c, x: (c + 1, f(x, *p)), 0, x)[1], (3, 4)),
     "pmap": (lambda f: jax.pmap(f, in_axes=(0, None, None, None)), (4, 2)),
@@ -254,7 +260,7 @@ def test_transformations(name):
 def test_kernels_mapped_too():
     arrays = block_arrays(3, 2)
     arrays = (arrays[0], *(np.stack([a, 2 * a, 3 * a]) for a in arrays[1:]))
-    assert_same(jax.vmap(twice("native"))(*arrays), jax.vmap(twice("xla"))(*arrays))
+    assert_same(jax.jit(jax.vmap(twice("native")))(*arrays), jax.jit(jax.vmap(twice("xla")))(*arrays))
 
 
 def test_remat_and_scan_over_blocks():
@@ -284,8 +290,7 @@ def test_statistics_shared_by_devices():
     assert_same(np.reshape(spread[0], y.shape), y)
 
 
-@pytest.mark.parametrize("check_vma", [False, True])
-@pytest.mark.parametrize("axis_name", [None, "devices"])
+@each_once({"check_vma": [False, True], "axis_name": [None, "devices"]})
 def test_shard_map(axis_name, check_vma):
     mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
 

@@ -1,10 +1,5 @@
 """The operators under JAX's transformations and on several devices."""
 
-import json
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,15 +135,7 @@ def errors_of_shared_statistics():
     return errors
 
 
-def test_statistics_of_4_devices_have_the_gradient_of_1(repository):
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
-    environment = os.environ | devices | {"PYTHONPATH": str(repository)}
-    result = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    errors = json.loads(result.stdout.splitlines()[-1])
+def test_statistics_of_4_devices_have_the_gradient_of_1():
+    errors = errors_of_shared_statistics()
     assert len(errors) == 4 * len(formulations())
     assert max(errors.values()) < 1e-5, errors
-
-
-if __name__ == "__main__":
-    print(json.dumps(errors_of_shared_statistics()))

@@ -1,7 +1,6 @@
 """The page of a run: what it says, that it needs nothing else, trusts no file, and harms no run."""
 
 import base64
-import dataclasses
 import html.parser
 import io
 import json
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sklearn.metrics
 from PIL import Image
 
-from jaxnets import journal, predictions, report, report_parts, timing
+from jaxnets import journal, predictions, report, timing
 from jaxnets.errors import UserError
 
 NAMES = ("cat", "dog", "<b>&")
@@ -221,30 +219,6 @@ def test_thousands_of_classes_are_counted_without_a_matrix(tmp_path):
     assert all("classes" not in figure["aria-label"] for figure in page.all("figure"))
 
 
-def test_the_confusions_are_sklearns(tmp_path):
-    run = report.load(make_run(tmp_path / "run")).evaluated
-    found = report_parts.Confusions.of(run, 4)
-    expected = sklearn.metrics.confusion_matrix(run.label, run.predicted, labels=range(4), normalize="true")
-    np.testing.assert_array_equal(found.shares(), expected)
-    assert found.wrong()[2].tolist() == sorted(found.wrong()[2], reverse=True)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0.42, "0.42 s"),
-        (9.96, "10 s"),
-        (59.4, "59 s"),
-        (59.7, "1 min 0 s"),
-        (185, "3 min 5 s"),
-        (3599.8, "1 h 0 min"),
-        (7500, "2 h 5 min"),
-    ],
-)
-def test_durations_are_said_as_a_person_does(seconds, said):
-    assert report_parts.duration(seconds) == said
-
-
 def test_the_machines_of_a_run_are_named(workdir):
     assert "(from " not in page_of(workdir).text
     machines = [{"device": name, "num_devices": 1, "cores": 4, "versions": {"jax": "1"}} for name in ("one", "<b>two")]
@@ -252,14 +226,6 @@ def test_the_machines_of_a_run_are_named(workdir):
     (workdir / "machines.json").write_text(json.dumps(dated))
     said = "On one, 4 CPU cores, JAX 1 (from 2026-01-01); then on <b>two, 4 CPU cores, JAX 1 (from 2026-01-02)."
     assert said in page_of(workdir).text
-
-
-def test_a_run_is_said_to_be_where_it_is(workdir):
-    """Not at its last evaluation, and at its end only when that was evaluated."""
-    run = report.load(workdir)
-    assert "3 epochs, 30 steps" in report_parts.lede(run)
-    going_on = dataclasses.replace(run, evaluations=run.evaluations[:1])
-    assert "epoch 3 of 3 so far, 30 steps" in report_parts.lede(going_on)
 
 
 @pytest.mark.parametrize("missing", [timing.FILE, predictions.FILE])

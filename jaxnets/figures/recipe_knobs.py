@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaxnets import compare, compare_entries, plots
+from jaxnets import compare_entries, plots
 from jaxnets.errors import UserError
 from jaxnets.figures import training
 from jaxnets.figures.options import Options
@@ -102,7 +102,7 @@ def variants(
     made = []
     for label, fields in ({BASE: ()} | knobs).items():
         overrides = [*setting, *options.overrides, *(f"--config.{field}" for field in fields)]
-        configs = compare.load_configs([options.config], overrides, [net])
+        configs = compare_entries.load_configs([options.config], overrides, [net])
         (entry,) = compare_entries.make_entries(configs, [net])
         made.append(dataclasses.replace(entry, label=label))
     return made

@@ -6,10 +6,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from jaxnets import augment, compare, compare_entries, compare_results, plots, summary
+from jaxnets import augment, compare_entries, compare_results, compare_runs, plots, summary
 from jaxnets.figures.options import Options
 
-PLAIN_SGD = (*compare.PLAIN, "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=5e-4")
+PLAIN_SGD = (*compare_entries.PLAIN, "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=5e-4")
 # Minutes on a laptop for a handful of nets; `--config.FIELD=VALUE` sets any of it otherwise.
 SMALL = (
     *PLAIN_SGD,
@@ -24,19 +24,19 @@ SMALL = (
 
 
 def train(models: Sequence[str], options: Options) -> dict[str, Any]:
-    """The comparison (`compare.run`'s record) of nets trained in the small setting, or go on with it."""
+    """The comparison (`compare_runs.run`'s record) of nets trained in the small setting, or go on with it."""
     return run(entries(models, options), options)
 
 
 def entries(models: Sequence[str], options: Options) -> list[compare_entries.Entry]:
     """Nets to be trained in the small setting."""
-    configs = compare.load_configs([options.config], [*SMALL, *options.overrides], models)
+    configs = compare_entries.load_configs([options.config], [*SMALL, *options.overrides], models)
     return compare_entries.make_entries(configs, models)
 
 
 def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
     """The comparison of what is to be trained, or go on with it."""
-    return compare.run(entries, options.seeds, options.out, latency_batch=0, command=options.command)
+    return compare_runs.run(entries, options.seeds, options.out, latency_batch=0, command=options.command)
 
 
 def compute(comparison: dict[str, Any]) -> str:

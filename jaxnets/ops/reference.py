@@ -75,6 +75,8 @@ def within(y, dy, bounds):
 def channel_shuffle(x, groups):
     """Transpose of the (group, channel in group) matrix."""
     *batch, channels = x.shape
+    if groups in (1, channels):
+        return x
     x = x.reshape(*batch, groups, channels // groups)
     return jnp.swapaxes(x, -1, -2).reshape(*batch, channels)
 

@@ -1,0 +1,71 @@
+"""How long the nets of a comparison take for one image and for a batch, kept beside their runs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jaxnets
+from jaxnets import latency, machine, settings, summary
+from jaxnets.compare_entries import Entry, net_fields
+from jaxnets.errors import writing
+from jaxnets.plain_files import replacing
+from jaxnets.runtime import logger
+
+FILE = "latency.json"
+
+
+def timed(entry: Entry, image_size: int | None, batch_size: int, num_classes: int) -> dict[str, Any]:
+    """What is timed for an entry, and where: its net by `timed_net`, on one image and on `batch_size`.
+
+    Raises UserError for a size that the net cannot have.
+    """
+    name, size, fields = timed_net(entry, image_size, num_classes)
+    counted = summary.summarize(name, size, **fields)
+    return {
+        "model": name,
+        "fields": fields,
+        "image_size": size,
+        "batch_size": batch_size,
+        "dtype": settings.compute_dtype(entry.config.model.dtype),
+        "parameters": counted.parameters,
+        "macs": counted.macs,
+        "machine": machine.describe(),
+    }
+
+
+def timed_net(entry: Entry, image_size: int | None, num_classes: int) -> tuple[str, int, dict[str, Any]]:
+    """The net of an entry that is timed: its name, the side of its images, its fields.
+
+    At another `image_size` than the run's own that is the net made for large images where there is one: that of the
+    same name without `_cifar`.
+    """
+    config = entry.config
+    name, size, fields = config.model.name, image_size or config.image_size, net_fields(config)
+    twin = name.removesuffix("_cifar")
+    if size != config.image_size and twin != name and twin in jaxnets.list_models():
+        return twin, size, fields
+    return name, size, fields | {"num_classes": num_classes}
+
+
+def measure(entry: Entry, what: dict[str, Any], out: Path) -> None:
+    """Time `what`, as `timed` gives it, unless the same was timed before."""
+    before = read(out, entry)
+    if before and {key: before.get(key) for key in what} == what:
+        return
+    name, size = what["model"], what["image_size"]
+    logger.info("%s: latency of %s at %d pixels", entry.label, name, size)
+    model = jaxnets.create_model(name, dtype=what["dtype"], **what["fields"])
+    one, batch = (latency.measure(model, (n, size, size, 3), train=False) for n in (1, what["batch_size"]))
+    path = out / "runs" / entry.folder / FILE
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as scratch:
+            scratch.write_text(json.dumps(what | {"one": one, "batch": batch}, indent=2) + "\n", encoding="utf-8")
+
+
+def read(out: Path, entry: Entry) -> dict[str, Any] | None:
+    """What `measure` found, or None."""
+    try:
+        return json.loads((out / "runs" / entry.folder / FILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None

@@ -1,0 +1,241 @@
+"""The runs of a comparison: refused or trained, gone on with, and written down after each of them.
+
+Every run has a workdir in OUT/runs, from which all that is known of it is read. OUT holds compare.{md,json,csv,html}.
+"""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from jaxnets import compare_latency, compare_page, compare_results, data, loop, plan, runtime, settings
+from jaxnets import summary as summaries
+from jaxnets import workdir as workdirs
+from jaxnets.compare_entries import JAXNETS, TORCH, Entry, net_fields
+from jaxnets.errors import UserError, printable, writing
+from jaxnets.plain_files import parse_json, read_text, replacing
+from jaxnets.runtime import logger
+
+STEM = "compare"
+FORMATS = ("json", "md", "csv", "html")  # the first says whose the others are
+MAX_BYTES = 1 << 28  # of a table as JSON, which holds every run's curve
+# What a run may be gone on with, but what runs that are compared may not differ in.
+SAME = ("num_epochs", "eval_every_epochs")
+
+
+def torch_side():
+    """The module `compare_torch`; UserError where PyTorch is not installed."""
+    try:
+        from jaxnets import compare_torch
+    except ImportError as error:
+        raise UserError(
+            f"--against=torch needs PyTorch and torchvision: pip install 'jaxnets[torch]' ({error})"
+        ) from None
+    return compare_torch
+
+
+def workdir_of(out: Path, entry: Entry, number: int) -> Path:
+    """Where an entry's run with its `number`-th seed lives."""
+    return out / "runs" / entry.folder / f"seed{entry.config.seed + number}"
+
+
+def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
+    """UserError for the first run that cannot be: by its configuration, its net, or what its workdir holds."""
+    first = entries[0].config
+    for entry in entries:
+        settings.check(entry.config)
+        plan.check_net(entry.config)
+        for field in ("dataset", "eval_split"):
+            if entry.config[field] != first[field]:
+                raise UserError(
+                    f"nets are compared on the same images: config.{field} is {first[field]!r} for "
+                    f"{entries[0].label} and {entry.config[field]!r} for {entry.label}"
+                )
+        if entry.framework == TORCH:
+            torch_side().check(entry.config)
+        for number in range(num_seeds):
+            directory = workdir_of(out, entry, number)
+            check_length(directory, workdirs.check(directory, entry.at_seed(number)), entry.config)
+
+
+def check_length(directory: Path, before: ml_collections.ConfigDict | None, config: ml_collections.ConfigDict) -> None:
+    """UserError where a run was begun with another length: gone on with, it is none that was made in one go."""
+    for field in SAME:
+        if before and before.get(field) != config[field]:
+            raise UserError(
+                f"{directory} holds a run with config.{field}={before.get(field)}, not {config[field]}; compare runs "
+                "of that length, or choose another --out"
+            )
+
+
+def check_out(entries: Sequence[Entry], out: Path) -> None:
+    """UserError where a table would take the place of what is none of ours; says what an older one had besides."""
+    present = [path for path in (out / f"{STEM}.{ending}" for ending in FORMATS) if path.exists()]
+    if not present:
+        return
+    try:
+        labels = [net["label"] for net in parse_json(read_text(out / f"{STEM}.json", MAX_BYTES))["nets"]]
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{present[0]} is there, but no table of jaxnets.compare: {STEM}.json is none; choose another --out"
+        ) from None
+    if gone := [label for label in labels if label not in {entry.label for entry in entries}]:
+        logger.info("the table in %s no longer shows %s; their runs stay", out, printable(", ".join(gone)))
+
+
+def train_all(
+    entries: Sequence[Entry], num_seeds: int, out: Path, after_each: Callable[[dict[str, list[str]]], None]
+) -> dict[str, list[str]]:
+    """Train what is not finished, every net with one seed before any with the next.
+
+    Returns, and after every run passes on, what went wrong: sentences by label. A run that fails does not keep the
+    others from running. SystemExit where the user interrupts; the same call goes on there.
+    """
+    failed: dict[str, list[str]] = {entry.label: [] for entry in entries}
+    for number in range(num_seeds):
+        for entry in entries:
+            config, directory = entry.at_seed(number), workdir_of(out, entry, number)
+            if compare_results.read_run(directory, config):
+                logger.info("%s, seed %d: finished before", entry.label, config.seed)
+                continue
+            logger.info("%s, seed %d:", entry.label, config.seed)
+            try:
+                (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
+            except (UserError, RuntimeError, MemoryError) as error:  # XLA and PyTorch out of memory, too
+                why = printable((str(error).splitlines() or [type(error).__name__])[0])
+                unforeseen = not isinstance(error, UserError)
+                logger.warning("%s, seed %d: %s", entry.label, config.seed, why, exc_info=unforeseen)
+                failed[entry.label].append(f"seed {config.seed}: {why}")
+            if entry.framework == TORCH:
+                torch_side().release()
+            after_each(failed)
+    return failed
+
+
+def num_classes_of(config: ml_collections.ConfigDict) -> int:
+    """The outputs of the net that `config` trains."""
+    if config.model.num_classes is not None:
+        return config.model.num_classes
+    split = data.open_split(config.dataset, config.eval_split, config.data_dir, image_size=config.image_size)
+    return split.num_classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """An entry's net as the table has it: its own fields, and what it costs on an image of its run."""
+
+    fields: dict[str, Any]
+    parameters: int
+    macs: int
+
+    @classmethod
+    def of(cls, entry: Entry) -> "Net":
+        config = entry.config
+        fields = net_fields(config) | {"num_classes": num_classes_of(config)}
+        counted = summaries.summarize(config.model.name, config.image_size, **fields)
+        return cls(fields, counted.parameters, counted.macs)
+
+
+def net_record(entry: Entry, net: Net, num_seeds: int, out: Path, failed: Sequence[str]) -> dict[str, Any]:
+    """All that is known of an entry now: its size, its finished runs and its latency, if measured."""
+    config = entry.config
+    found = [
+        compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number)) for number in range(num_seeds)
+    ]
+    runs = [run for run in found if run]
+    return {
+        "label": entry.label,
+        "model": config.model.name,
+        "framework": entry.framework,
+        "fields": net.fields,
+        "image_size": config.image_size,
+        "parameters": net.parameters,
+        "macs": net.macs,
+        "results": compare_results.over_seeds(runs),
+        "latency": compare_latency.read(out, entry),
+        "failed": list(failed),
+        "runs": runs,
+        "config": settings.as_dict(config),
+    }
+
+
+def comparison_record(nets: Sequence[dict[str, Any]], num_seeds: int, command: str, note: str) -> dict[str, Any]:
+    """Everything that the table and the page show, for JSON."""
+    config = nets[0]["config"]
+    frameworks = {net["framework"] for net in nets}
+    return {
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "torch": metadata.version("torch") if TORCH in frameworks else None,
+        "dataset": config["dataset"],
+        "train_split": config["train_split"],
+        "eval_split": config["eval_split"],
+        "seeds": num_seeds,
+        "note": note,
+        "nets": list(nets),
+    }
+
+
+def write_files(comparison: dict[str, Any], out: Path) -> None:
+    """The table as Markdown, JSON and CSV, and the page."""
+    notes = "\n".join(f"- {note}" for note in compare_results.notes(comparison))
+    where = f"`{comparison['command']}`; {comparison['date']}"
+    texts = {
+        "md": f"{summaries.markdown(compare_results.table(comparison))}\n\n{notes}\n- {where}\n",
+        "json": json.dumps(comparison, indent=1) + "\n",
+        "csv": compare_results.csv_text(comparison),
+        "html": compare_page.html(comparison),
+    }
+    with writing(out):
+        for ending in FORMATS:
+            with replacing(out / f"{STEM}.{ending}") as scratch:
+                scratch.write_text(texts[ending], encoding="utf-8")
+
+
+def run(
+    entries: Sequence[Entry],
+    num_seeds: int,
+    out: Path,
+    *,
+    latency_size: int | None = None,
+    latency_batch: int = 0,
+    command: str = "",
+    note: str = "",
+) -> dict[str, Any]:
+    """Train, time and write down a whole comparison, or go on with it; its record.
+
+    `latency_batch=0` times nothing. Raises UserError where a run cannot be, before any is started, and where none
+    was finished.
+    """
+    runtime.configure_logging()
+    check(entries, num_seeds, out)
+    check_out(entries, out)
+    nets = [Net.of(entry) for entry in entries]
+    timed = [
+        (entry, compare_latency.timed(entry, latency_size, latency_batch, net.fields["num_classes"]))
+        for entry, net in zip(entries, nets)
+        if latency_batch and entry.framework == JAXNETS
+    ]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
+
+    def write(failed: dict[str, list[str]]) -> dict[str, Any]:
+        records = [net_record(e, net, num_seeds, out, failed[e.label]) for e, net in zip(entries, nets)]
+        comparison = comparison_record(records, num_seeds, command, note)
+        write_files(comparison, out)
+        return comparison
+
+    failed = train_all(entries, num_seeds, out, write)
+    for entry, what in timed:
+        compare_latency.measure(entry, what, out)
+    comparison = write(failed)
+    if not any(net["runs"] for net in comparison["nets"]):
+        raise UserError(f"no run was finished; the first: {next(iter(filter(None, failed.values())))[0]}")
+    return comparison

@@ -1,0 +1,185 @@
+"""What a run got wrong, as the template of its page takes it: confusions, accuracy by class, the worst mistakes."""
+
+import base64
+import io
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxnets import charts
+from jaxnets.predictions import Evaluated
+from jaxnets.report_parts import History
+
+MAX_TABLE = 20  # classes whose confusions are a table; those of more are an image
+MAX_MATRIX = 1000  # and of more than that are not drawn: an image has a dot for every two classes
+NUM_PAIRS = 10
+
+
+def errors(run: History) -> dict[str, Any] | None:
+    """Confusions, accuracy by class and the worst mistakes of the last evaluation kept."""
+    evaluated = run.evaluated
+    if evaluated is None or not len(evaluated.label):
+        return None
+    names = class_names(evaluated)
+    confusions = Confusions.of(evaluated, len(names))
+    made = {
+        "note": f"The last evaluation, of {len(evaluated.label):,} images, after step {int(evaluated.step):,}.",
+        "class_names": names,
+        "matrix": None,
+        "image": None,
+        "pairs": _pairs(confusions, names),
+        "classes": _classes(evaluated, confusions, names),
+        "shown": MAX_TABLE,
+        "mistakes": _mistakes(evaluated, names),
+        "num_mistakes": f"{int((evaluated.label != evaluated.predicted).sum()):,}",
+        "num_examples": f"{len(evaluated.label):,}",
+    }
+    if len(names) <= MAX_TABLE:
+        made["matrix"] = [
+            [_cell(share, at == row) for at, share in enumerate(shares_of_row)]
+            for row, shares_of_row in enumerate(confusions.shares())
+        ]
+    elif len(names) <= MAX_MATRIX:
+        identity = f"confusion-{run.name}".encode().hex()  # unlike any other's on the page
+        shares = confusions.shares()
+        made["image"] = charts.draw_matrix(identity, shares, xlabel="taken for class", ylabel="is class")
+    return made
+
+
+@dataclass(frozen=True)
+class Confusions:
+    """The entries of a confusion matrix that are not 0, row by row: of thousands of classes the whole is too large."""
+
+    num_classes: int
+    label: np.ndarray  # (P,) int64
+    predicted: np.ndarray  # (P,) int64
+    images: np.ndarray  # (P,) int64, how many
+    support: np.ndarray  # (C,) int64, the images of each class
+
+    @classmethod
+    def of(cls, evaluated: Evaluated, num_classes: int) -> "Confusions":
+        pairs = evaluated.label.astype(np.int64) * num_classes + evaluated.predicted
+        pairs, images = np.unique(pairs, return_counts=True)
+        support = np.bincount(evaluated.label, minlength=num_classes)
+        return cls(num_classes, *np.divmod(pairs, num_classes), images, support)
+
+    def shares(self) -> np.ndarray:
+        """The whole matrix, each row over its sum, 0 where that is 0."""
+        shares = np.zeros((self.num_classes, self.num_classes))
+        shares[self.label, self.predicted] = self.images / self.support[self.label]
+        return shares
+
+    def wrong(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Label, prediction and number of those off the diagonal, the most frequent first."""
+        off = np.flatnonzero(self.label != self.predicted)
+        off = off[np.argsort(-self.images[off], kind="stable")]
+        return self.label[off], self.predicted[off], self.images[off]
+
+
+def class_names(evaluated: Evaluated) -> list[str]:
+    """A name for every class there is; a net may have more classes than its data set names."""
+    count = max(len(evaluated.class_names), int(evaluated.predicted.max(initial=0)) + 1)
+    names = evaluated.class_names.tolist()
+    return names + [f"class {number}" for number in range(len(names), count)]
+
+
+def _cell(share: float, right: bool) -> dict[str, str]:
+    # The eye compares areas of one colour badly: the square root shows small shares, which are the news here.
+    shade = 90 * math.sqrt(share)
+    text = f"{100 * share:.0f}" if share >= 0.005 else "·"
+    kinds = {"right": right, "strong": shade > 60, "none": share < 0.005}
+    return {"text": text, "shade": f"{shade:.0f}", "kind": " ".join(name for name, holds in kinds.items() if holds)}
+
+
+def _pairs(confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]:
+    return [
+        {
+            "label": names[label],
+            "predicted": names[predicted],
+            "count": f"{count:,}",
+            "share": f"{count / confusions.support[label]:.1%}",
+        }
+        for label, predicted, count in itertools.islice(zip(*confusions.wrong()), NUM_PAIRS)
+    ]
+
+
+def _classes(evaluated: Evaluated, confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]:
+    """A row for each class that there are images of, the hardest first."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    precision, recall, _, support = precision_recall_fscore_support(
+        evaluated.label, evaluated.predicted, labels=range(len(names)), zero_division=np.nan
+    )
+    taken_for: dict[int, tuple[int, int]] = {}
+    for label, predicted, count in zip(*confusions.wrong()):
+        taken_for.setdefault(label, (predicted, count))  # the first is the most frequent
+    rows = []
+    for at in np.argsort(recall, kind="stable"):
+        if not support[at]:
+            continue
+        worst, count = taken_for.get(at, (at, 0))
+        rows.append(
+            {
+                "name": names[at],
+                "accuracy": f"{recall[at]:.1%}",
+                "width": f"{100 * recall[at]:.1f}",
+                "precision": "–" if np.isnan(precision[at]) else f"{precision[at]:.1%}",
+                "taken_for": f"{names[worst]} ({count / support[at]:.1%})" if count else "–",
+            }
+        )
+    return rows
+
+
+def _mistakes(evaluated: Evaluated, names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "source": _png(image),
+            "small": image.shape[0] < 96,
+            "label": names[evaluated.label[at]],
+            "predicted": names[evaluated.predicted[at]],
+            "probability": _percent(evaluated.probability[at]),
+            "label_probability": _percent(evaluated.label_probability[at]),
+        }
+        for at, image in zip(evaluated.mistakes, evaluated.images)
+    ]
+
+
+def _percent(probability: float) -> str:
+    return f"{probability:.1%}" if probability >= 0.001 else "<0.1%"
+
+
+def _png(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def by_class(runs: Sequence[History]) -> list[dict[str, Any]]:
+    """The accuracy of each class in each run; empty where the runs do not share their classes."""
+    if any(run.evaluated is None for run in runs):
+        return []
+    names = runs[0].evaluated.class_names
+    if any(not np.array_equal(run.evaluated.class_names, names) for run in runs):
+        return []
+    right, support = [], []
+    for run in runs:
+        label, predicted = run.evaluated.label, run.evaluated.predicted
+        right.append(np.bincount(label[label == predicted], minlength=len(names)))
+        support.append(np.bincount(label, minlength=len(names)))
+    support = np.array(support)
+    shares = np.array(right) / np.maximum(support, 1)
+    return [
+        {
+            "name": name,
+            "cells": [
+                {"text": f"{share:.1%}" if images else "–", "width": f"{100 * share:.1f}"}
+                for share, images in zip(shares[:, at], support[:, at])
+            ],
+        }
+        for at, name in enumerate(names)
+    ]

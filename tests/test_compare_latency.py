@@ -1,0 +1,37 @@
+"""The net that is timed for an entry, and that it is timed once."""
+
+from jaxnets import compare_entries, compare_latency, latency
+from tests.tiny_net import small_digits
+
+CONFIGS = {"digits": small_digits()}
+
+
+def test_the_twin_for_large_images_is_another_net():
+    """A net without one keeps its classes at any size."""
+    (entry, twin) = compare_entries.make_entries(CONFIGS, ["mobilenet_v1:width=0.25", "mobilenet_v1_cifar:width=0.25"])
+    fields = {"width": 0.25}
+    assert compare_latency.timed_net(entry, 192, 7) == ("mobilenet_v1", 192, fields | {"num_classes": 7})
+    assert compare_latency.timed_net(twin, 192, 7) == ("mobilenet_v1", 192, fields)
+    assert compare_latency.timed_net(twin, None, 7) == ("mobilenet_v1_cifar", 16, fields | {"num_classes": 7})
+
+
+def test_large_images_are_timed_on_the_net_made_for_them(tmp_path, monkeypatch):
+    timed = []
+
+    def measure(model, shape, **arguments):
+        timed.append((type(model).__name__, model.stem_stride, model.width, model.num_classes, shape))
+        return {"ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "calls": 1}
+
+    monkeypatch.setattr(latency, "measure", measure)
+    (entry,) = compare_entries.make_entries(CONFIGS, ["mobilenet_v1_cifar:width=0.25"])
+
+    def time(image_size):
+        compare_latency.measure(entry, compare_latency.timed(entry, image_size, 4, 10), tmp_path)
+
+    time(96)
+    assert timed == [("MobileNetV1", 2, 0.25, 1000, (n, 96, 96, 3)) for n in (1, 4)]
+    assert compare_latency.read(tmp_path, entry)["model"] == "mobilenet_v1"
+    time(96)
+    assert len(timed) == 2  # known already
+    time(None)
+    assert timed[2:] == [("MobileNetV1", 1, 0.25, 10, (n, 16, 16, 3)) for n in (1, 4)]

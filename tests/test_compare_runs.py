@@ -1,0 +1,205 @@
+"""Runs compared, from their configurations to the files written: resumed, refused, and with one that fails."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+
+import jax
+import pytest
+
+from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, models
+from jaxnets.errors import UserError
+from tests.tiny_net import TinyNet, small_digits
+
+MODELS = ("tiny", "tiny:width=0.5")
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory):
+    """The digits' configuration, made small."""
+    models.MODELS["tiny"] = TinyNet
+    config = small_digits()
+    config.data_dir = str(tmp_path_factory.mktemp("tfds"))
+    config.eval_split = "test[:48]"
+    config.compilation_cache = False  # the suite's own is set in conftest.py
+    yield {"digits": config}
+    del models.MODELS["tiny"]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The runs that are started, in their order, as (net's folder, seed's folder)."""
+    started, train = [], loop.train
+
+    def note(config, directory):
+        started.append((directory.parent.name, directory.name))
+        return train(config, directory)
+
+    monkeypatch.setattr(loop, "train", note)
+    return started
+
+
+@pytest.fixture(scope="module")
+def finished(configs, tmp_path_factory):
+    """The folder of a comparison that was run to its end."""
+    out = tmp_path_factory.mktemp("finished") / "comparison"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "SECONDS", 0.0)
+        compare_runs.run(compare_entries.make_entries(configs, MODELS), 2, out, latency_batch=32)
+    return out
+
+
+def test_every_net_is_trained_with_every_seed_and_timed(finished):
+    out = finished
+    comparison = json.loads((out / "compare.json").read_text())
+    assert [net["label"] for net in comparison["nets"]] == list(MODELS)
+    for net in comparison["nets"]:
+        assert [run["seed"] for run in net["runs"]] == [0, 1]
+        for run in net["runs"]:
+            workdir = out / "runs" / net["label"].replace(":", "_") / f"seed{run['seed']}"
+            last = journal.read(workdir)[-1]
+            assert (last["step"], last["eval_accuracy"]) == (10, run["accuracy"])
+            assert run["train_images"] == 320 and len(run["curve"]) == 2
+        assert net["results"]["accuracy"]["n"] == 2
+        assert net["latency"]["image_size"] == 16 and net["latency"]["one"]["ms"] > 0
+    runs = [run["accuracy"] for net in comparison["nets"] for run in net["runs"]]
+    assert len(set(runs)) > 1  # they are runs of their own
+
+
+def test_the_files_agree(finished):
+    out = finished
+    comparison = json.loads((out / "compare.json").read_text())
+    rows = list(csv.DictReader((out / "compare.csv").open()))
+    assert [float(row["accuracy_mean"]) for row in rows] == [
+        net["results"]["accuracy"]["mean"] for net in comparison["nets"]
+    ]
+    written = (out / "compare.md").read_text()
+    assert all(f"| {net['label']} |" in written for net in comparison["nets"])
+    page = (out / "compare.html").read_text()
+    for net in comparison["nets"]:
+        assert f"{net['parameters']:,}" in page and net["label"] in page
+
+
+def test_what_is_finished_is_not_run_or_timed_again(finished, configs, trained, monkeypatch):
+    out = finished
+    before = json.loads((out / "compare.json").read_text())
+    monkeypatch.setattr(latency, "measure", lambda *args, **kwargs: pytest.fail("timed again"))
+    again = compare_runs.run(compare_entries.make_entries(configs, MODELS), 2, out, latency_batch=32)
+    assert trained == []
+    assert again["nets"] == before["nets"]
+
+
+def test_more_seeds_keep_what_is_there(finished, configs, trained, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "copy")
+    first = {name: config.copy_and_resolve_references() for name, config in configs.items()}
+    next(iter(first.values())).seed = 1
+    found = compare_runs.run(compare_entries.make_entries(first, MODELS[:1]), 2, out)
+    assert trained == [("tiny", "seed2")]
+    assert [run["seed"] for run in found["nets"][0]["runs"]] == [1, 2]
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(configs, trained, tmp_path, monkeypatch):
+    """The second of two runs gets SIGTERM in its first epoch; the same call finishes it, and runs nothing twice."""
+    entries = compare_entries.make_entries(configs, MODELS)
+    write, runs = journal.Journal.write, []
+
+    def interrupt(self, record):
+        write(self, record)
+        if len(trained) == 2 and not runs:
+            runs.append(record["step"])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(journal.Journal, "write", interrupt)
+    with pytest.raises(SystemExit) as caught:
+        compare_runs.run(entries, 1, tmp_path)
+    assert caught.value.code == 128 + signal.SIGTERM
+    between = json.loads((tmp_path / "compare.json").read_text())  # written after the first run
+    assert [len(net["runs"]) for net in between["nets"]] == [1, 0]
+    kept = journal.read(tmp_path / "runs" / "tiny_width=0.5" / "seed0")
+    trained.clear()
+    found = compare_runs.run(entries, 1, tmp_path)
+    assert trained == [("tiny_width=0.5", "seed0")]
+    assert journal.read(tmp_path / "runs" / "tiny_width=0.5" / "seed0")[: len(kept)] == kept  # gone on, not begun anew
+    assert [len(net["runs"]) for net in found["nets"]] == [1, 1]
+    assert found["nets"][0]["runs"] == between["nets"][0]["runs"]
+
+
+@pytest.mark.parametrize("error", [UserError, RuntimeError, jax.errors.JaxRuntimeError, MemoryError])
+def test_a_run_that_fails_does_not_keep_the_others(error, configs, tmp_path, monkeypatch):
+    train = loop.train
+
+    def fail(config, directory):
+        if config.model.width == 0.5:
+            raise error("the loss became nan" + (error is not UserError) * "\nand more")
+        return train(config, directory)
+
+    monkeypatch.setattr(loop, "train", fail)
+    found = compare_runs.run(compare_entries.make_entries(configs, MODELS[::-1]), 1, tmp_path)
+    assert [net["failed"] for net in found["nets"]] == [["seed 0: the loss became nan"], []]
+    assert [len(net["runs"]) for net in found["nets"]] == [0, 1]
+    assert "the loss became nan" in (tmp_path / "compare.html").read_text()
+    with pytest.raises(UserError, match="no run was finished; the first: seed 0: the loss became nan"):
+        compare_runs.run(compare_entries.make_entries(configs, MODELS[1:]), 1, tmp_path)
+
+
+def test_runs_of_another_configuration_are_refused_before_any_work(finished, configs, trained):
+    out = finished
+    changed = {name: config.copy_and_resolve_references() for name, config in configs.items()}
+    next(iter(changed.values())).batch_size = 16
+    with pytest.raises(UserError, match="batch_size was 32, is 16"):
+        compare_runs.run(compare_entries.make_entries(changed, ["tiny:dropout=0.1", "tiny"]), 1, out)
+    assert trained == [] and not (out / "runs" / "tiny_dropout=0.1").exists()
+
+
+@pytest.mark.parametrize(("field", "value"), [("num_epochs", 3), ("num_epochs", 1), ("eval_every_epochs", 2)])
+def test_runs_of_another_length_are_refused(field, value, finished, configs, trained):
+    """Gone on with, a run would be none that was made in one go, and stand beside such."""
+    out = finished
+    changed = {name: config.copy_and_resolve_references() for name, config in configs.items()}
+    next(iter(changed.values()))[field] = value
+    with pytest.raises(UserError, match=rf"tiny.seed0 holds a run with config.{field}="):
+        compare_runs.run(compare_entries.make_entries(changed, MODELS), 2, out)
+    assert trained == []
+
+
+def test_nets_on_different_images_are_refused(configs, tmp_path):
+    (config,) = configs.values()
+    other = config.copy_and_resolve_references()
+    other.dataset = "cifar10"
+    entries = compare_entries.make_entries({"one": config, "other": other}, ["tiny"])
+    with pytest.raises(UserError, match="config.dataset is 'digits' for tiny .one. and 'cifar10' for tiny .other."):
+        compare_runs.run(entries, 1, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "text"), [("compare.csv", "mine"), ("compare.json", "{}"), ("compare.json", "[1]")])
+def test_a_file_that_is_no_table_of_ours_is_not_overwritten(name, text, configs, trained, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} is there, but no table of jaxnets.compare"):
+        compare_runs.run(compare_entries.make_entries(configs, MODELS), 1, tmp_path)
+    assert trained == [] and (tmp_path / name).read_text() == text
+
+
+def test_a_table_of_fewer_nets_says_so(finished, configs, tmp_path, caplog):
+    out = shutil.copytree(finished, tmp_path / "copy")
+    with caplog.at_level("INFO"):
+        compare_runs.run(compare_entries.make_entries(configs, MODELS[:1]), 2, out)
+    assert "no longer shows tiny:width=0.5; their runs stay" in caplog.text
+
+
+def test_a_size_that_cannot_be_timed_is_refused_before_training(configs, trained, tmp_path):
+    entries = compare_entries.make_entries(configs, ["tiny", "mobilenet_v1_cifar:width=0.25"])
+    with pytest.raises(UserError, match="image_size"):
+        compare_runs.run(entries, 1, tmp_path / "out", latency_size=1 << 20, latency_batch=2)
+    assert trained == [] and not (tmp_path / "out").exists()
+
+
+def test_where_it_was_trained_stays_with_a_run(finished, configs, monkeypatch):
+    """Also where the table is written again on another machine."""
+    out = finished
+    here = machine.describe()
+    monkeypatch.setattr(machine, "describe", lambda: here | {"device": "another machine"})
+    compare_runs.run(compare_entries.make_entries(configs, MODELS), 2, out)
+    written = (out / "compare.md").read_text()
+    assert "another machine" not in written and f"Trained on: {machine.sentence(here)} (from 20" in written
