@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxnets import data, distributed, step, streaming
+from jaxnets import data, distributed, programs, step, streaming
 from jaxnets.plan import Plan, state_shapes
 from jaxnets.runtime import logger
 
@@ -105,6 +105,31 @@ def make_dispatch(plan: Plan, examples: dict[str, jax.Array], counts: Iterable[i
 
 def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:
     """The training step on images of `size` pixels a side, compiled: `(state, batches) -> (state, metrics)`."""
+    key = step.replicate(jax.random.key(plan.config.seed), plan.devices)
+    shapes = tuple((name, values.shape) for name, values in sorted(examples.items()))
+    began = time.perf_counter()
+    compiled = programs.keep(
+        ("train", plan.program_key, shapes, per_call, size),
+        lambda: lower_train(plan, examples, per_call, size, key).compile(),
+    )
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    logger.info(
+        "compiled the training step in %.1f s; %d step(s) a call; a device holds %s",
+        seconds,
+        per_call,
+        f"{memory.argument_size_in_bytes / 1e6:.0f} MB of state and data, {memory.temp_size_in_bytes / 1e6:.0f} MB "
+        "of activations and gradients"
+        if memory
+        else "an amount of memory its platform does not tell",
+    )
+    return lambda current, batches: compiled(current, examples, batches, key)
+
+
+def lower_train(
+    plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int, key: jax.Array
+) -> jax.stages.Lowered:
+    """The program of `per_call` steps on images of `size` pixels a side, not yet compiled."""
     config = plan.config
     augmentation = {"mean": tuple(config.mean), "std": tuple(config.std), "size": size, **config.augment}
     mixing = {name: augmentation.pop(name) for name in ("mixup", "cutmix")}
@@ -120,18 +145,4 @@ def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, siz
     )
     shapes = state_shapes(plan), call_shapes(plan, bool(examples), per_call)
     current, batches = step.placeholders(*shapes, plan.devices)
-    key = step.replicate(jax.random.key(config.seed), plan.devices)
-    began = time.perf_counter()
-    compiled = step.pmap_train(one_step, plan.devices).lower(current, examples, batches, key).compile()
-    seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
-    logger.info(
-        "compiled the training step in %.1f s; %d step(s) a call; a device holds %s",
-        seconds,
-        per_call,
-        f"{memory.argument_size_in_bytes / 1e6:.0f} MB of state and data, {memory.temp_size_in_bytes / 1e6:.0f} MB "
-        "of activations and gradients"
-        if memory
-        else "an amount of memory its platform does not tell",
-    )
-    return lambda current, batches: compiled(current, examples, batches, key)
+    return step.pmap_train(one_step, plan.devices).lower(current, examples, batches, key)

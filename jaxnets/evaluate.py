@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jaxnets import checkpoint, data, distributed, runtime, settings, step, streaming
+from jaxnets import checkpoint, data, distributed, ops, programs, runtime, settings, step, streaming
 from jaxnets.datasets import is_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.workdir import CONFIG
@@ -76,8 +76,10 @@ def make_evaluator(
     `examples` are the resident images and labels, or {} to stream them. `between_calls` may raise to
     abandon the evaluation.
     """
-    one_step = partial(step.eval_step, model=model, mean=config.mean, std=config.std, axis_name=step.AXIS)
-    call = step.pmap_eval(one_step, devices)
+    mean, std = tuple(config.mean), tuple(config.std)
+    one_step = partial(step.eval_step, model=model, mean=mean, std=std, axis_name=step.AXIS)
+    key = ("evaluation", model, mean, std, tuple(devices), ops.formulation())
+    call = programs.keep(key, lambda: step.pmap_eval(one_step, devices))
 
     def evaluate(variables):
         variables = step.replicate(variables, devices)

@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import json
+from collections.abc import Hashable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,19 @@ import ml_collections
 import numpy as np
 import optax
 
-from jaxnets import augment, data, distributed, evaluate, optim, settings, state, step, torch_weights
+from jaxnets import (
+    augment,
+    data,
+    distributed,
+    evaluate,
+    ops,
+    optim,
+    programs,
+    settings,
+    state,
+    step,
+    torch_weights,
+)
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
 
@@ -43,15 +56,27 @@ class Plan:
         return self.config.num_epochs * self.steps_per_epoch
 
     @cached_property
+    def program_key(self) -> Hashable:
+        """What its programs depend on: plans that have it in common, as the seeds of a run do, have the same."""
+        fields = settings.flatten(settings.as_dict(self.config))
+        reaching = {name: value for name, value in fields.items() if name not in (*settings.FREE_FIELDS, "seed")}
+        lengths = self.steps_per_epoch, self.total_steps
+        return json.dumps(reaching), self.model, lengths, tuple(self.devices), ops.formulation()
+
+    @property
     def traced_state(self) -> jax.stages.Traced:
-        """`create_state` as one program, traced once for its shapes and for its values.
+        """`create_state` as one program of the key, traced once for its shapes and for its values.
 
         There the forward pass of initialisation is dead code; op by op it would run, and compile every op.
         """
-        # What runs once is not worth optimising: this halves its compilation on the CPU.
-        options = {"xla_backend_optimization_level": 0} if self.devices[0].platform == "cpu" else None
-        with refuse_unfit_images(self.config.model.name, self.config.image_size):
-            return jax.jit(partial(create_state, self), compiler_options=options).trace()
+
+        def trace():
+            # What runs once is not worth optimising: this halves its compilation on the CPU.
+            options = {"xla_backend_optimization_level": 0} if self.devices[0].platform == "cpu" else None
+            with refuse_unfit_images(self.config.model.name, self.config.image_size):
+                return jax.jit(partial(create_state, self), compiler_options=options).trace(jax.random.key(0))
+
+        return programs.keep(("traced state", self.program_key), trace)
 
     def training_size(self, epoch: int) -> int:
         """Side in pixels of the images on which epoch `epoch`, from 0, trains."""
@@ -59,10 +84,10 @@ class Plan:
         return augment.progressive_size(config.progressive_sizes, config.image_size, epoch, config.num_epochs)
 
 
-def create_state(plan: Plan) -> state.TrainState:
-    """The state before the first step, a function of the plan's seed alone."""
+def create_state(plan: Plan, key: jax.Array) -> state.TrainState:
+    """The state before the first step, a function of the key alone."""
     return state.create(
-        jax.random.key(plan.config.seed),
+        key,
         plan.model,
         plan.optimizer,
         plan.config.image_size,
@@ -72,7 +97,8 @@ def create_state(plan: Plan) -> state.TrainState:
 
 def compile_and_create_state(plan: Plan, weights: Weights | None = None) -> state.TrainState:
     """The state before the first step, with `weights` in place of the initial ones if given."""
-    made = plan.traced_state.lower().compile()()
+    create = programs.keep(("state", plan.program_key), lambda: plan.traced_state.lower().compile())
+    made = create(jax.random.key(plan.config.seed))
     if weights is None:
         return made
     ema = None if made.ema is None else jax.tree.map(jnp.array, weights)

@@ -62,7 +62,10 @@ def pytest_pycollect_makemodule(module_path, parent):
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """What a module has traced and compiled: kept, it fills gigabytes, and Python's collector goes through it all."""
+    from jaxnets import programs
+
     yield
+    programs.forget()
     jax.clear_caches()
     gc.collect()
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from jaxnets import checkpoint, loop, models, plan, settings, torch_weights
+from jaxnets import checkpoint, loop, models, ops, plan, settings, torch_weights
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
@@ -35,19 +35,6 @@ def test_a_net_that_cannot_take_the_images_is_refused_with_and_without_data(conf
         plan.state_shapes(plan.make_plan(config))
 
 
-def test_the_initial_state_is_the_seeds_and_the_checked_shapes(config):
-    states = []
-    for seed in (0, 0, 1):
-        config.seed = seed
-        made = plan.make_plan(config)
-        states.append(plan.compile_and_create_state(made))
-    shapes = plan.state_shapes(made)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), states[0])
-    same = jax.tree.map(np.array_equal, states[0].params, states[1].params)
-    other = jax.tree.map(np.array_equal, states[0].params, states[2].params)
-    assert all(jax.tree.leaves(same)) and not all(jax.tree.leaves(other))
-
-
 def test_the_learning_rate_is_scaled_to_the_batch(config):
     config.batch_size, config.optimizer.batch_scaling = 64, "sqrt"
     config.schedule.update(name="constant", warmup_epochs=0.0)
@@ -75,6 +62,34 @@ def tiny(config, monkeypatch):
     config.image_size, config.num_epochs = 16, 1
     config.train_split, config.eval_split, config.compilation_cache = "train[:64]", "test[:32]", False
     return config
+
+
+def test_the_initial_state_is_the_seeds_and_the_checked_shapes(tiny):
+    states = []
+    for seed in (0, 0, 1):
+        tiny.seed = seed
+        made = plan.make_plan(tiny)
+        states.append(plan.compile_and_create_state(made))
+    shapes = plan.state_shapes(made)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), shapes) == jax.tree.map(lambda x: (x.shape, x.dtype), states[0])
+    same = jax.tree.map(np.array_equal, states[0].params, states[1].params)
+    other = jax.tree.map(np.array_equal, states[0].params, states[2].params)
+    assert all(jax.tree.leaves(same)) and not all(jax.tree.leaves(other))
+
+
+def test_only_what_reaches_a_program_tells_it_from_others(tiny):
+    """Seeds share theirs, and what a run may be gone on with; a rate, a length, another net do not."""
+
+    def key(**fields):
+        changed = tiny.copy_and_resolve_references()
+        changed.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        return plan.make_plan(changed).program_key
+
+    same = [key(), key(seed=3), key(eval_every_epochs=7), key(data_dir=tiny.data_dir + "/")]
+    others = [{"optimizer__learning_rate": 0.3}, {"num_epochs": 2}, {"model__width": 0.5}, {"augment__flip": True}]
+    with ops.using("reference"):
+        of_other_operators = key()
+    assert len(set(same)) == 1 and len({same[0], of_other_operators, *(key(**fields) for fields in others)}) == 6
 
 
 def test_a_run_starts_from_the_best_checkpoint_of_another(tiny, tmp_path):

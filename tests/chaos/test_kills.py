@@ -1,11 +1,15 @@
-"""A run killed at four random moments, one of them in a save, ends as if nobody had disturbed it."""
+"""A run killed at random moments, one of them in a save, ends as if nobody had disturbed it."""
+
+import pytest
 
 from tests.chaos import kills
+from tests.slow import slow_after
 
-SEED = 34
 
-
-def test_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path):
-    assert {moment.phase for moment in kills.plan(4, SEED)} == {"train", "read data", "save", "start"}
-    hits, findings, finished = kills.campaign(4, SEED, tmp_path, epochs=3)
-    assert len(hits) == 4 and finished and not findings, findings
+@pytest.mark.parametrize(
+    ("seed", "phases"), slow_after(1, [(6, ["save", "train"]), (34, ["read data", "save", "start", "train"])])
+)
+def test_a_run_killed_again_and_again_is_the_run_that_was_not(tmp_path, seed, phases):
+    assert sorted(moment.phase for moment in kills.plan(len(phases), seed)) == phases
+    hits, findings, finished = kills.campaign(len(phases), seed, tmp_path, epochs=3)
+    assert len(hits) == len(phases) and finished and not findings, findings

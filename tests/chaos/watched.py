@@ -9,7 +9,6 @@ from pathlib import Path
 
 from tests.chaos.runs import REPOSITORY
 
-NOT_FOR_CHILDREN = ("XLA_FLAGS", "TFDS_DATA_DIR")
 # So long a start may be silent: far longer than one needs, since a busy machine may stop for minutes.
 SILENT_SECONDS = 1200
 
@@ -19,7 +18,9 @@ class Watched:
 
     def __init__(self, workdir: Path, data_dir: Path, *flags: str, stay: str = "", archive: str = ""):
         reader, writer = os.pipe()
-        environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_CHILDREN} | {
+        flags_of_xla = (flag for flag in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in flag)
+        environment = os.environ | {
+            "XLA_FLAGS": " ".join(flags_of_xla),
             "TFDS_DATA_DIR": str(data_dir),
             "JAXNETS_HUGE_PAGES": "0",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

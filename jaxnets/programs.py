@@ -1,0 +1,24 @@
+"""Compiled programs, kept within a process for runs that differ in nothing that reaches them, as in their seed."""
+
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+Program = TypeVar("Program")
+
+LIMIT = 32  # programs, of which a net's training takes two or three
+_kept: dict[Hashable, object] = {}
+
+
+def keep(key: Hashable, make: Callable[[], Program]) -> Program:
+    """What `make` gave when it was last asked for by this key; the oldest of many are forgotten."""
+    if key not in _kept:
+        made = make()
+        while len(_kept) >= LIMIT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = made
+    return _kept[key]
+
+
+def forget() -> None:
+    """Give up all of them."""
+    _kept.clear()
