@@ -30,6 +30,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import pytest
 
+# Tracing makes objects by the million: looked through as often as by default, they take a tenth of all time.
+gc.set_threshold(50_000, 20, 20)
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 

@@ -15,7 +15,7 @@ SMALL = [
     "--config.augment.crop_padding=1",
     "--config.batch_size=32",
     "--config.eval_batch_size=16",
-    "--config.num_epochs=1",
+    "--config.num_epochs=2",
     "--config.num_workers=0",
     "--config.compilation_cache=False",  # the suite's own is set in conftest.py
 ]
@@ -37,10 +37,10 @@ def test_the_table_is_printed_and_written(repository, tmp_path, monkeypatch, cap
     ("arguments", "says"),
     [
         (["--seeds=0"], "--seeds=0"),
-        (["--models=tiny", "--config.model.width=0.5"], "--models=NAME:width=VALUE"),
+        (["--models=mobilenet_v2_mini", "--config.model.width=0.5"], "--models=NAME:width=VALUE"),
         (["--models=no_such_net"], "no net 'no_such_net'"),
         (["--models=no_net:stage_strides=(1,2),tiny"], "no net 'no_net'"),
-        (["--models=tiny:no_field=1"], "no field 'no_field'"),
+        (["--models=mobilenet_v2_mini:no_field=1"], "no field 'no_field'"),
         (["--latency_batch=-1"], "--latency_batch"),
         (["--epochs=3"], "unexpected argument"),
     ],

@@ -26,6 +26,7 @@ from jaxnets import (
     torch_weights,
 )
 from jaxnets.errors import UserError
+from tests.slow import mark_slow, slow_after
 from tests.tiny_net import TinyNet, small_digits
 
 
@@ -60,7 +61,7 @@ def config(data_dir):
     return config
 
 
-@pytest.mark.parametrize("name", torch_nets.NETS)
+@pytest.mark.parametrize("name", slow_after(4, torch_nets.NETS))
 def test_the_nets_begin_with_our_weights(name):
     model = jaxnets.create_model(name)
     images = np.zeros((1, models.default_image_size(name), models.default_image_size(name), 3), np.float32)
@@ -107,7 +108,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", [mark_slow(name) if name == "rmsprop" else name for name in RECIPES])
 def test_both_sides_learn_the_same(recipe, config, tmp_path):
     """Where nothing is drawn, the same change of every weight and the same records, but for rounding."""
     config = changed(config, **RECIPES[recipe])

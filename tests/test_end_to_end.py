@@ -13,20 +13,7 @@ import pytest
 
 from jaxnets import checkpoint, journal
 
-# A narrow net on small images of few digits: seconds to compile and train, and BatchNorm to get wrong.
-SMALL = [
-    "--config=configs/digits.py",
-    "--config.train_split=train[:160]",
-    "--config.eval_split=test[:50]",
-    "--config.image_size=16",
-    "--config.model.name=mobilenet_v1_cifar",
-    "--config.model.width=0.25",
-    "--config.num_epochs=3",
-    "--config.batch_size=16",
-    "--config.steps_per_call=1",
-    "--config.log_every_steps=1",
-    "--config.ema_decay=0.9",
-]
+SMALL = ["--config=tests/mini_digits.py"]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +52,7 @@ def finish(start):
     return finish
 
 
-# Most of a start is imports, which the commands that refuse their input share: each is a fork of one process.
+# Most of a start is imports, which commands that do not train share: each is a fork of one process.
 FORKS = """
 import json, os, runpy, sys
 from jaxnets import evaluate, loop
@@ -86,7 +73,7 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def finish_quickly(repository, environment, tmp_path_factory):
-    """As `finish`, for commands that end before they compute anything."""
+    """As `finish`, for commands that do not train."""
     command = [sys.executable, "-W", "ignore", "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     out, err = (tmp_path_factory.mktemp("said") / name for name in ("out", "err"))
@@ -164,15 +151,15 @@ def test_evaluation_gives_the_numbers_of_the_log_and_needs_only_the_workdir(fini
     assert all(str(digit) in out for digit in range(10)) and "top-5" in out
 
 
-def test_evaluation_of_the_best_of_another_split_and_of_the_average(finish, whole):
+def test_evaluation_of_the_best_of_another_split_and_of_the_average(finish_quickly, whole):
     workdir, result = whole
     best = max(r["eval_accuracy"] for r in journal.read(workdir) if "eval_accuracy" in r)
-    _, out, _ = finish("-m", "jaxnets.evaluate", f"--workdir={workdir}")
+    _, out, _ = finish_quickly("-m", "jaxnets.evaluate", f"--workdir={workdir}")
     assert json.loads(out.splitlines()[-1])["eval_accuracy"] == best
-    _, out, _ = finish("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--split=train[:7]", "--checkpoint=20")
+    _, out, _ = finish_quickly("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--split=train[:7]", "--checkpoint=20")
     evaluated = json.loads(out.splitlines()[-1])
     assert evaluated["num_examples"] == 7 and evaluated["step"] == 20
-    _, out, _ = finish("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--checkpoint=latest", "--ema")
+    _, out, _ = finish_quickly("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--checkpoint=latest", "--ema")
     assert json.loads(out.splitlines()[-1])["eval_loss"] == result["ema_eval_loss"]
 
 
@@ -237,8 +224,8 @@ def test_evaluating_what_is_not_there_is_refused(finish_quickly, whole, tmp_path
 
 
 @pytest.mark.parametrize("command", [["train.py"], ["-m", "jaxnets.evaluate"]])
-def test_help_names_the_workdir(finish, command):
-    _, out, _ = finish(*command, "--help")
+def test_help_names_the_workdir(finish_quickly, command):
+    _, out, _ = finish_quickly(*command, "--help")
     assert "workdir" in out
 
 

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from jaxnets import huge_pages
+from tests.slow import slow_after
 
 MADVISE = "always [madvise] never\n"
 SET = "glibc.malloc.hugetlb=1"
@@ -114,7 +115,9 @@ def test_the_module_is_imported_without_jax(environment):
     assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
-@pytest.mark.parametrize("command", [["train.py"], ["-m", "jaxnets.evaluate"], ["-m", "jaxnets.predict"]])
+@pytest.mark.parametrize(
+    "command", slow_after(1, [["train.py"], ["-m", "jaxnets.evaluate"], ["-m", "jaxnets.predict"]])
+)
 def test_the_commands_restart_before_they_import_jax(environment, repository, command):
     if huge_pages.tunables({}, huge_pages._libc_version(), huge_pages._kernel_modes()) is None:
         pytest.skip("needs Linux with glibc 2.35 and transparent huge pages by madvise")

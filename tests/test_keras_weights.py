@@ -20,6 +20,7 @@ import jaxnets
 from jaxnets import ops, torch_weights
 from jaxnets.errors import UserError
 from tests.parity_cases import calibrated, images_of, to_torch
+from tests.slow import slow_after
 from tests.torch_twins import pytorch_cifar
 
 V2_BLOCK = ["depthwise", "depthwise_BN", "project", "project_BN"]
@@ -125,7 +126,7 @@ def conv_classifier(layers):
     return {name: layers[name] for name in body} | {name: (kind, variables)}
 
 
-@pytest.mark.parametrize(("suffix", "write"), [(".h5", write_h5), (".keras", write_keras)])
+@pytest.mark.parametrize(("suffix", "write"), slow_after(1, [(".keras", write_keras), (".h5", write_h5)]))
 def test_logits_are_those_of_the_net_with_keras_padding(published, tmp_path, caplog, suffix, write):
     name, fields, net, layers = published
     write(tmp_path / f"net{suffix}", conv_classifier(layers))

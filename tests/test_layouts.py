@@ -37,7 +37,8 @@ def random_variables(model):
     """Numbers for every variable, 0 for the classifier's bias, which megvii's nets lack."""
     random = np.random.default_rng(0)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    shapes = {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), images)
+    with jaxnets.ops.using("reference"):  # fastest to trace
+        shapes = {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), images)
     variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
     variables["params"]["classifier"]["bias"] *= 0
     return variables

@@ -31,6 +31,7 @@ from jaxnets import (
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan
 from jaxnets.progress import Progress
+from tests.slow import slow_after
 from tests.tiny_net import TinyNet, small_digits
 
 
@@ -150,7 +151,7 @@ class Stop(Exception):
     """What the tests raise to kill a run at a chosen place."""
 
 
-@pytest.mark.parametrize("place", ["dispatch", "evaluate", "save"])
+@pytest.mark.parametrize("place", slow_after(1, ["save", "dispatch", "evaluate"]))
 def test_a_run_that_dies_and_goes_on_equals_one_in_one_go(finished, make_config, tmp_path, monkeypatch, place):
     """Killed in the second epoch: while training, while evaluating, before its checkpoint is written."""
     calls = 0
@@ -320,7 +321,7 @@ def test_a_net_that_cannot_take_the_images_is_refused(make_config, tmp_path):
         loop.train(make_config(**fields), tmp_path / "run")
 
 
-@pytest.mark.parametrize("resident", ["true", "false"])
+@pytest.mark.parametrize("resident", slow_after(1, ["true", "false"]))
 def test_a_shorter_last_call_makes_the_same_run(make_config, tmp_path, resident):
     """Five steps an epoch as calls of one, and of four and one."""
     loop.train(make_config(steps_per_call=1, num_epochs=1), tmp_path / "one")

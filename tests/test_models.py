@@ -11,7 +11,7 @@ import jaxnets
 from jaxnets.models.net import FeatureMap
 from jaxnets.models.shufflenet_v1 import stem_features
 from jaxnets.models.shufflenet_v2 import features_at
-from tests.slow import mark_slow
+from tests.slow import each_once, mark_slow
 
 # As published (torchvision, timm, the common CIFAR code) or counted on a PyTorch twin.
 PARAMETERS = {
@@ -136,7 +136,15 @@ def strides_of(name):
     return [2, 4, 8, 16] if name.startswith("squeezenet") else [2, 4, 8, 16, 32]
 
 
-@pytest.mark.parametrize("name", jaxnets.list_models())
+# Of other depths, groups and widths are others of their family.
+ALIKE = ("resnet34", "resnet101", "resnet152", "vgg19", "vgg19_bn")
+ALIKE += tuple(f"shufflenet_{net}" for net in ("v1_g1", "v1_g2", "v1_g4", "v2_x1_5", "v2_x2_0"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [mark_slow(name) if name.removesuffix("_cifar") in ALIKE else name for name in jaxnets.list_models()],
+)
 def test_feature_maps_have_their_strides_and_the_compute_dtype(name):
     size = image_size(name)
     maps, variables = trace(jaxnets.create_model(name, features_only=True, dtype="bfloat16"), size)
@@ -184,7 +192,7 @@ def test_bfloat16_agrees_with_float32(name):
 
 
 # Their training is compared with PyTorch's.
-SLOW = ("resnet18_cifar", "mobilenet_v1_cifar", "mobilenet_v2_mini", "vgg16_cifar")
+SLOW = ("resnet18_cifar", "mobilenet_v1_cifar", "mobilenet_v2_cifar", "mobilenet_v2_mini", "vgg16_cifar")
 
 
 @pytest.mark.parametrize("name", [mark_slow(name) if name in SLOW else name for name in SMALL])
@@ -341,9 +349,11 @@ def test_other_arrays_than_float_rgb_images_are_refused(shape, dtype, message):
         jaxnets.create_model("mobilenet_v2_mini").init(jax.random.key(0), jnp.zeros(shape, dtype))
 
 
-@pytest.mark.parametrize("width", [0.25, 0.6, 1.3])
-@pytest.mark.parametrize(
-    "name", ["shufflenet_v1_g2", "shufflenet_v1_g3", "shufflenet_v1_g4", "shufflenet_v1_g8", "shufflenet_v2_x1_0"]
+@each_once(
+    {
+        "name": ["shufflenet_v1_g2", "shufflenet_v1_g3", "shufflenet_v1_g4", "shufflenet_v1_g8", "shufflenet_v2_x1_0"],
+        "width": [0.25, 0.6, 1.3],
+    }
 )
 def test_every_width_builds(name, width):
     logits, _ = trace(jaxnets.create_model(name, width=width), 32)

@@ -22,6 +22,7 @@ import pytest
 from jaxnets import data, streaming
 from jaxnets.errors import UserError
 from tests.photo_set import flip_one_record
+from tests.slow import slow_after
 
 
 def assert_plain(batch):
@@ -158,7 +159,7 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize("ending", ["hang", "exit"])
+@pytest.mark.parametrize("ending", slow_after(1, ["hang", "exit"]))
 def test_workers_end_with_their_parent(ending, root, tmp_path):
     """Killed with no chance to clean up, or leaving the stream open when it exits."""
     script = tmp_path / "parent.py"
@@ -197,7 +198,7 @@ def test_killed_worker_is_reported(digits):
 
 
 @pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="shared memory is not a folder here")
-@pytest.mark.parametrize("ending", ["last batch", "closed", "damaged"])
+@pytest.mark.parametrize("ending", slow_after(1, ["damaged", "closed", "last batch"]))
 def test_shared_memory_goes_with_the_stream(ending, root, tmp_path, monkeypatch):
     """At once, whatever is left in circles: Python's end would come before the garbage is collected, and warn."""
 
