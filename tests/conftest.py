@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import logging
 import os
+import resource
 import tempfile
 from pathlib import Path
 
@@ -62,15 +63,19 @@ def pytest_pycollect_makemodule(module_path, parent):
     return TestModule.from_parent(parent, path=module_path)
 
 
+MAX_KILOBYTES = 3 << 20  # that a process of the tests may have had
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """What a module has traced and compiled: kept, it fills gigabytes, and Python's collector goes through it all."""
+    """What modules have traced and compiled, from where it has come to fill gigabytes."""
     from jaxnets import programs
 
     yield
     programs.forget()
-    jax.clear_caches()
-    gc.collect()
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > MAX_KILOBYTES:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

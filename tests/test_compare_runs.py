@@ -11,6 +11,7 @@ import pytest
 
 from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, models
 from jaxnets.errors import UserError
+from tests.slow import slow_after
 from tests.tiny_net import TinyNet, small_digits
 
 MODELS = ("tiny", "tiny:width=0.5")
@@ -126,7 +127,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(configs, trained, tmp_pa
     assert found["nets"][0]["runs"] == between["nets"][0]["runs"]
 
 
-@pytest.mark.parametrize("error", [UserError, RuntimeError, jax.errors.JaxRuntimeError, MemoryError])
+@pytest.mark.parametrize("error", slow_after(2, [UserError, jax.errors.JaxRuntimeError, RuntimeError, MemoryError]))
 def test_a_run_that_fails_does_not_keep_the_others(error, configs, tmp_path, monkeypatch):
     train = loop.train
 

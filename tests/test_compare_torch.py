@@ -108,7 +108,7 @@ RECIPES = {
 }
 
 
-@pytest.mark.parametrize("recipe", [mark_slow(name) if name == "rmsprop" else name for name in RECIPES])
+@pytest.mark.parametrize("recipe", [mark_slow(name) if name in ("adamw", "rmsprop") else name for name in RECIPES])
 def test_both_sides_learn_the_same(recipe, config, tmp_path):
     """Where nothing is drawn, the same change of every weight and the same records, but for rounding."""
     config = changed(config, **RECIPES[recipe])

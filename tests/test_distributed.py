@@ -142,7 +142,7 @@ def test_every_process_writes_its_part_of_a_checkpoint(runs):
 @pytest.mark.parametrize(
     ("wrote", "goes_on", "devices", "flags", "cluster"),
     slow_after(
-        1,
+        0,
         [
             (1, 2, 1, ["--config.resident=false"], "slurm"),
             (2, 1, 2, ["--config.deterministic=True"], None),

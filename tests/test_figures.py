@@ -240,6 +240,7 @@ def test_recipe_parts_start_from_the_default_recipe():
         assert 2 * base["augment"][field] == recipe["augment"][field]
 
 
+@pytest.mark.slow
 def test_recipe_parts(small, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe_parts, "NET", "tiny")
     data = run("recipe_parts", tmp_path, small)

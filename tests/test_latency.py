@@ -1,6 +1,7 @@
 """Timed calls: as many as asked for, warm-up apart, and of the very module."""
 
 import jax.numpy as jnp
+import pytest
 
 from jaxnets import create_model, latency
 from tests.tiny_net import TinyNet
@@ -26,6 +27,7 @@ def test_a_module_is_applied_to_the_shape_asked_for(monkeypatch):
     assert 0 < found["low_ms"] <= found["ms"] <= found["high_ms"]
 
 
+@pytest.mark.slow
 def test_a_larger_net_takes_longer():
     """Ten times the arithmetic, so that no load on the machine can turn it round."""
     small, large = (create_model("mobilenet_v1_cifar", width=width) for width in (0.25, 1.0))

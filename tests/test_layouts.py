@@ -11,6 +11,8 @@ from jaxnets import torch_weights
 from jaxnets.errors import UserError
 from jaxnets.layer_list import layers_of
 from jaxnets.layouts import layouts_of
+from tests.slow import mark_slow
+from tests.test_models import is_alike
 
 # A small net of each family, and the code bases that have it
 WRITTEN = {
@@ -64,7 +66,7 @@ def test_each_layout_leads_there_and_back_bit_by_bit(name):
         assert usual.keys() == written["torchvision"].keys()
 
 
-@pytest.mark.parametrize("name", jaxnets.list_models())
+@pytest.mark.parametrize("name", [mark_slow(name) if is_alike(name) else name for name in jaxnets.list_models()])
 def test_every_net_can_be_written_and_no_two_layers_share_a_name(name):
     model = jaxnets.create_model(name)
     layers = layers_of(model)

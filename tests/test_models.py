@@ -141,10 +141,11 @@ ALIKE = ("resnet34", "resnet101", "resnet152", "vgg19", "vgg19_bn")
 ALIKE += tuple(f"shufflenet_{net}" for net in ("v1_g1", "v1_g2", "v1_g4", "v2_x1_5", "v2_x2_0"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [mark_slow(name) if name.removesuffix("_cifar") in ALIKE else name for name in jaxnets.list_models()],
-)
+def is_alike(name):
+    return name.removesuffix("_cifar") in ALIKE
+
+
+@pytest.mark.parametrize("name", [mark_slow(name) if is_alike(name) else name for name in jaxnets.list_models()])
 def test_feature_maps_have_their_strides_and_the_compute_dtype(name):
     size = image_size(name)
     maps, variables = trace(jaxnets.create_model(name, features_only=True, dtype="bfloat16"), size)
@@ -192,7 +193,7 @@ def test_bfloat16_agrees_with_float32(name):
 
 
 # Their training is compared with PyTorch's.
-SLOW = ("resnet18_cifar", "mobilenet_v1_cifar", "mobilenet_v2_cifar", "mobilenet_v2_mini", "vgg16_cifar")
+SLOW = ("resnet18_cifar", "mobilenet_v1_cifar", "mobilenet_v2_cifar", "mobilenet_v2_mini", "vgg16_cifar", "googlenet")
 
 
 @pytest.mark.parametrize("name", [mark_slow(name) if name in SLOW else name for name in SMALL])

@@ -15,6 +15,7 @@ from PIL import Image
 
 from jaxnets import journal, predictions, report, timing
 from jaxnets.errors import UserError
+from tests.slow import slow_after
 
 NAMES = ("cat", "dog", "<b>&")
 VOID = {"meta", "input", "img", "br", "link"}
@@ -291,7 +292,7 @@ def test_a_live_page_that_cannot_be_drawn_is_a_line_in_the_log(workdir, caplog):
     assert "report.html was not drawn: AttributeError" in message and "\n" not in message
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", slow_after(1, [390, 1200]))
 def test_the_page_fits_its_screen_and_prints(workdir, tmp_path, width):
     """In Chromium: nothing is wider than the screen, and the page prints on a few sheets."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

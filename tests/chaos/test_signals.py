@@ -9,7 +9,7 @@ from tests.slow import mark_slow
 
 # One signal in each; `python -m tests.chaos.signals` sends both.
 PHASES = list(zip(signals.PHASES, itertools.cycle(signals.SIGNALS)))
-SLOW = ("start", "decode", "evaluation", "save")
+SLOW = ("start", "download", "decode", "evaluation", "save")
 
 
 @pytest.mark.parametrize(("phase", "signum"), [mark_slow(pair) if pair[0] in SLOW else pair for pair in PHASES])
