@@ -328,7 +328,7 @@ def test_a_process_ends_with_its_worker():
 
 def test_the_command(tmp_path, repository):
     out = tmp_path / "result.json"
-    arguments = ["--models=squeezenet1_1_cifar", "--mode=latency", "--against=torch", "--rounds=1"]
+    arguments = ["--models=squeezenet1_1_cifar", "--mode=latency", "--against=torch,flax", "--rounds=2"]
     done = subprocess.run(
         [sys.executable, "-c", ON_ONE_CORE, "-m", "jaxnets.benchmark", *arguments, "--format=json", f"--out={out}"],
         cwd=repository,
@@ -340,10 +340,11 @@ def test_the_command(tmp_path, repository):
     record = json.loads(done.stdout)
     assert record == json.loads(out.read_text())
     assert record["environment"]["JAXNETS_OPS"] == "xla"
-    assert {"jax", "torch"} <= set(record["versions"])
+    assert {"jax", "torch", "flax"} <= set(record["versions"])
     (race,) = record["races"]
     entries = race["contenders"]
-    assert list(entries) == ["jaxnets", "torch"] and entries["jaxnets"]["form"] == "operators: xla"
+    assert list(entries) == ["jaxnets", "torch", "flax"]
+    assert (entries["jaxnets"]["form"], entries["flax"]["form"]) == ("operators: xla", "operators: reference")
     for name, ratio in race["ratios"].items():
         pairs = zip(entries["jaxnets"]["step_seconds"]["rounds"], entries[name]["step_seconds"]["rounds"])
         assert ratio["rounds"] == [theirs / ours for ours, theirs in pairs]

@@ -17,7 +17,6 @@ import pytest
 
 from jaxnets import checkpoint, distributed, journal
 from jaxnets.errors import UserError
-from tests.slow import slow_after
 
 # How the processes learn of each other: by flags, as JAX is told, or as they are found in a job of a scheduler.
 CLUSTERS = {
@@ -139,15 +138,13 @@ def test_every_process_writes_its_part_of_a_checkpoint(runs):
     assert all(written), written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrote", "goes_on", "devices", "flags", "cluster"),
-    slow_after(
-        0,
-        [
-            (1, 2, 1, ["--config.resident=false"], "slurm"),
-            (2, 1, 2, ["--config.deterministic=True"], None),
-        ],
-    ),
+    [
+        (1, 2, 1, ["--config.resident=false"], "slurm"),
+        (2, 1, 2, ["--config.deterministic=True"], None),
+    ],
 )
 def test_a_run_goes_on_with_other_processes_and_devices(runs, start, tmp_path, wrote, goes_on, devices, flags, cluster):
     workdir = tmp_path / "run"

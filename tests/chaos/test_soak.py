@@ -3,10 +3,10 @@
 import pytest
 
 from tests.chaos import runs, soak
-from tests.slow import slow_after
 
 
-@pytest.mark.parametrize("resident", slow_after(0, ["true", "false"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("resident", ["true", "false"])
 def test_what_a_run_holds_does_not_grow(tmp_path, resident):
     with runs.tiny_net():
         samples = soak.soak(tmp_path, 32, every=2, num_samples=16, resident=resident)
