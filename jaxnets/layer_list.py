@@ -36,7 +36,7 @@ class Layer:
         return replace(self, shape=(*self.shape[:-1], count))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=128)  # more than there are nets
 def layers_of(model: nn.Module, image_size: int = TRACED_SIDE) -> tuple[Layer, ...]:
     """The layers of `model` in the order of their calls; traced, nothing is computed.
 
