@@ -5,7 +5,7 @@ from typing import TypeVar
 
 Program = TypeVar("Program")
 
-LIMIT = 32  # programs, of which a net's training takes two or three
+LIMIT = 32  # programs, of which a net takes four or more
 _kept: dict[Hashable, object] = {}
 
 

@@ -1,6 +1,6 @@
 """One training step and one evaluation step as pure functions, and their `pmap` over the devices.
 
-The only module that knows how many devices there are.
+The only module that spreads arrays over devices.
 """
 
 from collections.abc import Callable
