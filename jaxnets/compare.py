@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         note=args.note,
     )
     print(summaries.markdown(compare_results.table(comparison)))
-    failed = [f"{net['label']}, {sentence}" for net in comparison["nets"] for sentence in net["failed"]]
+    failed = compare_results.failures(comparison["nets"])
     runs = sum(len(net["runs"]) for net in comparison["nets"])
     print(json.dumps({"page": str(args.out / f"{compare_runs.STEM}.html"), "runs": runs, "failed": failed}))
 

@@ -49,8 +49,7 @@ def timed_net(entry: Entry, image_size: int | None, num_classes: int) -> tuple[s
 
 def measure(entry: Entry, what: dict[str, Any], out: Path) -> None:
     """Time `what`, as `timed` gives it, unless the same was timed before."""
-    before = read(out, entry)
-    if before and {key: before.get(key) for key in what} == what:
+    if read(entry, what, out):
         return
     name, size = what["model"], what["image_size"]
     logger.info("%s: latency of %s at %d pixels", entry.label, name, size)
@@ -63,9 +62,11 @@ def measure(entry: Entry, what: dict[str, Any], out: Path) -> None:
             scratch.write_text(json.dumps(what | {"one": one, "batch": batch}, indent=2) + "\n", encoding="utf-8")
 
 
-def read(out: Path, entry: Entry) -> dict[str, Any] | None:
-    """What `measure` found, or None."""
+def read(entry: Entry, what: dict[str, Any], out: Path) -> dict[str, Any] | None:
+    """What `measure` found for `what`, or None."""
     try:
-        return json.loads((out / "runs" / entry.folder / FILE).read_text())
-    except (FileNotFoundError, ValueError):
+        found = json.loads((out / "runs" / entry.folder / FILE).read_text())
+        same = {name: found.get(name) for name in what} == json.loads(json.dumps(what))  # where tuples are lists
+    except (FileNotFoundError, ValueError, AttributeError):
         return None
+    return found if same else None

@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from jaxnets import compare_results, plots
+from jaxnets.compare_entries import TORCH
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1b1c1d; --paper: #fff; --soft: #f3f4f5; --line: #d8dadc; --dim: #5c6166; }
@@ -47,7 +48,9 @@ Record = dict[str, Any]
 def html(comparison: Record) -> str:
     """The whole page, from the record that is written as JSON."""
     nets = comparison["nets"]
-    title = f"{len(nets)} nets on {comparison['dataset']}, compared"
+    of_torch = sum(net["framework"] == TORCH for net in nets)
+    count = f"{len(nets) - of_torch} net{'s' * (len(nets) - of_torch != 1)}"
+    title = f"{count} on {comparison['dataset']}, compared{' with PyTorch' * bool(of_torch)}"
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="dim">{escape(comparison["date"])}<br><code>{_words(comparison["command"])}</code></p>',
@@ -56,7 +59,6 @@ def html(comparison: Record) -> str:
         *_charts(nets),
         "<h2>Every run</h2>",
         _table(runs_table(nets)),
-        *_failures(nets),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -99,13 +101,6 @@ def runs_table(nets: Sequence[Record]) -> compare_results.Section:
     return compare_results.Section("", header, rows, text_columns=1)
 
 
-def _failures(nets: Sequence[Record]) -> list[str]:
-    failed = [f"{net['label']}, {sentence}" for net in nets for sentence in net["failed"]]
-    if not failed:
-        return []
-    return ["<h2>Not finished</h2><ul>", *(f"<li>{escape(sentence)}</li>" for sentence in failed), "</ul>"]
-
-
 def _charts(nets: Sequence[Record]) -> list[str]:
     finished = [(index, net) for index, net in enumerate(nets) if net["runs"]]
     if not finished:
@@ -123,7 +118,9 @@ def _charts(nets: Sequence[Record]) -> list[str]:
     if timed:
         twins = any(net["latency"]["model"] != net["model"] for _, net in timed)
         whose = "One image through the ImageNet net of the same name" if twins else "One image"
-        charts.append(("Accuracy against latency", f"{whose}; median.", draw_latency, timed))
+        sides = dict.fromkeys(str(net["latency"]["image_size"]) for _, net in timed)
+        caption = f"{whose}, at {' or '.join(sides)} pixels; median."
+        charts.append(("Accuracy against latency", caption, draw_latency, timed))
     figures = [
         f"<figure><h2>{title}</h2>{_chart(title, draw, shown)}<figcaption>{caption}</figcaption></figure>"
         for title, caption, draw, shown in charts
@@ -174,7 +171,7 @@ def draw_cost(axes: Axes, index: int, net: Record) -> None:
 def draw_latency(axes: Axes, index: int, net: Record) -> None:
     """A net's accuracy at the time it takes for one image."""
     _point(axes, net["latency"]["one"]["ms"], index, net)
-    axes.set_xlabel(f"latency of one image at {net['latency']['image_size']} pixels (ms)")
+    axes.set_xlabel("latency of one image (ms)")
 
 
 def draw_curves(axes: Axes, index: int, net: Record) -> None:

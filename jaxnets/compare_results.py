@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from jaxnets import journal, machine, timing
+from jaxnets.compare_entries import TORCH
 from jaxnets.summary import Section
 
 TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies whose time is told
@@ -100,15 +101,18 @@ def spread(values: Sequence[float]) -> Record:
     }
 
 
-def over_seeds(runs: Sequence[Record]) -> Record:
-    """The numbers of one net over its finished runs; an accuracy not reached by all of them has no seconds."""
+def over_seeds(runs: Sequence[Record], lost: bool = False) -> Record:
+    """The numbers of one net over its finished runs; an accuracy not reached by all of them has no seconds.
+
+    `lost`: there are seeds that did not finish, which did not reach it either.
+    """
     if not runs:
         return {}
     return {name: spread([run[name] for run in runs]) for name in ("accuracy", "train_accuracy")} | {
         "epoch_seconds": statistics.median(run["epoch_seconds"] for run in runs),
         "train_seconds": statistics.fmean(run["train_seconds"] for run in runs),
         "seconds_to": {
-            target: statistics.fmean(seconds) if None not in seconds else None
+            target: statistics.fmean(seconds) if None not in seconds and not lost else None
             for target in runs[0]["seconds_to"]
             for seconds in [[run["seconds_to"][target] for run in runs]]
         },
@@ -130,6 +134,14 @@ def machines(nets: Sequence[Record]) -> list[str]:
     return list(reversed(first.values()))
 
 
+def torch_versions(nets: Sequence[Record]) -> str | None:
+    """PyTorch's that trained the runs, as they noted it; None where no net is of PyTorch."""
+    runs = [run for net in nets if net["framework"] == TORCH for run in net["runs"]]
+    if not any(net["framework"] == TORCH for net in nets):
+        return None
+    return ", ".join(sorted({where["versions"].get("torch", "") for run in runs for where in run["machines"]} - {""}))
+
+
 def table(comparison: Record) -> Section:
     """One row a net."""
     nets = comparison["nets"]
@@ -142,7 +154,7 @@ def table(comparison: Record) -> Section:
         results = net["results"]
         row = [net["label"], f"{net['parameters']:,}", f"{net['macs'] / 1e6:,.1f}"]
         if results:
-            row += [with_spread(results["accuracy"]), with_spread(results["train_accuracy"])]
+            row += [with_spread(results[name], comparison["seeds"]) for name in ("accuracy", "train_accuracy")]
             row += [_seconds(results["seconds_to"][target]) for target in targets]
             row.append(_seconds(results["epoch_seconds"]))
         else:
@@ -162,11 +174,10 @@ def _latency_cells(latency: Record | None) -> list[str]:
     return [str(latency["image_size"]), _milliseconds(latency["one"]["ms"]), _milliseconds(latency["batch"]["ms"])]
 
 
-def with_spread(value: Record) -> str:
-    """Per cent, with the standard deviation over seeds and how many they are."""
-    if value["std"] is None:
-        return f"{value['mean'] * 100:.2f}"
-    return f"{value['mean'] * 100:.2f} ± {value['std'] * 100:.2f} (n={value['n']})"
+def with_spread(value: Record, seeds: int) -> str:
+    """Per cent, with the standard deviation over seeds and, where `seeds` are several, of how many it is."""
+    spread = "" if value["std"] is None else f" ± {value['std'] * 100:.2f}"
+    return f"{value['mean'] * 100:.2f}{spread}" + (f" (n={value['n']})" if seeds > 1 else "")
 
 
 def _seconds(value: float | None) -> str:
@@ -214,10 +225,10 @@ def notes(comparison: Record) -> list[str]:
         "Seconds: of the training steps; compilation, evaluation and saving are left out; an epoch's are a run's mean, "
         "over seeds the median.",
     ]
-    if comparison["torch"]:
+    if comparison["torch"] is not None:
         found.append(
-            f"PyTorch {comparison['torch']}: the same first weights, order of images and recipe, in the faster of "
-            "channels_last and NCHW; crops, mirroring, cutout and dropout drawn anew."
+            f"PyTorch {comparison['torch'] or 'as installed'}: the same first weights, order of images and recipe, in "
+            "the faster of channels_last and NCHW; crops, mirroring, cutout and dropout drawn anew."
         )
     if reached(nets):
         found.append(
@@ -236,6 +247,12 @@ def notes(comparison: Record) -> list[str]:
         )
     if where := machines(nets):
         found.append(f"Trained on: {'; '.join(where)}.")
+    found += [f"Not finished: {sentence}." for sentence in failures(nets)]
     if comparison["note"]:
         found.append(comparison["note"])
     return found
+
+
+def failures(nets: Sequence[Record]) -> list[str]:
+    """What went wrong, a sentence each."""
+    return [f"{net['label']}, {sentence}" for net in nets for sentence in net["failed"]]

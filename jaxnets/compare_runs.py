@@ -3,11 +3,11 @@
 Every run has a workdir in OUT/runs, from which all that is known of it is read. OUT holds compare.{md,json,csv,html}.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import json
-from collections.abc import Callable, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
     for entry in entries:
         settings.check(entry.config)
         plan.check_net(entry.config)
-        for field in ("dataset", "eval_split"):
+        for field in ("dataset", "data_dir", "train_split", "eval_split"):
             if entry.config[field] != first[field]:
                 raise UserError(
                     f"nets are compared on the same images: config.{field} is {first[field]!r} for "
@@ -104,17 +104,23 @@ def train_all(
                 logger.info("%s, seed %d: finished before", entry.label, config.seed)
                 continue
             logger.info("%s, seed %d:", entry.label, config.seed)
-            try:
+            with noted(failed, entry, f"seed {config.seed}"):
                 (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
-            except (UserError, RuntimeError, MemoryError) as error:  # XLA and PyTorch out of memory, too
-                why = printable((str(error).splitlines() or [type(error).__name__])[0])
-                unforeseen = not isinstance(error, UserError)
-                logger.warning("%s, seed %d: %s", entry.label, config.seed, why, exc_info=unforeseen)
-                failed[entry.label].append(f"seed {config.seed}: {why}")
             if entry.framework == TORCH:
                 torch_side().release()
             after_each(failed)
     return failed
+
+
+@contextlib.contextmanager
+def noted(failed: dict[str, list[str]], entry: Entry, what: str) -> Iterator[None]:
+    """Work of an entry that may fail, out of memory too: then there is a sentence of it, in the log and in `failed`."""
+    try:
+        yield
+    except (UserError, RuntimeError, MemoryError) as error:
+        why = printable((str(error).splitlines() or [type(error).__name__])[0])
+        logger.warning("%s, %s: %s", entry.label, what, why, exc_info=not isinstance(error, UserError))
+        failed[entry.label].append(f"{what}: {why}")
 
 
 def num_classes_of(config: ml_collections.ConfigDict) -> int:
@@ -141,8 +147,10 @@ class Net:
         return cls(fields, counted.parameters, counted.macs)
 
 
-def net_record(entry: Entry, net: Net, num_seeds: int, out: Path, failed: Sequence[str]) -> dict[str, Any]:
-    """All that is known of an entry now: its size, its finished runs and its latency, if measured."""
+def net_record(
+    entry: Entry, net: Net, num_seeds: int, out: Path, failed: Sequence[str], what: dict[str, Any] | None
+) -> dict[str, Any]:
+    """All that is known of an entry now: its size, its finished runs, and the latency of `what`, if measured."""
     config = entry.config
     found = [
         compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number)) for number in range(num_seeds)
@@ -156,8 +164,8 @@ def net_record(entry: Entry, net: Net, num_seeds: int, out: Path, failed: Sequen
         "image_size": config.image_size,
         "parameters": net.parameters,
         "macs": net.macs,
-        "results": compare_results.over_seeds(runs),
-        "latency": compare_latency.read(out, entry),
+        "results": compare_results.over_seeds(runs, lost=bool(failed) and len(runs) < num_seeds),
+        "latency": compare_latency.read(entry, what, out) if what else None,
         "failed": list(failed),
         "runs": runs,
         "config": settings.as_dict(config),
@@ -167,11 +175,10 @@ def net_record(entry: Entry, net: Net, num_seeds: int, out: Path, failed: Sequen
 def comparison_record(nets: Sequence[dict[str, Any]], num_seeds: int, command: str, note: str) -> dict[str, Any]:
     """Everything that the table and the page show, for JSON."""
     config = nets[0]["config"]
-    frameworks = {net["framework"] for net in nets}
     return {
         "command": command,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "torch": metadata.version("torch") if TORCH in frameworks else None,
+        "torch": compare_results.torch_versions(nets),
         "dataset": config["dataset"],
         "train_split": config["train_split"],
         "eval_split": config["eval_split"],
@@ -217,9 +224,10 @@ def run(
     check_out(entries, out)
     nets = [Net.of(entry) for entry in entries]
     timed = [
-        (entry, compare_latency.timed(entry, latency_size, latency_batch, net.fields["num_classes"]))
-        for entry, net in zip(entries, nets)
+        compare_latency.timed(entry, latency_size, latency_batch, net.fields["num_classes"])
         if latency_batch and entry.framework == JAXNETS
+        else None
+        for entry, net in zip(entries, nets)
     ]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -227,14 +235,19 @@ def run(
         raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
 
     def write(failed: dict[str, list[str]]) -> dict[str, Any]:
-        records = [net_record(e, net, num_seeds, out, failed[e.label]) for e, net in zip(entries, nets)]
+        records = [
+            net_record(entry, net, num_seeds, out, failed[entry.label], what)
+            for entry, net, what in zip(entries, nets, timed, strict=True)
+        ]
         comparison = comparison_record(records, num_seeds, command, note)
         write_files(comparison, out)
         return comparison
 
     failed = train_all(entries, num_seeds, out, write)
-    for entry, what in timed:
-        compare_latency.measure(entry, what, out)
+    for entry, what in zip(entries, timed, strict=True):
+        if what:
+            with noted(failed, entry, "latency"):
+                compare_latency.measure(entry, what, out)
     comparison = write(failed)
     if not any(net["runs"] for net in comparison["nets"]):
         raise UserError(f"no run was finished; the first: {next(iter(filter(None, failed.values())))[0]}")

@@ -4,6 +4,7 @@ How an image is cropped, mirrored and cut out, and dropout, follow the same dist
 on the device, augmentation too, in whichever memory format trains faster. Needs PyTorch, pip install 'jaxnets[torch]'.
 """
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -34,7 +35,7 @@ from jaxnets.torch_muon import Muon
 
 CHECKPOINT = "torch.pt"
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "muon")
-TRIAL_STEPS = 3  # of each memory format
+TRIAL_STEPS = 3  # of each memory format and size of images
 
 Examples = dict[str, torch.Tensor]  # {'image': uint8 (N, 3, S, S), 'label': int64 (N,)}
 
@@ -85,8 +86,9 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     check(config)
     made = plan.make_plan(config)
     with workdir.claim(directory, config):
-        run = set_up(made)
-        at = restore(run, directory / CHECKPOINT)
+        saved = read(directory / CHECKPOINT)
+        run = set_up(made, saved)
+        at = saved["step"] if saved else 0
         if at > made.total_steps:
             raise UserError(
                 f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, which ends at "
@@ -94,7 +96,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
             )
         workdir.keep(directory, config)
         if at < made.total_steps:
-            machine.note(directory)
+            machine.note(directory, "torch")
         with contextlib.closing(Journal(directory, at, evaluated=True)) as journal:
             for epoch in range(at // made.steps_per_epoch, config.num_epochs):
                 record = train_epoch(run, epoch)
@@ -131,63 +133,97 @@ class Running:
         return self.train_examples["image"].device
 
 
-def set_up(made: plan.Plan) -> Running:
-    """The run of a plan before its first step, in the memory format that is faster."""
+def set_up(made: plan.Plan, saved: dict[str, Any] | None) -> Running:
+    """The run of a plan where `saved`, what `read` gives, left it, or before its first step.
+
+    In the memory format that is faster, which a run keeps: the optimizer's state lies in memory as the weights do, and
+    PyTorch's fused steps do not look.
+    """
+    config = made.config
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = True  # as XLA multiplies float32 by default
-    net = make_net(made.config.model.name, made.model, plan.compile_and_create_state(made).variables).to(device)
+    net = make_net(config.model.name, made.model, plan.compile_and_create_state(made).variables).to(device)
     examples = [load_examples(split, device) for split in (made.train_split, made.eval_split)]
-    seconds = {}
-    for name, memory_format in FORMATS.items():
-        copied = copy.deepcopy(net).to(memory_format=memory_format)
-        trial = Running(made, copied, make_optimizer(copied, made.config.optimizer), *examples, memory_format)
-        seconds[name] = time_steps(trial)
-    best = min(seconds, key=seconds.get)
-    logger.info("PyTorch %s trains %s in %s", torch.__version__, made.config.model.name, best)
-    net = net.to(memory_format=FORMATS[best])
-    return Running(made, net, make_optimizer(net, made.config.optimizer), *examples, FORMATS[best])
+
+    def running(name: str, net: nn.Module) -> Running:
+        net = net.to(memory_format=FORMATS[name])
+        return Running(made, net, make_optimizer(net, config.optimizer), *examples, FORMATS[name])
+
+    trials = {name: running(name, copy.deepcopy(net)) for name in ([saved["format"]] if saved else FORMATS)}
+    for trial in trials.values():
+        warm_up(trial)
+    best = fastest(trials) if len(trials) > 1 else next(iter(trials))
+    logger.info("PyTorch %s trains %s in %s", torch.__version__, config.model.name, best)
+    run = running(best, net)
+    if saved:
+        run.net.load_state_dict(saved["net"])
+        run.optimizer.load_state_dict(saved["optimizer"])
+    return run
 
 
-def time_steps(run: Running) -> float:
-    """Seconds of some training steps at a learning rate of 0, after one of every kind that the run has.
+def warm_up(trial: Running) -> None:
+    """A step, at a learning rate of 0, and a batch of every kind that the run has.
 
     cuDNN tries its kernels at the first of each, which is no more training than XLA's compilation.
     """
-    config = run.plan.config
-    indices = torch.arange(config.batch_size, device=run.device)
-    for size in {run.plan.training_size(epoch) for epoch in range(config.num_epochs)}:
-        take_step(run, indices, 0.0, size)
-    last = (len(run.plan.eval_split) - 1) // config.eval_batch_size * config.eval_batch_size
+    config = trial.plan.config
+    for size in epochs_by_size(trial.plan):
+        time_step(trial, size)
+    last = (len(trial.plan.eval_split) - 1) // config.eval_batch_size * config.eval_batch_size
     for part in (slice(config.eval_batch_size), slice(last, None)):  # the last batch may be smaller
-        evaluate(run, part)
-    run.net.train()
-    take_step(run, indices, 0.0, config.image_size)
+        evaluate(trial, part)
+
+
+def fastest(trials: dict[str, Running]) -> str:
+    """The one in which the run's epochs take least: by the fastest of some steps of every size, in turns."""
+    epochs = epochs_by_size(next(iter(trials.values())).plan)
+    rounds = [
+        {name: {size: time_step(trial, size) for size in epochs} for name, trial in trials.items()}
+        for _ in range(TRIAL_STEPS)
+    ]
+
+    def seconds(name: str) -> float:
+        return sum(min(found[name][size] for found in rounds) * count for size, count in epochs.items())
+
+    return min(trials, key=seconds)
+
+
+def epochs_by_size(made: plan.Plan) -> collections.Counter[int]:
+    """How many epochs train on images of each size."""
+    return collections.Counter(map(made.training_size, range(made.config.num_epochs)))
+
+
+def time_step(trial: Running, size: int) -> float:
+    """Seconds of a training step on images of a size, at a learning rate of 0."""
+    indices = torch.arange(trial.plan.config.batch_size, device=trial.device)
+    trial.net.train()
     synchronize()
     began = time.perf_counter()
-    for _ in range(TRIAL_STEPS):
-        take_step(run, indices, 0.0, config.image_size)
+    take_step(trial, indices, 0.0, size)
     synchronize()
     return time.perf_counter() - began
 
 
-def restore(run: Running, path: Path) -> int:
-    """Take what `save` left, if it did; the step."""
+def read(path: Path) -> dict[str, Any] | None:
+    """What `save` left, if it did."""
     try:
-        saved = torch.load(path, map_location=run.device, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["format"] not in FORMATS:
+            raise KeyError(saved["format"])
     except FileNotFoundError:
-        return 0
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        return None
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, TypeError):
         raise UserError(f"{path} cannot be read; delete its folder to train that net anew") from None
-    run.net.load_state_dict(saved["net"])
-    run.optimizer.load_state_dict(saved["optimizer"])
-    return saved["step"]
+    return saved
 
 
 def save(run: Running, path: Path, step: int) -> None:
-    """What `restore` takes."""
+    """What `read` takes: all that the run goes on from."""
+    name = next(name for name, value in FORMATS.items() if value is run.memory_format)
+    saved = {"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "format": name}
     with replacing(path) as scratch:
-        torch.save({"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step}, scratch)
+        torch.save(saved, scratch)
 
 
 def train_epoch(run: Running, epoch: int) -> dict[str, Any]:

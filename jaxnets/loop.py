@@ -277,7 +277,8 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
         while in_flight:
             settle()
     if at != end:
-        save_unless_saved(run, current, at, totals)
+        with run.clock.phase("checkpoint"):
+            save_unless_saved(run, current, at, totals)
         run.interruption.raise_if_asked()
     return current, at
 

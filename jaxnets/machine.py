@@ -18,16 +18,19 @@ MAX_BYTES = 1 << 20
 PACKAGES = ("jax", "flax", "optax")
 
 
-def describe() -> dict[str, object]:
-    """The devices, the processor, its cores that this process may use, and the versions, for JSON."""
-    devices = jax.local_devices()
+def describe(*packages: str) -> dict[str, object]:
+    """The devices, the processor, its cores that this process may use, and the versions, for JSON.
+
+    `packages`: further ones whose versions count.
+    """
+    devices, counting = jax.local_devices(), (*PACKAGES, *packages)
     return {
         "device": _processor() if devices[0].platform == "cpu" else devices[0].device_kind,
         "num_devices": len(devices),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "operators": ops.formulation(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in counting},
     }
 
 
@@ -42,9 +45,9 @@ def since(machine: dict[str, object]) -> str:
     return f"{sentence(machine)} (from {machine['date']})"
 
 
-def note(workdir: Path) -> None:
+def note(workdir: Path, *packages: str) -> None:
     """Write down, in a workdir, where its run is trained from today on, unless it was there before."""
-    before, here = read(workdir), describe()
+    before, here = read(workdir), describe(*packages)
     if before and {name: value for name, value in before[-1].items() if name != "date"} == here:
         return
     found = [*before, {"date": datetime.datetime.now(datetime.UTC).date().isoformat()} | here]

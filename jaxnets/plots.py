@@ -1,4 +1,4 @@
-"""One look for every picture: figures for papers, and charts inside a page that follow its colours."""
+"""The look of figures for papers, and of charts inside a comparison's page, which follow its colours."""
 
 import contextlib
 import io

@@ -30,8 +30,8 @@ class History:
     evaluated: Evaluated | None  # the last evaluation, example by example
 
     @property
-    def epochs(self) -> list[Record]:
-        """The training throughput of every span, as records; over whole epochs, which no report's timing spoils."""
+    def throughput(self) -> list[Record]:
+        """Images a second of training in every span, as records: of an epoch, or its parts around an interruption."""
         size = self.config.get("batch_size", 0)
         took = [(span, sum(span.seconds.get(name, 0.0) for name in timing.TRAINING)) for span in self.spans]
         return [
@@ -93,7 +93,7 @@ def tiles(run: History) -> list[dict[str, str]]:
         ]
         if "ema_eval_accuracy" in last:
             made.append(tile("averaged weights", f"{last['ema_eval_accuracy']:.2%}", "last accuracy"))
-    if speeds := [record["images_per_second"] for record in run.epochs]:
+    if speeds := [record["images_per_second"] for record in run.throughput]:
         made.append(tile("throughput", f"{np.median(speeds):,.0f}", "training images a second, median"))
     if run.spans:
         made.append(tile("time", duration(sum(timing.totals(run.spans).values())), "all included"))
@@ -160,7 +160,7 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
         several = len(runs) > 1
         name = f"{run.name}, " if several else ""
         style = {"colour": colour if several else TRAINING, "dashed": dashed}
-        records = run.epochs if trained == "images_per_second" else run.trained
+        records = run.throughput if trained == "images_per_second" else run.trained
         marked = trained == "images_per_second"
         add(run, records, trained, f"{name}training", faint=bool(evaluated), marked=marked, **style)
         if evaluated:

@@ -23,14 +23,18 @@ def test_large_images_are_timed_on_the_net_made_for_them(tmp_path, monkeypatch):
         return {"ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "calls": 1}
 
     monkeypatch.setattr(latency, "measure", measure)
-    (entry,) = compare_entries.make_entries(CONFIGS, ["mobilenet_v1_cifar:width=0.25"])
+    # One of its fields is a tuple, which JSON gives back as a list.
+    spec = "mobilenet_v1_cifar:width=0.25:stage_strides=(1,1,2,2,2)"
+    (entry,) = compare_entries.make_entries(CONFIGS, [spec])
 
     def time(image_size):
         compare_latency.measure(entry, compare_latency.timed(entry, image_size, 4, 10), tmp_path)
 
     time(96)
     assert timed == [("MobileNetV1", 2, 0.25, 1000, (n, 96, 96, 3)) for n in (1, 4)]
-    assert compare_latency.read(tmp_path, entry)["model"] == "mobilenet_v1"
+    what = compare_latency.timed(entry, 96, 4, 10)
+    assert compare_latency.read(entry, what, tmp_path)["model"] == "mobilenet_v1"
+    assert compare_latency.read(entry, what | {"batch_size": 8}, tmp_path) is None
     time(96)
     assert len(timed) == 2  # known already
     time(None)

@@ -132,8 +132,32 @@ def test_the_notes_say_where_and_how():
 
 
 def test_one_seed_has_no_deviation():
-    assert compare_results.with_spread(compare_results.spread([0.5])) == "50.00"
-    assert compare_results.with_spread(compare_results.spread([0.5, 0.6])) == "55.00 ± 7.07 (n=2)"
+    assert compare_results.with_spread(compare_results.spread([0.5]), seeds=1) == "50.00"
+    assert compare_results.with_spread(compare_results.spread([0.5, 0.6]), seeds=2) == "55.00 ± 7.07 (n=2)"
+
+
+def test_seeds_that_failed_are_seen():
+    """One left of three is no mean of three, and an accuracy that it alone reached has no time."""
+    assert compare_results.with_spread(compare_results.spread([0.5]), seeds=3) == "50.00 (n=1)"
+    runs = [make_run(0.93, {"0.90": 1.0, "0.92": 2.0})]
+    assert compare_results.over_seeds(runs, lost=True)["seconds_to"] == {"0.90": None, "0.92": None}
+    assert compare_results.over_seeds(runs)["seconds_to"] == {"0.90": 1.0, "0.92": 2.0}
+    net = make_net("a", [make_run(0.8, {f"{t:.2f}": None for t in compare_results.TARGETS})])
+    net["failed"] = ["seed 1: the loss became nan"]
+    comparison = {"nets": [net], "seeds": 2, "eval_split": "test", "dataset": "digits", "torch": None, "note": ""}
+    assert "Not finished: a, seed 1: the loss became nan." in compare_results.notes(comparison)
+
+
+def test_pytorchs_version_is_that_of_the_runs():
+    def of_torch(label, *versions):
+        machines = [MACHINE | {"date": "2026-01-02", "versions": {"jax": "1"} | version} for version in versions]
+        run = make_run(0.8, {f"{t:.2f}": None for t in compare_results.TARGETS}) | {"machines": machines}
+        return make_net(label, [run]) | {"framework": "torch"}
+
+    old, new, unknown = of_torch("a", {"torch": "2.1"}), of_torch("b", {"torch": "2.2"}), of_torch("c", {})
+    assert compare_results.torch_versions([make_net("ours", []), new, old, old]) == "2.1, 2.2"
+    assert compare_results.torch_versions([unknown]) == ""
+    assert compare_results.torch_versions([make_net("ours", [])]) is None
 
 
 def test_tables_have_a_cell_for_every_column():

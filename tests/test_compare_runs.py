@@ -172,6 +172,30 @@ def test_nets_on_different_images_are_refused(configs, tmp_path):
     entries = compare_entries.make_entries({"one": config, "other": other}, ["tiny"])
     with pytest.raises(UserError, match="config.dataset is 'digits' for tiny .one. and 'cifar10' for tiny .other."):
         compare_runs.run(entries, 1, tmp_path)
+    for field in ("train_split", "data_dir"):
+        other = config.copy_and_resolve_references()
+        other[field] = "elsewhere"
+        entries = compare_entries.make_entries({"one": config, "other": other}, ["tiny"])
+        with pytest.raises(UserError, match=f"config.{field} is .* for tiny .one. and 'elsewhere' for tiny .other."):
+            compare_runs.run(entries, 1, tmp_path)
+
+
+def test_a_net_that_cannot_be_timed_does_not_keep_the_others(finished, configs, tmp_path, monkeypatch):
+    out = shutil.copytree(finished, tmp_path / "copy")
+
+    def measure(model, shape, **arguments):
+        if model.width == 1.0:
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nand more")
+        return {"ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "calls": 1}
+
+    monkeypatch.setattr(latency, "measure", measure)
+    entries = compare_entries.make_entries(configs, MODELS)
+    found = compare_runs.run(entries, 2, out, latency_batch=7)
+    assert [net["failed"] for net in found["nets"]] == [["latency: RESOURCE_EXHAUSTED: out of memory"], []]
+    assert found["nets"][0]["latency"] is None and found["nets"][1]["latency"]["batch_size"] == 7
+    assert all(net["results"]["accuracy"]["n"] == 2 for net in found["nets"])
+    # Of another batch than is asked for, or where none is, nothing is shown.
+    assert [net["latency"] for net in compare_runs.run(entries, 2, out)["nets"]] == [None, None]
 
 
 @pytest.mark.parametrize(("name", "text"), [("compare.csv", "mine"), ("compare.json", "{}"), ("compare.json", "[1]")])

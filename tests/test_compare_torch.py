@@ -186,13 +186,15 @@ def test_holes_are_the_same_as_ours_and_equally_often():
 
 
 def test_a_run_goes_on_as_if_nothing_had_stopped_it(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare_torch, "FORMATS", {"NCHW": torch.contiguous_format})  # another one rounds otherwise
+    """In the memory format that it has, though another is faster then."""
+    monkeypatch.setattr(compare_torch, "fastest", lambda trials: "channels_last")
     config = changed(
         config, augment__crop_padding=2, augment__flip=True, schedule__name="constant", schedule__warmup_epochs=0.0
     )
     compare_torch.train(config, tmp_path / "whole")
     compare_torch.train(changed(config, num_epochs=1), tmp_path / "stopped")
     first = journal.read(tmp_path / "stopped")
+    monkeypatch.setattr(compare_torch, "fastest", lambda trials: "NCHW")
     compare_torch.train(config, tmp_path / "stopped")
     assert journal.read(tmp_path / "stopped")[: len(first)] == first
 
@@ -201,6 +203,22 @@ def test_a_run_goes_on_as_if_nothing_had_stopped_it(config, tmp_path, monkeypatc
         return [{name: value for name, value in r.items() if name != "images_per_second"} for r in records]
 
     assert lasting("stopped") == lasting("whole") and len(first) == 2
+
+
+def test_the_fastest_format_is_by_the_epochs_of_each_size(config, monkeypatch):
+    """By the fastest step of each: one that was held up tells nothing."""
+    config = changed(config, progressive_sizes=(8, 8, 16), num_epochs=3)
+    made = plan.make_plan(config)
+    times = {
+        ("a", 8): [2.0, 9.0, 9.0],
+        ("a", 16): [5.0, 5.0, 5.0],
+        ("b", 8): [3.0, 3.0, 3.0],
+        ("b", 16): [4.0, 4.0, 4.0],
+    }
+    trials = {name: compare_torch.Running(made, name, None, {}, {}, None) for name in "ab"}
+    monkeypatch.setattr(compare_torch, "time_step", lambda trial, size: times[trial.net, size].pop())
+    assert compare_torch.epochs_by_size(made) == {8: 2, 16: 1}
+    assert compare_torch.fastest(trials) == "a"  # 2 x 2 + 5 against 2 x 3 + 4
 
 
 def test_a_run_that_is_longer_is_left_as_it_is(config, tmp_path):
@@ -248,6 +266,8 @@ def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch):
     assert abs(ours["results"]["accuracy"]["mean"] - theirs["results"]["accuracy"]["mean"]) <= 1 / 50
     text = (tmp_path / "out" / "compare.md").read_text()
     assert "| tiny (PyTorch) |" in text and f"PyTorch {torch.__version__.split('+')[0]}" in text
+    (where,) = theirs["runs"][0]["machines"]
+    assert where["versions"]["torch"] == torch.__version__
     monkeypatch.setattr(compare_torch, "train", lambda *args: pytest.fail("trained again"))
     assert compare_runs.run(entries, 1, tmp_path / "out")["nets"] == json.loads(json.dumps(comparison["nets"]))
     assert compare_runs.comparison_record([ours], 1, "", "")["torch"] is None
