@@ -88,7 +88,7 @@ def _schedule(config: ConfigDict) -> None:
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # cosine, linear, step, exponential, constant, one_cycle
     config.schedule.warmup_epochs = 1.0  # linear, from 0 (one_cycle: cosine, from peak / 25); at most half of the run
-    config.schedule.end_factor = 0.0  # cosine, linear: last learning rate over the peak
+    config.schedule.end_factor = 0.0  # cosine, linear: the rate after the last step over the peak
     config.schedule.boundaries = (0.5, 0.75)  # step: where it falls, as fractions of num_epochs
     config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor a epoch
 

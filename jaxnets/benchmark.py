@@ -43,6 +43,7 @@ from jaxnets.benchmark_worker import CONTENDERS, MODES, Task, Worker, usable_cor
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.layer_list import layers_of
 from jaxnets.models import default_image_size
+from jaxnets.plain_files import replacing
 from jaxnets.summary import summarize
 
 # Those that PyTorch's side has, too.
@@ -335,14 +336,17 @@ def main(argv: list[str]) -> None:
         "rates_by_library": answers,
         "races": [],
     }
-    for race in races:
-        record["races"].append(run_race(race, args.rounds, rates))
-        if args.out is not None:  # after every race, so that an end before the last loses none
-            args.out.write_text(json.dumps(record, indent=1) + "\n")
-    if args.format == "json":
-        print(json.dumps(record))
-    else:
-        benchmark_report.show(record, markdown=args.format == "markdown")
+    try:
+        for race in races:
+            record["races"].append(run_race(race, args.rounds, rates))
+            if args.out is not None:  # after every race, so that an end before the last loses none
+                with replacing(args.out) as scratch:
+                    scratch.write_text(json.dumps(record, indent=1) + "\n")
+    finally:
+        if args.format == "json":
+            print(json.dumps(record))
+        elif record["races"]:
+            benchmark_report.show(record, markdown=args.format == "markdown")
 
 
 if __name__ == "__main__":

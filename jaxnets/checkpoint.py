@@ -159,11 +159,17 @@ def save(
     # An optimizer may well have an infinity: it divides by it.
     if not finite or any(np.isnan(leaf).any() for leaf in jax.tree.leaves(host.opt_state)):
         raise UserError(
-            f"the weights are no longer finite at step {step}, the last good checkpoint is step "
-            f"{manager.latest_step()}; a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, "
-            "usually helps"
+            f"the weights are no longer finite at step {step}; {last_good(manager)}; a lower "
+            "config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps"
         )
     _save_items(manager, step, items, totals, metrics)
+
+
+def last_good(manager: ocp.CheckpointManager) -> str:
+    """From where a run that went astray may go on, for its user."""
+    manager.wait_until_finished()
+    kept = manager.latest_step()
+    return "there is no checkpoint yet" if kept is None else f"the last good checkpoint is step {kept}"
 
 
 def save_variables(workdir: Path, variables: dict[str, Any]) -> None:

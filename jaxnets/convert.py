@@ -17,14 +17,17 @@ import numpy as np
 import safetensors.numpy
 
 from jaxnets import checkpoint, create_model, evaluate, runtime, settings, torch_weights
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.datasets import absolute
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing
 from jaxnets.predict import CIFAR, IMAGENET, field
+from jaxnets.weight_files import SUFFIXES
 from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")
 SAFETENSORS = ".safetensors"
+NOT_WRITTEN = {*SUFFIXES, ".onnx", ".npz", ".msgpack", ".tflite"} - {*TORCH, SAFETENSORS}
 
 
 def read(source: Path, name: str | None, fields: dict[str, Any], which: str) -> tuple[nn.Module, dict[str, Any]]:
@@ -43,8 +46,9 @@ def read(source: Path, name: str | None, fields: dict[str, Any], which: str) -> 
 def write(path: Path, model: nn.Module, variables: dict[str, Any], layout: str | None) -> None:
     """Write a `.pth`, `.pt` or `.safetensors` file with the names of `layout`, as `torch_weights.export`."""
     state_dict = torch_weights.export(model, variables, layout)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as scratch:
+    with writing(path, ""):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, ""), replacing(path) as scratch:
         if path.suffix == SAFETENSORS:
             safetensors.numpy.save_file(state_dict, scratch)
             return
@@ -65,7 +69,7 @@ def write_workdir(
     mean, std = CIFAR if cifar else IMAGENET
     config = ml_collections.ConfigDict(
         {
-            "dataset": dataset or ("cifar10" if cifar else "imagenet2012"),
+            "dataset": absolute(dataset) if dataset else ("cifar10" if cifar else "imagenet2012"),
             "data_dir": None,
             "eval_split": "test" if cifar else "validation",
             "image_size": side,
@@ -81,10 +85,11 @@ def write_workdir(
             "compilation_cache": True,
         }
     )
-    folder.mkdir(parents=True)
-    checkpoint.save_variables(folder, variables)
-    # Last, since it is what makes the folder a workdir.
-    settings.write(config, folder / CONFIG)
+    with writing(folder, ""):
+        folder.mkdir(parents=True)
+        checkpoint.save_variables(folder, variables)
+        # Last, since it is what makes the folder a workdir.
+        settings.write(config, folder / CONFIG)
 
 
 def _parser() -> ArgumentParser:
@@ -113,10 +118,13 @@ def main(argv: list[str]) -> None:
         raise UserError(f"there is no {args.source}")
     if args.target.exists():
         raise UserError(f"{args.target} exists; choose another name, nothing is written over")
-    if not to_file and args.target.suffix:
+    if args.target.suffix in NOT_WRITTEN:
         raise UserError(f"{args.target} must end in .pth, .pt or .safetensors, or be the name of a new folder")
     if not to_file and args.source.is_dir():
         raise UserError(f"{args.source} is a workdir already; OUT must be a .pth, .pt or .safetensors file")
+    if args.dataset and to_file or args.layout and not to_file:
+        name = "--dataset is for a new folder" if to_file else "--layout is for a file"
+        raise UserError(f"{name}, which {args.target} is not")
     model, variables = read(args.source, args.model, fields, args.checkpoint)
     if to_file:
         write(args.target, model, variables, args.layout)

@@ -27,12 +27,12 @@ class UserError(ValueError):
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """UserError where the files of a run cannot be written: a full disk, a limit, a folder that is read-only."""
+def writing(path: Path, consequence: str = f"; {NOTHING_LOST}") -> Iterator[None]:
+    """UserError where a file, of a run, cannot be written: a full disk, a limit, a folder that is read-only."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}; {NOTHING_LOST}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror or error}{consequence}") from error
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -9,6 +9,7 @@ if __name__ == "__main__":
     huge_pages.restart()
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -23,9 +24,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jaxnets import checkpoint, data, distributed, ops, programs, runtime, settings, step, streaming
-from jaxnets.datasets import is_folder
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets import checkpoint, data, distributed, ops, predictions, programs, runtime, settings, step, streaming
+from jaxnets.datasets import data_root, is_folder
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.workdir import CONFIG
 
 Evaluator = Callable[[dict[str, Any]], tuple[dict[str, Any], step.Predictions]]
@@ -175,14 +176,31 @@ def load_examples(
     return step.replicate(data.decode(split), devices)
 
 
+def require_classes(workdir: Path, split: data.Split) -> None:
+    """UserError where the classes are not those of the run's last evaluation: a label is a class's place among them."""
+    try:
+        evaluated = predictions.load(workdir)
+    except UserError as error:
+        runtime.logger.warning("%s", error)
+        return
+    known = split.class_names if evaluated is None else evaluated.class_names.tolist()
+    for place, (before, now) in enumerate(itertools.zip_longest(known, split.class_names)):
+        if before != now:
+            raise UserError(
+                f"{split.name} has not the classes of the run in {workdir}: the one at place {place} was "
+                f"{before!r}, is {now!r}"
+            )
+
+
 def _print_table(metrics: dict[str, Any], class_names: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # brackets in a name are no markup
 
     table = Table("class", "accuracy", title="Accuracy by class")
     table.columns[1].justify = "right"
     for name, accuracy in zip(class_names, metrics["class_accuracy"]):
-        table.add_row(name, "-" if np.isnan(accuracy) else f"{accuracy:.2%}")
+        table.add_row(Text(printable(name)), "-" if np.isnan(accuracy) else f"{accuracy:.2%}")
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100).print(table)
     print(
         f"loss {metrics['loss']:.4f}  top-1 {metrics['accuracy']:.2%}  top-5 {metrics['top5_accuracy']:.2%}  "
@@ -210,6 +228,8 @@ def main(argv: list[str]) -> None:
     if args.data_dir and is_folder(config.dataset):
         config.dataset = f"folder:{args.data_dir}"
     elif args.data_dir or not Path(config.data_dir or "").is_dir():  # or the run was made elsewhere
+        if config.data_dir and not args.data_dir and not is_folder(config.dataset):
+            runtime.logger.warning("the run's data_dir %s is not there; in its place %s", config.data_dir, data_root())
         config.data_dir = args.data_dir
     if args.batch_size is not None:
         config.eval_batch_size = args.batch_size
@@ -230,6 +250,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"{split.name} has {split.num_classes} classes, the net of {args.workdir} {run.model.num_classes}"
         )
+    require_classes(args.workdir, split)
     evaluator = make_evaluator(run.model, split, load_examples(split, config, devices), config, devices)
     metrics, _ = evaluator(run.variables)
     _print_table(metrics, split.class_names)

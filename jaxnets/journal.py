@@ -62,17 +62,31 @@ class Events:
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-    """The records of a workdir in order; a last line that a kill tore is left out."""
+    """The records of a workdir in order; a last line that a kill tore is left out.
+
+    Raises UserError for another line that is none.
+    """
     try:
         lines = read_text(workdir / FILE, MAX_BYTES).splitlines()
     except FileNotFoundError:
         return []
     records = []
-    for line in lines:
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(parse_json(line))
         except ValueError:
-            break
+            if number < len(lines):
+                raise UserError(f"{workdir / FILE}: line {number} is no record; mend it, or delete it") from None
+    return records
+
+
+def read_strictly(workdir: Path) -> list[dict[str, Any]]:
+    """As `read`, of records that have a step and an epoch; UserError for others."""
+    records = read(workdir)
+    if not all(
+        isinstance(r, dict) and all(isinstance(r.get(name), int) for name in ("step", "epoch")) for r in records
+    ):
+        raise UserError(f"{workdir / FILE} has lines that are no records of a run")
     return records
 
 
@@ -88,9 +102,7 @@ class Journal:
         `evaluated` tells whether the checkpoint holds its evaluation; if not, that is dropped as well,
         since it will be made again.
         """
-        records = read(workdir)
-        if not all(isinstance(record, dict) and isinstance(record.get("step"), int) for record in records):
-            raise UserError(f"{workdir / FILE} has lines that are no records of a run")
+        records = read_strictly(workdir)
         self.records = [
             record
             for record in records

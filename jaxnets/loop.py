@@ -33,7 +33,7 @@ from jaxnets import (
 from jaxnets.datasets import absolute, data_root
 from jaxnets.dispatch import call_lengths, load_examples, make_dispatch, steps_per_call, train_calls
 from jaxnets.errors import UserError
-from jaxnets.journal import Journal
+from jaxnets.journal import Journal, read_strictly
 from jaxnets.plan import Plan, compile_and_create_state, load_initial_weights, make_plan, make_schedule, state_shapes
 from jaxnets.progress import Progress
 from jaxnets.report import LivePage
@@ -90,6 +90,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
                 f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, "
                 f"which ends at {plan.total_steps}; its checkpoints are as they were"
             )
+        require_same_data(plan, directory, at)
         distributed.on_primary(partial(workdir.keep, directory, config))
         if at < plan.total_steps:
             distributed.on_primary(partial(machine.note, directory))
@@ -103,6 +104,19 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
             closing(LivePage(directory, plan.eval_split)) as page,
         ):
             return fit(plan, at, create.result if create else lambda: start, totals, manager, journal, clock, page)
+
+
+def require_same_data(plan: Plan, directory: Path, at: int) -> None:
+    """UserError where the run up to step `at` had another number of images than there are now."""
+    steps, examples = plan.steps_per_epoch, len(plan.eval_split)
+    for record in read_strictly(directory):
+        epoch, evaluated = math.ceil(record["step"] / steps), record.get("num_examples", examples)
+        if record["step"] <= at and (record["epoch"], evaluated) != (epoch, examples):
+            raise UserError(
+                f"the run in {directory} had other data: now there are {steps} steps an epoch and {examples} images of "
+                f"evaluation, where its record of step {record['step']} is of epoch {record['epoch']} and {evaluated} "
+                "images"
+            )
 
 
 def announce(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
@@ -132,6 +146,8 @@ def announce(plan: Plan, directory: Path, at: int, before: ml_collections.Config
         logger.info("a new run in %s", directory)
         return
     logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
+    if before.data_dir != config.data_dir:
+        logger.warning("data_dir was %s and is now %s: it must hold the same images", before.data_dir, config.data_dir)
     if before.num_epochs != config.num_epochs:
         announce_length(plan, at, before)
 
@@ -305,13 +321,20 @@ def require_finite(losses: np.ndarray, at: int, manager: ocp.CheckpointManager) 
     """UserError naming the step of the first loss that is NaN or infinite; checkpoints stay as they are."""
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
-        manager.wait_until_finished()
-        kept = manager.latest_step()
         raise UserError(
-            f"the loss became {losses[bad[0]]} at step {at + int(bad[0]) + 1}; "
-            + ("there is no checkpoint yet" if kept is None else f"the last good checkpoint is step {kept}")
-            + "; a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps"
+            f"the loss became {losses[bad[0]]} at step {at + int(bad[0]) + 1}; {checkpoint.last_good(manager)}; a "
+            "lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps"
         )
+
+
+def require_finite_evaluation(metrics: dict[str, float], at: int, manager: ocp.CheckpointManager) -> None:
+    """UserError where the evaluation after step `at` has a loss that is NaN or infinite."""
+    for loss in (value for name, value in metrics.items() if name.endswith("eval_loss")):
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the evaluation loss became {loss} after step {at}; {checkpoint.last_good(manager)}; a lower "
+                "config.optimizer.learning_rate usually helps"
+            )
 
 
 def report(run: Running, at: int, totals: Totals, images_per_second: float) -> None:
@@ -341,9 +364,12 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
         try:
             with run.clock.phase("evaluate"):
                 metrics, predictions = evaluation(run, current, at)
-        except interruption.Interrupted:
-            save_unless_saved(run, current, at, NO_TOTALS)
+        except Exception as error:  # a file that cannot be read, too: the epoch is not to be trained again
+            # Alone: where one of several processes fails, the others do not come to save with it.
+            if isinstance(error, interruption.Interrupted) or jax.process_count() == 1:
+                save_unless_saved(run, current, at, NO_TOTALS)
             raise
+        require_finite_evaluation(metrics, at, run.manager)
         run.journal.write({"step": at, "epoch": epoch} | metrics)
         logger.info(
             f"epoch {epoch}: evaluation loss {metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.2%}"
@@ -377,11 +403,6 @@ def evaluation(run: Running, current: state.TrainState, at: int) -> tuple[dict[s
             continue
         metrics, predicted = run.evaluator(variables)
         predictions = predictions or predicted  # of the weights, which come first
-        if not math.isfinite(metrics["loss"]):
-            raise UserError(
-                f"the evaluation loss became {metrics['loss']} after step {at}, the last good checkpoint is "
-                f"step {run.manager.latest_step()}; a lower config.optimizer.learning_rate usually helps"
-            )
         record |= {
             f"{prefix}_loss": metrics["loss"],
             f"{prefix}_accuracy": metrics["accuracy"],

@@ -39,7 +39,7 @@ def make_schedule(
 
     The warm-up takes at most half of the run.
 
-    cosine, linear: to `peak * end_factor` at the last step. step: times `decay` at each of `boundaries`
+    cosine, linear: to `peak * end_factor` just after the last step. step: times `decay` at each of `boundaries`
     (fractions of the run). exponential: times `decay` every epoch, smoothly. one_cycle (1708.07120) is
     PyTorch's OneCycleLR: the warm-up is half a cosine from `peak / 25`, the fall another to `peak / 250000`.
     """

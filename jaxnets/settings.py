@@ -19,7 +19,8 @@ MAX_BYTES = 1 << 20  # of a config.json; one has about 2,000
 LIMITS = {"eval_batch_size": 1 << 20, "image_size": 4096, "steps_per_call": 10_000}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# What may differ when a run goes on: none of it changes what is learned (a changed horizon is announced).
+# What may differ when a run goes on: none of it changes what is learned, as long as data_dir holds the same images
+# (another one is announced, as is a changed horizon).
 FREE_FIELDS = frozenset(
     {
         "num_epochs",

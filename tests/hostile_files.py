@@ -224,7 +224,7 @@ def _(path):
 
 @case("inflating.keras", "weights", "more than 128 MiB")
 def _(path):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("model.weights.h5", bytes(1 << 28))
 
 
@@ -238,16 +238,26 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def png(width: int, height: int, *chunks: bytes, pixels: bytes | None = None) -> bytes:
     """A grey PNG, black unless `pixels` are given."""
     if pixels is None:
-        deflate = zlib.compressobj(9)
-        rows = bytes(width + 1) * min(height, 1000)
-        pixels = b"".join(deflate.compress(rows) for _ in range(-(-height // 1000))) + deflate.flush()
+        pixels = zeros((width + 1) * height)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def zeros(size: int) -> bytes:
-    deflate = zlib.compressobj(9)
-    return b"".join(deflate.compress(bytes(1 << 20)) for _ in range(size >> 20)) + deflate.flush()
+    """As many bytes of 0, as zlib compresses them."""
+    adler = (size % 65521) << 16 | 1
+    return b"\x78\xda" + deflated_zeros(size) + struct.pack(">I", adler)
+
+
+def deflated_zeros(size: int) -> bytes:
+    """Without header and sum: one MiB, compressed once, again and again."""
+
+    def compress(count, flush):
+        deflate = zlib.compressobj(9, wbits=-15)
+        return deflate.compress(bytes(count)) + deflate.flush(flush)
+
+    blocks, rest = divmod(size, 1 << 20)
+    return compress(1 << 20, zlib.Z_FULL_FLUSH) * blocks + compress(rest, zlib.Z_FINISH)
 
 
 @case("30000x30000.png", "image", "30000x30000|exceeds limit")
@@ -364,10 +374,11 @@ def _(path):
 def _(path):
     info = tarfile.TarInfo("data/a.bin")
     info.type, info.size = tarfile.XHDTYPE, 1 << 31
-    deflate = zlib.compressobj(9, wbits=31)
-    zeros = b"".join(deflate.compress(bytes(1 << 20)) for _ in range(256))
     first = zlib.compressobj(9, wbits=31)
-    path.write_bytes(first.compress(info.tobuf(tarfile.USTAR_FORMAT)) + first.flush() + zeros + deflate.flush())
+    header = b"\x1f\x8b\x08" + bytes(7)  # of a second gzip member
+    path.write_bytes(
+        first.compress(info.tobuf(tarfile.USTAR_FORMAT)) + first.flush() + header + deflated_zeros(1 << 28) + bytes(8)
+    )
 
 
 # Configurations
@@ -463,7 +474,7 @@ def lying_npz() -> bytes:
 
 def inflating_npz() -> bytes:
     content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("step.npy", bytes(1 << 29))
     return content.getvalue()
 

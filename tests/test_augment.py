@@ -1,5 +1,7 @@
 """Every augmentation by what it may and may not do to an image."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,8 +116,14 @@ def test_shares_of_progressive_sizes_differ_by_an_epoch_at_most_and_end_with_the
 ONES, ZEROS = jnp.ones((SIDE, SIDE, 3)), jnp.zeros((SIDE, SIDE, 3))
 
 
+@functools.cache
+def jitted(function, alpha):
+    """Of one pair of images, with every key."""
+    return jax.jit(jax.vmap(functools.partial(function, alpha=alpha), in_axes=(0, None, None)))
+
+
 def mixed(function, alpha, image=ONES, other=ZEROS):
-    images, shares = jax.jit(jax.vmap(lambda key: function(key, image, other, alpha)))(KEYS)
+    images, shares = jitted(function, alpha)(KEYS, image, other)
     return np.asarray(images), np.asarray(shares)
 
 
@@ -150,5 +158,5 @@ def test_mix_chooses_evenly_where_both_are_on():
     images = np.asarray(jax.jit(jax.vmap(call))(KEYS))
     boxed = np.isin(images, (0.0, 1.0)).all((1, 2, 3))
     assert 150 < boxed.sum() < 250
-    only = np.asarray(jax.vmap(lambda key: augment.mix(key, ONES, ZEROS, mixup=1.0)[0])(KEYS[:50]))
+    only = np.asarray(jax.jit(jax.vmap(lambda key: augment.mix(key, ONES, ZEROS, mixup=1.0)[0]))(KEYS[:50]))
     assert not np.isin(only, (0.0, 1.0)).all((1, 2, 3)).any()

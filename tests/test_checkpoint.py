@@ -145,7 +145,7 @@ def test_weights_that_are_not_finite_are_not_saved(workdir):
     manager = checkpoint.open_manager(workdir, keep=3)
     broken = make_state(step=7)
     broken.params["Dense_0"]["bias"] = broken.params["Dense_0"]["bias"].at[1].set(np.nan)
-    with pytest.raises(UserError, match="not? longer finite at step 7, the last good checkpoint is step 6"):
+    with pytest.raises(UserError, match="not? longer finite at step 7; the last good checkpoint is step 6"):
         checkpoint.save(manager, broken, TOTALS, None)
     assert manager.latest_step() == 6
 

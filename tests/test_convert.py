@@ -69,7 +69,14 @@ def test_the_published_cifar_weights_evaluate_from_the_shell(shared_dir, tmp_pat
     evaluate.main(["evaluate", f"--workdir={tmp_path / 'run'}", data])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["num_examples"] == 10000
-    assert result["eval_accuracy"] == pytest.approx(0.834, abs=0.001)
+    assert result["eval_accuracy"] == pytest.approx(0.834, abs=0.0005)
+
+
+def test_a_folder_may_have_a_dot_in_its_name_and_its_data_elsewhere(pth, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    run(pth, "net_x0.25", *NET, "--dataset=folder:photos")
+    assert evaluate.load_run(tmp_path / "net_x0.25").config.dataset == f"folder:{tmp_path / 'photos'}"
 
 
 def test_a_converted_imagenet_net_sees_what_its_weights_were_trained_on(shared_dir, tmp_path):
@@ -91,6 +98,9 @@ def test_nothing_is_written_over(pth, tmp_path):
     assert (tmp_path / "there.safetensors").read_text() == "mine"
 
 
+NET = ["--model=mobilenet_v2", WIDTH, "--field=num_classes=7"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -102,6 +112,10 @@ def test_nothing_is_written_over(pth, tmp_path):
         (["net.pth", "out.pt", "--model=mobilenet_v2", WIDTH, "--field=num_classes=7", "--layout=megvii"], "megvii"),
         (["folder", "out.pt"], "not the workdir of a run"),
         (["folder", "out"], "a workdir already"),
+        (["net.pth", "out.pt", "--model=mobilenet_v2", "--dataset=digits"], "--dataset is for a new folder"),
+        (["net.pth", "out", "--model=mobilenet_v2", "--layout=timm"], "--layout is for a file"),
+        (["net.pth", "net.pth/out", *NET], "net.pth/out cannot be written: Not a directory$"),
+        (["net.pth", "net.pth/out.pt", *NET], "net.pth/out.pt cannot be written: File exists$"),
     ],
 )
 def test_bad_input_is_refused_and_leaves_nothing(pth, tmp_path, monkeypatch, arguments, message):

@@ -320,7 +320,7 @@ def serve():
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         return f"http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz"
 
     yield start
@@ -417,6 +417,14 @@ def test_two_processes_may_prepare_at_once(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 
+@pytest.fixture(scope="module")
+def digits_dir(tmp_path_factory) -> Path:
+    """A directory of prepared digits, to be read."""
+    directory = tmp_path_factory.mktemp("digits")
+    open_builder("digits", directory)
+    return directory
+
+
 @pytest.mark.parametrize("name", CIFARS)
 def test_unwritable_data_dir(name, tmp_path):
     (tmp_path / "file").write_text("not a directory")
@@ -427,11 +435,10 @@ def test_unwritable_data_dir(name, tmp_path):
 @pytest.mark.parametrize(
     "name", ["cifar", "", "..", "digits/..", "../digits", "/digits", "digits:9.9.9", "cifar10:1.0.0", "a b"]
 )
-def test_unknown_data_set_lists_what_exists(name, tmp_path):
-    open_builder("digits", tmp_path / "data")
+def test_unknown_data_set_lists_what_exists(name, digits_dir):
     with pytest.raises(UserError, match="unknown dataset") as error:
-        open_builder(name, tmp_path / "data")
-    for known in (*BUILDERS, str(tmp_path / "data"), "prepared digits"):
+        open_builder(name, digits_dir)
+    for known in (*BUILDERS, str(digits_dir), "prepared digits"):
         assert known in str(error.value)
 
 
@@ -454,8 +461,9 @@ def test_newest_version_of_a_foreign_data_set_opens(tmp_path):
 
 
 @pytest.fixture
-def prepared(tmp_path) -> Path:
-    """A directory of prepared digits, to be damaged."""
+def prepared(digits_dir, tmp_path) -> Path:
+    """Prepared digits in `tmp_path`, to be damaged."""
+    shutil.copytree(digits_dir, tmp_path, dirs_exist_ok=True)
     return Path(open_builder("digits", tmp_path).data_path)
 
 

@@ -241,6 +241,7 @@ def test_cifar10_trains_where_the_data_is(finish, shared_dir, tmp_path):
         "--config.model.stem_stride=2",
         "--config.batch_size=32",
         "--config.num_epochs=6",
+        "--config.eval_every_epochs=6",
         "--config.optimizer.name=adamw",
         "--config.optimizer.learning_rate=0.003",
         "--config.augment.crop_padding=0",

@@ -1,5 +1,6 @@
 """Figures: the numbers behind them against what is known, the command, and what each draws."""
 
+import functools
 import json
 import math
 from functools import partial
@@ -181,7 +182,8 @@ def test_only_nets_without_batch_norm_have_a_rate_of_their_own():
     found = {}
     for entry in width_tradeoff.entries(Options(None)):
         model = settings.make_model(entry.config, 10)
-        shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        with jaxnets.ops.using("reference"):
+            shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
         found[entry.label] = ("batch_stats" in shapes, entry.config.optimizer.learning_rate)
     assert sorted(set(found.values())) == [(False, pytest.approx(0.005)), (True, pytest.approx(0.05))]
 
@@ -278,12 +280,15 @@ def test_bad_arguments_are_one_sentence(arguments, says):
         command.main(["figures", *arguments])
 
 
+@functools.cache
 def traced(name, **fields):
     """A net's parameters by their shapes, and what it computes; nothing is computed."""
     model = jaxnets.create_model(name, num_classes=3, width=0.25, **fields)
     images = jnp.zeros((2, 16, 16, 3))
-    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
-    return jax.tree.map(jnp.shape, variables), str(jax.make_jaxpr(partial(model.apply, train=False))(variables, images))
+    with jaxnets.ops.using("reference"):  # the fastest to trace
+        variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+        computation = str(jax.make_jaxpr(partial(model.apply, train=False))(variables, images))
+    return jax.tree.map(jnp.shape, variables), computation
 
 
 @pytest.mark.parametrize(("shortcut", "expansion"), [("identity", 1), ("expansions", 6), ("none", None)])

@@ -8,6 +8,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from jaxnets import journal
+from jaxnets.errors import UserError
 
 RECORDS = [
     {"step": 5, "epoch": 1, "loss": 2.0, "accuracy": 0.1},
@@ -49,6 +50,16 @@ def test_a_torn_last_line_is_dropped(workdir):
     again = journal.Journal(workdir, 15, False)
     again.write({"step": 20, "epoch": 2, "loss": 0.5})
     assert journal.read(workdir) == [*RECORDS, {"step": 20, "epoch": 2, "loss": 0.5}]
+
+
+def test_a_line_between_others_is_not_given_up_with_all_after_it(workdir):
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    damaged = "\n".join([lines[0], lines[1].replace("{", "[", 1), *lines[2:]])
+    path.write_text(damaged)
+    with pytest.raises(UserError, match="metrics.jsonl: line 2 is no record"):
+        journal.Journal(workdir, 15, False)
+    assert path.read_text() == damaged
 
 
 def test_starting_over_is_said(workdir, caplog):

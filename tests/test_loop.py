@@ -142,9 +142,60 @@ def test_the_same_seed_makes_the_same_run_and_another_does_not(finished, make_co
     assert numbers(tmp_path / "other") != numbers(finished[0])
 
 
-def test_a_streamed_run_equals_a_resident_one(finished, make_config, tmp_path):
-    loop.train(make_config(resident="false", num_workers=1), tmp_path / "run")
+@pytest.mark.parametrize("num_workers", slow_after(1, [0, 1]))
+def test_a_streamed_run_equals_a_resident_one(finished, make_config, tmp_path, num_workers):
+    loop.train(make_config(resident="false", num_workers=num_workers), tmp_path / "run")
     assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_an_epoch_is_not_trained_again_where_its_evaluation_fails(finished, make_config, tmp_path, monkeypatch):
+    """As by a file that cannot be read: the mend goes on with the evaluation."""
+    make, trained = evaluate.make_evaluator, []
+
+    def make_failing(*args):
+        def evaluator(variables):
+            raise UserError("photo.jpg cannot be read")
+
+        return evaluator
+
+    monkeypatch.setattr(evaluate, "make_evaluator", make_failing)
+    with pytest.raises(UserError, match="photo.jpg"):
+        loop.train(make_config(), tmp_path / "run")
+    monkeypatch.setattr(evaluate, "make_evaluator", make)
+    train_epoch = loop.train_epoch
+
+    def noted(run, current, at, totals):
+        trained.append(at)
+        return train_epoch(run, current, at, totals)
+
+    monkeypatch.setattr(loop, "train_epoch", noted)
+    loop.train(make_config(), tmp_path / "run")
+    assert trained == [5]
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_data_that_changed_are_not_gone_on_with(make_config, folder, tmp_path):
+    fields = {"train_split": "train[:75%]", "eval_split": "train[75%:]", "batch_size": 8}
+    config = make_config(dataset=f"folder:{folder}", augment__crop_padding=0, num_epochs=1, **fields)
+    loop.train(config, tmp_path / "run")
+    for number in range(8):
+        shutil.copy(folder / "red" / "0.png", folder / "red" / f"new{number}.png")
+    config.num_epochs = 2
+    before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    says = (
+        "now there are 5 steps an epoch and 14 images of evaluation, where its record of step 4 is of epoch 1 and 12 "
+    )
+    with pytest.raises(UserError, match=says):
+        loop.train(config, tmp_path / "run")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_another_data_dir_is_said(finished, make_config, tmp_path, caplog):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    config = make_config(num_epochs=3)
+    config.data_dir = str(shutil.copytree(config.data_dir, tmp_path / "elsewhere"))
+    loop.train(config, workdir)
+    assert f"data_dir was {make_config().data_dir} and is now {config.data_dir}" in caplog.text
 
 
 class Stop(Exception):
@@ -416,6 +467,7 @@ def folder(tmp_path):
 def test_a_folder_of_images_trains_on_random_crops(make_config, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder.parent)
     fields = {"train_split": "train[:32]", "eval_split": "train[32:]", "crop_area": 0.2, "crop": True}
+    fields["eval_every_epochs"] = 4
     config = make_config(dataset="folder:images", **fields, batch_size=8, num_epochs=4, augment__crop_padding=0)
     result = loop.train(config, tmp_path / "run")
     assert result["num_examples"] == 16 and result["eval_accuracy"] > 0.9
@@ -424,6 +476,14 @@ def test_a_folder_of_images_trains_on_random_crops(make_config, folder, tmp_path
     config.num_workers = 1
     loop.train(config, tmp_path / "again")
     assert_same_run(tmp_path / "again", tmp_path / "run")
+
+    (folder / "green").mkdir()
+    shutil.copy(folder / "red" / "0.png", folder / "green" / "0.png")
+    (folder / "red").rename(tmp_path / "red")
+    with pytest.raises(UserError, match="has not the classes of the run in .* at place 1 was 'red', is 'green'"):
+        evaluate.main(["", f"--workdir={tmp_path / 'run'}", "--checkpoint=latest", "--split=train[:1]"])
+    shutil.rmtree(folder / "green")
+    (tmp_path / "red").rename(folder / "red")
 
     folder.rename(tmp_path / "moved")
     evaluate.main(["", f"--workdir={tmp_path / 'run'}", "--checkpoint=latest", f"--data_dir={tmp_path / 'moved'}"])

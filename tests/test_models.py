@@ -194,6 +194,7 @@ def test_bfloat16_agrees_with_float32(name):
 
 # Their training is compared with PyTorch's.
 SLOW = ("resnet18_cifar", "mobilenet_v1_cifar", "mobilenet_v2_cifar", "mobilenet_v2_mini", "vgg16_cifar", "googlenet")
+SLOW += ("shufflenet_v1_g3_cifar", "shufflenet_v2_x0_5_cifar")
 
 
 @pytest.mark.parametrize("name", [mark_slow(name) if name in SLOW else name for name in SMALL])

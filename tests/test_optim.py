@@ -143,7 +143,7 @@ def test_muon_makes_updates_of_convolutions_orthogonal_and_leaves_the_rest_to_ad
     rng = np.random.default_rng(0)
     gradients = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), PARAMS)
     optimizer = optim.make_optimizer("muon", optax.constant_schedule(0.1), weight_decay=0.0)
-    updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+    updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(PARAMS), PARAMS)
     # The nearest orthogonal matrix: singular values all alike, at Adam's size, downhill.
     update, gradient = (np.asarray(tree["conv"]["kernel"]).reshape(72, 4) for tree in (updates, gradients))
     singular = np.linalg.svd(update, compute_uv=False) / (0.1 * 0.2 * np.sqrt(72))
@@ -192,11 +192,12 @@ def test_muon_of_stacks_is_optax_s_muon_of_each(nesterov):
     ours = optim.make_optimizer("muon", optax.constant_schedule(0.1), nesterov=nesterov)
     params = draw()
     states = [optimizer.init(params) for optimizer in (ours, plain)]
+    jitted = [jax.jit(optimizer.update) for optimizer in (ours, plain)]
     for _ in range(3):
         gradients, updates = draw(), []
-        for i, optimizer in enumerate((ours, plain)):
-            update, states[i] = optimizer.update(gradients, states[i], params)
-            updates.append(update)
+        for i, update in enumerate(jitted):
+            found, states[i] = update(gradients, states[i], params)
+            updates.append(found)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *updates)
 
 

@@ -127,7 +127,8 @@ def test_mixed_images_have_mixed_targets():
     keys, _ = jax.random.split(jax.random.fold_in(KEY, 0))
     keys = jax.vmap(lambda i: jax.random.fold_in(keys, i))(jnp.arange(BATCH))
     own = jax.jit(jax.vmap(partial(augment.augment, **MOMENTS)))(keys, batch["image"])
-    images, others, shares = step.mix_batch(keys, own, batch["label"], {"mixup": 1.0})
+    mix = jax.jit(partial(step.mix_batch, mixing={"mixup": 1.0}))
+    images, others, shares = mix(keys, own, batch["label"])
     np.testing.assert_array_equal(others, [batch["label"][i - 1] for i in range(BATCH)])
     for i in range(BATCH):
         np.testing.assert_allclose(images[i], shares[i] * own[i] + (1 - shares[i]) * own[i - 1], atol=1e-5)

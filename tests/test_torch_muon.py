@@ -2,6 +2,7 @@
 
 import copy
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -73,9 +74,9 @@ def test_three_updates_are_ours(momentum, nesterov):
         weight_decay=0.3,
     )
     params = {name: ours(jnp.asarray(value)) for name, value in gradients(0).items()}
-    state = optimizer.init(params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
     for step in range(3):
-        updates, state = optimizer.update({n: ours(g) for n, g in gradients(1 + step).items()}, state, params)
+        updates, state = update({n: ours(g) for n, g in gradients(1 + step).items()}, state, params)
         params = optax.apply_updates(params, updates)
     for name, parameter in of_torch.items():
         change = parameter.detach().numpy() - gradients(0)[name]

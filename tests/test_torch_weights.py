@@ -164,6 +164,8 @@ def test_export_gives_back_every_bit(theirs, variables):
         assert state_dict[key].dtype == value.numpy().dtype and np.array_equal(state_dict[key], value.numpy())
 
 
+# Bit by bit tests/test_layouts.py has it for every family.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["squeezenet1_1_cifar", "shufflenet_v1_g3_cifar", "vgg16_bn_cifar", "resnet50_cifar"])
 def test_our_own_names_hold_every_net(name):
     model = create_model(name, width=0.25)

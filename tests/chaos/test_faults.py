@@ -35,8 +35,8 @@ def assert_goes_on(folder, workdir):
         2,
         [
             ("params", 7, "the loss became nan at step 8; the last good checkpoint is step 5"),
-            ("batch_stats", 10, "the evaluation loss became nan after step 10, the last good checkpoint is step 5"),
-            ("params", 5, "the evaluation loss became nan after step 5, the last good checkpoint is step None"),
+            ("batch_stats", 10, "the evaluation loss became nan after step 10; the last good checkpoint is step 5"),
+            ("params", 5, "the evaluation loss became nan after step 5; there is no checkpoint yet"),
             ("opt_state", 6, "the loss became nan at step 8; the last good checkpoint is step 5"),
         ],
     ),
