@@ -158,7 +158,8 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Run:
     model = settings.make_model(config, num_classes)
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     try:
-        expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+        with ops.using("reference"):  # traced in least time: all operators have the same shapes
+            expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     except Exception as error:  # a configuration from elsewhere can ask for sizes that nothing can have
         raise UserError(f"{workdir / CONFIG} describes a net that cannot be made: {str(error)[:300]}") from error
     checkpoint.require_same_shapes(variables, {"params": {}, "batch_stats": {}} | expected, where)

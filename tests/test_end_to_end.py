@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxnets import checkpoint, journal
+from tests.slow import mark_slow
 
 SMALL = ["--config=tests/mini_digits.py"]
 
@@ -20,7 +21,9 @@ SMALL = ["--config=tests/mini_digits.py"]
 def environment(tmp_path_factory):
     """A user's: no simulated devices, data sets in a folder of their own."""
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
-    return os.environ | {"XLA_FLAGS": " ".join(flags), "TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds"))}
+    shared = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}  # by all commands of this file
+    own = {"XLA_FLAGS": " ".join(flags), "TFDS_DATA_DIR": str(tmp_path_factory.mktemp("tfds"))}
+    return os.environ | shared | own
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +198,12 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
+# The others are refused in tests of their own too, within a process.
+USUAL = ("no configuration", "a missing file", "an unknown field", "an unknown flag", "an unknown net")
+USUAL += ("a folder that is not there", "a workdir that is a file")
+
+
+@pytest.mark.parametrize("case", [case if case in USUAL else mark_slow(case) for case in REFUSED])
 def test_bad_input_is_one_sentence_and_status_1(finish_quickly, tmp_path, case):
     arguments, hint = REFUSED[case]
     workdir = [] if any(a.startswith("--workdir") for a in arguments) else [f"--workdir={tmp_path / 'run'}"]
