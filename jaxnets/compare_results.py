@@ -136,10 +136,11 @@ def machines(nets: Sequence[Record]) -> list[str]:
 
 def torch_versions(nets: Sequence[Record]) -> str | None:
     """PyTorch's that trained the runs, as they noted it; None where no net is of PyTorch."""
-    runs = [run for net in nets if net["framework"] == TORCH for run in net["runs"]]
-    if not any(net["framework"] == TORCH for net in nets):
+    of_torch = [net for net in nets if net["framework"] == TORCH]
+    if not of_torch:
         return None
-    return ", ".join(sorted({where["versions"].get("torch", "") for run in runs for where in run["machines"]} - {""}))
+    found = {where["versions"].get("torch") for net in of_torch for run in net["runs"] for where in run["machines"]}
+    return ", ".join(sorted(found - {None}))
 
 
 def table(comparison: Record) -> Section:

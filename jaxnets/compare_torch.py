@@ -87,13 +87,13 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     made = plan.make_plan(config)
     with workdir.claim(directory, config):
         saved = read(directory / CHECKPOINT)
-        run = set_up(made, saved)
         at = saved["step"] if saved else 0
         if at > made.total_steps:
             raise UserError(
                 f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, which ends at "
                 f"{made.total_steps}; it is as it was"
             )
+        run = set_up(made, saved)
         workdir.keep(directory, config)
         if at < made.total_steps:
             machine.note(directory, "torch")
