@@ -106,6 +106,16 @@ def shared_dir() -> Path:
     return SHARED
 
 
+@pytest.fixture(scope="module")
+def undrawn():
+    """No pages of the runs that are trained: most of a second each, and drawn in tests of their own."""
+    from jaxnets import report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda workdirs: None)
+        yield
+
+
 @pytest.fixture
 def caplog(caplog, monkeypatch):
     """What jaxnets logs too, though a command in this process may have kept it from the root logger."""

@@ -8,6 +8,8 @@ from jaxnets import compare, models
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = [
     "--config.train_split=train[:160]",
     "--config.eval_split=test[:48]",

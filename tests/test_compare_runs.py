@@ -14,6 +14,8 @@ from jaxnets.errors import UserError
 from tests.slow import slow_after
 from tests.tiny_net import TinyNet, small_digits
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 MODELS = ("tiny", "tiny:width=0.5")
 
 

@@ -29,6 +29,8 @@ from jaxnets.errors import UserError
 from tests.slow import mark_slow, slow_after
 from tests.tiny_net import TinyNet, small_digits
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 class TinyTorch(nn.Module):
     """`TinyNet` in PyTorch."""

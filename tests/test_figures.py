@@ -32,6 +32,8 @@ from jaxnets.models import layers, mobilenet_v2
 from tests.test_compare import SMALL
 from tests.tiny_net import TinyNet
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 POINTS = relu_collapse.spiral()
 
 

@@ -9,6 +9,8 @@ from jaxnets import checkpoint, loop, models, ops, plan, settings, torch_weights
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def config(tmp_path_factory):
