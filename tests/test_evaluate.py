@@ -1,5 +1,6 @@
 """Evaluation sees every example once, however it is fed and grouped."""
 
+import json
 import math
 
 import jax
@@ -127,3 +128,23 @@ def test_a_configuration_that_lacks_a_field_is_refused(workdir, config, field):
     settings.write(config, workdir / "config.json")
     with pytest.raises(UserError, match=f"config.{field} is missing"):
         evaluate.load_run(workdir)
+
+
+def test_another_data_dir_than_the_runs_is_said(workdir, config, split, monkeypatch, capsys):
+    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
+    monkeypatch.setenv("TFDS_DATA_DIR", config.data_dir)
+    gone = config.copy_and_resolve_references()
+    gone.model.name, gone.model.width, gone.model.stem_stride = "tiny", None, None
+    gone.data_dir, gone.compilation_cache = "/nowhere", False
+    settings.write(gone, workdir / "config.json")
+    evaluate.main(["evaluate", f"--workdir={workdir}", "--split=test[:7]"])
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1])["num_examples"] == 7
+    assert f"the run's data_dir /nowhere is not there; in its place {config.data_dir}" in err
+
+
+def test_the_name_of_a_class_is_text(capsys):
+    numbers = {"class_accuracy": [0.5] * 3, "loss": 1.0, "accuracy": 0.5, "top5_accuracy": 1.0, "num_examples": 6}
+    evaluate._print_table(numbers, ("[old] cat", "[/x]", "bell\a"))
+    printed = capsys.readouterr().out
+    assert "[old] cat" in printed and "[/x]" in printed and "\a" not in printed
