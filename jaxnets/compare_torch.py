@@ -126,7 +126,11 @@ class Running:
     optimizer: torch.optim.Optimizer
     train_examples: Examples
     eval_examples: Examples
-    memory_format: torch.memory_format
+    layout: str  # of `FORMATS`
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return FORMATS[self.layout]
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +152,7 @@ def set_up(made: plan.Plan, saved: dict[str, Any] | None) -> Running:
 
     def running(name: str, net: nn.Module) -> Running:
         net = net.to(memory_format=FORMATS[name])
-        return Running(made, net, make_optimizer(net, config.optimizer), *examples, FORMATS[name])
+        return Running(made, net, make_optimizer(net, config.optimizer), *examples, name)
 
     trials = {name: running(name, copy.deepcopy(net)) for name in ([saved["format"]] if saved else FORMATS)}
     for trial in trials.values():
@@ -220,8 +224,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def save(run: Running, path: Path, step: int) -> None:
     """What `read` takes: all that the run goes on from."""
-    name = next(name for name, value in FORMATS.items() if value is run.memory_format)
-    saved = {"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "format": name}
+    saved = {"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "format": run.layout}
     with replacing(path) as scratch:
         torch.save(saved, scratch)
 

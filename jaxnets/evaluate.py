@@ -179,12 +179,7 @@ def load_examples(
 
 def require_classes(workdir: Path, split: data.Split) -> None:
     """UserError where the classes are not those of the run's last evaluation: a label is a class's place among them."""
-    try:
-        evaluated = predictions.load(workdir)
-    except UserError as error:
-        runtime.logger.warning("%s", error)
-        return
-    known = split.class_names if evaluated is None else evaluated.class_names.tolist()
+    known = predictions.class_names(workdir) or split.class_names
     for place, (before, now) in enumerate(itertools.zip_longest(known, split.class_names)):
         if before != now:
             raise UserError(

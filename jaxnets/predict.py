@@ -90,11 +90,8 @@ def _class_names(workdir: Path, config: ml_collections.ConfigDict) -> Sequence[s
 
     A data set can have gone since, and a folder can have other classes today.
     """
-    try:
-        if evaluated := predictions.load(workdir):
-            return evaluated.class_names.tolist()
-    except UserError as error:
-        runtime.logger.warning("%s", error)
+    if names := predictions.class_names(workdir):
+        return names
     data_dir = config.data_dir if Path(config.data_dir or "").is_dir() else None
     try:
         if datasets.is_folder(config.dataset):

@@ -217,7 +217,7 @@ def test_the_fastest_format_is_by_the_epochs_of_each_size(config, monkeypatch):
         ("b", 8): [3.0, 3.0, 3.0],
         ("b", 16): [4.0, 4.0, 4.0],
     }
-    trials = {name: compare_torch.Running(made, name, None, {}, {}, None) for name in "ab"}
+    trials = {name: compare_torch.Running(made, name, None, {}, {}, "NCHW") for name in "ab"}
     monkeypatch.setattr(compare_torch, "time_step", lambda trial, size: times[trial.net, size].pop())
     assert compare_torch.epochs_by_size(made) == {8: 2, 16: 1}
     assert compare_torch.fastest(trials) == "a"  # 2 x 2 + 5 against 2 x 3 + 4

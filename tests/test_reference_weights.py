@@ -54,5 +54,5 @@ def test_shufflenet_on_cifar10(shared_dir):
     ours, theirs = logits_of_both("shufflenet_v2_x0_5_cifar", net, weights, images, 500, 4)
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
     assert np.array_equal(ours.argmax(-1), theirs.argmax(-1))
-    # On all test images 83.4 %, as tests/test_convert.py has it.
-    assert (ours.argmax(-1) == batch["label"]).mean() == pytest.approx(0.834, abs=0.02)
+    # On all test images 83.4 %, as tests/test_convert.py has it; on these, as in PyTorch, 85.0.
+    assert (ours.argmax(-1) == batch["label"]).mean() == pytest.approx(0.85, abs=0.0005)
