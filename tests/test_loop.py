@@ -1,14 +1,9 @@
 """Whole runs in one process, on four simulated devices: resumed, streamed, averaged, diverging, refused."""
 
-import itertools
 import json
-import math
 import os
 import shutil
 import signal
-import threading
-import types
-from contextlib import closing
 
 import jax
 import numpy as np
@@ -18,19 +13,17 @@ from PIL import Image
 from jaxnets import (
     checkpoint,
     dispatch,
+    epochs,
     evaluate,
-    interruption,
     journal,
     loop,
     models,
     predictions,
     report,
-    step,
     timing,
 )
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan
-from jaxnets.progress import Progress
 from tests.slow import slow_after
 from tests.tiny_net import TinyNet, small_digits
 
@@ -162,13 +155,13 @@ def test_an_epoch_is_not_trained_again_where_its_evaluation_fails(finished, make
     with pytest.raises(UserError, match="photo.jpg"):
         loop.train(make_config(), tmp_path / "run")
     monkeypatch.setattr(evaluate, "make_evaluator", make)
-    train_epoch = loop.train_epoch
+    train_epoch = epochs.train_epoch
 
     def noted(run, current, at, totals):
         trained.append(at)
         return train_epoch(run, current, at, totals)
 
-    monkeypatch.setattr(loop, "train_epoch", noted)
+    monkeypatch.setattr(epochs, "train_epoch", noted)
     loop.train(make_config(), tmp_path / "run")
     assert trained == [5]
     assert_same_run(tmp_path / "run", finished[0])
@@ -207,8 +200,8 @@ def test_a_run_that_dies_and_goes_on_equals_one_in_one_go(finished, make_config,
     """Killed in the second epoch: while training, while evaluating, before its checkpoint is written."""
     calls = 0
     module, name = {
-        "dispatch": (loop, "add"),
-        "evaluate": (loop, "evaluation"),
+        "dispatch": (epochs, "add"),
+        "evaluate": (epochs, "evaluation"),
         "save": (checkpoint, "save"),
     }[place]
     original = getattr(module, name)
@@ -227,33 +220,6 @@ def test_a_run_that_dies_and_goes_on_equals_one_in_one_go(finished, make_config,
     assert weights(tmp_path / "run")[0] == 5
     loop.train(make_config(), tmp_path / "run")
     assert_same_run(tmp_path / "run", finished[0])
-
-
-@pytest.mark.parametrize(("place", "at", "saved"), [("add", 6, 7), ("evaluation", 2, 10)])
-def test_an_interrupted_run_saves_where_it_is(make_config, tmp_path, monkeypatch, place, at, saved):
-    """SIGTERM in the middle of the second epoch and of its evaluation; then on to the same end."""
-    config = make_config(steps_per_call=1)
-    loop.train(config, tmp_path / "whole")
-    calls = 0
-
-    def signalled(original, when):
-        def call(*args, **kwargs):
-            nonlocal calls
-            calls += 1
-            if calls == when:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(*args, **kwargs)
-
-        return call
-
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(loop, place, signalled(getattr(loop, place), at))
-        loop.train(config, tmp_path / "run")
-    assert ended.value.code == 128 + signal.SIGTERM
-    assert weights(tmp_path / "run")[0] == saved  # the step in flight is finished too
-    loop.train(config, tmp_path / "run")
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-    assert {span.last for span in timing.read(tmp_path / "run")} == {5, saved, 10}
 
 
 def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_config, tmp_path, caplog):
@@ -299,14 +265,14 @@ def test_a_finished_run_that_lost_its_records_is_evaluated_again(finished, make_
 
 
 def test_a_signal_between_two_epochs_repeats_nothing(finished, make_config, tmp_path, monkeypatch):
-    original = loop.finish_epoch
+    original = epochs.finish_epoch
 
     def signalled(*args):
         original(*args)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(loop, "finish_epoch", signalled)
+        patch.setattr(epochs, "finish_epoch", signalled)
         loop.train(make_config(), tmp_path / "run")
     manager = checkpoint.open_manager(tmp_path / "run")
     assert list(manager.all_steps()) == [5] and manager.metrics(5)
@@ -317,30 +283,6 @@ def test_a_signal_between_two_epochs_repeats_nothing(finished, make_config, tmp_
 def test_a_bad_net_is_refused_before_data_is_looked_for(make_config, tmp_path):
     with pytest.raises(UserError, match="nonsense"):
         loop.train(make_config(dataset="cifar10", model__name="nonsense"), tmp_path / "run")
-
-
-def test_the_averaged_weights_are_evaluated_beside_the_raw_ones(make_config, tmp_path):
-    result = loop.train(make_config(ema_decay=0.9, num_epochs=1), tmp_path / "run")
-    assert result["ema_eval_loss"] != result["eval_loss"]
-    assert math.isfinite(result["ema_eval_loss"])
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(make_config, tmp_path, monkeypatch):
-    loop.train(make_config(num_epochs=1), tmp_path / "run")
-    real = loop.require_finite
-
-    def poisoned(losses, at, manager):
-        real(np.where(np.arange(len(losses)) + at == 6, np.nan, losses), at, manager)
-
-    monkeypatch.setattr(loop, "require_finite", poisoned)
-    with pytest.raises(UserError, match=r"the loss became nan at step 7; the last good checkpoint is step 5"):
-        loop.train(make_config(), tmp_path / "run")
-    assert weights(tmp_path / "run")[0] == 5
-
-
-def test_a_rate_that_explodes_is_noticed(make_config, tmp_path):
-    with pytest.raises(UserError, match=r"loss became (nan|inf) (at|after) step \d+"):
-        loop.train(make_config(optimizer__learning_rate=1e30, schedule__warmup_epochs=0.0), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -384,45 +326,6 @@ def test_a_shorter_last_call_makes_the_same_run(make_config, tmp_path, resident)
     assert last[1]["eval_loss"] == pytest.approx(last[0]["eval_loss"], rel=1e-3)
 
 
-def test_the_speed_is_that_of_the_devices_to_the_last_call(tmp_path, monkeypatch):
-    """Calls of one second, computed before the next is asked for, as a CPU may: the host asks a call too late."""
-    seconds, read = 0, threading.Semaphore(1)
-
-    def clock():
-        if threading.current_thread() is not threading.main_thread():
-            read.release()  # the call before has been read
-        return seconds
-
-    def compute(current, _):
-        nonlocal seconds
-        assert read.acquire(timeout=60)
-        seconds += 1
-        return current, step.TrainMetrics(np.ones(1, np.float32), np.ones(1, np.int32))
-
-    monkeypatch.setattr(loop.time, "perf_counter", clock)
-    config = small_digits()
-    config.log_every_steps = 1
-    plan = types.SimpleNamespace(
-        config=config, steps_per_epoch=5, training_size=lambda epoch: 16, learning_rates=np.ones(10)
-    )
-    with closing(journal.Journal(tmp_path, 0, False)) as written, Progress(0, 10, 5) as progress:
-        run = loop.Running(
-            plan=plan,
-            dispatch={16: compute},
-            calls=itertools.repeat({}),
-            evaluator=None,
-            manager=None,
-            journal=written,
-            clock=timing.Clock(tmp_path),
-            page=None,
-            progress=progress,
-            interruption=interruption.Interruption(),
-        )
-        for at in (0, 5):
-            assert loop.train_epoch(run, None, at, dict(loop.NO_TOTALS)) == (None, at + 5)
-    assert [record["images_per_second"] for record in journal.read(tmp_path)] == [config.batch_size] * 10
-
-
 def test_small_images_first_and_the_whole_size_last(make_config, tmp_path, monkeypatch):
     """Progressive resizing, interrupted between the sizes: the sizes compiled, and the end of the whole run."""
     seen = []
@@ -442,8 +345,8 @@ def test_small_images_first_and_the_whole_size_last(make_config, tmp_path, monke
         raise Stop
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        finish = loop.finish_epoch
-        patch.setattr(loop, "finish_epoch", lambda *run_to: (dies if run_to[-1] == 15 else finish)(*run_to))
+        finish = epochs.finish_epoch
+        patch.setattr(epochs, "finish_epoch", lambda *run_to: (dies if run_to[-1] == 15 else finish)(*run_to))
         loop.train(config, tmp_path / "run")
     loop.train(config, tmp_path / "run")
     assert seen == [8, 16, 8, 16, 16]

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from jaxnets import loop
+from jaxnets import epochs, loop
 from tests.chaos import campaign, runs
 
 NEWEST = 15  # steps, of the run in `make_runs`
@@ -26,20 +26,20 @@ def make_runs(folder: Path, data_dir: Path) -> tuple[Path, Path]:
     """A finished run of four epochs, and the same one with three checkpoints, killed in its last epoch."""
     config = runs.make_config(data_dir, num_epochs=4)
     loop.train(config, folder / "reference")
-    finish = loop.finish_epoch
+    finish = epochs.finish_epoch
 
     def stop_at_the_end(run, current, at):
         if at > NEWEST:
             raise Stop
         finish(run, current, at)
 
-    loop.finish_epoch = stop_at_the_end
+    epochs.finish_epoch = stop_at_the_end
     try:
         loop.train(config, folder / "killed")
     except Stop:
         return folder / "reference", folder / "killed"
     finally:
-        loop.finish_epoch = finish
+        epochs.finish_epoch = finish
     raise AssertionError("the run was to end early")
 
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import psutil
 
-from jaxnets import loop
+from jaxnets import epochs, loop
 from tests.chaos import runs
 
 EVERY = 5  # epochs between evaluations, each with a checkpoint and the page
@@ -50,20 +50,20 @@ def sample(epoch: int) -> Sample:
     )
 
 
-def soak(folder: Path, epochs: int, every: int = EVERY, num_samples: int = SAMPLES, **fields) -> list[Sample]:
-    """Train for `epochs`, evaluating and saving every few, and sample on the way."""
-    config = runs.make_config(folder / "data", num_epochs=epochs, steps_per_call=5, log_every_steps=5, **fields)
+def soak(folder: Path, num_epochs: int, every: int = EVERY, num_samples: int = SAMPLES, **fields) -> list[Sample]:
+    """Train for `num_epochs`, evaluating and saving every few, and sample on the way."""
+    config = runs.make_config(folder / "data", num_epochs=num_epochs, steps_per_call=5, log_every_steps=5, **fields)
     config.eval_every_epochs = config.checkpoint_every_epochs = every
-    samples, finish = [], loop.finish_epoch
+    samples, finish = [], epochs.finish_epoch
 
     def finish_epoch(run, current, at):
         finish(run, current, at)
         epoch = at // run.plan.steps_per_epoch
-        if epoch * num_samples // epochs > (epoch - 1) * num_samples // epochs:
+        if epoch * num_samples // num_epochs > (epoch - 1) * num_samples // num_epochs:
             run.manager.wait_until_finished()  # its threads and files come and go
             samples.append(sample(epoch))
 
-    with mock.patch.object(loop, "finish_epoch", finish_epoch):
+    with mock.patch.object(epochs, "finish_epoch", finish_epoch):
         loop.train(config, folder / "run")
     return samples
 

@@ -1,0 +1,197 @@
+"""The epochs of a run: trained call by call, reported, evaluated, saved."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxnets import checkpoint, distributed, evaluate, interruption, state, step
+from jaxnets.errors import UserError
+from jaxnets.journal import Journal
+from jaxnets.plan import Plan
+from jaxnets.progress import Progress
+from jaxnets.report import LivePage
+from jaxnets.runtime import logger
+from jaxnets.timing import Clock
+
+Totals = dict[str, float]  # sums over the training examples since the last report
+NO_TOTALS: Totals = {"loss": 0.0, "correct": 0, "count": 0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """What the epochs of a run share: its compiled steps, and where its numbers and states go."""
+
+    plan: Plan
+    dispatch: dict[int, Callable]  # by side of the images: (state, batches) -> (state, TrainMetrics) of one call
+    calls: Iterator[dict[str, np.ndarray]]  # what is dispatched, from the first step of this start on
+    evaluator: evaluate.Evaluator
+    manager: ocp.CheckpointManager
+    journal: Journal
+    clock: Clock
+    page: LivePage
+    progress: Progress
+    interruption: interruption.Interruption
+
+
+def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals) -> tuple[state.TrainState, int]:
+    """Train from step `at` to the end of its epoch, reporting on the way: the state and its step.
+
+    The devices work on one call while the host reads the metrics of the one before. An interruption
+    saves the state and raises Interrupted.
+    """
+    plan = run.plan
+    epoch = at // plan.steps_per_epoch
+    end = (epoch + 1) * plan.steps_per_epoch
+    dispatch = run.dispatch[plan.training_size(epoch)]
+    dispatched = at
+    began, seen = time.perf_counter(), 0
+    in_flight: list[Future] = []
+
+    def settle() -> None:
+        nonlocal at, totals, began, seen
+        metrics, now = in_flight.pop(0).result()
+        require_finite(metrics.loss, at, run.manager)
+        before, at = at, at + len(metrics.loss)
+        images = len(metrics.loss) * plan.config.batch_size
+        seen += images
+        totals = add(totals, metrics, plan.config.batch_size)
+        run.progress.advance(at, totals, seen / (now - began))
+        every = plan.config.log_every_steps
+        if at // every > before // every or at % plan.steps_per_epoch == 0:
+            report(run, at, totals, seen / (now - began))
+            totals, began, seen = dict(NO_TOTALS), now, 0
+
+    with ThreadPoolExecutor(1) as reader:
+        while dispatched < end and not run.interruption.asked():
+            with run.clock.phase("wait for data"):
+                batches = next(run.calls)
+            current, metrics = dispatch(current, batches)
+            in_flight.append(reader.submit(read, metrics))
+            dispatched += metrics.loss.shape[0]
+            if len(in_flight) > 1:
+                settle()
+        while in_flight:
+            settle()
+    if at != end:
+        with run.clock.phase("checkpoint"):
+            save_unless_saved(run, current, at, totals)
+        run.interruption.raise_if_asked()
+    return current, at
+
+
+def read(metrics: step.TrainMetrics) -> tuple[step.TrainMetrics, float]:
+    """The metrics of a call as NumPy arrays, and the second at which the devices had them.
+
+    To a few milliseconds, in a thread of its own: the loop asks later, after it has waited for data or, on a CPU,
+    computed the next call.
+    """
+    return jax.tree.map(np.asarray, metrics), time.perf_counter()
+
+
+def add(totals: Totals, metrics: step.TrainMetrics, batch_size: int) -> Totals:
+    """The totals with the steps of one call added, in float64."""
+    return {
+        "loss": totals["loss"] + float(metrics.loss.astype(np.float64).sum()) * batch_size,
+        "correct": totals["correct"] + int(metrics.correct.sum()),
+        "count": totals["count"] + len(metrics.loss) * batch_size,
+    }
+
+
+def require_finite(losses: np.ndarray, at: int, manager: ocp.CheckpointManager) -> None:
+    """UserError naming the step of the first loss that is NaN or infinite; checkpoints stay as they are."""
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        raise UserError(
+            f"the loss became {losses[bad[0]]} at step {at + int(bad[0]) + 1}; {checkpoint.last_good(manager)}; a "
+            "lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps"
+        )
+
+
+def require_finite_evaluation(metrics: dict[str, float], at: int, manager: ocp.CheckpointManager) -> None:
+    """UserError where the evaluation after step `at` has a loss that is NaN or infinite."""
+    for loss in (value for name, value in metrics.items() if name.endswith("eval_loss")):
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the evaluation loss became {loss} after step {at}; {checkpoint.last_good(manager)}; a lower "
+                "config.optimizer.learning_rate usually helps"
+            )
+
+
+def report(run: Running, at: int, totals: Totals, images_per_second: float) -> None:
+    """Write one train record."""
+    record = {
+        "step": at,
+        "epoch": math.ceil(at / run.plan.steps_per_epoch),
+        "loss": totals["loss"] / totals["count"],
+        "accuracy": totals["correct"] / totals["count"],
+        "learning_rate": float(run.plan.learning_rates[at - 1]),
+        "images_per_second": round(images_per_second, 1),
+    }
+    run.journal.write(record)
+    if not run.progress.shown:
+        logger.info(
+            f"step {at}, epoch {record['epoch']}: loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}, "
+            f"learning rate {record['learning_rate']:.3g}, {images_per_second:.0f} images/s"
+        )
+
+
+def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
+    """Evaluate and save where the epoch that ends at step `at` is due for it."""
+    config = run.plan.config
+    epoch, last = at // run.plan.steps_per_epoch, at >= run.plan.total_steps
+    metrics = predictions = None
+    if last or epoch % config.eval_every_epochs == 0:
+        try:
+            with run.clock.phase("evaluate"):
+                metrics, predictions = evaluation(run, current, at)
+        except Exception as error:  # a file that cannot be read, too: the epoch is not to be trained again
+            # Alone: where one of several processes fails, the others do not come to save with it.
+            if isinstance(error, interruption.Interrupted) or jax.process_count() == 1:
+                save_unless_saved(run, current, at, NO_TOTALS)
+            raise
+        require_finite_evaluation(metrics, at, run.manager)
+        run.journal.write({"step": at, "epoch": epoch} | metrics)
+        logger.info(
+            f"epoch {epoch}: evaluation loss {metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.2%}"
+        )
+    saved = at in run.manager.all_steps()  # by the interruption that this start goes on from
+    if (last or epoch % config.checkpoint_every_epochs == 0) and not (saved and metrics is None):
+        with run.clock.phase("checkpoint"):
+            checkpoint.save(run.manager, current, NO_TOTALS, metrics)
+    if distributed.is_primary():
+        run.clock.write(at)
+        if predictions:
+            run.page.update(at, predictions)
+    if not last and run.interruption.asked():
+        save_unless_saved(run, current, at, NO_TOTALS, metrics)
+        run.interruption.raise_if_asked()
+
+
+def save_unless_saved(
+    run: Running, current: state.TrainState, at: int, totals: Totals, metrics: dict[str, float] | None = None
+) -> None:
+    """Save where an interruption finds the run, at step `at`."""
+    if at and at not in run.manager.all_steps():
+        checkpoint.save(run.manager, current, totals, metrics)
+
+
+def evaluation(run: Running, current: state.TrainState, at: int) -> tuple[dict[str, float], step.Predictions]:
+    """The metrics of the weights, and of their moving average where the run keeps one; the weights' predictions."""
+    record, predictions = {}, None
+    for prefix, variables in (("eval", current.variables), ("ema_eval", current.ema)):
+        if variables is None:
+            continue
+        metrics, predicted = run.evaluator(variables)
+        predictions = predictions or predicted  # of the weights, which come first
+        record |= {
+            f"{prefix}_loss": metrics["loss"],
+            f"{prefix}_accuracy": metrics["accuracy"],
+            f"{prefix}_top5_accuracy": metrics["top5_accuracy"],
+        }
+    return record | {"num_examples": metrics["num_examples"]}, predictions
