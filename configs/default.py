@@ -6,9 +6,13 @@ What is best for a family is the recipe `default` of `recipes`, which its own fi
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from jaxnets.errors import UserError
 
-def get_config() -> ConfigDict:
-    """The defaults: a CIFAR-10 run of a CIFAR net."""
+
+def get_config(words: str = "") -> ConfigDict:
+    """The defaults: a CIFAR-10 run of a CIFAR net; UserError for words, which only the families' files take."""
+    if words:
+        raise UserError(f"configs/default.py takes no words such as {words!r}; configs/mnv2.py and its like do")
     config = ConfigDict()
     config.seed = 0  # the one seed: initial weights, order of the data, augmentation, dropout
     for add in (_data, _augmentation, _net, _length, _optimizer, _schedule, _loss_and_averaging, _running):
@@ -79,7 +83,7 @@ def _optimizer(config: ConfigDict) -> None:
     config.optimizer.beta2 = 0.999  # adamw, lion, muon's Adam; rmsprop: decay of the squared gradients
     config.optimizer.epsilon = 1e-8  # adamw, rmsprop, muon
     config.optimizer.weight_decay = 5e-4  # kernels only; sgd, rmsprop: added to the gradient; others: decoupled
-    config.optimizer.decay_depthwise = True  # False: spare depthwise kernels (MobileNetV1, section 3.1)
+    config.optimizer.decay_depthwise = True  # False: spare depthwise kernels (MobileNetV1, section 3.2)
     config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
 
 

@@ -2,9 +2,11 @@
 
 MobileNetV1   RMSProp .9, epsilon 1, rate .045 times .94 every 2 epochs, decay 4e-5 but none on depthwise kernels
               (arXiv 1704.04861, section 3.2: as Inception V3, which is 1512.00567, section 8);
-              batches of 96 and the decay as MobileNetV2's, 100 epochs as Inception V3's
+              its gradient's norm at most 2 as there; batches of 96 and the decay as MobileNetV2's, 100 epochs as
+              Inception V3's
 MobileNetV2   RMSProp .9, momentum .9, rate .045 times .98 every epoch, decay 4e-5, batches of 96
-              (1801.04381, section 6.1); epsilon 1 as Inception V3's, 300 epochs ours
+              (1801.04381, section 6.1); epsilon 1 as Inception V3's, 300 epochs ours. Epsilon is added to the root,
+              as in PyTorch; TensorFlow's RMSProp has it under the root
 ShuffleNets   SGD .9, rate .5 falling linearly to 0, decay 4e-5, batches of 1024, 240 epochs (1707.01083, section 4:
               300,000 steps; 1807.11164 keeps it); label smoothing .1 as in the authors' code
 SqueezeNet    SGD .9, rate .04 falling linearly to 0 (1602.07360, section 3.3), decay 2e-4, batches of 512, 68 epochs
@@ -29,7 +31,7 @@ from jaxnets.models import default_image_size
 def mobilenet_v1(config):
     config.batch_size, config.num_epochs = 96, 100
     config.optimizer.update(name="rmsprop", learning_rate=0.045, beta2=0.9, momentum=0.0, epsilon=1.0)
-    config.optimizer.update(weight_decay=4e-5, decay_depthwise=False)
+    config.optimizer.update(weight_decay=4e-5, decay_depthwise=False, clip_norm=2.0)
     config.schedule.update(name="exponential", decay=0.94**0.5, warmup_epochs=0.0)
     config.crop_area = 0.25  # "limiting the size of small crops": the paper does not say where
 
@@ -46,6 +48,7 @@ def shufflenet(config):
     config.optimizer.update(name="sgd", learning_rate=0.5, momentum=0.9, nesterov=False, weight_decay=4e-5)
     config.schedule.update(name="linear", warmup_epochs=0.0)
     config.label_smoothing = 0.1
+    config.crop_area = 0.25  # "slightly less aggressive scale augmentation": how much less, the paper does not say
 
 
 def squeezenet(config):

@@ -32,7 +32,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -43,7 +42,7 @@ from jaxnets.benchmark_worker import CONTENDERS, MODES, Task, Worker, usable_cor
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.layer_list import layers_of
 from jaxnets.models import default_image_size
-from jaxnets.plain_files import replacing
+from jaxnets.plain_files import replacing, user_path
 from jaxnets.summary import summarize
 
 # Those that PyTorch's side has, too.
@@ -290,7 +289,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--against", default="torch", help=f"of {', '.join(CONTENDERS[1:])}; default: torch")
     parser.add_argument("--rounds", type=int, default=5, help="turns of every contender; default: 5")
     parser.add_argument("--format", choices=FORMATS, default="table", help="json is one object on one line")
-    parser.add_argument("--out", type=Path, help="a new file to keep everything in, as JSON")
+    parser.add_argument("--out", type=user_path, help="a new file to keep everything in, as JSON")
     return parser
 
 

@@ -9,6 +9,8 @@ import numpy as np
 COLOURS = ("ink", "muted", "grid", *(f"series-{number}" for number in range(1, 9)))
 STYLE = {"font.size": 10}
 SIZE = (4.6, 2.7)  # inches, of 72 pixels each where a phone shows a chart
+DASHES = ("-", (0, (4, 2)), (0, (1, 1.3)))  # of lines that share a colour
+MAX_CELLS = 400  # a side, that the picture of a matrix has pixels for
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Curve:
     y: np.ndarray
     colour: str  # of COLOURS
     faint: bool = False
-    dashed: bool = False
+    dash: int = 0  # of DASHES
     marked: bool = False  # its points, where they are few
 
 
@@ -56,7 +58,7 @@ def draw_curves(
                 curve.y,
                 color=_placeholder(curve.colour),
                 linewidth=1.1 if curve.faint else 1.9,
-                linestyle=(0, (4, 2)) if curve.dashed else "-",
+                linestyle=DASHES[curve.dash],
                 alpha=0.55 if curve.faint else 1.0,
                 # One point alone would be no line.
                 marker="o" if curve.marked and len(curve.x) <= 30 or len(curve.x) == 1 else "",
@@ -64,13 +66,14 @@ def draw_curves(
             )
         if logarithmic:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            many = values.max() > 1000 * values.min()
+            axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1,) if many else (1, 2, 5)))
             axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.yaxis.set_major_formatter(_number)
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
         if from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.06 * values.max(initial=0) or 1)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(ticker.MaxNLocator(6))
         axes.xaxis.set_major_formatter(_number)
@@ -86,7 +89,10 @@ def draw_curves(
 
 
 def draw_matrix(name: str, shares: np.ndarray, *, xlabel: str, ylabel: str) -> str:
-    """A square matrix of values in [0, 1] as an `<svg>` element, one dot a value, darker for more."""
+    """A square matrix of values in [0, 1] as an `<svg>` element, darker for more.
+
+    A dot is a value, or of a matrix too large for that the largest of a square of them.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -96,15 +102,24 @@ def draw_matrix(name: str, shares: np.ndarray, *, xlabel: str, ylabel: str) -> s
         figure = Figure(figsize=(5.2, 5.0))
         axes = figure.add_axes((0.1, 0.1, 0.88, 0.88))
         # Black that is more or less opaque: the page inverts it where its ground is dark.
-        ink = np.zeros((*shares.shape, 4))
-        ink[..., 3] = np.sqrt(shares)
-        axes.imshow(ink, interpolation="nearest")
+        cells = _largest(shares, -(-len(shares) // MAX_CELLS))
+        ink = np.zeros((*cells.shape, 4))
+        ink[..., 3] = np.sqrt(cells)
+        end = len(shares) - 0.5
+        axes.imshow(ink, interpolation="nearest", extent=(-0.5, end, end, -0.5))
         axes.set_xlabel(xlabel, color=_placeholder("muted"))
         axes.set_ylabel(ylabel, color=_placeholder("muted"))
         axes.tick_params(color=_placeholder("muted"), labelcolor=_placeholder("muted"), length=3)
         for spine in axes.spines.values():
             spine.set_color(_placeholder("grid"))
         return plots.inline_svg(figure, name, colours=PAGE_COLOURS, described=True)
+
+
+def _largest(values: np.ndarray, side: int) -> np.ndarray:
+    """The largest value of each square of so many a side; at the ends squares may be smaller."""
+    padded = np.pad(values, (0, -len(values) % side))
+    count = len(padded) // side
+    return padded.reshape(count, side, count, side).max((1, 3))
 
 
 def _number(value: float, _position: int) -> str:

@@ -24,13 +24,14 @@ from jaxnets import compare_results, compare_runs, config_file
 from jaxnets import summary as summaries
 from jaxnets.compare_entries import PRESETS, TORCH, Preset, beside_torch, load_configs, make_entries
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.plain_files import user_path
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxnets.compare", description=__doc__)
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         default=Path("runs") / compare_runs.STEM,
         help="folder of the runs, the table and the page; default: runs/compare",
     )

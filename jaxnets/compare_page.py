@@ -1,6 +1,7 @@
 """The page of a comparison: one HTML file that needs nothing else, for screen, phone and print, light and dark."""
 
 import shlex
+import textwrap
 from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
@@ -40,7 +41,9 @@ code { font-size: .85rem; } code span { display: inline-block; overflow-wrap: an
 """
 
 CHART_SIZE = (5.2, 3.6)  # inches; small, so that its text is still read on a phone
-POINTS_MARKED = 25  # a curve of more evaluations is a plain line
+POINTS_MARKED = 25  # of a curve, at most: of more evaluations not each
+TWO_COLUMNS = 36  # characters of a label that leave room for another beside it
+LEGEND_WIDTH = 70  # characters of the longest line of a label
 
 Record = dict[str, Any]
 
@@ -113,7 +116,7 @@ def _charts(nets: Sequence[Record]) -> list[str]:
             draw_cost,
             finished,
         ),
-        ("Accuracy over training time", "A line for each seed, a point for each evaluation.", draw_curves, finished),
+        ("Accuracy over training time", "A line for each seed.", draw_curves, finished),
     ]
     if timed:
         twins = any(net["latency"]["model"] != net["model"] for _, net in timed)
@@ -131,12 +134,13 @@ def _charts(nets: Sequence[Record]) -> list[str]:
 def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence[tuple[int, Record]]) -> str:
     with plots.style():
         width, height = CHART_SIZE
-        columns = 2
-        lines = -(-len(nets) // columns)
+        labels = [textwrap.fill(net["label"], LEGEND_WIDTH) for _, net in nets]
+        columns = 2 if max(map(len, labels)) <= TWO_COLUMNS else 1
+        lines = -(-sum(label.count("\n") + 1 for label in labels) // columns)
         figure = plots.new_figure(width, height + 0.18 * lines)
         axes = figure.subplots()
-        for index, net in nets:
-            draw(axes, index, net)
+        for (index, net), label in zip(nets, labels):
+            draw(axes, index, net | {"label": label})
         if draw is not draw_curves:
             plots.logarithmic(axes)
         axes.set_ylabel("accuracy (%)")
@@ -177,13 +181,13 @@ def draw_latency(axes: Axes, index: int, net: Record) -> None:
 def draw_curves(axes: Axes, index: int, net: Record) -> None:
     """A net's accuracy as its runs went on."""
     for number, run in enumerate(net["runs"]):
-        marked = len(run["curve"]) <= POINTS_MARKED
         axes.plot(
             [point["seconds"] for point in run["curve"]],
             [point["accuracy"] * 100 for point in run["curve"]],
             label=net["label"] if number == 0 else None,
             linewidth=1.1,
             markersize=3.5,
-            **(look(index) if marked else {"color": look(index)["color"]}),
+            markevery=-(-len(run["curve"]) // POINTS_MARKED),
+            **look(index),
         )
     axes.set_xlabel("training (s)")

@@ -221,6 +221,7 @@ def notes(comparison: Record) -> list[str]:
     found = [
         f"Accuracy: {comparison['eval_split']} of {comparison['dataset']}, after the last epoch"
         + (f", mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else ", one seed."),
+        *_averaged(nets),
         "Train accuracy: of the last epoch, as training saw it: while the weights moved"
         + (", on augmented images." if augmented else "."),
         "Seconds: of the training steps; compilation, evaluation and saving are left out; an epoch's are a run's mean, "
@@ -252,6 +253,15 @@ def notes(comparison: Record) -> list[str]:
     if comparison["note"]:
         found.append(comparison["note"])
     return found
+
+
+def _averaged(nets: Sequence[Record]) -> list[str]:
+    """Whose accuracy is that of averaged weights, in a sentence; none where nobody's is."""
+    labels = [net["label"] for net in nets if net["config"].get("ema_decay")]
+    if not labels:
+        return []
+    whose = "" if len(labels) == len(nets) else f" of {', '.join(labels)}"
+    return [f"Accuracy{whose}: with the weights' moving average (config.ema_decay)."]
 
 
 def failures(nets: Sequence[Record]) -> list[str]:

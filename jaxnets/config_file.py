@@ -11,6 +11,7 @@ from ml_collections import config_flags
 from jaxnets.errors import UserError
 
 PREFIX = "--config."
+FIELD = re.compile(r"--?config\.[\w.]+=")
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -19,9 +20,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
     Raises UserError where there is no such file, word or field, or the field cannot have the value.
     """
     check_overrides(overrides)
-    # Only the last of each: given twice, a tuple's flag would hold the items of both.
-    last = {override.split("=")[0]: override for override in overrides}
-    argv = ["", f"--config={path}", *last.values()]
+    argv = ["", f"--config={path}", *overrides]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "A configuration.", flag_values=values, sys_argv=argv)
     parse(values, argv)
@@ -31,17 +30,21 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
 def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """Give flags, of which one is the configuration `config`, their values; the arguments that are none.
 
-    Raises UserError for what is no flag, no field of the configuration or no value for it, and for a configuration
-    that fails: it is a program, which may fail in any way.
+    Of a field given twice the later value counts. Raises UserError for what is no flag, no field of the configuration
+    or no value for it, for two configurations, and for one that fails: it is a program, which may fail in any way.
     """
+    if len(paths := paths_of(argv)) > 1:
+        raise UserError(f"--config is given {len(paths)} times, as {' and as '.join(paths)}; a run has one")
+    # Given twice, a tuple's flag would hold the items of both.
+    last = {arg.split("=")[0]: at for at, arg in enumerate(argv) if FIELD.match(arg)}
     try:
-        return values(argv)
+        return values([arg for at, arg in enumerate(argv) if last.get(arg.split("=")[0], at) == at])
     except flags.Error as error:  # with absl's sentence first, and last why the configuration failed, if it did
         first, *others = str(error).replace(r"\n", "\n").strip().splitlines()
         why = [line.removeprefix("jaxnets.errors.UserError: ") for line in others[-1:]]
         raise UserError(" ".join((first, *why))) from None
     except Exception as error:
-        path = path_of(argv)
+        path = next(iter(paths), "")
         if not is_file(path):
             raise UserError(f"--config={path} cannot be loaded: there is no such file here") from None
         message = str(error).replace("\\", "")
@@ -53,12 +56,10 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {error}") from None
 
 
-def path_of(argv: Sequence[str]) -> str:
-    """What `--config=PATH` or `--config PATH` names, "" without."""
-    for arg, after in zip(argv, [*argv[1:], ""]):
-        if found := re.fullmatch(r"--?config(=(.*))?", arg):
-            return after if found[1] is None else found[2]
-    return ""
+def paths_of(argv: Sequence[str]) -> list[str]:
+    """What every `--config=PATH` or `--config PATH` names."""
+    found = ((re.fullmatch(r"--?config(=(.*))?", arg), after) for arg, after in zip(argv, [*argv[1:], ""]))
+    return [after if match[1] is None else match[2] for match, after in found if match]
 
 
 def require_config(value: object, path: str) -> ml_collections.ConfigDict:

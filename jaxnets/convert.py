@@ -6,6 +6,8 @@ written over.
 """
 
 import argparse
+import io
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from jaxnets import checkpoint, create_model, evaluate, runtime, settings, torch
 from jaxnets.datasets import absolute
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.models import default_image_size
-from jaxnets.plain_files import replacing
+from jaxnets.plain_files import replacing, user_path
 from jaxnets.predict import CIFAR, IMAGENET, field
 from jaxnets.weight_files import SUFFIXES
 from jaxnets.workdir import CONFIG
@@ -48,15 +50,19 @@ def write(path: Path, model: nn.Module, variables: dict[str, Any], layout: str |
     state_dict = torch_weights.export(model, variables, layout)
     with writing(path, ""):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with writing(path, ""), replacing(path) as scratch:
-        if path.suffix == SAFETENSORS:
-            safetensors.numpy.save_file(state_dict, scratch)
-            return
+    if path.suffix.lower() == SAFETENSORS:
+        content = safetensors.numpy.save(state_dict)
+    else:
         try:
             import torch
         except ImportError:
             raise UserError(f"writing {path} needs PyTorch (pip install torch); .safetensors does not") from None
-        torch.save({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}, scratch)
+        buffer = io.BytesIO()
+        torch.save({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}, buffer)
+        content = buffer.getvalue()
+    # By Python, which says what hinders it as an OSError; the libraries raise errors of their own.
+    with writing(path, ""), replacing(path) as scratch:
+        scratch.write_bytes(content)
 
 
 def write_workdir(
@@ -67,9 +73,10 @@ def write_workdir(
     side = default_image_size(name)
     cifar = side == 32
     mean, std = CIFAR if cifar else IMAGENET
+    usual = ("cifar100" if model.num_classes == 100 else "cifar10") if cifar else "imagenet2012"
     config = ml_collections.ConfigDict(
         {
-            "dataset": absolute(dataset) if dataset else ("cifar10" if cifar else "imagenet2012"),
+            "dataset": absolute(dataset) if dataset else usual,
             "data_dir": None,
             "eval_split": "test" if cifar else "validation",
             "image_size": side,
@@ -87,24 +94,32 @@ def write_workdir(
     )
     with writing(folder, ""):
         folder.mkdir(parents=True)
-        checkpoint.save_variables(folder, variables)
-        # Last, since it is what makes the folder a workdir.
-        settings.write(config, folder / CONFIG)
+        try:
+            checkpoint.save_variables(folder, variables)
+            # Last, since it is what makes the folder a workdir.
+            settings.write(config, folder / CONFIG)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # so that the same command may be given again
+            raise
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m jaxnets.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="IN", type=Path, help="a file with weights, or the workdir of a run")
-    parser.add_argument("target", metavar="OUT", type=Path, help="a .pth, .pt or .safetensors file, or a new folder")
+    parser.add_argument("source", metavar="IN", type=user_path, help="a file with weights, or the workdir of a run")
+    parser.add_argument(
+        "target", metavar="OUT", type=user_path, help="a .pth, .pt or .safetensors file, or a new folder"
+    )
     parser.add_argument("--model", metavar="NAME", help="the net in a file, of jaxnets.list_models()")
     parser.add_argument(
         "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
     )
     parser.add_argument("--checkpoint", default="best", help="of a workdir: best (default), latest, or a step")
     parser.add_argument("--layout", help="whose names a file gets: torchvision, timm, kuangliu, ...")
-    parser.add_argument("--dataset", help="on which a new workdir is evaluated; default: cifar10 or imagenet2012")
+    parser.add_argument(
+        "--dataset", help="on which a new workdir is evaluated; default: cifar10, cifar100 or imagenet2012"
+    )
     return parser
 
 
@@ -113,12 +128,13 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv[1:])
     runtime.configure_logging()
     fields = dict(args.field or [])
-    to_file = args.target.suffix in (*TORCH, SAFETENSORS)
+    suffix = args.target.suffix.lower()
+    to_file = suffix in (*TORCH, SAFETENSORS)
     if not args.source.exists():
         raise UserError(f"there is no {args.source}")
     if args.target.exists():
         raise UserError(f"{args.target} exists; choose another name, nothing is written over")
-    if args.target.suffix in NOT_WRITTEN:
+    if suffix in NOT_WRITTEN:
         raise UserError(f"{args.target} must end in .pth, .pt or .safetensors, or be the name of a new folder")
     if not to_file and args.source.is_dir():
         raise UserError(f"{args.source} is a workdir already; OUT must be a .pth, .pt or .safetensors file")

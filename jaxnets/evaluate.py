@@ -27,6 +27,7 @@ import numpy as np
 from jaxnets import checkpoint, data, distributed, ops, predictions, programs, runtime, settings, step, streaming
 from jaxnets.datasets import data_root, is_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
+from jaxnets.plain_files import user_path
 from jaxnets.workdir import CONFIG
 
 Evaluator = Callable[[dict[str, Any]], tuple[dict[str, Any], step.Predictions]]
@@ -177,10 +178,18 @@ def load_examples(
     return step.replicate(data.decode(split), devices)
 
 
-def require_classes(workdir: Path, split: data.Split) -> None:
-    """UserError where the classes are not those of the run's last evaluation: a label is a class's place among them."""
-    known = predictions.class_names(workdir) or split.class_names
-    for place, (before, now) in enumerate(itertools.zip_longest(known, split.class_names)):
+def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
+    """UserError where the classes are not those of the run's last evaluation: a label is a class's place among them.
+
+    Of a run that was never evaluated, as of weights from elsewhere, only their number is known.
+    """
+    known = predictions.class_names(workdir)
+    if not known and split.num_classes != num_classes or split.num_classes > num_classes:
+        raise UserError(
+            f"{split.name} has {split.num_classes} classes, the net of {workdir} {num_classes}: a label is a class's "
+            "place among all, so that they must be the same classes"
+        )
+    for place, (before, now) in enumerate(itertools.zip_longest(known or split.class_names, split.class_names)):
         if before != now:
             raise UserError(
                 f"{split.name} has not the classes of the run in {workdir}: the one at place {place} was "
@@ -206,7 +215,7 @@ def _print_table(metrics: dict[str, Any], class_names: tuple[str, ...]) -> None:
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxnets.evaluate", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="the folder of the run")
+    parser.add_argument("--workdir", type=user_path, required=True, help="the folder of the run")
     parser.add_argument("--checkpoint", default="best", help="best (by eval_accuracy; default), latest, or a step")
     parser.add_argument("--split", help="TFDS split to evaluate, e.g. test[:1000]; default: the run's eval_split")
     parser.add_argument("--data_dir", help="where the data set (or its folder) is now, if not where the run found it")
@@ -242,11 +251,7 @@ def main(argv: list[str]) -> None:
         image_size=config.image_size,
         crop=config.crop,
     )
-    if split.num_classes > run.model.num_classes:
-        raise UserError(
-            f"{split.name} has {split.num_classes} classes, the net of {args.workdir} {run.model.num_classes}"
-        )
-    require_classes(args.workdir, split)
+    require_classes(args.workdir, split, run.model.num_classes)
     evaluator = make_evaluator(run.model, split, load_examples(split, config, devices), config, devices)
     metrics, _ = evaluator(run.variables)
     _print_table(metrics, split.class_names)

@@ -25,6 +25,7 @@ MAX_BYTES = 1 << 28  # of a file: some formats are read whole before anything is
 MAX_PIXELS = 1 << 26  # 256 MB in PIL, once or twice
 COSTLY_FORMATS = ("WEBP", "AVIF", "JPEG2000")  # several times the memory and time, as transparency: a quarter of it
 MAX_SCANNED_PIXELS = 1 << 31  # pixels times scans: each scan of a progressive JPEG goes over all of its pixels
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF
 LARGE = 1 << 24  # pixels from which on images are decoded one at a time, whatever the number of threads
 
 
@@ -49,10 +50,17 @@ def find(argument: str) -> list[str]:
 
 
 def images_below(folder: str) -> Iterator[str]:
-    """The files at any depth in a folder whose name ends as an image's does; hidden ones are left out."""
+    """The files at any depth in a folder whose name ends as an image's does; hidden ones are left out.
+
+    Links to folders are not followed: they may lead in circles. UserError for a folder that cannot be read.
+    """
     Image.init()
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    for parent, folders, files in os.walk(folder):
+
+    def refuse(error: OSError):
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
+
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             if not name.startswith(".") and Path(name).suffix.lower() in endings:
@@ -62,7 +70,7 @@ def images_below(folder: str) -> Iterator[str]:
 def read(path: str, fit: Callable[[Image.Image], Image.Image] = lambda image: image) -> Image.Image:
     """The file's first image in RGB, turned as its EXIF data say; UserError, without the path, where it has none.
 
-    Transparent pixels show white. 16-bit grey keeps its upper 8 bits. Colour profiles are not applied, as in
+    Transparent pixels show white. Grey of 12 or 16 bits keeps its upper 8. Colour profiles are not applied, as in
     the pipelines on which the published weights were trained. What `fit` makes of the image is returned: of
     large ones only one is in memory at a time, whatever the number of threads.
     """
@@ -122,9 +130,13 @@ def _refuse_endless_scans(image: Image.Image, file: BinaryIO) -> None:
 def _to_rgb(image: Image.Image) -> Image.Image:
     # PIL's conversion to RGB clips numbers of more than 8 bits at 255, and shows the colour behind the transparent.
     deep = image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
+    # A TIFF's grey may have 12 bits, and may count from white; PIL gives its numbers as they are.
+    tags = image.tag_v2 if deep and image.format == "TIFF" else {}
+    bits, inverted = np.ravel(tags.get(BITS_PER_SAMPLE, 16))[0], tags.get(PHOTOMETRIC) == 0
     ImageOps.exif_transpose(image, in_place=True)
     if deep:
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+        return Image.fromarray(255 - grey if inverted else grey).convert("RGB")
     if image.mode in ("I", "F"):
         raise UserError("its pixels are 32-bit numbers, whose range is unknown")
     if image.has_transparency_data:

@@ -48,7 +48,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     state is saved.
     """
     with interruption.raised():
-        return _train(config, Path(directory))
+        return _train(config, Path(directory).expanduser())
 
 
 def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]:

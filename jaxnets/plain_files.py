@@ -45,9 +45,19 @@ def parse_json(text: str) -> Any:
         raise ValueError("it nests too deeply") from None
 
 
+def user_path(text: str) -> Path:
+    """A path as it is typed: the shell leaves `~`, for the home folder, to us in `--workdir=~/runs`."""
+    return Path(text).expanduser()
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """The file to write in place of `path`, which it becomes after the block: all of it or nothing at any time."""
     scratch = path.with_name(path.name + ".tmp")
-    yield scratch
-    os.replace(scratch, path)
+    try:
+        yield scratch
+        os.replace(scratch, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise

@@ -32,6 +32,7 @@ from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
 
 Weights = dict[str, Any]  # {'params', 'batch_stats'}
+MAX_STEPS = 100_000_000  # the learning rates of all are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +137,18 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             f"config.batch_size={config.batch_size} must be at most the {len(train_split)} examples "
             f"of config.train_split={config.train_split!r}"
         )
-    schedule = make_schedule(config, data.steps_per_epoch(len(train_split), config.batch_size))
+    steps_per_epoch = data.steps_per_epoch(len(train_split), config.batch_size)
+    total_steps = config.num_epochs * steps_per_epoch
+    if total_steps > MAX_STEPS:
+        raise UserError(
+            f"config.num_epochs={config.num_epochs} are {total_steps:,} steps: at most {MAX_STEPS:,} are taken"
+        )
+    schedule = make_schedule(config, steps_per_epoch)
     of_the_rate = ("name", "learning_rate", "batch_scaling")
     update = {name: value for name, value in config.optimizer.items() if name not in of_the_rate}
     optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
     axis_name = step.AXIS if config.sync_batch_norm else None
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
-    total_steps = config.num_epochs * data.steps_per_epoch(len(train_split), config.batch_size)
     # All at once and now: one by one, each would wait for the training steps in flight.
     learning_rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(total_steps)))
     return Plan(config, devices, train_split, eval_split, model, schedule, optimizer, learning_rates)

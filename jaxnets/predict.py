@@ -41,6 +41,7 @@ from jaxnets import create_model, data, datasets, evaluate, image_files, predict
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.models import default_image_size
+from jaxnets.plain_files import user_path
 
 Triple = tuple[float, float, float]
 MAX_IMAGE_SIZE = 4096
@@ -192,7 +193,7 @@ def _printable(path: str) -> str:
 
 def _labels(path: str, num_classes: int) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+        names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
     except (OSError, ValueError) as error:
         raise UserError(f"--labels={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(names) != num_classes:
@@ -233,7 +234,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or a quoted pattern")
     run = parser.add_argument_group("the net of a run")
-    run.add_argument("--workdir", type=Path, help="the folder of the run")
+    run.add_argument("--workdir", type=user_path, help="the folder of the run")
     run.add_argument("--checkpoint", help="best (by eval_accuracy; default), latest, or a step")
     run.add_argument("--ema", action="store_true", help="the averaged weights of the run")
     published = parser.add_argument_group("published weights")

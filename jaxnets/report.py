@@ -6,7 +6,6 @@ compares them and is written to --out. The file needs nothing beside it and no n
 
 import datetime
 import importlib.resources
-import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from jaxnets import data, journal, machine, predictions, report_errors, report_parts, runtime, settings, step, timing
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
-from jaxnets.plain_files import replacing
+from jaxnets.plain_files import replacing, user_path
 from jaxnets.report_parts import History
 from jaxnets.workdir import CONFIG
 
@@ -30,7 +29,13 @@ def load(workdir: Path, name: str | None = None) -> History:
     reported in the log and left out.
     """
     config = settings.read(workdir / CONFIG).to_dict()
-    records = [record for record in journal.read(workdir) if _is_record(record)]
+    # What is no number is damaged.
+    records = [
+        {name: value for name, value in record.items() if _is_number(value)}
+        for record in journal.read(workdir)
+        if isinstance(record, dict)
+    ]
+    records = [record for record in records if _has_numbers(record, "step", "epoch")]
     trained = [record for record in records if _has_numbers(record, "loss", "accuracy")]
     evaluations = [record for record in records if _has_numbers(record, "eval_loss", "eval_accuracy")]
     if not trained + evaluations:
@@ -52,12 +57,12 @@ def load(workdir: Path, name: str | None = None) -> History:
     )
 
 
-def _is_record(record) -> bool:
-    return isinstance(record, dict) and _has_numbers(record, "step", "epoch")
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and -timing.MAX_STEP < value < timing.MAX_STEP  # so no NaN either
 
 
 def _has_numbers(record: dict, *names: str) -> bool:
-    return all(isinstance(record.get(name), int | float) and math.isfinite(record[name]) for name in names)
+    return record.keys() >= {*names}
 
 
 def render(runs: Sequence[History]) -> str:
@@ -168,9 +173,11 @@ def _parser() -> ArgumentParser:
         description=__doc__,
         usage="%(prog)s [-h] --workdir=DIR [DIR ...] [--out=FILE]",
     )
-    parser.add_argument("--workdir", type=Path, action="append", default=[], help="the folder of a run")
-    parser.add_argument("more", type=Path, nargs="*", metavar="DIR", help="further runs to compare with it")
-    parser.add_argument("--out", type=Path, help=f"the page; default: {FILE} in the workdir; of several, {COMPARISON}")
+    parser.add_argument("--workdir", type=user_path, action="append", default=[], help="the folder of a run")
+    parser.add_argument("more", type=user_path, nargs="*", metavar="DIR", help="further runs to compare with it")
+    parser.add_argument(
+        "--out", type=user_path, help=f"the page; default: {FILE} in the workdir; of several, {COMPARISON}"
+    )
     return parser
 
 

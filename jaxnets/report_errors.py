@@ -16,7 +16,7 @@ from jaxnets.predictions import Evaluated
 from jaxnets.report_parts import History
 
 MAX_TABLE = 20  # classes whose confusions are a table; those of more are an image
-MAX_MATRIX = 1000  # and of more than that are not drawn: an image has a dot for every two classes
+MAX_MATRIX = 1000  # and of more than that are not drawn
 NUM_PAIRS = 10
 
 
@@ -27,8 +27,9 @@ def errors(run: History) -> dict[str, Any] | None:
         return None
     names = class_names(evaluated)
     confusions = Confusions.of(evaluated, len(names))
+    whose = ", of the weights themselves, not their average" if run.config.get("ema_decay") else ""
     made = {
-        "note": f"The last evaluation, of {len(evaluated.label):,} images, after step {int(evaluated.step):,}.",
+        "note": f"The last evaluation{whose}: {len(evaluated.label):,} images, after step {int(evaluated.step):,}.",
         "class_names": names,
         "matrix": None,
         "image": None,
@@ -126,6 +127,7 @@ def _classes(evaluated: Evaluated, confusions: Confusions, names: Sequence[str])
         rows.append(
             {
                 "name": names[at],
+                "number": int(at),
                 "accuracy": f"{recall[at]:.1%}",
                 "width": f"{100 * recall[at]:.1f}",
                 "precision": "–" if np.isnan(precision[at]) else f"{precision[at]:.1%}",
@@ -160,7 +162,7 @@ def _png(image: np.ndarray) -> str:
 
 
 def by_class(runs: Sequence[History]) -> list[dict[str, Any]]:
-    """The accuracy of each class in each run; empty where the runs do not share their classes."""
+    """The accuracy of each class in each run, the hardest first; empty where the runs do not share their classes."""
     if any(run.evaluated is None for run in runs):
         return []
     names = runs[0].evaluated.class_names
@@ -173,13 +175,15 @@ def by_class(runs: Sequence[History]) -> list[dict[str, Any]]:
         support.append(np.bincount(label, minlength=len(names)))
     support = np.array(support)
     shares = np.array(right) / np.maximum(support, 1)
+    seen = support.sum(0) > 0
+    order = np.lexsort((shares.mean(0), ~seen))
     return [
         {
-            "name": name,
+            "name": names[at],
             "cells": [
                 {"text": f"{share:.1%}" if images else "–", "width": f"{100 * share:.1f}"}
                 for share, images in zip(shares[:, at], support[:, at])
             ],
         }
-        for at, name in enumerate(names)
+        for at in order
     ]

@@ -32,7 +32,9 @@ class History:
     @property
     def throughput(self) -> list[Record]:
         """Images a second of training in every span, as records: of an epoch, or its parts around an interruption."""
-        size = self.config.get("batch_size", 0)
+        size = self.config.get("batch_size")
+        if not isinstance(size, int):
+            return []
         took = [(span, sum(span.seconds.get(name, 0.0) for name in timing.TRAINING)) for span in self.spans]
         return [
             {"step": span.last, "images_per_second": (span.last - span.first) * size / seconds}
@@ -104,22 +106,22 @@ def legend(runs: Sequence[History]) -> list[dict[str, Any]]:
     """What each kind of line is."""
     if len(runs) > 1:
         names = [
-            {"label": run.name, "colour": colour, "faint": False, "dashed": dashed}
-            for run, (colour, dashed) in zip(runs, run_styles(len(runs)))
+            {"label": run.name, "colour": colour, "faint": False, "dash": dash}
+            for run, (colour, dash) in zip(runs, run_styles(len(runs)))
         ]
-        return [*names, {"label": "thin: training", "colour": "muted", "faint": True, "dashed": False}]
+        return [*names, {"label": "thin: training", "colour": "muted", "faint": True, "dash": 0}]
     made = [
-        {"label": "evaluation", "colour": EVALUATION, "faint": False, "dashed": False},
-        {"label": "training", "colour": TRAINING, "faint": True, "dashed": False},
+        {"label": "evaluation", "colour": EVALUATION, "faint": False, "dash": 0},
+        {"label": "training", "colour": TRAINING, "faint": True, "dash": 0},
     ]
     if any("ema_eval_loss" in record for record in runs[0].evaluations):
-        made.insert(1, {"label": "evaluation, averaged weights", "colour": AVERAGED, "faint": False, "dashed": True})
+        made.insert(1, {"label": "evaluation, averaged weights", "colour": AVERAGED, "faint": False, "dash": 1})
     return made
 
 
-def run_styles(count: int) -> list[tuple[str, bool]]:
-    """The colour of each of several runs, and whether its lines are dashed: those beyond the colours are."""
-    return [(SERIES[number % len(SERIES)], number // len(SERIES) % 2 == 1) for number in range(count)]
+def run_styles(count: int) -> list[tuple[str, int]]:
+    """The colour of each of several runs, and the dashes of its lines: of those beyond the colours they differ."""
+    return [(SERIES[number % len(SERIES)], number // len(SERIES) % len(charts.DASHES)) for number in range(count)]
 
 
 def draw_charts(runs: Sequence[History]) -> list[dict[str, str]]:
@@ -156,10 +158,10 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
         curves.append(charts.Curve(x, y, **style))
         descriptions.append(f"{label} from {y[0]:.4g} to {y[-1]:.4g}")
 
-    for run, (colour, dashed) in zip(runs, run_styles(len(runs))):
+    for run, (colour, dash) in zip(runs, run_styles(len(runs))):
         several = len(runs) > 1
         name = f"{run.name}, " if several else ""
-        style = {"colour": colour if several else TRAINING, "dashed": dashed}
+        style = {"colour": colour if several else TRAINING, "dash": dash}
         records = run.throughput if trained == "images_per_second" else run.trained
         marked = trained == "images_per_second"
         add(run, records, trained, f"{name}training", faint=bool(evaluated), marked=marked, **style)
@@ -167,7 +169,7 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
             style["colour"] = colour if several else EVALUATION
             add(run, run.evaluations, evaluated, f"{name}evaluation", marked=True, **style)
             if not several:
-                style = {"colour": AVERAGED, "dashed": True, "marked": True}
+                style = {"colour": AVERAGED, "dash": 1, "marked": True}
                 add(run, run.evaluations, f"ema_{evaluated}", "averaged weights", **style)
     if not curves:
         return None

@@ -165,6 +165,8 @@ def check(config: ml_collections.ConfigDict) -> None:
         "augment.cutmix",
     ):
         checks.within(field, 0, math.inf, "0 or more, and finite")
+    for field in ("init_from", "data_dir"):
+        checks.require(field, "a path, or None", lambda value: value is None or value)
     checks.within("schedule.end_factor", 0, math.nextafter(1, 2), "in [0, 1]")
     side = config.image_size
     checks.within("augment.crop_padding", 0, side, f"from 0 to below image_size={side}")

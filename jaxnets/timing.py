@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from jaxnets.plain_files import parse_json, read_text
 
 FILE = "timing.jsonl"
 MAX_BYTES = 1 << 26
+MAX_STEP = 1 << 62  # beyond which a number of steps is damage
 REST = "set-up and rest"
 TRAINING = ("train", "wait for data")  # what passes while the steps of an epoch are taken
 AFTERWARDS = ("evaluate", "checkpoint")  # and when it ends; all else comes before its first step
@@ -76,6 +78,8 @@ def read(workdir: Path) -> list[Span]:
             seconds = {str(name): float(value) for name, value in record["seconds"].items()}
             span = Span(int(record["first"]), int(record["last"]), seconds)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            continue
+        if not (0 <= span.first <= span.last < MAX_STEP and all(0 <= s < math.inf for s in seconds.values())):
             continue
         spans = [before for before in spans if before.last <= span.first]
         spans.append(span)

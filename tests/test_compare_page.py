@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from matplotlib.figure import Figure
 
 from jaxnets import compare_page, compare_results
 from tests.test_compare_results import MACHINE, make_net, make_run
@@ -85,3 +86,23 @@ def test_no_id_stands_twice(page):
 def test_every_net_looks_its_own():
     looks = [tuple(compare_page.look(index).values()) for index in range(40)]
     assert len(set(looks)) == 40
+
+
+def test_long_names_stay_within_their_chart():
+    """Two beside each other would begin left of the chart, which cuts them off."""
+    labels = [f"mobilenet_v2_cifar:width=0.5:activation=relu6:shortcut={name}:bottleneck=nonlinear" for name in "abcd"]
+    runs = [make_run(0.5, {}) | {"seed": 0, "curve": [{"seconds": 1.0, "accuracy": 0.3}]}]
+    nets = [(at, make_net(label, runs)) for at, label in enumerate(labels)]
+    chart = compare_page._chart("cost", compare_page.draw_cost, nets)
+    assert min(float(x) for x in re.findall(r"translate\((-?[\d.]+)", chart)) >= 0
+    assert all(label[:70] in chart and label[70:] in chart for label in labels)
+
+
+def test_curves_of_many_evaluations_keep_their_markers():
+    runs = [make_run(0.5, {}) | {"curve": [{"seconds": at, "accuracy": 0.3} for at in range(60)]}]
+    axes = Figure().subplots()
+    for index in (0, 8):  # of one colour
+        compare_page.draw_curves(axes, index, make_net("net", runs))
+    one, other = axes.lines
+    assert one.get_color() == other.get_color() and one.get_marker() != other.get_marker()
+    assert one.get_markevery() == 3

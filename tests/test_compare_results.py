@@ -127,6 +127,11 @@ def test_the_notes_say_where_and_how():
     assert "No run reached 90%." in found and "while the weights moved." in found
     where = ", 4 CPU cores, JAX 1 (from 2026-01-0"
     assert f"Trained on: a machine{where}1); another{where}3)." in found
+    assert "average" not in found
+    other = make_net("b", runs)
+    other["config"]["ema_decay"] = 0.9
+    said = compare_results.notes(comparison | {"nets": [net, other]})
+    assert "Accuracy of b: with the weights' moving average (config.ema_decay)." in said
     net["config"]["augment"]["flip"] = True
     assert "on augmented images" in "\n".join(compare_results.notes(comparison))
 

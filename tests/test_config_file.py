@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from jaxnets import config_file
 from jaxnets.errors import UserError
@@ -46,7 +48,7 @@ def test_words_that_contradict_each_other_are_said_in_full(repository):
 
 @pytest.mark.parametrize("form", [["--config=a.py:x"], ["--config", "a.py:x"], ["-config=a.py:x"]])
 def test_the_path_is_found_however_it_is_given(form):
-    assert config_file.path_of(["train.py", "--config.seed=1", *form, "--workdir=w"]) == "a.py:x"
+    assert config_file.paths_of(["train.py", "--config.seed=1", *form, "--workdir=w"]) == ["a.py:x"]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ def test_the_path_is_found_however_it_is_given(form):
     [
         ("nothing.py", "--config.seed=1", "cannot be loaded"),
         ("mnv2.py:x9", "--config.seed=1", "x9"),
+        ("default.py:quick", "--config.seed=1", "default.py takes no words such as 'quick'"),
         ("mnv2.py", "--config.learning_rat=1", "no field learning_rat"),
         ("mnv2.py", "--config.optimizer.learning_rat=1", "did you mean learning_rate"),
         ("mnv2.py", "--config.num_epochs=many", "num_epochs"),
@@ -65,3 +68,19 @@ def test_what_cannot_be_is_one_sentence(repository, file, override, says):
     with pytest.raises(UserError, match=says) as caught:
         config_file.load(f"{repository}/configs/{file}", [override])
     assert "\n" not in str(caught.value)
+
+
+def test_of_a_field_given_twice_the_later_counts(repository):
+    """A tuple's flag would hold the items of both."""
+    values = flags.FlagValues()
+    argv = ["", f"--config={repository}/configs/mnv2.py", "--config.progressive_sizes=8,16", "--config.seed=3"]
+    argv += ["--config.progressive_sizes=12,32", "more"]
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
+    assert config_file.parse(values, argv) == ["", "more"]
+    assert values["config"].value.progressive_sizes == (12, 32) and values["config"].value.seed == 3
+
+
+def test_two_configurations_are_refused(repository):
+    argv = ["", "--config=a.py", "--config.num_epochs=3", "--config=b.py"]
+    with pytest.raises(UserError, match="--config is given 2 times, as a.py and as b.py; a run has one"):
+        config_file.parse(flags.FlagValues(), argv)

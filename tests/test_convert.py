@@ -1,6 +1,7 @@
 """Weights pass between PyTorch, safetensors and workdirs bit for bit, and nothing is written over."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import safetensors.numpy
 import torch
 import torchvision
+from PIL import Image
 
 from jaxnets import checkpoint, convert, create_model, evaluate, predict, torch_weights
 from jaxnets.errors import UserError
@@ -99,6 +101,38 @@ def test_nothing_is_written_over(pth, tmp_path):
 
 
 NET = ["--model=mobilenet_v2", WIDTH, "--field=num_classes=7"]
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_a_full_disk_is_one_sentence(pth, tmp_path, monkeypatch, ending):
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=f"new.{ending} cannot be written: No space left on device$"):
+        run(pth, tmp_path / f"new.{ending}", *NET)
+
+
+def test_a_workdir_that_cannot_be_written_leaves_no_half(pth, tmp_path, monkeypatch):
+    def full(folder, variables):
+        (folder / "checkpoints").mkdir()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+        patch.setattr(checkpoint, "save_variables", full)
+        run(pth, tmp_path / "new", *NET)
+    run(pth, tmp_path / "new", *NET)
+    assert evaluate.load_run(tmp_path / "new").model.num_classes == 7
+
+
+def test_weights_of_other_classes_are_not_evaluated_on_a_folder(pth, tmp_path):
+    """Two folders' labels, 0 and 1, are no classes of a net of seven."""
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "photos" / name / "0.png")
+    run(pth, tmp_path / "new", *NET, f"--dataset=folder:{tmp_path / 'photos'}")
+    with pytest.raises(UserError, match="photos has 2 classes, the net of .*new 7: a label is a class's place"):
+        evaluate.main(["evaluate", f"--workdir={tmp_path / 'new'}", "--split=train"])
 
 
 @pytest.mark.parametrize(

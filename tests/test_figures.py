@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnets
-from jaxnets import config_file, loop, models, plots, settings, summary
+from jaxnets import config_file, loop, models, optim, plots, settings, summary
 from jaxnets.errors import UserError
 from jaxnets.figures import __main__ as command
 from jaxnets.figures import (
@@ -193,6 +193,7 @@ def test_only_nets_without_batch_norm_have_a_rate_of_their_own():
 def test_recipe_knobs(small, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe_knobs, "NET", "tiny")
     monkeypatch.setattr(recipe_knobs, "KNOBS", {"longer": ("num_epochs=3",), "smoother": ("label_smoothing=0.1",)})
+    monkeypatch.setattr(recipe_knobs, "larger_batches", lambda base: {})
     data = run("recipe_knobs", tmp_path, small)
     assert data["base"]["accuracy"]["mean"] == pytest.approx((0.5 + 0.525) / 2)
     longer, smoother = data["knobs"]
@@ -222,7 +223,23 @@ def test_a_knob_is_compared_seed_by_seed(tmp_path, monkeypatch):
         recipe_knobs.measure(Options(tmp_path))
 
 
-@pytest.mark.parametrize(("figure", "count"), [(recipe_knobs, len(recipe_knobs.KNOBS)), (recipe_parts, 5)])
+@pytest.mark.parametrize("overrides", [(), ("--config.optimizer.learning_rate=0.05", "--config.batch_size=64")])
+def test_the_rates_of_large_batches_are_scaled_from_the_bases(overrides):
+    base, *knobs = (entry.config for entry in recipe_knobs.entries(Options(None, overrides=overrides)))
+
+    def rate(config):
+        return (
+            optim.scale_rate(config.optimizer.learning_rate, config.batch_size, config.optimizer.batch_scaling)
+            / rate_of_base
+        )
+
+    rate_of_base = base.optimizer.learning_rate
+    large = knobs[-3:]
+    assert [config.batch_size for config in large] == [4 * base.batch_size] * 3
+    assert [rate(config) for config in large] == pytest.approx([1, 2, 4])
+
+
+@pytest.mark.parametrize(("figure", "count"), [(recipe_knobs, len(recipe_knobs.KNOBS) + 3), (recipe_parts, 5)])
 def test_every_knob_changes_the_base_and_can_be_trained(figure, count):
     base, *knobs = figure.entries(Options(None))
     assert len(knobs) == count

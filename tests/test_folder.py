@@ -150,3 +150,23 @@ def test_a_folders_name_holds_anywhere(flat, monkeypatch):
     monkeypatch.chdir(flat.parent)
     assert folder.absolute(f"folder:{flat.name}") == f"folder:{flat}"
     assert folder.absolute("cifar10") == "cifar10"
+
+
+def test_a_class_without_images_is_said(flat, caplog):
+    place(flat, "emu/.hidden.png")
+    assert folder.read_folder(f"folder:{flat}").class_names == ("cat", "dog", "emu")
+    assert f"{flat} holds no image files of the class emu" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(flat, monkeypatch):
+    """Its files would be missing in silence."""
+    scandir = os.scandir
+
+    def refusing(path):
+        if os.fspath(path).endswith("more"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(UserError, match="dog/more cannot be read: Permission denied"):
+        folder.read_folder(f"folder:{flat}")

@@ -1,6 +1,7 @@
 """Image files of every kind come out as upright RGB of the right size, or as one sentence."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -132,6 +133,29 @@ def test_a_turned_16_bit_image_keeps_its_brightness(tmp_path):
     stored = np.arange(6, dtype=np.uint16).reshape(2, 3) << 12
     path = save(tmp_path / "turned.png", Image.fromarray(stored), exif=exif)
     np.testing.assert_array_equal(pixels(path)[..., 0], np.rot90(stored >> 8, -1))
+
+
+@pytest.mark.parametrize(("bits", "photometric", "shown"), [(12, 1, 0x55), (16, 1, 0x05), (16, 0, 0xFA)])
+def test_a_tiffs_grey_is_as_deep_and_as_dark_as_it_says(tmp_path, bits, photometric, shown):
+    """A strip of one row of two pixels of 0x555, packed by hand, since PIL writes 16 bits from black alone."""
+    packed = bytes.fromhex("555555") if bits == 12 else np.full(2, 0x555, "<u2").tobytes()
+    tags = [
+        (256, 2),
+        (257, 1),
+        (258, bits),
+        (259, 1),
+        (262, photometric),
+        (273, 8),
+        (277, 1),
+        (278, 1),
+        (279, len(packed)),
+    ]
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    head = struct.pack("<2sHI", b"II", 42, 16)
+    (tmp_path / "grey.tif").write_bytes(
+        head + packed.ljust(8, b"\0") + struct.pack("<H", len(tags)) + entries + bytes(4)
+    )
+    np.testing.assert_array_equal(pixels(tmp_path / "grey.tif"), np.full((1, 2, 3), shown))
 
 
 def noise(side=64):

@@ -39,8 +39,13 @@ def test_a_file_is_replaced_at_the_end_of_the_block_alone(tmp_path):
     with pytest.raises(KeyError), plain_files.replacing(file) as scratch:
         scratch.write_text("half")
         raise KeyError
-    assert file.read_text() == "old"
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
     with plain_files.replacing(file) as scratch:
         scratch.write_text("new")
         assert file.read_text() == "old"
     assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_path_begins_at_home_where_it_says_so(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert [str(plain_files.user_path(text)) for text in ("~/runs", "a/~b")] == ["/home/someone/runs", "a/~b"]

@@ -20,6 +20,13 @@ def config(tmp_path_factory):
     return made
 
 
+def test_a_run_that_never_ends_is_refused(config):
+    config = config.copy_and_resolve_references()
+    config.num_epochs = 10**8
+    with pytest.raises(UserError, match="num_epochs=100000000 are [0-9,]+ steps: at most 100,000,000"):
+        plan.make_plan(config)
+
+
 def test_the_length_of_a_run_leaves_out_incomplete_batches(config):
     config.batch_size, config.num_epochs = 100, 3
     made = plan.make_plan(config)

@@ -13,3 +13,16 @@ def test_the_confusions_are_sklearns(tmp_path):
     expected = sklearn.metrics.confusion_matrix(run.label, run.predicted, labels=range(4), normalize="true")
     np.testing.assert_array_equal(found.shares(), expected)
     assert found.wrong()[2].tolist() == sorted(found.wrong()[2], reverse=True)
+
+
+def test_the_hardest_class_of_all_runs_comes_first(tmp_path):
+    runs = [report.load(make_run(tmp_path / name, seed=at)) for at, name in enumerate(("one", "two"))]
+    rows = report_errors.by_class(runs)
+    means = [np.mean([float(cell["width"]) for cell in row["cells"]]) for row in rows]
+    assert means == sorted(means) and len(rows) == 3
+
+
+def test_a_run_with_an_average_says_whose_mistakes_they_are(tmp_path):
+    plain, averaged = (report.load(make_run(tmp_path / f"{decay}", ema_decay=decay)) for decay in (0.0, 0.9))
+    assert "average" not in report_errors.errors(plain)["note"]
+    assert "of the weights themselves, not their average: 60 images" in report_errors.errors(averaged)["note"]

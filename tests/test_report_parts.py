@@ -30,3 +30,25 @@ def test_a_run_is_said_to_be_where_it_is(tmp_path):
     assert "3 epochs, 30 steps" in report_parts.lede(run)
     going_on = dataclasses.replace(run, evaluations=run.evaluations[:1])
     assert "epoch 3 of 3 so far, 30 steps" in report_parts.lede(going_on)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"batch_size": None}, {"batch_size": "many"}, {"num_epochs": "three"}, {"augment": 3}]
+)
+def test_a_page_is_drawn_of_a_damaged_configuration(tmp_path, fields):
+    assert "87.50%" in report.write([make_run(tmp_path / "run", **fields)]).read_text()
+
+
+@pytest.mark.parametrize("value", ['"q"', "NaN", "1e400", "[]", "null", f"1{'0' * 400}"])
+@pytest.mark.parametrize("field", ["step", "eval_accuracy", "ema_eval_accuracy", "learning_rate", "num_examples"])
+def test_what_is_no_number_in_a_record_is_left_out(tmp_path, field, value):
+    workdir = make_run(tmp_path / "run")
+    records = (workdir / "metrics.jsonl").read_text().splitlines()
+    damaged = '{"step": 30, "epoch": 3, "loss": 1, "accuracy": 1, "eval_loss": 1, "eval_accuracy": 0.5, "%s": %s}'
+    (workdir / "metrics.jsonl").write_text("\n".join([*records, damaged % (field, value)]))
+    assert "87.50%" in report.write([workdir]).read_text()
+
+
+def test_runs_look_different_as_long_as_can_be():
+    styles = report_parts.run_styles(24)
+    assert len(set(styles)) == 24

@@ -55,6 +55,13 @@ def test_a_bad_value_is_refused_with_its_field(field, value):
         settings.check(changed(**{field: value}))
 
 
+@pytest.mark.parametrize("field", ["init_from", "data_dir"])
+def test_an_empty_path_is_refused(field):
+    """As of a variable of the shell that is not set."""
+    with pytest.raises(UserError, match=f"config.{field}"):
+        settings.check(changed(**{field: ""}))
+
+
 def test_the_defaults_pass():
     settings.check(default.get_config())
 

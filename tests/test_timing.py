@@ -43,7 +43,18 @@ def test_what_an_earlier_checkpoint_made_again_counts_once(tmp_path):
     assert timing.totals(timing.read(tmp_path)) == {"train": 13.0}
 
 
-@pytest.mark.parametrize("line", ['{"first": 5, "la', "[]", '{"first": 1}', '{"first": 1, "last": 2, "seconds": 3}'])
+WRONG = [
+    '{"first": 0, "last": 5, "seconds": {"train": NaN}}',
+    '{"first": 0, "last": 5, "seconds": {"train": 1e400}}',
+    '{"first": 0, "last": 5, "seconds": {"train": -1}}',
+    '{"first": 9, "last": 5, "seconds": {}}',
+    f'{{"first": 0, "last": 1{"0" * 400}, "seconds": {{}}}}',
+]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"first": 5, "la', "[]", '{"first": 1}', '{"first": 1, "last": 2, "seconds": 3}', *WRONG]
+)
 def test_a_line_that_is_no_span_spoils_no_other(tmp_path, line):
     write(tmp_path, (0, 5, {"train": 1}))
     with (tmp_path / timing.FILE).open("a") as file:

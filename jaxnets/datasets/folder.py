@@ -1,6 +1,7 @@
 """A folder of image files as a data set: `class/image`, or `split/class/image`; nothing is copied or prepared."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from jaxnets import image_files
 from jaxnets.errors import UserError
 
 PREFIX = "folder:"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def read_folder(dataset: str) -> ImageFolder:
     class. Classes are numbered in the order of their names; labels come from the folders' names, whatever is below
     a class's folder. The files of a split stand in an order that only their names decide and that mixes the
     classes, so that slices such as `train[:90%]` hold all of them and a further file moves no other. Hidden files
-    and folders, and files that are not named as images, are left out.
+    and folders, links to folders within a class's, and files that are not named as images, are left out.
 
     Raises UserError where there is no such folder, no class or no image in it, or a split has a class of its own.
     """
@@ -118,8 +120,13 @@ def _splits(directory: Path) -> dict[str, Path]:
 def _files(directory: Path, class_names: Sequence[str]) -> ImageFiles:
     found = []
     for label, name in enumerate(class_names):
+        if not (directory / name).is_dir():
+            continue
         for path in image_files.images_below(str(directory / name)):
             key = os.fsencode(os.path.relpath(path, directory))
             found.append((hashlib.sha256(key).digest(), path, label))
     found.sort()
+    empty = sorted(set(range(len(class_names))) - {label for _, _, label in found})
+    if found and empty:
+        logger.warning("%s holds no image files of the class %s", directory, ", ".join(class_names[at] for at in empty))
     return ImageFiles(tuple(path for _, path, _ in found), tuple(label for _, _, label in found))

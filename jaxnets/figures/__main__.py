@@ -35,7 +35,7 @@ from jaxnets.figures import (
     width_tradeoff,
 )
 from jaxnets.figures.options import Options
-from jaxnets.plain_files import replacing
+from jaxnets.plain_files import replacing, user_path
 
 FIGURES: dict[str, ModuleType] = {
     "relu_collapse": relu_collapse,
@@ -72,7 +72,7 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxnets.figures", description=__doc__)
     parser.add_argument("name", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES))
-    parser.add_argument("--out", type=Path, required=True, help="folder of the figure, and of the runs behind it")
+    parser.add_argument("--out", type=user_path, required=True, help="folder of the figure, and of the runs behind it")
     parser.add_argument("--seeds", type=int, help="runs of each net that is trained; default: 2")
     parser.add_argument("--config", help="configuration of nets that are trained; default: configs/default.py")
     return parser

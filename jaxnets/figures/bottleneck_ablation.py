@@ -40,7 +40,7 @@ def draw(data: dict[str, Any]) -> Figure:
         for name, label in variants.items():
             draw_net(axes, list(NETS).index(name), label, data["nets"][name])
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # inside there is no free corner
     figure.axes[0].set_ylabel("accuracy (%)")
     training.footnote(figure, data, "bands: range over")

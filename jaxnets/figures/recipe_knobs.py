@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 from matplotlib.figure import Figure
 
 from jaxnets import compare_entries, plots
@@ -26,7 +27,6 @@ SETTING = (
     "--config.eval_every_epochs=10",
 )
 BASE = "base"
-# The rates of large batches are the base's, 0.1 for 128 images, by each rule: the field is that for 256.
 KNOBS = {
     "ema_decay=0.99": ("ema_decay=0.99",),
     "label_smoothing=0.1": ("label_smoothing=0.1",),
@@ -34,22 +34,23 @@ KNOBS = {
     "augment.mixup=0.2": ("augment.mixup=0.2",),
     "augment.cutmix=1.0": ("augment.cutmix=1.0",),
     "crop_area=0.5": ("crop_area=0.5", "augment.crop_padding=0"),
-    "progressive_sizes=(12, 16)": ("progressive_sizes=(12, 16)",),
+    "progressive_sizes=(0.75, 1.0)": ("progressive_sizes=(0.75, 1.0)",),
     "schedule.name=one_cycle": ("schedule.name=one_cycle", "schedule.warmup_epochs=3.0"),
     "optimizer.nesterov=False": ("optimizer.nesterov=False",),
     "optimizer.name=muon": ("optimizer.name=muon", "optimizer.learning_rate=0.02"),
-    "batch 512": ("batch_size=512",),
-    "batch 512, batch_scaling=sqrt": (
-        "batch_size=512",
-        f"optimizer.learning_rate={0.1 * 2**0.5}",
-        "optimizer.batch_scaling=sqrt",
-    ),
-    "batch 512, batch_scaling=linear": (
-        "batch_size=512",
-        "optimizer.learning_rate=0.2",
-        "optimizer.batch_scaling=linear",
-    ),
 }
+
+
+def larger_batches(base: ml_collections.ConfigDict) -> dict[str, Sequence[str]]:
+    """Knobs of four times the batch: at the base's learning rate, and scaled by each rule from the base's batch."""
+    size = 4 * base.batch_size
+    knobs = {f"batch {size}": (f"batch_size={size}",)}
+    for rule, exponent in (("sqrt", 0.5), ("linear", 1.0)):
+        # The field is the rate of a batch of 256, from which the rule scales it.
+        rate = base.optimizer.learning_rate * (256 / base.batch_size) ** exponent
+        scaled = f"optimizer.learning_rate={rate}", f"optimizer.batch_scaling={rule}"
+        knobs[f"batch {size}, batch_scaling={rule}"] = (f"batch_size={size}", *scaled)
+    return knobs
 
 
 def measure(options: Options) -> dict[str, Any]:
@@ -92,7 +93,8 @@ def last_accuracies(net: dict[str, Any]) -> dict[int, float]:
 
 def entries(options: Options) -> list[compare_entries.Entry]:
     """The base, and a run for each knob."""
-    return variants(NET, SETTING, KNOBS, options)
+    (base,) = variants(NET, SETTING, {}, options)
+    return variants(NET, SETTING, KNOBS | larger_batches(base.config), options)
 
 
 def variants(
@@ -124,6 +126,6 @@ def draw(data: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(knobs)), [knob["label"] for knob in knobs])
     base = 100 * data["base"]["accuracy"]["mean"]
     axes.set_title(data["net"])
-    axes.set_xlabel(f"test accuracy, points from {base:.1f} %")
+    axes.set_xlabel(f"accuracy, points from {base:.1f} %")
     training.footnote(figure, data, "dots: seeds, bars: mean of")
     return figure
