@@ -81,7 +81,8 @@ def _table(section: compare_results.Section) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in section.header)
     rows = ""
     for name, *cells in section.rows:
-        name = escape(name).replace("_", "_<wbr>")  # a net's name breaks between its words
+        # A net's name breaks between its words and its fields.
+        name = escape(name).replace("_", "_<wbr>").replace(":", ":<wbr>")
         rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in (name, *map(escape, cells))) + "</tr>\n"
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
 
@@ -134,7 +135,8 @@ def _charts(nets: Sequence[Record]) -> list[str]:
 def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence[tuple[int, Record]]) -> str:
     with plots.style():
         width, height = CHART_SIZE
-        labels = [textwrap.fill(net["label"], LEGEND_WIDTH) for _, net in nets]
+        # Broken between fields, which end in a colon.
+        labels = [textwrap.fill(net["label"].replace(":", ": "), LEGEND_WIDTH).replace(": ", ":") for _, net in nets]
         columns = 2 if max(map(len, labels)) <= TWO_COLUMNS else 1
         lines = -(-sum(label.count("\n") + 1 for label in labels) // columns)
         figure = plots.new_figure(width, height + 0.18 * lines)
