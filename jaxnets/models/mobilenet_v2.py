@@ -99,13 +99,13 @@ class MobileNetV2(ResidualNet):
         for stage, ((t, c, n, _), s) in enumerate(zip(TABLE, self.stage_strides)):
             for i in range(n):
                 block = InvertedResidual(
-                    make_divisible(c * self.width),
-                    t,
-                    s if i == 0 else 1,
-                    self.shortcut,
-                    self.conv_bn,
-                    next(drop_rates),
-                    self.bottleneck,
+                    features=make_divisible(c * self.width),
+                    expansion=t,
+                    strides=s if i == 0 else 1,
+                    shortcut=self.shortcut,
+                    conv_bn=self.conv_bn,
+                    drop_rate=next(drop_rates),
+                    bottleneck=self.bottleneck,
                     name=f"stage{stage}_block{i}",
                 )
                 x, expanded = block(x, train, expanded)
