@@ -227,6 +227,9 @@ def fit(
             saved = manager.latest_step() or 0
             if distributed.is_primary():
                 clock.write(saved)
-            logger.info("saved step %d; the same command goes on from there", saved)
+            if saved:
+                logger.info("saved step %d; the same command goes on from there", saved)
+            else:
+                logger.info("ended before the first step; the same command begins again")
             raise SystemExit(asked.status) from None
     return journal.last_evaluation(at)

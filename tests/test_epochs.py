@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from jaxnets import epochs, interruption, journal, loop, step, timing
+from jaxnets import epochs, evaluate, interruption, journal, loop, step, timing
 from jaxnets.errors import UserError
 from jaxnets.progress import Progress
 from tests.chaos import runs
@@ -51,6 +51,20 @@ def test_an_interrupted_run_saves_where_it_is(tiny, tmp_path, monkeypatch, place
     loop.train(config, tmp_path / "run")
     assert not runs.differences(tmp_path / "run", tmp_path / "whole")
     assert {span.last for span in timing.read(tmp_path / "run")} == {5, saved, 10}
+
+
+def test_a_run_interrupted_before_its_first_step_says_so(tiny, tmp_path, monkeypatch, caplog):
+    make = evaluate.make_evaluator
+
+    def signalled(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return make(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(evaluate, "make_evaluator", signalled)
+        loop.train(tiny(), tmp_path / "run")
+    assert ended.value.code == 128 + signal.SIGINT and runs.newest(tmp_path / "run") == 0
+    assert "ended before the first step" in caplog.text and "saved" not in caplog.messages[-1]
 
 
 def test_the_averaged_weights_are_evaluated_beside_the_raw_ones(tiny, tmp_path):
