@@ -88,6 +88,7 @@ def render(runs: Sequence[History]) -> str:
         timed=any(chart["axis"] == "time" for chart in charts),
         differences=report_parts.differences([run.config for run in runs]),
         by_class=report_errors.by_class(runs) if several else [],
+        shown=report_errors.MAX_TABLE,
         label_width=min(max(0.62 * longest, 3.5), 8),
         drawn=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -35,7 +35,6 @@ def errors(run: History) -> dict[str, Any] | None:
         "image": None,
         "pairs": _pairs(confusions, names),
         "classes": _classes(evaluated, confusions, names),
-        "shown": MAX_TABLE,
         "mistakes": _mistakes(evaluated, names),
         "num_mistakes": f"{int((evaluated.label != evaluated.predicted).sum()):,}",
         "num_examples": f"{len(evaluated.label):,}",

@@ -8,7 +8,7 @@ from typing import Any
 import ml_collections
 from matplotlib.figure import Figure
 
-from jaxnets import compare_entries, plots
+from jaxnets import compare_entries, optim, plots
 from jaxnets.errors import UserError
 from jaxnets.figures import training
 from jaxnets.figures.options import Options
@@ -45,9 +45,9 @@ def larger_batches(base: ml_collections.ConfigDict) -> dict[str, Sequence[str]]:
     """Knobs of four times the batch: at the base's learning rate, and scaled by each rule from the base's batch."""
     size = 4 * base.batch_size
     knobs = {f"batch {size}": (f"batch_size={size}",)}
-    for rule, exponent in (("sqrt", 0.5), ("linear", 1.0)):
-        # The field is the rate of a batch of 256, from which the rule scales it.
-        rate = base.optimizer.learning_rate * (256 / base.batch_size) ** exponent
+    for rule in ("sqrt", "linear"):
+        # The field that gives the base's batch the base's rate.
+        rate = base.optimizer.learning_rate / optim.scale_rate(1.0, base.batch_size, rule)
         scaled = f"optimizer.learning_rate={rate}", f"optimizer.batch_scaling={rule}"
         knobs[f"batch {size}, batch_scaling={rule}"] = (f"batch_size={size}", *scaled)
     return knobs
