@@ -48,7 +48,10 @@ NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch,
     for (Index k = 0; k < depth.length; ++k) {
       Vector<kLanes> row[V];
 #pragma GCC unroll 8
-      for (int j = 0; j < V; ++j) row[j] = Load<kLanes>(b + k * b_pitch + j * kLanes);
+      for (int j = 0; j < V; ++j) {
+        row[j] = Load<kLanes>(b + k * b_pitch + j * kLanes);
+        Keep<kLanes>(row[j]);
+      }
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) {
         const float factor = ORDER == kTransposed ? a[k * a_pitch + i] : a[i * a_pitch + k];

@@ -45,6 +45,14 @@ INLINE void Store(float* p, Vector<B> v) {
   *reinterpret_cast<Vector<B>*>(p) = v;
 }
 
+// Has the compiler keep in a register what it would read anew for every use, as GCC does with 16 registers.
+template <int B>
+INLINE void Keep(Vector<B>& v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#endif
+}
+
 template <int N>
 using Constant = std::integral_constant<int, N>;
 
