@@ -131,12 +131,11 @@ void SeparableOf(ffi::ThreadPool& pool, DepthwiseWindow window, Index groups, Bo
   const Shape in(x.dimensions());
   const Shape between{out.images, out.height, out.width, in.channels};
   const Side depth{groups, in.channels / groups}, width{groups, out.channels / groups};
-  const std::vector<float> zeros(in.width * in.channels);
-  const DepthwiseRows<K> rows{x.typed_data(), in, window, kernel.typed_data(), out.height, out.width,
-                              {affine.typed_data(), in.channels, bounds}, depth, zeros.data()};
+  const Reading between_reading{affine.typed_data(), in.channels, bounds};
   const Reading reading{output.typed_data(), out.channels, out_bounds};
   Panels panels(pointwise.typed_data(), false, depth, width, reading);
-  SeparableForward(pool, rows, between, std::move(panels), width, delivery);
+  SeparableForward<K>(pool, window, x.typed_data(), in, kernel.typed_data(), between_reading, between,
+                      std::move(panels), depth, width, delivery);
 }
 
 ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, Index groups, Index join,

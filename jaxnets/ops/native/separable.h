@@ -10,17 +10,88 @@
 
 namespace jaxnets {
 
+constexpr Index kFilterBlock = 128;  // channels filtered at a time: what is known of them stays in the nearest cache
+
+// Of each vector of channels the kernel's taps and the affine that follows them, as a filter takes them.
+template <int K>
+std::vector<float> PackFilters(const float* kernel, Side side, Reading output) {
+  constexpr int kVectors = K * K + 3;
+  std::vector<float> packed(kVectors * side.channels());
+  for (Index group = 0; group < side.groups; ++group) {
+    ForVectors(side.count, [&](auto width, Index c) {
+      const Index channel = group * side.count + c;
+      for (int k = 0; k < kVectors; ++k) {
+        const float* from = k < K * K ? kernel + k * side.channels() : output.affine + (k - K * K) * output.channels;
+        Store<width>(&packed[channel * kVectors + k * width], Load<width>(from + channel));
+      }
+    });
+  }
+  return packed;
+}
+
+// The affine that follows the taps, and its bounds.
+template <int B, int K>
+INLINE Vector<B> Finish(Vector<B> sum, const float* packed, Bounds bounds) {
+  const Affine<B> z(packed + K * K * B, B, 0);
+  return Clip<B>(z(sum), bounds);
+}
+
+// `channels` channels of M positions beside each other, whose windows begin at `rows` and lie within the image. The
+// taps are read once for all M, a column of the image once for all windows that meet it.
+template <int B, int K, int STRIDE, int M>
+NOINLINE void FilterInside(const float* const* rows, Index step, const float* packed, Index channels, Bounds bounds,
+                           float* out, Index pitch) {
+  const float* row[K];
+  for (int k = 0; k < K; ++k) row[k] = rows[k];
+  for (Index c = 0; c < channels; c += B, packed += (K * K + 3) * B) {
+    Vector<B> sum[M] = {};
+#pragma GCC unroll 8
+    for (int i = 0; i < K; ++i) {
+      Vector<B> taps[K];
+#pragma GCC unroll 8
+      for (int k = 0; k < K; ++k) {
+        taps[k] = Load<B>(packed + (i * K + k) * B);
+        if (M > 1) Keep<B>(taps[k]);
+      }
+#pragma GCC unroll 16
+      for (int j = 0; j < (M - 1) * STRIDE + K; ++j) {
+        Vector<B> x = Load<B>(row[i] + j * step + c);
+        if (M > 1) Keep<B>(x);
+#pragma GCC unroll 8
+        for (int m = 0; m < M; ++m) {
+          if (j >= m * STRIDE && j < m * STRIDE + K) sum[m] += x * taps[j - m * STRIDE];
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) Store<B>(out + m * pitch + c, Finish<B, K>(sum[m], packed, bounds));
+  }
+}
+
+// The same of one position, each of whose taps meets the channels at its own place.
+template <int B, int K>
+NOINLINE void FilterAtEdge(const float* const* met, const float* packed, Index channels, Bounds bounds, float* out) {
+  const float* at[K * K];
+  for (int k = 0; k < K * K; ++k) at[k] = met[k];
+  for (Index c = 0; c < channels; c += B, packed += (K * K + 3) * B) {
+    Vector<B> sum = {};
+#pragma GCC unroll 32
+    for (int k = 0; k < K * K; ++k) sum += Load<B>(at[k] + c) * Load<B>(packed + k * B);
+    Store<B>(out + c, Finish<B, K>(sum, packed, bounds));
+  }
+}
+
 // What a depthwise convolution gives, read as `output` says: a row for each position of its output.
 template <int K>
 struct DepthwiseRows {
   const float* x;
   Shape in;
   DepthwiseWindow window;
-  const float* kernel;
   Index out_height, out_width;
-  Reading output;
+  Bounds bounds;
   Side side;
-  const float* zeros;  // a row of an image, for those above and below it
+  const float* packed;  // see PackFilters
+  const float* zeros;   // a row of an image, for those above and below it
 
   Index pitch() const { return side.pitch(); }
   bool in_place() const { return false; }
@@ -36,11 +107,12 @@ struct DepthwiseRows {
     for (Index r = from; r < to; r += strips.back().count) strips.push_back(StripOf(r, to, out + (r - from) * pitch()));
     for (Index group = 0; group < side.groups; ++group) {
       const Index first = group * side.count, to_first = group * side.aligned();
-      // A vector of channels at a time, whose lines of the image are met by all taps while they are near.
-      ForVectors(side.count, [&](auto width, Index c) {
-        window.stride == 1 ? Filter<width, 1>(strips, first + c, to_first + c)
-                           : Filter<width, 2>(strips, first + c, to_first + c);
-      });
+      for (Index block = 0; block < side.count; block += kFilterBlock) {
+        const Channels channels{first + block, std::min(kFilterBlock, side.count - block)};
+        for (const Strip& strip : strips) {
+          window.stride == 1 ? Filter<1>(strip, channels, to_first + block) : Filter<2>(strip, channels, to_first + block);
+        }
+      }
       for (Index r = 0; r < to - from; ++r) {
         std::fill(out + r * pitch() + to_first + side.count, out + r * pitch() + to_first + side.aligned(), 0.f);
       }
@@ -65,63 +137,60 @@ struct DepthwiseRows {
     return strip;
   }
 
-  // A function of its own for the registers' sake, as Tile is.
-  template <int B, int STRIDE>
-  NOINLINE void Filter(const std::vector<Strip>& strips, Index c, Index to_c) const {
-    Vector<B> weights[K * K];
-#pragma GCC unroll 32
-    for (int k = 0; k < K * K; ++k) weights[k] = Load<B>(kernel + k * in.channels + c);
-    const Affine<B> z(output.affine, output.channels, c);
+  template <int STRIDE>
+  void Filter(const Strip& strip, Channels block, Index to_first) const {
     // Positions of an output's row whose windows lie within the image.
     const Index begin = DivideUp(window.left, STRIDE), end = FloorDivide(in.width + window.left - K, STRIDE) + 1;
-    const Index step = in.channels;
-    for (const Strip& strip : strips) {
-      const Index last = strip.first + strip.count, inner = std::clamp(begin, strip.first, last);
-      const Index outer = std::clamp(end, inner, last);
-      auto store = [&](Index j, Vector<B> sum) {
-        Store<B>(strip.out + (j - strip.first) * pitch() + to_c, Clip<B>(z(sum), output.bounds));
-      };
-      for (Index j = strip.first; j < inner; ++j) store(j, AtEdge<B>(strip, weights, j * STRIDE - window.left, c));
-      const float* met[K];
-      for (int k = 0; k < K; ++k) met[k] = strip.rows[k] + (inner * STRIDE - window.left) * step + c;
-      for (Index j = inner; j < outer; ++j) {
-        Vector<B> sum = {};
-#pragma GCC unroll 32
-        for (int k = 0; k < K * K; ++k) sum += Load<B>(met[k / K] + k % K * step) * weights[k];
-        store(j, sum);
-        for (int k = 0; k < K; ++k) met[k] += STRIDE * step;
-      }
-      for (Index j = outer; j < last; ++j) store(j, AtEdge<B>(strip, weights, j * STRIDE - window.left, c));
-    }
+    const Index last = strip.first + strip.count, inner = std::clamp(begin, strip.first, last);
+    const Index outer = std::clamp(end, inner, last);
+    auto to = [&](Index j) { return strip.out + (j - strip.first) * pitch() + to_first; };
+    for (Index j = strip.first; j < inner; ++j) AtEdge(strip, j * STRIDE - window.left, block, to(j));
+    Index j = inner;
+    for (; j + 4 <= outer; j += 4) Inside<STRIDE, 4>(strip, j * STRIDE - window.left, block, to(j));
+    for (; j + 2 <= outer; j += 2) Inside<STRIDE, 2>(strip, j * STRIDE - window.left, block, to(j));
+    for (; j < outer; ++j) Inside<STRIDE, 1>(strip, j * STRIDE - window.left, block, to(j));
+    for (; j < last; ++j) AtEdge(strip, j * STRIDE - window.left, block, to(j));
   }
 
-  // The sum of a window that may begin or end outside of the image, from its column `left` on.
-  template <int B>
-  INLINE Vector<B> AtEdge(const Strip& strip, const Vector<B>* weights, Index left, Index c) const {
-    Vector<B> sum = {};
-#pragma GCC unroll 32
-    for (int k = 0; k < K * K; ++k) {
-      const Index column = left + k % K;
-      const bool inside = column >= 0 && column < in.width;
-      sum += (inside ? Load<B>(strip.rows[k / K] + column * in.channels + c) : Vector<B>{}) * weights[k];
-    }
-    return sum;
+  template <int STRIDE, int M>
+  void Inside(const Strip& strip, Index left, Channels block, float* out) const {
+    ForWidths(block.count, [&](auto width, Index c, Index count) {
+      const float* rows[K];
+      for (int k = 0; k < K; ++k) rows[k] = strip.rows[k] + left * in.channels + block.first + c;
+      FilterInside<width, K, STRIDE, M>(rows, in.channels, Packed(block.first + c), count, bounds, out + c, pitch());
+    });
   }
+
+  void AtEdge(const Strip& strip, Index left, Channels block, float* out) const {
+    ForWidths(block.count, [&](auto width, Index c, Index count) {
+      const float* met[K * K];
+      for (int k = 0; k < K * K; ++k) {
+        const Index column = left + k % K;
+        const bool inside = column >= 0 && column < in.width;
+        met[k] = (inside ? strip.rows[k / K] + column * in.channels : zeros) + block.first + c;
+      }
+      FilterAtEdge<width, K>(met, Packed(block.first + c), count, bounds, out + c);
+    });
+  }
+
+  const float* Packed(Index channel) const { return packed + channel * (K * K + 3); }
 };
 
-// The product of what `rows` gives and the panels.
+// The product of what the depthwise convolution gives, read as `output` says, and the panels.
 template <int K>
-void SeparableForward(ffi::ThreadPool& pool, const DepthwiseRows<K>& rows, Shape between, Panels panels, Side width,
-                      const Delivery& delivery) {
+void SeparableForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float* x, Shape in, const float* kernel,
+                      Reading output, Shape between, Panels panels, Side depth, Side width, const Delivery& delivery) {
   const Index count = between.size() / between.channels;
   if (count > kFewRows || panels.count() < 4) {
+    const std::vector<float> packed = PackFilters<K>(kernel, depth, output), zeros(in.width * in.channels);
+    const DepthwiseRows<K> rows{x, in, window, between.height, between.width, output.bounds, depth, packed.data(),
+                                zeros.data()};
     return Product(pool, rows, count, std::move(panels), width, delivery, nullptr);
   }
   // Of a single image every thread needs all rows: see Product.
   Memory filtered(between.size());
-  DepthwiseForward<K>(pool, rows.window, rows.x, rows.in, Reading{}, rows.kernel, &filtered[0], between, rows.output,
-                      nullptr);
-  const MatrixRows matrix{&filtered[0], between.channels, rows.side, Reading{}};
+  DepthwiseForward<K>(pool, window, x, in, Reading{}, kernel, &filtered[0], between, output, nullptr);
+  const MatrixRows matrix{&filtered[0], between.channels, depth, Reading{}};
   Product(pool, matrix, count, std::move(panels), width, delivery, nullptr);
 }
 

@@ -49,7 +49,7 @@ INLINE void Store(float* p, Vector<B> v) {
 template <int B>
 INLINE void Keep(Vector<B>& v) {
 #if defined(__x86_64__)
-  asm("" : "+v"(v));
+  if constexpr (B > 1) asm("" : "+v"(v));
 #endif
 }
 
@@ -65,6 +65,15 @@ INLINE void ForVectors(Index channels, Body body) {
     for (; c + 4 <= channels; c += 4) body(Constant<4>(), c);
   }
   for (; c < channels; ++c) body(Constant<1>(), c);
+}
+
+// body(width of the vector, first channel, how many) for runs of channels that vectors of one width cover.
+template <class Body>
+INLINE void ForWidths(Index channels, Body body) {
+  const Index whole = channels / kLanes * kLanes, quads = channels / 4 * 4;
+  if (whole) body(Constant<kLanes>(), Index(0), whole);
+  if (whole < quads) body(Constant<4>(), whole, quads - whole);
+  if (quads < channels) body(Constant<1>(), quads, channels - quads);
 }
 
 struct Bounds {
