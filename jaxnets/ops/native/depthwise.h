@@ -53,12 +53,11 @@ class PaddedRows {
     for (; next_ <= std::min(row, shape_.height - 1); ++next_) {
       const Index from = image_ + (next_ * shape_.width + first_) * shape_.channels;
       float* to = &memory_[next_ % kept_ * length_ + (first_ + left_) * block_.count];
-      ForVectors(block_.count, [&](auto width, Index c) {
-        const auto value = read(width, c);
-        for (Index i = 0; i < last_ - first_; ++i) {
-          Store<width>(to + i * block_.count + c, value(from + i * shape_.channels + c));
-        }
-      });
+      for (Index i = 0; i < last_ - first_; ++i) {
+        ForVectors(block_.count, [&](auto width, Index c) {
+          Store<width>(to + i * block_.count + c, read(width, c)(from + i * shape_.channels + c));
+        });
+      }
       then(next_);
     }
   }

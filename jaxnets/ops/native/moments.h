@@ -118,22 +118,24 @@ class GradientSums {
     for (Index from = 0; from < rows; from += kChunk) {
       const Index to = std::min(rows, from + kChunk);
       if (pending_ + to - from > kChunk) Flush();
-      ForVectors(count, [&](auto width, Index c) {
-        constexpr int B = width;
-        const Affine<B> z(reading.affine, reading.channels, first + c);
-        float *sums = &sums_[first + c], *products = sums + channels_;
-        auto total = Load<B>(sums), product = Load<B>(products);
-        for (Index r = from; r < to; ++r) {
-          const auto v = Load<B>(x + r * x_pitch + c);
-          const auto clipped = sum ? Load<B>(sum + r * pitch + c) : z(v);
-          const auto d = OfUnclipped<B>(Load<B>(dz + r * pitch + c), clipped, reading.bounds);
-          total += d;
-          product += d * (v - z.mean);
-          if (d_added) Store<B>(d_added + r * pitch + c, d);
-          Store<B>(dz + r * pitch + c, d * z.gain);
-        }
-        Store<B>(sums, total);
-        Store<B>(products, product);
+      ForGroups(from, to, [&](auto group, Index r) {
+        ForVectors(count, [&](auto width, Index c) {
+          constexpr int B = width;
+          const Affine<B> z(reading.affine, reading.channels, first + c);
+          float *sums = &sums_[first + c], *products = sums + channels_;
+          auto total = Load<B>(sums), product = Load<B>(products);
+          for (Index i = r; i < r + group; ++i) {
+            const auto v = Load<B>(x + i * x_pitch + c);
+            const auto clipped = sum ? Load<B>(sum + i * pitch + c) : z(v);
+            const auto d = OfUnclipped<B>(Load<B>(dz + i * pitch + c), clipped, reading.bounds);
+            total += d;
+            product += d * (v - z.mean);
+            if (d_added) Store<B>(d_added + i * pitch + c, d);
+            Store<B>(dz + i * pitch + c, d * z.gain);
+          }
+          Store<B>(sums, total);
+          Store<B>(products, product);
+        });
       });
       pending_ += to - from;
     }
