@@ -21,7 +21,7 @@ struct Side {
   Index aligned() const { return Aligned(count); }
   Index channels() const { return groups * count; }
   // Between rows in the caches; a power of two would send them all to the same few places there.
-  Index pitch() const { return groups * aligned() + (groups * aligned() % 256 ? 0 : kAlign); }
+  Index pitch() const { return groups * aligned() + (groups * aligned() % 64 ? 0 : kAlign); }
 };
 
 constexpr Index kDepth = 192;  // what is multiplied at a time
