@@ -81,8 +81,8 @@ inline void AnyTile(Index columns, const float* a, Index a_pitch, const float* b
   Tile<1, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
 }
 
-// How many columns are cut into panels: three vectors each, at the end two where one alone would be left, since a tile of
-// one vector has too few sums to go on with while each waits for its last product.
+// How columns are cut into panels: three vectors each, at the end two where one alone would be left, since a tile of one
+// vector has too few sums to go on with while each waits for its last product.
 struct Cuts {
   Index columns;  // whole vectors
 

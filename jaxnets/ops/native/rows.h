@@ -20,7 +20,7 @@ struct Side {
 
   Index aligned() const { return Aligned(count); }
   Index channels() const { return groups * count; }
-  // Between rows in the caches; a power of two would send them all to the same few places there.
+  // Between rows in the caches; a multiple of 64 would send them all to the same few places there.
   Index pitch() const { return groups * aligned() + (groups * aligned() % 64 ? 0 : kAlign); }
 };
 

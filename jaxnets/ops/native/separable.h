@@ -1,5 +1,5 @@
-// A depthwise convolution and the 1x1 convolution that reads it, in one pass: what lies between them is computed a chunk
-// of positions at a time, and stays in the nearest caches.
+// A depthwise convolution and the 1x1 convolution that reads it, in one pass: what lies between them is computed a
+// chunk of positions at a time, and stays in the nearest caches.
 
 #pragma once
 
@@ -31,7 +31,7 @@ std::vector<float> PackFilters(const float* kernel, Side side, Reading output) {
 
 // The affine that follows the taps, and its bounds.
 template <int B, int K>
-INLINE Vector<B> Finish(Vector<B> sum, const float* packed, Bounds bounds) {
+INLINE Vector<B> Finished(Vector<B> sum, const float* packed, Bounds bounds) {
   const Affine<B> z(packed + K * K * B, B, 0);
   return Clip<B>(z(sum), bounds);
 }
@@ -64,7 +64,7 @@ NOINLINE void FilterInside(const float* const* rows, Index step, const float* pa
       }
     }
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) Store<B>(out + m * pitch + c, Finish<B, K>(sum[m], packed, bounds));
+    for (int m = 0; m < M; ++m) Store<B>(out + m * pitch + c, Finished<B, K>(sum[m], packed, bounds));
   }
 }
 
@@ -77,7 +77,7 @@ NOINLINE void FilterAtEdge(const float* const* met, const float* packed, Index c
     Vector<B> sum = {};
 #pragma GCC unroll 32
     for (int k = 0; k < K * K; ++k) sum += Load<B>(at[k] + c) * Load<B>(packed + k * B);
-    Store<B>(out + c, Finish<B, K>(sum, packed, bounds));
+    Store<B>(out + c, Finished<B, K>(sum, packed, bounds));
   }
 }
 
@@ -110,7 +110,8 @@ struct DepthwiseRows {
       for (Index block = 0; block < side.count; block += kFilterBlock) {
         const Channels channels{first + block, std::min(kFilterBlock, side.count - block)};
         for (const Strip& strip : strips) {
-          window.stride == 1 ? Filter<1>(strip, channels, to_first + block) : Filter<2>(strip, channels, to_first + block);
+          auto filter = window.stride == 1 ? &DepthwiseRows::template Filter<1> : &DepthwiseRows::template Filter<2>;
+          (this->*filter)(strip, channels, to_first + block);
         }
       }
       for (Index r = 0; r < to - from; ++r) {
