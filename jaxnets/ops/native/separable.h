@@ -91,7 +91,7 @@ struct DepthwiseRows {
   Bounds bounds;
   Side side;
   const float* packed;  // see PackFilters
-  const float* zeros;   // a row of an image, for those above and below it
+  const float* zeros;   // a row of an image, for what lies around it
 
   Index pitch() const { return side.pitch(); }
   bool in_place() const { return false; }
