@@ -34,7 +34,7 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
     *("-shared", "-fPIC", "-DNDEBUG", "-w"),
 )
-TIMEOUT = 300  # seconds; a build takes some 20
+TIMEOUT = 300  # seconds; a build takes 20 to 40
 
 logger = logging.getLogger("jaxnets")
 _lock = threading.Lock()
