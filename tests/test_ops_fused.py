@@ -108,7 +108,9 @@ def test_bottleneck_of_any_shape(shape, stride, size):
     compare("native", bottleneck(stride, ops.UNBOUNDED), *arrays, tolerance=1e-4)
 
 
-@each_once({"name": TRAINING, "groups, channels, features": [(3, 12, 60), (2, 80, 112), (4, 20, 8), (1, 70, 130)]})
+@each_once(
+    {"name": TRAINING, "groups, channels, features": [(3, 12, 60), (2, 32, 32), (2, 80, 112), (4, 20, 8), (1, 70, 130)]}
+)
 def test_grouped_1x1_that_reads_a_batch_norm(name, groups, channels, features):
     def function(x, first, scale, bias, kernel, out_scale, out_bias):
         y = conv_bn(x, first, scale, bias, bounds=RELU)
@@ -391,7 +393,7 @@ def separable_arrays(batch, height, width, channels, features, size=3, groups=1)
             (3, 1, 7, 5),
             (5, 1, 24, 50),
             (3, 2, 270, 112),
-            (5, 3, 60, 27),
+            (3, 3, 60, 27),
             (5, 2, 8, 4),
         ],
     }

@@ -12,10 +12,14 @@ namespace jaxnets {
 
 constexpr Index kFilterBlock = 128;  // channels filtered at a time: what is known of them stays in the nearest cache
 
+// What a filter needs to know of a vector of channels: vectors of taps, mean, gain and bias.
+template <int K>
+constexpr int kFilterVectors = K * K + 3;
+
 // Of each vector of channels the kernel's taps and the affine that follows them, as a filter takes them.
 template <int K>
 std::vector<float> PackFilters(const float* kernel, Side side, Reading output) {
-  constexpr int kVectors = K * K + 3;
+  constexpr int kVectors = kFilterVectors<K>;
   std::vector<float> packed(kVectors * side.channels());
   for (Index group = 0; group < side.groups; ++group) {
     ForVectors(side.count, [&](auto width, Index c) {
@@ -43,7 +47,7 @@ NOINLINE void FilterInside(const float* const* rows, Index step, const float* pa
                            float* out, Index pitch) {
   const float* row[K];
   for (int k = 0; k < K; ++k) row[k] = rows[k];
-  for (Index c = 0; c < channels; c += B, packed += (K * K + 3) * B) {
+  for (Index c = 0; c < channels; c += B, packed += kFilterVectors<K> * B) {
     Vector<B> sum[M] = {};
 #pragma GCC unroll 8
     for (int i = 0; i < K; ++i) {
@@ -73,7 +77,7 @@ template <int B, int K>
 NOINLINE void FilterAtEdge(const float* const* met, const float* packed, Index channels, Bounds bounds, float* out) {
   const float* at[K * K];
   for (int k = 0; k < K * K; ++k) at[k] = met[k];
-  for (Index c = 0; c < channels; c += B, packed += (K * K + 3) * B) {
+  for (Index c = 0; c < channels; c += B, packed += kFilterVectors<K> * B) {
     Vector<B> sum = {};
 #pragma GCC unroll 32
     for (int k = 0; k < K * K; ++k) sum += Load<B>(at[k] + c) * Load<B>(packed + k * B);
@@ -174,7 +178,7 @@ struct DepthwiseRows {
     });
   }
 
-  const float* Packed(Index channel) const { return packed + channel * (K * K + 3); }
+  const float* Packed(Index channel) const { return packed + channel * kFilterVectors<K>; }
 };
 
 // The product of what the depthwise convolution gives, read as `output` says, and the panels.
