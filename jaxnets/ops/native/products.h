@@ -13,6 +13,8 @@
 namespace jaxnets {
 
 constexpr Index kFewRows = 256;
+constexpr Index kPacked = 4;  // panels that a thread packs at once
+constexpr Index kAhead = 12;  // rows of a kernel from what is read to what is fetched
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 
 // What a tile of sums begins with, and how it ends.
@@ -113,28 +115,18 @@ class Panels {
     }
   }
 
-  // Before a panel can be multiplied with, it must be packed: all, for every thread, or one, by the thread that wants it,
-  // which is then in the place of the thread's last one.
+  // Before a panel can be multiplied with, it must be packed: all, for every thread, or some, by the thread that wants
+  // them, up to kPacked at once, which are then in the places of the thread's last ones.
   void Pack(ffi::ThreadPool& pool) {
     memory_ = Memory(depth_.count * width_.groups * width_.aligned());
-    Parallel(pool, count(), [&](Index panel) { Pack(panel); });
+    Parallel(pool, count(), [&](Index panel) { Pack(panel, panel + 1); });
   }
 
-  void Pack(Index panel) const {
-    const Index group = Group(panel), first = First(panel), columns = Columns(panel);
-    const Index exact = std::min(columns, width_.count - first);
-    float* to = At(panel);
-    for (Index k = 0; k < depth_.count; ++k, to += columns) {
-      if (transposed_) {
-        const float* from = kernel_ + first * depth_.channels() + group * depth_.count + k;
-        for (Index j = 0; j < exact; ++j) to[j] = from[j * depth_.channels()];
-      } else {
-        const Index column = group * width_.count + first;
-        const float* from = kernel_ + k * width_.channels() + column;
-        const float* gain = output_.affine ? output_.affine + output_.channels + column : nullptr;
-        for (Index j = 0; j < exact; ++j) to[j] = gain ? from[j] * gain[j] : from[j];
-      }
-      std::fill(to + exact, to + columns, 0.f);
+  // Some rows of each panel after the other: what lies beside one another in memory is read together.
+  void Pack(Index from, Index to) const {
+    constexpr Index kRowsAtOnce = 16;
+    for (Index k = 0; k < depth_.count; k += kRowsAtOnce) {
+      for (Index panel = from; panel < to; ++panel) PackRows(panel, k, std::min(k + kRowsAtOnce, depth_.count));
     }
   }
 
@@ -169,6 +161,31 @@ class Panels {
   }
 
  private:
+  void PackRows(Index panel, Index from_k, Index to_k) const {
+    const Index group = Group(panel), first = First(panel), columns = Columns(panel);
+    const Index exact = std::min(columns, width_.count - first);
+    float* to = At(panel) + from_k * columns;
+    for (Index k = from_k; k < to_k; ++k, to += columns) {
+      if (transposed_) {
+        const float* from = kernel_ + first * depth_.channels() + group * depth_.count + k;
+        for (Index j = 0; j < exact; ++j) to[j] = from[j * depth_.channels()];
+      } else {
+        const Index column = group * width_.count + first;
+        const float* from = kernel_ + k * width_.channels() + column;
+        const float* gain = output_.affine ? output_.affine + output_.channels + column : nullptr;
+        // Rows lie too far apart for the processor to see by itself what comes next.
+        const float* ahead = from + kAhead * width_.channels();
+        __builtin_prefetch(ahead);
+        __builtin_prefetch(ahead + exact - 1);
+        ForVectors(exact, [&](auto width, Index j) {
+          const auto v = Load<width>(from + j);
+          Store<width>(to + j, gain ? v * Load<width>(gain + j) : v);
+        });
+      }
+      std::fill(to + exact, to + columns, 0.f);
+    }
+  }
+
   // out (rows, columns of the panel) = a times the panel, or has that added; rows a multiple of kRows.
   void Multiply(Staged a, Index rows, Index panel, float* out, Index out_pitch, bool add) const {
     const Index group = Group(panel), columns = Columns(panel), length = depth_.count / a.segments;
@@ -188,7 +205,7 @@ class Panels {
   }
 
   float* At(Index panel) const {
-    if (!memory_) return Scratch<4>(depth_.count * kPanel);
+    if (!memory_) return Scratch<4>(kPacked * depth_.count * kPanel) + panel % kPacked * depth_.count * kPanel;
     return &memory_[depth_.count * (Group(panel) * width_.aligned() + First(panel))];
   }
 
@@ -219,22 +236,24 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
   const Index chunk = few ? std::min(fits, all) : in.Whole(std::min(fits, most));
   const Index chunks = DivideUp(rows, chunk);
   const Index tasks = few ? 1 : std::min<Index>(chunks, 64), channels = width.channels();
-  const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(few ? 64 : 16, tasks), 1, panels.count());
+  const Index wanted = few ? 4 * pool.num_threads() : DivideUp(16, tasks);
+  const Index parts = moments ? 1 : std::clamp<Index>(wanted, 1, panels.count());
   std::vector<MomentSums> sums(moments ? tasks : 0);
   Parallel(pool, tasks * parts, [&](Index index) {
     const Index task = index / parts, part = index % parts;
     const Index from_panel = Cut(panels.count(), part, parts), to_panel = Cut(panels.count(), part + 1, parts);
     if (moments) sums[task] = MomentSums(channels);
     float *staged = Scratch<0>(chunk * in.pitch()), *products = Scratch<1>(chunk * kPanel);
-    const Index step = few ? 1 : to_panel - from_panel;
+    const Index step = few ? kPacked : to_panel - from_panel;
     for (Index panel = from_panel; panel < to_panel; panel += step) {
-      if (few) panels.Pack(panel);
+      const Index end = std::min(panel + step, to_panel);
+      if (few) panels.Pack(panel, end);
       for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
         const Index from = c * chunk, to = std::min(rows, from + chunk);
         const Delivery of_chunk = delivery.From(from);
         const bool in_place = in.in_place() && (to - from) % kRows == 0;
-        panels.Multiply(in_place ? in.InPlace(from) : in.StageForProduct(from, to, staged), to - from, panel,
-                        panel + step, of_chunk, products);
+        panels.Multiply(in_place ? in.InPlace(from) : in.StageForProduct(from, to, staged), to - from, panel, end,
+                        of_chunk, products);
         if (moments) sums[task].Add(of_chunk.y, to - from, channels);
       }
     }
