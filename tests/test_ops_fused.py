@@ -144,7 +144,16 @@ def test_1x1_whose_channels_are_shuffled(name, groups, shuffle, channels, featur
     compare(name, function, *arrays)
 
 
-@each_once({"name": FORMULATIONS, "groups, shuffle, channels, features": SHUFFLES, "image": [(3, 7, 6), (1, 4, 4)]})
+WIDE = (2, 4, 34, 1320)  # more panels of columns than a thread packs at once
+
+
+@each_once(
+    {
+        "name": FORMULATIONS,
+        "groups, shuffle, channels, features": [*SHUFFLES, WIDE],
+        "image": [(3, 7, 6), (1, 4, 4)],
+    }
+)
 def test_1x1_whose_channels_are_shuffled_in_evaluation(name, groups, shuffle, channels, features, image):
     """Also of few rows, and of what a depthwise convolution has not computed yet."""
 

@@ -1,5 +1,6 @@
 """The C++ kernels: compiled once for this machine, kept in the user's cache, registered with XLA."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -12,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -97,13 +99,35 @@ def buffer_bytes() -> tuple[int, int, int]:
 
 def _open(compiler: list[str]) -> ctypes.CDLL:
     path = cache_directory() / "native" / f"{_key(compiler)}.so"
-    if path.exists():
-        try:
-            return ctypes.CDLL(str(path))
-        except OSError:
-            pass  # damaged: made anew
-    _build(compiler, path)
-    return ctypes.CDLL(str(path))
+    if library := _open_built(path):
+        return library
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _one_process_at_a_time(path.parent):
+        if library := _open_built(path):  # by another one, meanwhile
+            return library
+        _build(compiler, path)
+        return ctypes.CDLL(str(path))
+
+
+def _open_built(path: Path) -> ctypes.CDLL | None:
+    """The library; None if there is none, or a damaged one, which is made anew."""
+    try:
+        return ctypes.CDLL(str(path)) if path.exists() else None
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time(folder: Path) -> Iterator[None]:
+    """Where the system and the file system have locks; elsewhere processes that start at once all build."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not on every system
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)  # which gives the lock back
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _compiler() -> list[str]:
@@ -133,8 +157,7 @@ def _cpu() -> str:
 
 
 def _build(compiler: list[str], path: Path) -> None:
-    """Compile to a file of another name, then rename: several processes may do this at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Compile to a file of another name, then rename: a library is whole or absent."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
         built = Path(folder) / path.name
