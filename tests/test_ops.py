@@ -173,6 +173,25 @@ def test_empty_batches(portable, kernel_shape, groups):
     assert_close(got, expected)
 
 
+NO_MAPS = [
+    ((1, 2, 2, 3), (5, 5, 3, 4), 0, 1),  # a kernel larger than the image
+    ((1, 4, 4, 0), (1, 1, 0, 8), 0, 1),
+    ((1, 4, 4, 8), (1, 1, 8, 0), 0, 1),
+    ((1, 8, 8, 0), (3, 3, 0, 4), 1, 1),
+    ((1, 4, 0, 8), (3, 3, 1, 8), 2, 8),
+]
+
+
+@pytest.mark.parametrize("name", [*PORTABLE, "native"])
+@pytest.mark.parametrize(("shape", "kernel_shape", "pad", "groups"), NO_MAPS)
+def test_no_channels_no_image_or_no_outputs(name, shape, kernel_shape, pad, groups):
+    if name == "native" and not ops.native_library.available():
+        pytest.skip("no C++")
+    function = convolution((1, 1), ((pad, pad), (pad, pad)), groups)
+    got, expected = both(name, function, random(0, *shape), random(1, *kernel_shape))
+    assert_close(got, expected)
+
+
 def normalisation(bounds):
     return lambda x, scale, bias: ops.batch_norm(x, scale, bias, bounds=bounds)[0]
 

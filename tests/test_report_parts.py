@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from jaxnets import report, report_parts
+from tests.slow import each_once
 from tests.test_report import make_run
 
 
@@ -39,8 +40,12 @@ def test_a_page_is_drawn_of_a_damaged_configuration(tmp_path, fields):
     assert "87.50%" in report.write([make_run(tmp_path / "run", **fields)]).read_text()
 
 
-@pytest.mark.parametrize("value", ['"q"', "NaN", "1e400", "[]", "null", f"1{'0' * 400}"])
-@pytest.mark.parametrize("field", ["step", "eval_accuracy", "ema_eval_accuracy", "learning_rate", "num_examples"])
+@each_once(
+    {
+        "value": ['"q"', "NaN", "1e400", "[]", "null", f"1{'0' * 400}"],
+        "field": ["step", "eval_accuracy", "ema_eval_accuracy", "learning_rate", "num_examples"],
+    }
+)
 def test_what_is_no_number_in_a_record_is_left_out(tmp_path, field, value):
     workdir = make_run(tmp_path / "run")
     records = (workdir / "metrics.jsonl").read_text().splitlines()

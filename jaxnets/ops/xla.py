@@ -3,6 +3,7 @@
 The figures are CPU milliseconds of one core of a Xeon with AVX-512, JAX 0.10.2, float32.
 """
 
+import math
 from functools import partial
 from itertools import product
 
@@ -39,7 +40,7 @@ def pointwise_conv(x, kernel, strides):
     """A product of two matrices; as one, XLA's kernel gradient is 5 times faster than as a 4-D product."""
     x = x[:, :: strides[0], :: strides[1]]
     channels, features = kernel.shape[2:]
-    y = x.reshape(-1, channels) @ kernel.reshape(channels, features)
+    y = x.reshape(math.prod(x.shape[:3]), channels) @ kernel.reshape(channels, features)
     return y.reshape(*x.shape[:3], features)
 
 

@@ -69,6 +69,8 @@ def plan_of(convolution, moments=False, shuffle=1):
     padding = tuple((int(low), int(high)) for low, high in padding)
     if x.dtype != jnp.float32 or strides[0] != strides[1]:
         return None
+    if 0 in (*x.shape[1:], *kernel.shape, *convolution.shape[1:]):  # no image, channel or output: nothing to speed up
+        return None
     if groups == x.shape[-1] > 1:
         fits = kernel.shape[:2] in DEPTHWISE_SIZES and strides[0] <= 2 and kernel.shape[3] == groups
         kind = "depthwise" if fits else None

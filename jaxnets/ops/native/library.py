@@ -119,14 +119,21 @@ def _open_built(path: Path) -> ctypes.CDLL | None:
 
 @contextlib.contextmanager
 def _one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Where the system and the file system have locks; elsewhere processes that start at once all build."""
+    """Where the system and the file system have locks; elsewhere, and after `TIMEOUT`, processes build side by side."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl  # not on every system
 
             descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)  # which gives the lock back
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            stack.callback(os.close, descriptor)
+            for _ in range(10 * TIMEOUT):  # the one that builds may have been stopped
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    time.sleep(0.1)
+                else:
+                    stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a fork meanwhile would hold it on
+                    break
         yield
 
 
