@@ -126,10 +126,12 @@ def _one_process_at_a_time(folder: Path) -> Iterator[None]:
 
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            for _ in range(10 * TIMEOUT):  # the one that builds may have been stopped
+            for attempt in range(10 * TIMEOUT):  # the one that builds may have been stopped
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    if not attempt:
+                        logger.info("operators: waiting for another process, which builds the native kernels")
                     time.sleep(0.1)
                 else:
                     stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a fork meanwhile would hold it on
