@@ -83,7 +83,7 @@ def tiles(run: History) -> list[dict[str, str]]:
     if run.evaluations:
         best = max(run.evaluations, key=lambda record: record["eval_accuracy"])
         last = run.evaluations[-1]
-        images = last.get("num_examples")
+        images, loss = last.get("num_examples"), last["eval_loss"]  # large where the run diverged
         made += [
             tile("best accuracy", f"{best['eval_accuracy']:.2%}", f"evaluation after epoch {best['epoch']}"),
             tile(
@@ -91,7 +91,7 @@ def tiles(run: History) -> list[dict[str, str]]:
                 f"{last['eval_accuracy']:.2%}",
                 f"of {images:,} images" if isinstance(images, int) else "",
             ),
-            tile("last loss", f"{last['eval_loss']:.4f}", "evaluation, nats"),
+            tile("last loss", f"{loss:.4f}" if loss < 1000 else f"{loss:.3g}", "evaluation, nats"),
         ]
         if "ema_eval_accuracy" in last:
             made.append(tile("averaged weights", f"{last['ema_eval_accuracy']:.2%}", "last accuracy"))

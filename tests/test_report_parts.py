@@ -54,6 +54,13 @@ def test_what_is_no_number_in_a_record_is_left_out(tmp_path, field, value):
     assert "87.50%" in report.write([workdir]).read_text()
 
 
+def test_a_loss_that_diverged_fits_its_tile(tmp_path):
+    run = report.load(make_run(tmp_path / "run"))
+    last = run.evaluations[-1] | {"eval_loss": 38898.4}
+    (tile,) = (tile for tile in report_parts.tiles(dataclasses.replace(run, evaluations=[last])) if "loss" in str(tile))
+    assert "3.89e+04" in str(tile)
+
+
 def test_runs_look_different_as_long_as_can_be():
     styles = report_parts.run_styles(24)
     assert len(set(styles)) == 24
