@@ -41,8 +41,8 @@ class Imports {
     const auto address = reinterpret_cast<uintptr_t>(place);
     void* page = reinterpret_cast<void*>(address / page_size * page_size);
     // The loader protects whole pages only: what else lies in the last one is written to.
-    const auto last = read_only_.start + read_only_.size;
-    const bool read_only = address >= read_only_.start && (address / page_size + 1) * page_size <= last;
+    const auto end = read_only_.start + read_only_.size;
+    const bool read_only = address >= read_only_.start && (address / page_size + 1) * page_size <= end;
     if (read_only && mprotect(page, page_size, PROT_READ | PROT_WRITE)) return false;
     __atomic_store_n(place, function, __ATOMIC_RELEASE);
     if (read_only) mprotect(page, page_size, PROT_READ);
