@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets import ops
-from jaxnets.models.layers import BatchNorm, Conv, conv_init
+from jaxnets.models.initializers import conv_init
+from jaxnets.models.layers import BatchNorm, Conv
 
 TRACED_SIDE = 224  # any image side that every net takes: no weight depends on it
 

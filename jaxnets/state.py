@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnets.models.initializers import init_at_once
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -29,7 +31,7 @@ def create(
     key: jax.Array, model: nn.Module, optimizer: optax.GradientTransformation, image_size: int, ema: bool
 ) -> TrainState:
     """The state before the first step; initial weights are a function of `key` alone."""
-    variables = model.init(key, jnp.zeros((1, image_size, image_size, 3)), train=False)
+    variables = init_at_once(model, key, jnp.zeros((1, image_size, image_size, 3)), train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),

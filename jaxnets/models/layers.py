@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxnets import ops
 from jaxnets.errors import UserError
+from jaxnets.models.initializers import conv_init
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -28,13 +29,6 @@ ACTIVATIONS: dict[str, Callable] = {
 PADDINGS = ("torch", "same")
 # Activations that only clip: BatchNorm applies them in its own pass and recomputes them in its gradient.
 CLIP_BOUNDS = {"identity": ops.UNBOUNDED, "relu": (0.0, float("inf")), "relu6": (0.0, 6.0)}
-
-dense_init = nn.initializers.normal(0.01)  # torchvision's for the classifiers of light nets
-
-
-def conv_init(feature_group_count: int):
-    """He normal over the fan-out of one output group, so that a depthwise kernel starts with unit gain."""
-    return nn.initializers.variance_scaling(2.0 * feature_group_count, "fan_out", "normal")
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:

@@ -4,7 +4,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxnets.models.layers import Conv, dense_init, drop_path, global_mean, make_divisible, max_pool
+from jaxnets.models.initializers import dense_init
+from jaxnets.models.layers import Conv, drop_path, global_mean, make_divisible, max_pool
 from jaxnets.models.net import FeatureMap, ResidualNet, last_of_each_stride
 
 # Output channels of the blocks, at full, half and quarter resolution

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.errors import UserError
-from jaxnets.models.layers import ACTIVATIONS, Conv, ConvBN, dense_init, global_mean
+from jaxnets.models.initializers import dense_init
+from jaxnets.models.layers import ACTIVATIONS, Conv, ConvBN, global_mean
 
 
 @flax.struct.dataclass

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from jaxnets import ops
-from jaxnets.models.layers import Conv, SqueezeExcite, dense_init, global_mean, make_divisible, max_pool
+from jaxnets.models.initializers import dense_init
+from jaxnets.models.layers import Conv, SqueezeExcite, global_mean, make_divisible, max_pool
 from jaxnets.models.net import FeatureMap, Net, last_of_each_stride, require, require_choice, require_number
 
 # Table 1, fire2 to fire9: squeeze 1x1, and each of expand 1x1 and expand 3x3

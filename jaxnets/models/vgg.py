@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxnets.models.layers import ACTIVATIONS, adaptive_avg_pool, dense_init, make_divisible, max_pool
+from jaxnets.models.initializers import dense_init
+from jaxnets.models.layers import ACTIVATIONS, adaptive_avg_pool, make_divisible, max_pool
 from jaxnets.models.net import FeatureMap, Net, last_of_each_stride, require, require_choice, require_features
 
 # Table 1: channels and, by depth (columns D and E), number of the 3x3 convolutions before each max-pool
