@@ -34,10 +34,10 @@ def one_step(model, optimizer, axis_name=None, **fields):
     )
 
 
-def run_mapped(num_devices, steps_a_call, streamed=False, **fields):
+def run_mapped(num_devices, steps_a_call, streamed=False, bn_axis_name=step.AXIS, **fields):
     """Six steps in calls of some: the per-step metrics and the final state."""
     devices = jax.devices()[:num_devices]
-    model, optimizer, current = start(bn_axis_name=step.AXIS)
+    model, optimizer, current = start(bn_axis_name=bn_axis_name)
     call = step.pmap_train(one_step(model, optimizer, step.AXIS, **fields), devices)
     current, examples = step.replicate(current, devices), step.replicate({} if streamed else DATA, devices)
     losses, correct = [], []
@@ -64,12 +64,13 @@ def test_four_devices_with_shared_statistics_equal_one(on_one_device):
 
 
 def test_statistics_of_each_device_make_another_net(on_one_device):
-    devices = jax.devices()[:4]
-    model, optimizer, current = start()
-    call = step.pmap_train(one_step(model, optimizer, step.AXIS), devices)
-    batches = step.shard({"index": INDEX["index"][:1]}, 4)
-    _, metrics = call(step.replicate(current, devices), step.replicate(DATA, devices), batches, KEY)
-    assert abs(metrics.loss[0] - on_one_device[0][0]) > 1e-4
+    losses, _, final = run_mapped(4, 3, bn_axis_name=None)
+    assert abs(losses[-1] - on_one_device[0][-1]) > 1e-4
+    variances = [
+        [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(s.batch_stats) if path[-1].key == "var"]
+        for s in (final, on_one_device[2])
+    ]
+    assert all(np.abs(one / other - 1).max() > 1e-3 for one, other in zip(*variances))
 
 
 def test_streamed_batches_equal_resident_ones(on_one_device):
