@@ -23,7 +23,7 @@ from jaxnets.datasets import absolute
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, user_path
-from jaxnets.predict import CIFAR, IMAGENET, field
+from jaxnets.predict import field, normalization_of
 from jaxnets.weight_files import SUFFIXES
 from jaxnets.workdir import CONFIG
 
@@ -32,17 +32,19 @@ SAFETENSORS = ".safetensors"
 NOT_WRITTEN = {*SUFFIXES, ".onnx", ".npz", ".msgpack", ".tflite"} - {*TORCH, SAFETENSORS}
 
 
-def read(source: Path, name: str | None, fields: dict[str, Any], which: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The net and the variables of a file, as the net `name` with `fields`, or of a run's checkpoint."""
+def read(
+    source: Path, name: str | None, fields: dict[str, Any], which: str
+) -> tuple[nn.Module, torch_weights.Published]:
+    """The net and the weights of a file, as the net `name` with `fields`, or of a run's checkpoint."""
     if not source.is_dir():
         if name is None:
             raise UserError(f"--model is missing: which net are the weights in {source}?")
         model = create_model(name, **fields)
-        return model, torch_weights.load(model, source)
+        return model, torch_weights.load_published(model, source)
     if name is not None or fields:
         raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
     run = evaluate.load_run(source, which)
-    return run.model, run.variables
+    return run.model, torch_weights.Published(run.variables, None)
 
 
 def write(path: Path, model: nn.Module, variables: dict[str, Any], layout: str | None) -> None:
@@ -66,13 +68,13 @@ def write(path: Path, model: nn.Module, variables: dict[str, Any], layout: str |
 
 
 def write_workdir(
-    folder: Path, name: str, fields: dict[str, Any], variables: dict[str, Any], dataset: str | None = None
+    folder: Path, name: str, fields: dict[str, Any], published: torch_weights.Published, dataset: str | None = None
 ) -> None:
     """Make a workdir of the weights of `create_model(name, **fields)`, to be evaluated on `dataset`."""
     model = create_model(name, **fields)
     side = default_image_size(name)
     cifar = side == 32
-    mean, std = CIFAR if cifar else IMAGENET
+    mean, std = normalization_of(name, published)
     usual = ("cifar100" if model.num_classes == 100 else "cifar10") if cifar else "imagenet2012"
     config = ml_collections.ConfigDict(
         {
@@ -95,7 +97,7 @@ def write_workdir(
     with writing(folder, ""):
         folder.mkdir(parents=True)
         try:
-            checkpoint.save_variables(folder, variables)
+            checkpoint.save_variables(folder, published.variables)
             # Last, since it is what makes the folder a workdir.
             settings.write(config, folder / CONFIG)
         except BaseException:
@@ -141,12 +143,12 @@ def main(argv: list[str]) -> None:
     if args.dataset and to_file or args.layout and not to_file:
         name = "--dataset is for a new folder" if to_file else "--layout is for a file"
         raise UserError(f"{name}, which {args.target} is not")
-    model, variables = read(args.source, args.model, fields, args.checkpoint)
+    model, published = read(args.source, args.model, fields, args.checkpoint)
     if to_file:
-        write(args.target, model, variables, args.layout)
+        write(args.target, model, published.variables, args.layout)
     else:
-        write_workdir(args.target, args.model, fields, variables, args.dataset)
-    count = sum(np.size(leaf) for leaf in jax.tree.leaves(variables["params"]))
+        write_workdir(args.target, args.model, fields, published, args.dataset)
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(published.variables["params"]))
     print(f"{args.target}: {type(model).__name__}, {count:,} parameters")
 
 

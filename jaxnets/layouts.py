@@ -25,6 +25,7 @@ from jaxnets.models.vgg import VGG
 Layers = Sequence[Layer]
 Names = list[str] | None
 Pair = tuple[str, str]  # a convolution and its BatchNorm
+Triple = tuple[float, float, float]
 PLACE = r"stage(\d+)_block(\d+)"
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Layout:
     advised: dict[str, Any] = field(default_factory=dict)  # fields to try where the shapes do not fit
     required: dict[str, Any] = field(default_factory=dict)  # fields without which the weights mean another net
     usual: dict[str, Any] = field(default_factory=dict)  # fields of the published net, which may be changed
+    # Mean and deviation, of images in [0, 1], with which its published nets see them; None: the data set's.
+    normalization: tuple[Triple, Triple] | None = None
     # What channels of the file's layers are ours: see `megvii_weights.ChannelOrder`.
     channel_orders: Callable[[nn.Module, Layers], dict] = lambda model, layers: {}
 
@@ -312,7 +315,10 @@ def shufflenet_v2_megvii(layers: Layers) -> Names:
     return _names(layers, outside, "features.{index}.branch_", lambda _: units)
 
 
+FROM_MINUS_1_TO_1 = (0.5,) * 3, (0.5,) * 3
+FROM_0_TO_255 = (0.0,) * 3, (1 / 255,) * 3
 RELU6 = {"activation": "relu6"}
+KERAS = {"writable": False, "normalization": FROM_MINUS_1_TO_1}
 KERAS_V1 = {"activation": "relu6", "padding": "keras", "bn_epsilon": 1e-3}
 KERAS_V2 = {"activation": "relu6", "padding": "same", "bn_epsilon": 1e-3}
 TORCHVISION_MOBILENET_V2 = Layout(mobilenet_v2_torchvision, usual=RELU6)
@@ -323,19 +329,17 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
     GoogLeNet: {"torchvision": Layout(googlenet_torchvision, training_only=("aux1", "aux2"))},
     MobileNetV1: {
         "kuangliu": Layout(mobilenet_v1_kuangliu, usual={"activation": "relu"}),
-        "timm": Layout(mobilenet_v1_timm, usual=RELU6),
-        "Keras": Layout(mobilenet_v1_keras, usual=KERAS_V1, writable=False, convolutions={"classifier": 1}),
-        "Keras (by class)": Layout(
-            keras_classes_mobilenet_v1, usual=KERAS_V1, writable=False, convolutions={"classifier": 1}
-        ),
+        "timm": Layout(mobilenet_v1_timm, usual=RELU6, normalization=FROM_MINUS_1_TO_1),
+        "Keras": Layout(mobilenet_v1_keras, usual=KERAS_V1, convolutions={"classifier": 1}, **KERAS),
+        "Keras (by class)": Layout(keras_classes_mobilenet_v1, usual=KERAS_V1, convolutions={"classifier": 1}, **KERAS),
     },
     MobileNetV2: {
         "torchvision": TORCHVISION_MOBILENET_V2,
         "timm": Layout(mobilenet_v2_timm, usual=RELU6),
         "kuangliu": Layout(mobilenet_v2_kuangliu, usual={"activation": "relu"}),
         "chenyaofo": TORCHVISION_MOBILENET_V2,
-        "Keras": Layout(mobilenet_v2_keras, usual=KERAS_V2, writable=False),
-        "Keras (by class)": Layout(keras_classes, usual=KERAS_V2, writable=False),
+        "Keras": Layout(mobilenet_v2_keras, usual=KERAS_V2, **KERAS),
+        "Keras (by class)": Layout(keras_classes, usual=KERAS_V2, **KERAS),
     },
     ResNet: {
         "torchvision": Layout(resnet_torchvision),
@@ -346,7 +350,10 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
     ShuffleNetV1: {
         "kuangliu": Layout(shufflenet_v1_kuangliu, required={"variant": "kuangliu"}),
         "megvii": Layout(
-            shufflenet_v1_megvii, classifier_bias=False, channel_orders=megvii_weights.shufflenet_v1_orders
+            shufflenet_v1_megvii,
+            classifier_bias=False,
+            normalization=FROM_0_TO_255,
+            channel_orders=megvii_weights.shufflenet_v1_orders,
         ),
     },
     ShuffleNetV2: {
@@ -356,6 +363,7 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
         "megvii": Layout(
             shufflenet_v2_megvii,
             classifier_bias=False,
+            normalization=FROM_0_TO_255,
             channel_orders=megvii_weights.shufflenet_v2_orders,
             advised={"variant": "megvii"},
         ),

@@ -4,9 +4,10 @@ IMAGE is a file, a folder (the images below it) or a quoted glob pattern. A file
 on standard error, the others go on, and the status is 1 at the end.
 
 A run's net sees its images as the run's evaluation does. With --model and --weights, nets for 224x224 see the
-middle 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation;
-CIFAR nets the whole image resized to 32x32, with those of CIFAR-10. Classes have the names of a run's data set,
-which its last evaluation keeps, or of --labels, and are numbers otherwise.
+middle 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation,
+or as the code base whose layout the file has does it (Keras's, megvii's, timm's MobileNetV1); CIFAR nets the whole
+image resized to 32x32, with those of CIFAR-10. Classes have the names of a run's data set, which its last evaluation
+keeps, or of --labels, and are numbers otherwise.
 
 --format=json prints one object a line and image, in the order of the images: {"image": path, "predictions":
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
@@ -40,10 +41,10 @@ from jax import lax
 from jaxnets import create_model, data, datasets, evaluate, image_files, predictions, runtime, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
+from jaxnets.layouts import Triple
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import user_path
 
-Triple = tuple[float, float, float]
 MAX_IMAGE_SIZE = 4096
 
 # Per channel, of images in [0, 1]: mean and standard deviation with which published weights were trained
@@ -114,9 +115,21 @@ def load_weights(name: str, weights: str | Path, **fields) -> Classifier:
     model = create_model(name, **fields)
     if not model.num_classes or model.features_only:
         raise UserError(f"{name} with num_classes=0 or features_only=True has no classes to predict")
-    image_size = default_image_size(name)
-    mean, std = CIFAR if image_size == 32 else IMAGENET
-    return Classifier(model, torch_weights.load(model, weights), image_size, image_size != 32, mean, std)
+    image_size, published = default_image_size(name), torch_weights.load_published(model, weights)
+    mean, std = normalization_of(name, published)
+    return Classifier(model, published.variables, image_size, image_size != 32, mean, std)
+
+
+def normalization_of(name: str, published: torch_weights.Published) -> tuple[Triple, Triple]:
+    """Mean and deviation by channel, of images in [0, 1], for the net `name` with weights of a file."""
+    if default_image_size(name) == 32:
+        return CIFAR
+    if published.normalization not in (None, IMAGENET):
+        runtime.logger.info(
+            "images are normalised as by the code base of these weights: mean %s, deviation %s",
+            *(", ".join(f"{value:.4g}" for value in values) for values in published.normalization),
+        )
+    return published.normalization or IMAGENET
 
 
 def predict(

@@ -6,7 +6,7 @@ which must be the order in which the net calls its layers. Every entry must find
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import numpy as np
 from jaxnets import create_model, keras_weights, weight_files
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer, layers_of
-from jaxnets.layouts import Layout, layouts_of
+from jaxnets.layouts import Layout, Triple, layouts_of
 from jaxnets.megvii_weights import ChannelOrder
 from jaxnets.module_match import ANY, STATISTICS, TRACKED, Match, Module, explain_mismatch, find_match, group
 
@@ -25,6 +25,13 @@ Arrays = dict[str, np.ndarray]  # of one layer: kernel, bias, or scale, bias, me
 
 BATCH_NORM = dict(zip(("scale", "bias", "mean", "var"), STATISTICS))
 BATCH_STATS = ("mean", "var")
+
+
+class Published(NamedTuple):
+    """The variables of a file, and how the published nets of its layout see images; None: as their data set's usual."""
+
+    variables: dict[str, Tree]
+    normalization: tuple[Triple, Triple] | None  # mean and deviation by channel, of images in [0, 1]
 
 
 def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> dict[str, Tree]:
@@ -40,6 +47,11 @@ def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -
 
     Raises UserError (a ValueError) that names both sides if an entry is missing, left over, or of a wrong shape.
     """
+    return load_published(model, source, head=head, **overrides).variables
+
+
+def load_published(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> Published:
+    """As `load`, with what the images must be for the net's results to be those of the layout's code base."""
     if head not in ("strict", "drop"):
         raise UserError(f"head={head!r} must be 'strict' or 'drop'")
     model = create_model(model, **overrides) if isinstance(model, str) else _changed(model, overrides)
@@ -60,7 +72,8 @@ def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -
         if layer is classifier and np.shape(values.get("kernel")) != layer.shape:
             values = _initial(layer)
         _insert(variables, layer, values)
-    return {collection: jax.tree.map(jnp.asarray, tree) for collection, tree in variables.items()}
+    variables = {collection: jax.tree.map(jnp.asarray, tree) for collection, tree in variables.items()}
+    return Published(variables, found.layout and found.layout.normalization)
 
 
 def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = None) -> dict[str, np.ndarray]:

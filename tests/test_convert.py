@@ -166,7 +166,9 @@ def test_a_run_becomes_a_file_with_the_weights_of_its_checkpoint(tmp_path):
     shapes = jax.eval_shape(model.init, jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32))
     random = np.random.default_rng(3)
     variables = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
-    convert.write_workdir(tmp_path / "run", "squeezenet1_1_cifar", {}, {"batch_stats": {}} | variables)
+    convert.write_workdir(
+        tmp_path / "run", "squeezenet1_1_cifar", {}, torch_weights.Published({"batch_stats": {}} | variables, None)
+    )
     assert checkpoint.find_step(checkpoint.open_manager(tmp_path / "run"), "latest") == 0
     run(tmp_path / "run", tmp_path / "net.safetensors", "--checkpoint=latest")
     loaded = torch_weights.load(model, safetensors.numpy.load_file(tmp_path / "net.safetensors"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxnets
-from jaxnets import torch_weights
+from jaxnets import predict, torch_weights
 from jaxnets.errors import UserError
 from jaxnets.layer_list import layers_of
 from jaxnets.layouts import layouts_of
@@ -109,3 +109,14 @@ def test_another_activation_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING):
         torch_weights.load(model, torch_weights.export(model, random_variables(model), "torchvision"))
     assert "the net of torchvision has activation='relu6', this one activation='silu'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("mobilenet_v1", "mobilenetv1_100"), ("mobilenet_v2", "mobilenetv2_100"), ("resnet50", "resnet50")],
+)
+def test_images_are_normalised_as_by_timm(name, theirs):
+    timm = pytest.importorskip("timm")
+    config = timm.get_pretrained_cfg(theirs)
+    expected = layouts_of(jaxnets.create_model(name))["timm"].normalization or predict.IMAGENET
+    assert expected == (tuple(config.mean), tuple(config.std))

@@ -304,6 +304,24 @@ def test_real_photographs_as_pytorch_sees_them(shared_dir):
     assert np.mean(right) >= 0.7  # 80.6 % of all of ImageNet's
 
 
+def test_megvii_s_net_sees_the_images_of_its_code(tmp_path):
+    """As its own evaluation makes them: BGR, from 0 to 255."""
+    torch = pytest.importorskip("torch")
+    from tests.torch_twins import megvii
+
+    net = megvii.shufflenet_v2(0.5).eval()
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    pixels = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    bgr = pixels[16:240, 16:240, ::-1].transpose(2, 0, 1)[None].astype(np.float32)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(bgr)).softmax(-1)[0].numpy()
+    made = predict.load_weights("shufflenet_v2_x0_5", tmp_path / "net.pth", variant="megvii")
+    (found,) = predict.predict(made, [str(tmp_path / "image.png")])
+    np.testing.assert_array_equal(found.classes, np.argsort(-expected)[:5])
+    np.testing.assert_allclose(found.probabilities, expected[found.classes], rtol=1e-3)
+
+
 def test_real_cifar_images_with_published_weights(shared_dir, tmp_path):
     split = data.open_split("cifar10", "test[:100]", shared_dir / "tensorflow_datasets", image_size=32)
     examples = data.decode(split, progress=False)
