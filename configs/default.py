@@ -94,7 +94,7 @@ def _schedule(config: ConfigDict) -> None:
     config.schedule.warmup_epochs = 1.0  # linear, from 0 (one_cycle: cosine, from peak / 25); at most half of the run
     config.schedule.end_factor = 0.0  # cosine, linear: the rate after the last step over the peak
     config.schedule.boundaries = (0.5, 0.75)  # step: where it falls, as fractions of num_epochs
-    config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor a epoch
+    config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor an epoch
 
 
 def _loss_and_averaging(config: ConfigDict) -> None:
@@ -108,7 +108,7 @@ def _running(config: ConfigDict) -> None:
     config.eval_batch_size = 256  # over all devices
     config.eval_every_epochs = 1  # and after the last
     config.checkpoint_every_epochs = 1  # and after the last, and on SIGTERM or Ctrl-C
-    config.keep_checkpoints = 3  # the latest; the best by eval_accuracy is kept besides
+    config.keep_checkpoints = 3  # the latest; of those saved, the best by eval_accuracy is kept besides
     config.log_every_steps = 100  # and at the end of every epoch
     config.deterministic = False  # on a GPU: the same run bit for bit, with slower operations (XLA's flag)
     config.compilation_cache = True  # keep compiled programs between starts (JAX_COMPILATION_CACHE_DIR)

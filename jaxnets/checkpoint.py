@@ -17,8 +17,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxnets import distributed
 from jaxnets import step as step_lib
-from jaxnets.checkpoint_manager import Manager, first_line
-from jaxnets.errors import UserError, writing
+from jaxnets.checkpoint_manager import Manager
+from jaxnets.errors import UserError, first_line, writing
 from jaxnets.plain_files import parse_json, read_text
 from jaxnets.runtime import drop_late_answers, logger
 from jaxnets.state import TrainState

@@ -12,7 +12,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from jaxnets import distributed
-from jaxnets.errors import UserError, writing
+from jaxnets.errors import UserError, first_line, writing
 
 DELETED = "deleted"  # beside the checkpoints: those that are about to go
 
@@ -87,8 +87,3 @@ def _saving(directory: Path) -> Iterator[None]:
                 raise
             number = re.search(r"os_error_code='(\d+)'", str(error))
             raise OSError(os.strerror(int(number[1])) if number else first_line(error)) from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, short; its name where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

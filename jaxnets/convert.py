@@ -33,17 +33,19 @@ NOT_WRITTEN = {*SUFFIXES, ".onnx", ".npz", ".msgpack", ".tflite"} - {*TORCH, SAF
 
 
 def read(
-    source: Path, name: str | None, fields: dict[str, Any], which: str
+    source: Path, name: str | None, fields: dict[str, Any], which: str | None, ema: bool = False
 ) -> tuple[nn.Module, torch_weights.Published]:
-    """The net and the weights of a file, as the net `name` with `fields`, or of a run's checkpoint."""
+    """The net and the weights of a file, as the net `name` with `fields`, or of a run's checkpoint; None: the best."""
     if not source.is_dir():
         if name is None:
             raise UserError(f"--model is missing: which net are the weights in {source}?")
+        if which or ema:
+            raise UserError(f"--checkpoint and --ema are for the workdir of a run, which {source} is not")
         model = create_model(name, **fields)
         return model, torch_weights.load_published(model, source)
     if name is not None or fields:
         raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
-    run = evaluate.load_run(source, which)
+    run = evaluate.load_run(source, which or "best", ema=ema)
     return run.model, torch_weights.Published(run.variables, None)
 
 
@@ -117,7 +119,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
     )
-    parser.add_argument("--checkpoint", default="best", help="of a workdir: best (default), latest, or a step")
+    parser.add_argument("--checkpoint", help="of a workdir: best (default), latest, or a step")
+    parser.add_argument("--ema", action="store_true", help="of a workdir: the averaged weights")
     parser.add_argument("--layout", help="whose names a file gets: torchvision, timm, kuangliu, ...")
     parser.add_argument(
         "--dataset", help="on which a new workdir is evaluated; default: cifar10, cifar100 or imagenet2012"
@@ -143,7 +146,7 @@ def main(argv: list[str]) -> None:
     if args.dataset and to_file or args.layout and not to_file:
         name = "--dataset is for a new folder" if to_file else "--layout is for a file"
         raise UserError(f"{name}, which {args.target} is not")
-    model, published = read(args.source, args.model, fields, args.checkpoint)
+    model, published = read(args.source, args.model, fields, args.checkpoint, args.ema)
     if to_file:
         write(args.target, model, published.variables, args.layout)
     else:

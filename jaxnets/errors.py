@@ -16,6 +16,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, short; its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 class UserError(ValueError):
     """Bad input: the message says what, where, and what would be right.
 
@@ -48,7 +53,8 @@ class ArgumentParser(argparse.ArgumentParser):
 def exit_on_user_error(main: Callable) -> Callable:
     """Wrap a command's `main(argv)`: a `UserError` ends it with one line on standard error and status 1.
 
-    It ends quietly, with status 1 too, where nobody reads its output any longer, as with `| head`.
+    So does a file that the system does not let us at. It ends quietly, with status 1 too, where nobody reads its output
+    any longer, as with `| head`.
     """
 
     def wrapped(argv):
@@ -65,6 +71,11 @@ def exit_on_user_error(main: Callable) -> Callable:
         except BrokenPipeError:
             # Python flushes once more as it exits: to where it does not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}", file=sys.stderr)
             sys.exit(1)
 
     return wrapped

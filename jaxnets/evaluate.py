@@ -179,16 +179,21 @@ def load_examples(
 
 
 def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
-    """UserError where the classes are not those of the run's last evaluation: a label is a class's place among them.
+    """UserError where a split has not the classes of the run: a label is a class's place among them.
 
     Of a run that was never evaluated, as of weights from elsewhere, only their number is known.
     """
-    known = predictions.class_names(workdir)
-    if not known and split.num_classes != num_classes or split.num_classes > num_classes:
+    if not predictions.class_names(workdir) and split.num_classes != num_classes or split.num_classes > num_classes:
         raise UserError(
             f"{split.name} has {split.num_classes} classes, the net of {workdir} {num_classes}: a label is a class's "
             "place among all, so that they must be the same classes"
         )
+    require_same_classes(workdir, split)
+
+
+def require_same_classes(workdir: Path, split: data.Split) -> None:
+    """UserError where the classes are not those of the run's last evaluation, if it had one."""
+    known = predictions.class_names(workdir)
     for place, (before, now) in enumerate(itertools.zip_longest(known or split.class_names, split.class_names)):
         if before != now:
             raise UserError(

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxnets import h5_arrays
-from jaxnets.errors import UserError
-from jaxnets.weight_files import KERAS_SUFFIXES, Weights, first_line, require_file
+from jaxnets.errors import UserError, first_line
+from jaxnets.weight_files import KERAS_SUFFIXES, Weights, require_file
 
 # Keras's variables by name, and in `.keras` files by number, with PyTorch's names.
 BY_NAME = {
@@ -35,7 +35,7 @@ TIMEOUT = 30  # seconds; on a machine at rest it takes half of one
 
 def is_keras_file(source) -> bool:
     """Whether `source` is a path with a suffix of Keras's."""
-    return isinstance(source, (str, os.PathLike)) and Path(source).suffix in KERAS_SUFFIXES
+    return isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in KERAS_SUFFIXES
 
 
 def read(source: str | os.PathLike) -> Weights:

@@ -32,10 +32,6 @@ class Layer:
     def name(self) -> str:
         return ".".join(self.path)
 
-    def with_outputs(self, count: int) -> "Layer":
-        """The same layer with another number of output channels."""
-        return replace(self, shape=(*self.shape[:-1], count))
-
 
 @functools.lru_cache(maxsize=128)  # more than there are nets
 def layers_of(model: nn.Module, image_size: int = TRACED_SIDE) -> tuple[Layer, ...]:

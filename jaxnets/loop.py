@@ -27,10 +27,11 @@ from jaxnets import (
     step,
     workdir,
 )
-from jaxnets.datasets import absolute, data_root
+from jaxnets.datasets import absolute, data_root, is_folder
 from jaxnets.dispatch import call_lengths, load_examples, make_dispatch, steps_per_call, train_calls
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal, read_strictly
+from jaxnets.plain_files import user_path
 from jaxnets.plan import Plan, compile_and_create_state, load_initial_weights, make_plan, make_schedule, state_shapes
 from jaxnets.progress import Progress
 from jaxnets.report import LivePage
@@ -48,7 +49,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     state is saved.
     """
     with interruption.raised():
-        return _train(config, Path(directory).expanduser())
+        return _train(config, user_path(directory))
 
 
 def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]:
@@ -65,9 +66,10 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
         runtime.enable_compilation_cache()
     workdir.check(directory, config)
     initialise = bool(config.init_from) and not checkpoint.exists(directory)
-    if initialise and not Path(config.init_from).expanduser().exists():
+    if initialise and not user_path(config.init_from).exists():
         raise UserError(f"config.init_from={config.init_from!r}: there is no such file or workdir")
-    distributed.require_agreement("the configuration", json.dumps(settings.as_dict(config) | {"data_dir": None}))
+    places = {"data_dir": None} | ({"dataset": None} if is_folder(config.dataset) else {})  # may differ by machine
+    distributed.require_agreement("the configuration", json.dumps(settings.as_dict(config) | places))
     plan = distributed.primary_first(partial(make_plan, config))
     template = state_shapes(plan)
     # Before the workdir is claimed: weights that cannot be had leave no trace of this run.
@@ -102,7 +104,9 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
 
 
 def require_same_data(plan: Plan, directory: Path, at: int) -> None:
-    """UserError where the run up to step `at` had another number of images than there are now."""
+    """UserError where the run up to step `at` had another number of images than there are now, or other classes."""
+    if at:
+        evaluate.require_same_classes(directory, plan.eval_split)
     steps, examples = plan.steps_per_epoch, len(plan.eval_split)
     for record in read_strictly(directory):
         epoch, evaluated = math.ceil(record["step"] / steps), record.get("num_examples", examples)
@@ -141,8 +145,9 @@ def announce(plan: Plan, directory: Path, at: int, before: ml_collections.Config
         logger.info("a new run in %s", directory)
         return
     logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
-    if before.data_dir != config.data_dir:
-        logger.warning("data_dir was %s and is now %s: it must hold the same images", before.data_dir, config.data_dir)
+    place = "dataset" if is_folder(config.dataset) else "data_dir"
+    if before[place] != config[place]:
+        logger.warning("%s was %s and is now %s: it must hold the same images", place, before[place], config[place])
     if before.num_epochs != config.num_epochs:
         announce_length(plan, at, before)
 

@@ -45,9 +45,15 @@ def parse_json(text: str) -> Any:
         raise ValueError("it nests too deeply") from None
 
 
-def user_path(text: str) -> Path:
-    """A path as it is typed: the shell leaves `~`, for the home folder, to us in `--workdir=~/runs`."""
-    return Path(text).expanduser()
+def user_path(text: str | Path) -> Path:
+    """A path as it is typed: the shell leaves `~`, for the home folder, to us in `--workdir=~/runs`.
+
+    UserError where it is `~` of nobody.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: {error}") from None
 
 
 @contextlib.contextmanager

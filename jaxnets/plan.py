@@ -5,7 +5,6 @@ import dataclasses
 import json
 from collections.abc import Hashable, Iterator
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +29,7 @@ from jaxnets import (
 )
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
+from jaxnets.plain_files import user_path
 
 Weights = dict[str, Any]  # {'params', 'batch_stats'}
 MAX_STEPS = 100_000_000  # the learning rates of all are kept
@@ -103,7 +103,7 @@ def load_initial_weights(plan: Plan) -> Weights:
 
     Raises UserError if there is no such file, or it holds the weights of another net.
     """
-    source = Path(plan.config.init_from).expanduser()
+    source = user_path(plan.config.init_from)
     try:
         if not source.is_dir():
             return torch_weights.load(plan.model, source, head="drop")

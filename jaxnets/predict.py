@@ -139,6 +139,8 @@ def predict(
 
     Compiled once: a smaller last batch is filled up, and so is the place of a file that cannot be read.
     """
+    if not paths:
+        return
     size = min(batch_size, len(paths))
     images = np.zeros((size, classifier.image_size, classifier.image_size, 3), np.uint8)
     variables = jax.device_put(classifier.variables)
@@ -204,9 +206,9 @@ def _printable(path: str) -> str:
     return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
-def _labels(path: str, num_classes: int) -> tuple[str, ...]:
+def _labels(path: Path, num_classes: int) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, ValueError) as error:
         raise UserError(f"--labels={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if len(names) != num_classes:
@@ -252,14 +254,16 @@ def _parser() -> ArgumentParser:
     run.add_argument("--ema", action="store_true", help="the averaged weights of the run")
     published = parser.add_argument_group("published weights")
     published.add_argument("--model", metavar="NAME", help="a net of jaxnets.list_models()")
-    published.add_argument("--weights", metavar="FILE", help="a file that jaxnets.torch_weights.load takes")
+    published.add_argument(
+        "--weights", type=user_path, metavar="FILE", help="a file that jaxnets.torch_weights.load takes"
+    )
     published.add_argument(
         "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
     )
     parser.add_argument("--image_size", type=_count, help="pixels a side, in place of the net's")
     parser.add_argument("--mean", type=_triple, help="R,G,B of images in [0, 1], in place of the net's")
     parser.add_argument("--std", type=_triple, help="R,G,B, in place of the net's")
-    parser.add_argument("--labels", metavar="FILE", help="the names of the classes, one a line")
+    parser.add_argument("--labels", type=user_path, metavar="FILE", help="the names of the classes, one a line")
     parser.add_argument("--top", type=_count, default=5, help="classes for each image; default: 5")
     parser.add_argument("--batch_size", type=_count, default=32, help="images at once; default: 32")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")

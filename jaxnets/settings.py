@@ -11,6 +11,7 @@ import ml_collections
 
 import jaxnets
 from jaxnets import optim
+from jaxnets.datasets import is_folder
 from jaxnets.errors import UserError
 from jaxnets.plain_files import parse_json, read_text
 
@@ -19,8 +20,8 @@ MAX_BYTES = 1 << 20  # of a config.json; one has about 2,000
 LIMITS = {"eval_batch_size": 1 << 20, "image_size": 4096, "steps_per_call": 10_000}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-# What may differ when a run goes on: none of it changes what is learned, as long as data_dir holds the same images
-# (another one is announced, as is a changed horizon).
+# What may differ when a run goes on, beside the path of a folder of images: none of it changes what is learned, as
+# long as there are the same images (another place is announced, as is a changed horizon).
 FREE_FIELDS = frozenset(
     {
         "num_epochs",
@@ -84,8 +85,14 @@ def differences(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[A
     return {
         name: (saved.get(name), new.get(name))
         for name in sorted(saved.keys() | new.keys())
-        if name not in FREE_FIELDS and saved.get(name) != new.get(name)
+        if saved.get(name) != new.get(name) and not _may_differ(name, saved.get(name), new.get(name))
     }
+
+
+def _may_differ(name: str, saved: Any, new: Any) -> bool:
+    """A folder of images may move, as data_dir may."""
+    folders = name == "dataset" and all(isinstance(value, str) and is_folder(value) for value in (saved, new))
+    return name in FREE_FIELDS or folders
 
 
 class _Checks:

@@ -74,7 +74,7 @@ def mix_batch(keys, images, labels, mixing: dict[str, float]):
 
     Batches are in random order, so that a neighbour is as good as any.
     """
-    keys = jax.vmap(partial(jax.random.fold_in, data=1))(keys)  # not those of the image's own augmentation
+    keys = jax.vmap(partial(jax.random.fold_in, data=3))(keys)  # `augment` has 0 to 2: a key is split into those
     images, shares = jax.vmap(partial(mix, **mixing))(keys, images, jnp.roll(images, 1, axis=0))
     return images, jnp.roll(labels, 1), shares
 

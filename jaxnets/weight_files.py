@@ -14,7 +14,7 @@ import numpy as np
 import safetensors
 
 from jaxnets import pickle_check
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, first_line
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -59,9 +59,10 @@ def read(source: str | os.PathLike | Mapping) -> Weights:
         raise UserError(f"weights come from a file or a mapping name -> array, not from a {type(source).__name__}")
     path = Path(source)
     require_file(path)
-    if path.suffix == ".safetensors":
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
         entries, ordered = _read_safetensors(path), False  # it sorts them
-    elif path.suffix in TORCH_SUFFIXES:
+    elif suffix in TORCH_SUFFIXES:
         entries, ordered = _read_torch(path), True
     else:
         raise UserError(f"{path} is no weight file: its name must end in one of {', '.join(SUFFIXES)}")
@@ -143,11 +144,6 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} has an entry of type {error}, where weights are floats") from error
     except Exception as error:  # SafetensorError, OSError, and whatever else a damaged file leads to
         raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, not too long, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def is_array(value) -> bool:

@@ -145,6 +145,8 @@ def test_weights_of_other_classes_are_not_evaluated_on_a_folder(pth, tmp_path):
         (["net.pth", "out.pt", "--model=mobilenet_v2"], "net.pth"),  # another width
         (["net.pth", "out.pt", "--model=mobilenet_v2", WIDTH, "--field=num_classes=7", "--layout=megvii"], "megvii"),
         (["folder", "out.pt"], "not the workdir of a run"),
+        (["net.pth", "out.pt", "--model=mobilenet_v2", "--ema"], "--checkpoint and --ema are for the workdir of a run"),
+        (["net.pth", "out.pt", "--model=mobilenet_v2", "--checkpoint=5"], "are for the workdir of a run"),
         (["folder", "out"], "a workdir already"),
         (["net.pth", "out.pt", "--model=mobilenet_v2", "--dataset=digits"], "--dataset is for a new folder"),
         (["net.pth", "out", "--model=mobilenet_v2", "--layout=timm"], "--layout is for a file"),
@@ -173,3 +175,21 @@ def test_a_run_becomes_a_file_with_the_weights_of_its_checkpoint(tmp_path):
     run(tmp_path / "run", tmp_path / "net.safetensors", "--checkpoint=latest")
     loaded = torch_weights.load(model, safetensors.numpy.load_file(tmp_path / "net.safetensors"))
     jax.tree.map(np.testing.assert_array_equal, loaded["params"], variables["params"])
+
+
+def test_a_run_gives_its_averaged_weights_when_asked(theirs, tmp_path, monkeypatch):
+    model = create_model("mobilenet_v2", width=0.25, num_classes=7)
+    both = {ema: torch_weights.load(model, theirs.state_dict()) for ema in (False, True)}
+    both[True]["params"]["classifier"]["bias"] += 1
+    asked = []
+
+    def load_run(workdir, which, *, ema):
+        asked.append((workdir, which, ema))
+        return evaluate.Run(None, model, both[ema], 7)
+
+    monkeypatch.setattr(evaluate, "load_run", load_run)
+    for ema in (False, True):
+        run(tmp_path, tmp_path / f"{ema}.safetensors", *["--ema"] * ema)
+        loaded = torch_weights.load(model, tmp_path / f"{ema}.safetensors")
+        jax.tree.map(np.testing.assert_array_equal, loaded, both[ema])
+    assert asked == [(tmp_path, "best", False), (tmp_path, "best", True)]

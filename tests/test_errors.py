@@ -32,13 +32,25 @@ def test_ctrl_c_is_no_stack_trace(capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_a_file_that_the_system_keeps_from_us_is_one_line(capsys, tmp_path):
+    @exit_on_user_error
+    def main(argv):
+        return (tmp_path / ("long" * 100)).stat()
+
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / ('long' * 100)}: File name too long\n"
+
+
 def test_a_bug_is_not_hidden():
     @exit_on_user_error
     def main(argv):
-        return argv[7]
+        raise argv
 
-    with pytest.raises(IndexError):
-        main([])
+    for error in (IndexError(), OSError("of no file")):
+        with pytest.raises(type(error)):
+            main(error)
 
 
 def test_a_bad_argument_is_a_user_error():

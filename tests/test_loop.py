@@ -183,6 +183,19 @@ def test_data_that_changed_are_not_gone_on_with(make_config, folder, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_a_folder_that_moved_is_gone_on_with_and_one_of_other_classes_is_not(make_config, folder, tmp_path, caplog):
+    fields = {"train_split": "train[:75%]", "eval_split": "train[75%:]", "batch_size": 8, "augment__crop_padding": 0}
+    loop.train(make_config(dataset=f"folder:{folder}", num_epochs=1, **fields), tmp_path / "run")
+    moved = folder.rename(tmp_path / "moved")
+    config = make_config(dataset=f"folder:{moved}", num_epochs=2, **fields)
+    (moved / "blue").rename(moved / "yellow")  # the last one now
+    with pytest.raises(UserError, match="has not the classes of the run in .* at place 0 was 'blue', is 'red'"):
+        loop.train(config, tmp_path / "run")
+    (moved / "yellow").rename(moved / "blue")
+    assert loop.train(config, tmp_path / "run")["epoch"] == 2
+    assert f"dataset was folder:{folder} and is now folder:{moved}: it must hold" in caplog.text
+
+
 def test_another_data_dir_is_said(finished, make_config, tmp_path, caplog):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     config = make_config(num_epochs=3)

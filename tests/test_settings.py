@@ -104,6 +104,14 @@ def test_every_field_but_the_free_ones_keeps_runs_apart(name):
     assert list(settings.differences(saved, new)) == ([] if name in settings.FREE_FIELDS else [name])
 
 
+def test_a_folder_of_images_may_move_but_no_other_data_set_takes_its_place():
+    def differing(before, now):
+        return list(settings.differences({"dataset": before}, {"dataset": now}))
+
+    assert differing("folder:/here", "folder:/there") == []
+    assert differing("folder:/here", "cifar10") == differing("cifar10", "folder:/here") == ["dataset"]
+
+
 def test_the_free_fields_exist():
     assert settings.flatten(default.get_config().to_dict()).keys() >= settings.FREE_FIELDS
 

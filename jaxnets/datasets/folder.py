@@ -11,8 +11,10 @@ import tensorflow_datasets as tfds
 
 from jaxnets import image_files
 from jaxnets.errors import UserError
+from jaxnets.plain_files import user_path
 
 PREFIX = "folder:"
+SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "evaluation")
 logger = logging.getLogger(__name__)
 
 
@@ -74,7 +76,8 @@ def read_folder(dataset: str) -> ImageFolder:
     classes, so that slices such as `train[:90%]` hold all of them and a further file moves no other. Hidden files
     and folders, links to folders within a class's, and files that are not named as images, are left out.
 
-    Raises UserError where there is no such folder, no class or no image in it, or a split has a class of its own.
+    Raises UserError where there is no such folder, no class or no image in it, a split has a class of its own, or
+    there are folders that look like splits, but no `train`.
     """
     directory = _path(dataset)
     if not directory.is_dir():
@@ -96,7 +99,7 @@ def read_folder(dataset: str) -> ImageFolder:
 def _path(dataset: str) -> Path:
     if not (path := dataset.removeprefix(PREFIX)):
         raise UserError("config.dataset='folder:' names no folder; write folder:PATH")
-    return Path(path).expanduser()
+    return user_path(path)
 
 
 def _folders(directory: Path) -> dict[str, Path]:
@@ -114,6 +117,11 @@ def _splits(directory: Path) -> dict[str, Path]:
     # A class may be called train: then its folder holds images rather than classes.
     if "train" in folders and _folders(folders["train"]):
         return {"train": folders.pop("train"), **dict(sorted(folders.items()))}
+    if odd := sorted(name for name in folders if name.lower() in SPLIT_NAMES and _folders(folders[name])):
+        raise UserError(
+            f"{directory} has a folder {odd[0]!r} with folders in it, as a split has, but none called 'train', which "
+            "holds a folder of image files for each class"
+        )
     return {"train": directory}
 
 

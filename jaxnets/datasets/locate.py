@@ -17,8 +17,8 @@ import tensorflow_datasets as tfds
 
 from jaxnets.datasets.cifar import Cifar10, Cifar100
 from jaxnets.datasets.digits import Digits
-from jaxnets.errors import UserError
-from jaxnets.plain_files import parse_json, read_text
+from jaxnets.errors import UserError, first_line
+from jaxnets.plain_files import parse_json, read_text, user_path
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _NAME = re.compile(r"(\w+(?:/\w[\w.+-]*)?)(?::([\w.]+))?")  # data set, configur
 def data_root(data_dir: str | os.PathLike | None = None) -> Path:
     """The directory with the prepared data sets: `data_dir`, else `TFDS_DATA_DIR`, else TFDS's default."""
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(chosen).expanduser().absolute()
+    return user_path(chosen).absolute()
 
 
 def open_builder(dataset: str, data_dir: str | os.PathLike | None = None) -> tfds.core.DatasetBuilder:
@@ -109,7 +109,7 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
             return builder
     except Exception as error:  # TFDS raises anything from KeyError to protobuf's ParseError here
         raise UserError(
-            f"{directory} does not hold a whole prepared data set ({_first_line(error)}); "
+            f"{directory} does not hold a whole prepared data set ({first_line(error)}); "
             "delete it and have it prepared again"
         ) from error
     raise UserError(
@@ -156,14 +156,14 @@ def _prepare(name: str, root: Path) -> Path:
     except OSError as error:
         # Another process may have been faster: the rename then fails, and its data is as good.
         if _find(name, str(builder.version), root) is None:
-            raise UserError(f"{name} could not be written to {root}: {_first_line(error)}") from error
+            raise UserError(f"{name} could not be written to {root}: {first_line(error)}") from error
     return Path(builder.data_path)
 
 
 def _cache_root() -> Path:
     """The user's own cache, for the embedded data set where `data_dir` cannot be written."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser().absolute() / "jaxnets" / "tensorflow_datasets"
+    return user_path(cache).absolute() / "jaxnets" / "tensorflow_datasets"
 
 
 def _writable(roots: list[Path]) -> Path:
@@ -184,7 +184,3 @@ def _is_writable(root: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
