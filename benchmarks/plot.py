@@ -6,6 +6,7 @@ Where eager and compiled PyTorch took part, the bar is against the faster of the
 from the lowest to the highest round.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from matplotlib.figure import Figure
 
 from jaxnets import plots
 from jaxnets.benchmark_report import conditions
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
+from jaxnets.plain_files import replacing
 
 LABELS = {"train": "training", "eval": "evaluation", "latency": "latency of one image"}
 COLOURS = dict(zip(LABELS, plots.COLOURS))
@@ -35,19 +37,24 @@ class Bar(NamedTuple):
 def bars_of(records: Sequence[dict[str, Any]]) -> list[Bar]:
     """One for each race in which PyTorch took part; UserError if a net's mode stands there twice."""
     bars: dict[tuple[str, str], Bar] = {}
-    for record in records:
-        for race in record["races"]:
-            ratios = [ratio for name, ratio in race["ratios"].items() if name.startswith("torch")]
-            if not ratios:
-                continue
-            key = race["model"], race["mode"]
-            if key in bars:
-                raise UserError(f"the results hold {' '.join(key)} twice; give files of different races")
-            closest = min(ratios, key=lambda ratio: ratio["median"])
-            bars[key] = Bar(*key, closest["median"], closest["low"], closest["high"])
+    for bar in itertools.chain.from_iterable(map(bars_in, records)):
+        if (bar.net, bar.mode) in bars:
+            raise UserError(f"the results hold {bar.net} {bar.mode} twice; give files of different races")
+        bars[bar.net, bar.mode] = bar
     if not bars:
         raise UserError("the results hold no race against PyTorch")
     return list(bars.values())
+
+
+def bars_in(record: dict[str, Any]) -> list[Bar]:
+    """Those of one record."""
+    bars = []
+    for race in record["races"]:
+        ratios = [ratio for name, ratio in race["ratios"].items() if name.startswith("torch")]
+        if ratios:
+            closest = min(ratios, key=lambda ratio: ratio["median"])
+            bars.append(Bar(race["model"], race["mode"], closest["median"], closest["low"], closest["high"]))
+    return bars
 
 
 def draw(bars: Sequence[Bar], footnote: str) -> Figure:
@@ -96,7 +103,7 @@ def read(path: Path) -> dict[str, Any]:
     """A benchmark's record; UserError if the file is none."""
     try:
         record = json.loads(path.read_text())
-        record["races"], record["environment"]
+        bars_in(record), conditions(record)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError):
@@ -115,9 +122,10 @@ def main(argv: list[str]) -> None:
     records = [read(path) for path in args.results]
     bars = bars_of(records)
     with plots.style():
-        figure = draw(bars, conditions(records[0]))
+        figure = draw(bars, " ".join(dict.fromkeys(map(conditions, records))))
         # White, since text and axes are dark wherever the picture is shown.
-        figure.savefig(args.out, dpi=plots.DPI, facecolor="white")
+        with writing(args.out, ""), replacing(args.out) as scratch:
+            figure.savefig(scratch, format=args.out.suffix[1:], dpi=plots.DPI, facecolor="white")
 
 
 if __name__ == "__main__":

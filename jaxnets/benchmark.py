@@ -39,7 +39,7 @@ import jax
 
 from jaxnets import benchmark_report, benchmark_worker, create_model, machine, runtime
 from jaxnets.benchmark_worker import CONTENDERS, MODES, Task, Worker, usable_cores
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.layer_list import layers_of
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, user_path
@@ -287,7 +287,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--image_size", type=int, help="side in pixels; default: 96, 224 for latency, 32 for CIFAR")
     parser.add_argument("--mode", default=",".join(MODES), help=f"of {', '.join(MODES)}; default: all")
     parser.add_argument("--against", default="torch", help=f"of {', '.join(CONTENDERS[1:])}; default: torch")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of every contender; default: 5")
+    parser.add_argument("--rounds", type=int, default=5, help="of several turns of every contender each; default: 5")
     parser.add_argument("--format", choices=FORMATS, default="table", help="json is one object on one line")
     parser.add_argument("--out", type=user_path, help="a new file to keep everything in, as JSON")
     return parser
@@ -339,7 +339,7 @@ def main(argv: list[str]) -> None:
         for race in races:
             record["races"].append(run_race(race, args.rounds, rates))
             if args.out is not None:  # after every race, so that an end before the last loses none
-                with replacing(args.out) as scratch:
+                with writing(args.out, ""), replacing(args.out) as scratch:
                     scratch.write_text(json.dumps(record, indent=1) + "\n")
     finally:
         if args.format == "json":

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from jaxnets import compare_results, plots
+from jaxnets import compare_results, machine, plots
 from jaxnets.compare_entries import TORCH
 
 CSS = """
@@ -60,6 +60,7 @@ def html(comparison: Record) -> str:
         _table(compare_results.table(comparison)),
         "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in compare_results.notes(comparison)) + "</ul>",
         *_charts(nets),
+        *_recipes(nets),
         "<h2>Every run</h2>",
         _table(runs_table(nets)),
     ]
@@ -87,8 +88,19 @@ def _table(section: compare_results.Section) -> str:
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
 
 
+def _recipes(nets: Sequence[Record]) -> list[str]:
+    fields = compare_results.recipe_differences(nets)
+    if not fields:
+        return []
+    rows = [(net["label"], *values) for net, values in zip(nets, zip(*(values for _, values in fields)))]
+    header = ("net", *(name for name, _ in fields))
+    return ["<h2>How they were trained</h2>", _table(compare_results.Section("", header, rows, text_columns=1))]
+
+
 def runs_table(nets: Sequence[Record]) -> compare_results.Section:
-    """One row a finished run."""
+    """One row a finished run; where there are several machines, with their numbers in the notes."""
+    places = list(compare_results.machines(nets))
+    several = len(places) > 1
     rows = [
         (
             net["label"],
@@ -97,11 +109,12 @@ def runs_table(nets: Sequence[Record]) -> compare_results.Section:
             f"{run['train_accuracy']:.2%}",
             f"{run['epoch_seconds']:.1f}",
             f"{run['train_seconds']:.0f}",
+            *[", ".join(str(places.index(machine.sentence(where)) + 1) for where in run["machines"])] * several,
         )
         for net in nets
         for run in net["runs"]
     ]
-    header = ("net", "seed", "accuracy", "train accuracy", "s an epoch", "s of training")
+    header = ("net", "seed", "accuracy", "train accuracy", "s an epoch", "s of training", *["machine"] * several)
     return compare_results.Section("", header, rows, text_columns=1)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import ml_collections
 
-from jaxnets import journal, machine, timing
+from jaxnets import journal, machine, report_parts, timing
 from jaxnets.compare_entries import TORCH
+from jaxnets.errors import UserError
 from jaxnets.summary import Section
 
 TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies whose time is told
@@ -25,8 +26,20 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
     Seconds are those of the training steps: compilation, evaluation and saving are left out, so that a run that
     was interrupted has the same. `train_accuracy` is the last epoch's as training saw it: augmented images, under
     weights that moved. `machines`: where it was trained, as `machine.read` gives it.
+
+    Raises UserError for records that are none of a run's.
     """
-    records = journal.read(workdir)
+    records = journal.read_strictly(workdir)
+    try:
+        return _numbers_of(workdir, config, records)
+    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
+        raise UserError(
+            f"{workdir / journal.FILE} has not the records of a run of {config.num_epochs} epochs; delete its folder "
+            "to train that net anew"
+        ) from None
+
+
+def _numbers_of(workdir: Path, config: ml_collections.ConfigDict, records: Sequence[Record]) -> Record | None:
     evaluated = [record for record in records if "eval_accuracy" in record]
     if not evaluated or evaluated[-1]["epoch"] != config.num_epochs:
         return None
@@ -38,7 +51,7 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
         {
             "epoch": record["epoch"],
             "seconds": sum(seconds for epoch, seconds in by_epoch.items() if epoch <= record["epoch"]),
-            "accuracy": record[accuracy],
+            "accuracy": float(record[accuracy]),
         }
         for record in evaluated
     ]
@@ -126,12 +139,12 @@ def reached(nets: Sequence[Record]) -> list[str]:
     return [target for target in targets if any(run["seconds_to"][target] is not None for run in runs)]
 
 
-def machines(nets: Sequence[Record]) -> list[str]:
-    """Where the nets were trained, a sentence for each machine, with the day on which it began."""
+def machines(nets: Sequence[Record]) -> dict[str, str]:
+    """Where the nets were trained: the sentence of each machine, in their order, and with the day on which it began."""
     found = [where for net in nets for run in net["runs"] for where in run["machines"]]
     found.sort(key=lambda where: where["date"])
     first = {machine.sentence(where): machine.since(where) for where in reversed(found)}
-    return list(reversed(first.values()))
+    return dict(reversed(first.items()))
 
 
 def torch_versions(nets: Sequence[Record]) -> str | None:
@@ -148,12 +161,12 @@ def table(comparison: Record) -> Section:
     nets = comparison["nets"]
     targets = reached(nets)
     sized = [net["latency"] for net in nets if net["latency"]]
-    header = ["net", "parameters", "MACs (M)", "accuracy (%)", "train (%)", *(f"s to {float(t):.0%}" for t in targets)]
-    header.append("s an epoch")
+    header = ["net", "parameters", "MACs (M)", "epochs", "accuracy (%)", "train (%)"]
+    header += [*(f"s to {float(target):.0%}" for target in targets), "s an epoch"]
     rows = []
     for net in nets:
         results = net["results"]
-        row = [net["label"], f"{net['parameters']:,}", f"{net['macs'] / 1e6:,.1f}"]
+        row = [net["label"], f"{net['parameters']:,}", f"{net['macs'] / 1e6:,.1f}", str(net["config"]["num_epochs"])]
         if results:
             row += [with_spread(results[name], comparison["seeds"]) for name in ("accuracy", "train_accuracy")]
             row += [_seconds(results["seconds_to"][target]) for target in targets]
@@ -227,6 +240,8 @@ def notes(comparison: Record) -> list[str]:
         "Seconds: of the training steps; compilation, evaluation and saving are left out; an epoch's are a run's mean, "
         "over seeds the median.",
     ]
+    if fields := [name for name, _ in recipe_differences(nets)]:
+        found.append(f"The nets were not trained alike: they differ in {', '.join(fields)}.")
     if comparison["torch"] is not None:
         found.append(
             f"PyTorch {comparison['torch'] or 'as installed'}: the same first weights, order of images and recipe, in "
@@ -248,11 +263,18 @@ def notes(comparison: Record) -> list[str]:
             + f"; on {'; '.join(where)}."
         )
     if where := machines(nets):
-        found.append(f"Trained on: {'; '.join(where)}.")
+        numbers = [f"{number}: " if len(where) > 1 else "" for number in range(1, len(where) + 1)]
+        found.append(f"Trained on: {'; '.join(map(''.join, zip(numbers, where.values())))}.")
     found += [f"Not finished: {sentence}." for sentence in failures(nets)]
     if comparison["note"]:
         found.append(comparison["note"])
     return found
+
+
+def recipe_differences(nets: Sequence[Record]) -> list[tuple[str, list[str]]]:
+    """The fields of the configuration in which the training of the nets differs, and their values net by net."""
+    found = report_parts.differences([net["config"] for net in nets])
+    return [(name, values) for name, values in found if not name.startswith("model.")]
 
 
 def _averaged(nets: Sequence[Record]) -> list[str]:

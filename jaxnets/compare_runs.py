@@ -48,7 +48,8 @@ def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
     """UserError for the first run that cannot be: by its configuration, its net, or what its workdir holds."""
     first = entries[0].config
     for entry in entries:
-        settings.check(entry.config)
+        for number in (0, num_seeds - 1):
+            settings.check(entry.at_seed(number))
         plan.check_net(entry.config)
         for field in ("dataset", "data_dir", "train_split", "eval_split"):
             if entry.config[field] != first[field]:

@@ -37,7 +37,9 @@ def describe(*packages: str) -> dict[str, object]:
 def sentence(machine: dict[str, object]) -> str:
     """`describe`'s in one line."""
     count = f"{machine['num_devices']} x " if machine["num_devices"] > 1 else ""
-    return f"{count}{machine['device']}, {machine['cores']} CPU cores, JAX {machine['versions']['jax']}"
+    # PyTorch has its own.
+    operators = "" if "torch" in machine["versions"] else f", {machine['operators']} operators"
+    return f"{count}{machine['device']}, {machine['cores']} CPU cores, JAX {machine['versions']['jax']}{operators}"
 
 
 def since(machine: dict[str, object]) -> str:

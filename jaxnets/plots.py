@@ -84,9 +84,14 @@ def footnote(figure: Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=FOOTNOTE_SIZE, alpha=0.7, x=0.01, ha="left", linespacing=1.25)
 
 
+def files_of(path: Path) -> list[Path]:
+    """What `save` writes."""
+    return [path.with_name(f"{path.name}.{ending}") for ending in FILE_FORMATS]
+
+
 def save(figure: Figure, path: Path) -> list[Path]:
     """Write the figure beside `path` in every one of `FILE_FORMATS`; the files."""
-    files = [path.with_name(f"{path.name}.{ending}") for ending in FILE_FORMATS]
+    files = files_of(path)
     with style():
         for file in files:
             # No date inside: the same data make the same file.

@@ -66,6 +66,21 @@ def test_it_is_well_formed_and_shows_everything(page):
     assert "b" not in tags.tags  # a name is text
 
 
+def test_nets_of_several_recipes_and_machines_say_which_had_which():
+    nets = []
+    for label, device in (("a", "fast"), ("b", "slow")):
+        where = [MACHINE | {"device": device, "date": "2026-01-02"}]
+        runs = [make_run(0.5, {}) | {"seed": 0, "curve": [{"seconds": 1.0, "accuracy": 0.3}], "machines": where}]
+        nets.append(make_net(label, runs))
+    nets[1]["config"] = {"num_epochs": 7, "augment": {"flip": False, "cutout": 8}, "model": {"name": "m"}}
+    assert compare_page._recipes(nets[:1]) == []
+    text = " ".join(Tags("".join(compare_page._recipes(nets))).text).split()
+    assert " ".join(text) == "How they were trained net num_epochs augment.cutout a 3 0 b 7 8"
+    assert [row[-1] for row in compare_page.runs_table(nets).rows] == ["1", "2"]
+    assert compare_page.runs_table(nets).header[-1] == "machine"
+    assert compare_page.runs_table(nets[:1]).header[-1] == "s of training"
+
+
 def test_a_long_name_breaks_between_its_words(page):
     assert "<td>never_<wbr>finished</td>" in page
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from jaxnets import compare_results
+from jaxnets.errors import UserError
 
 CONFIG = ConfigDict({"seed": 4, "batch_size": 10, "num_epochs": 2, "ema_decay": 0.0})
 # Two epochs of five steps, reported twice an epoch; the rates make 2, 4, 3 and 6 seconds.
@@ -77,6 +78,23 @@ def test_a_run_that_is_not_at_its_end_has_no_numbers(workdir, tmp_path):
     assert compare_results.read_run(workdir, CONFIG) is None
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda records: records[2:3] + records[5:],  # nothing of the training
+        lambda records: records[:3] + records[5:],  # nothing of the last epoch's
+        lambda records: [*records[:5], records[5] | {"eval_accuracy": "x"}],
+        lambda records: [*records[:5], records[5] | {"step": None}],
+        lambda records: [5, *records],
+        lambda records: [{"loss": 1.0}, *records],
+    ],
+)
+def test_records_that_are_none_of_a_run_are_one_sentence(workdir, spoil):
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in spoil(RECORDS)))
+    with pytest.raises(UserError, match=r"metrics\.jsonl has (not the records of a run of 2 epochs|lines that are no)"):
+        compare_results.read_run(workdir, CONFIG)
+
+
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9))
 def test_the_spread_is_numpys(values):
     found = compare_results.spread(values)
@@ -85,7 +103,7 @@ def test_the_spread_is_numpys(values):
     assert found["min"] <= found["mean"] + 1e-12 and found["n"] == len(values)
 
 
-MACHINE = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}}
+MACHINE = {"device": "a machine", "num_devices": 1, "cores": 4, "operators": "native", "versions": {"jax": "1"}}
 
 
 def make_run(accuracy, seconds):
@@ -125,15 +143,26 @@ def test_the_notes_say_where_and_how():
     comparison = {"nets": [net], "seeds": 2, "eval_split": "test", "dataset": "digits", "torch": None, "note": ""}
     found = "\n".join(compare_results.notes(comparison))
     assert "No run reached 90%." in found and "while the weights moved." in found
-    where = ", 4 CPU cores, JAX 1 (from 2026-01-0"
-    assert f"Trained on: a machine{where}1); another{where}3)." in found
+    where = ", 4 CPU cores, JAX 1, native operators (from 2026-01-0"
+    assert f"Trained on: 1: a machine{where}1); 2: another{where}3)." in found
     assert "average" not in found
     other = make_net("b", runs)
     other["config"]["ema_decay"] = 0.9
     said = compare_results.notes(comparison | {"nets": [net, other]})
     assert "Accuracy of b: with the weights' moving average (config.ema_decay)." in said
+    assert "The nets were not trained alike: they differ in ema_decay." in said
     net["config"]["augment"]["flip"] = True
     assert "on augmented images" in "\n".join(compare_results.notes(comparison))
+    assert "trained alike" not in found
+
+
+def test_machines_that_compute_by_other_operators_are_not_one():
+    """A run without a compiler takes several times as long."""
+    runs = [make_run(0.8, {}) | {"machines": [MACHINE | {"date": "2026-01-01", "operators": name}]} for name in "ab"]
+    assert [where.split(", ")[-1] for where in compare_results.machines([make_net("a", runs)])] == [
+        "a operators",
+        "b operators",
+    ]
 
 
 def test_one_seed_has_no_deviation():
@@ -176,7 +205,7 @@ def test_tables_have_a_cell_for_every_column():
     section = compare_results.table(comparison)
     assert {len(row) for row in section.rows} == {len(section.header)}
     cells = dict(zip(section.header, section.rows[0]))
-    assert cells["accuracy (%)"] == "93.00" and cells["s to 94%"] == "5.0"
+    assert cells["epochs"] == "3" and cells["accuracy (%)"] == "93.00" and cells["s to 94%"] == "5.0"
     assert cells["1 image (ms)"] == "2.35" and cells["8 images (ms)"] == "1,234"
     rows = list(csv.DictReader(io.StringIO(compare_results.csv_text(comparison))))
     assert [row["label"] for row in rows] == ["a", "b, with a comma"]

@@ -215,6 +215,15 @@ def test_a_table_of_fewer_nets_says_so(finished, configs, tmp_path, caplog):
     assert "no longer shows tiny:width=0.5; their runs stay" in caplog.text
 
 
+def test_a_last_seed_that_cannot_be_is_refused_before_training(configs, trained, tmp_path):
+    entries = compare_entries.make_entries(configs, MODELS)
+    for entry in entries:
+        entry.config.seed = 2**32 - 1
+    with pytest.raises(UserError, match="config.seed"):
+        compare_runs.run(entries, 2, tmp_path / "out")
+    assert trained == [] and not (tmp_path / "out").exists()
+
+
 def test_a_size_that_cannot_be_timed_is_refused_before_training(configs, trained, tmp_path):
     entries = compare_entries.make_entries(configs, ["tiny", "mobilenet_v1_cifar:width=0.25"])
     with pytest.raises(UserError, match="image_size"):

@@ -272,7 +272,8 @@ def test_recipe_parts(small, untrained, tmp_path, monkeypatch):
 def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
     counted = {12: 1e9, 18: 2e9}
     monkeypatch.setattr(summary, "summarize", lambda model, size, **fields: SimpleNamespace(macs=counted[size]))
-    machine = {"device": "a machine", "num_devices": 1, "cores": 4, "versions": {"jax": "1"}, "date": "2026-01-02"}
+    machine = {"device": "a machine", "num_devices": 1, "cores": 4, "operators": "native", "versions": {"jax": "1"}}
+    machine["date"] = "2026-01-02"
     run = {"train_seconds": 90.0, "train_images": 1000, "machines": [machine]}
     config = {"num_epochs": 4, "image_size": 24, "progressive_sizes": [0.5, 0.5, 0.75, 1.0]}
     facts = {"dataset": "d", "train_split": "t", "eval_split": "e"}
@@ -280,7 +281,7 @@ def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
     nets = [net | {"runs": [run, run], "failed": ["seed 1: it diverged"]}]
     line = training.compute(facts | {"nets": nets})
     assert line.startswith("2 runs of 4 epochs on d t at 24 px: 12.0 T MACs, 3.0 min of training")
-    assert line.endswith("; a machine, 4 CPU cores, JAX 1 (from 2026-01-02); not finished: a")
+    assert line.endswith("; a machine, 4 CPU cores, JAX 1, native operators (from 2026-01-02); not finished: a")
 
 
 @pytest.mark.parametrize(
@@ -297,6 +298,17 @@ def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
 def test_bad_arguments_are_one_sentence(arguments, says):
     with pytest.raises(UserError, match=says):
         command.main(["figures", *arguments])
+
+
+def test_a_file_that_is_no_figure_of_ours_is_not_overwritten(tmp_path, monkeypatch):
+    for mine in ("relu_collapse.pdf", "relu_collapse.json"):
+        (tmp_path / mine).write_text("[]")
+        with pytest.raises(UserError, match=f"{mine} is there, and relu_collapse.json beside it is no figure's data"):
+            command.main(["figures", "relu_collapse", f"--out={tmp_path}"])
+        assert (tmp_path / mine).read_text() == "[]"
+        (tmp_path / mine).unlink()
+    (tmp_path / "relu_collapse.json").write_text('{"compute": "of an older one"}')
+    command.check_out(tmp_path, "relu_collapse")
 
 
 @functools.cache

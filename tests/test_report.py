@@ -222,11 +222,12 @@ def test_thousands_of_classes_are_counted_without_a_matrix(tmp_path):
 
 def test_the_machines_of_a_run_are_named(workdir):
     assert "(from " not in page_of(workdir).text
-    machines = [{"device": name, "num_devices": 1, "cores": 4, "versions": {"jax": "1"}} for name in ("one", "<b>two")]
+    same = {"num_devices": 1, "cores": 4, "operators": "xla", "versions": {"jax": "1"}}
+    machines = [{"device": name} | same for name in ("one", "<b>two")]
     dated = [machine | {"date": f"2026-01-0{day}"} for day, machine in enumerate(machines, 1)]
     (workdir / "machines.json").write_text(json.dumps(dated))
-    said = "On one, 4 CPU cores, JAX 1 (from 2026-01-01); then on <b>two, 4 CPU cores, JAX 1 (from 2026-01-02)."
-    assert said in page_of(workdir).text
+    rest = ", 4 CPU cores, JAX 1, xla operators (from 2026-01-0"
+    assert f"On one{rest}1); then on <b>two{rest}2)." in page_of(workdir).text
 
 
 @pytest.mark.parametrize("missing", [timing.FILE, predictions.FILE])

@@ -35,7 +35,7 @@ from jaxnets.figures import (
     width_tradeoff,
 )
 from jaxnets.figures.options import Options
-from jaxnets.plain_files import replacing, user_path
+from jaxnets.plain_files import parse_json, read_text, replacing, user_path
 
 FIGURES: dict[str, ModuleType] = {
     "relu_collapse": relu_collapse,
@@ -46,6 +46,7 @@ FIGURES: dict[str, ModuleType] = {
     "recipe_knobs": recipe_knobs,
     "recipe_parts": recipe_parts,
 }
+MAX_BYTES = 1 << 28  # of a figure's data
 TRAINED = ("bottleneck_ablation", "shuffle_ablation", "width_tradeoff", "recipe_knobs", "recipe_parts")
 
 
@@ -57,6 +58,7 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
+    check_out(out, name)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"command": options.command, "date": today}
     data = figure.measure(dataclasses.replace(options, out=out / name)) | made
@@ -67,6 +69,18 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
         drawn = figure.draw(data)
     with writing(out):
         return data, [path, *plots.save(drawn, out / name)]
+
+
+def check_out(out: Path, name: str) -> None:
+    """UserError where the figure would take the place of a file that is none of ours."""
+    path = out / f"{name}.json"
+    present = [file for file in (path, *plots.files_of(out / name)) if file.exists()]
+    try:
+        ours = not present or "compute" in parse_json(read_text(path, MAX_BYTES))
+    except (FileNotFoundError, UserError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"{present[0]} is there, and {path.name} beside it is no figure's data; choose another --out")
 
 
 def _parser() -> ArgumentParser:

@@ -50,7 +50,7 @@ def compute(comparison: dict[str, Any]) -> str:
     return (
         f"{len(runs)} runs of {config['num_epochs']} epochs on {comparison['dataset']} {comparison['train_split']} at "
         f"{config['image_size']} px: {macs / 1e12:.1f} T MACs, {seconds / 60:.1f} min of training; accuracy of "
-        + "; ".join([comparison["eval_split"], *compare_results.machines(comparison["nets"])])
+        + "; ".join([comparison["eval_split"], *compare_results.machines(comparison["nets"]).values()])
         + (f"; not finished: {', '.join(failed)}" if failed else "")
     )
 
