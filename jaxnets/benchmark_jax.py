@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from jaxnets import create_model, machine
-from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, ready_bytes
+from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, fastest, ready_bytes
 
 
 def make_optimizer() -> optax.GradientTransformation:
@@ -149,17 +149,7 @@ def rates(threads: int) -> dict[str, Any]:
     a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # a GPU takes less power for ones, and runs faster
     product = jax.jit(lambda a: a @ a)
     return {
-        "copy_bytes_per_second": 2 * kept[0].nbytes / _best(call_copy),
-        "flops_per_second": 2 * n**3 / _best(lambda: product(a)),
+        "copy_bytes_per_second": 2 * kept[0].nbytes / fastest(call_copy, jax.block_until_ready),
+        "flops_per_second": 2 * n**3 / fastest(lambda: product(a), jax.block_until_ready),
         "about": machine.describe(),
     }
-
-
-def _best(call, repeats: int = 10) -> float:
-    """Seconds of the fastest of some calls, after two to warm up."""
-    seconds = []
-    for _ in range(2 + repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[2:])

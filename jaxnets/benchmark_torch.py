@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, ready_bytes
+from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, fastest, ready_bytes
 from jaxnets.torch_nets import NETS
 
 TRIAL_SECONDS = 0.4  # for each form, after two steps that do not count
@@ -239,18 +239,7 @@ def rates(threads: int) -> dict[str, Any]:
     a = torch.randn(n, n, dtype=dtype, device=_device())  # a GPU takes less power for ones, and runs faster
     product = torch.empty_like(a)
     return {
-        "copy_bytes_per_second": 2 * source.nbytes / _best(lambda: target.copy_(source)),
-        "flops_per_second": 2 * n**3 / _best(lambda: torch.mm(a, a, out=product)),
+        "copy_bytes_per_second": 2 * source.nbytes / fastest(lambda: target.copy_(source), lambda _: synchronize()),
+        "flops_per_second": 2 * n**3 / fastest(lambda: torch.mm(a, a, out=product), lambda _: synchronize()),
         "about": {"device": torch.cuda.get_device_name() if not on_cpu else None, "threads": threads},
     }
-
-
-def _best(call, repeats: int = 10) -> float:
-    """Seconds of the fastest of some calls, after two to warm up."""
-    seconds = []
-    for _ in range(2 + repeats):
-        began = time.perf_counter()
-        call()
-        synchronize()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds[2:])

@@ -85,7 +85,8 @@ def stack(tree):
     """The leaves of `tree` as Muon takes them: `{'matrices': {shape: (L, h, w, I, O)}, 'rest': {path: leaf}}`.
 
     Kernels of one shape are one array, so that their products are batches: fewer and larger. The rest, for Adam: the
-    classifier, depthwise kernels (whose rows are channels that never meet), BatchNorm, biases.
+    classifier, depthwise kernels (whose rows are channels that never meet), BatchNorm, biases. The groups of a grouped
+    kernel never meet either, but are turned together, as one matrix beside the other.
     """
     matrices, rest = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -318,6 +318,21 @@ def test_a_dead_process_is_named_with_its_last_words(program, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(("seconds", "calls"), [(0.01, 12), (0.3, 5), (2.0, 5)])
+def test_the_fastest_call_is_looked_for_no_longer_than_a_second(monkeypatch, seconds, calls):
+    """Neither what warms up nor a slow one counts."""
+    took, now = itertools.chain([0.001, 0.001, seconds * 3, seconds], itertools.repeat(seconds * 2)), [0.0]
+    monkeypatch.setattr(benchmark_worker.time, "perf_counter", lambda: now[0])
+    waited = []
+
+    def call():
+        now[0] += next(took)
+        return "result"
+
+    assert benchmark_worker.fastest(call, waited.append) == pytest.approx(seconds)
+    assert waited == ["result"] * calls
+
+
 def test_a_process_ends_with_its_worker():
     worker = Worker("x", [sys.executable, "-c", "import sys; print('{}', flush=True); sys.stdin.read()"])
     with worker:
