@@ -23,8 +23,8 @@ from jaxnets.datasets import absolute
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, user_path
-from jaxnets.predict import field, normalization_of
-from jaxnets.weight_files import SUFFIXES
+from jaxnets.predict import field, normalization_of, spelled
+from jaxnets.weight_files import SUFFIXES, metadata_of
 from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")
@@ -46,16 +46,20 @@ def read(
     if name is not None or fields:
         raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
     run = evaluate.load_run(source, which or "best", ema=ema)
-    return run.model, torch_weights.Published(run.variables, None)
+    return run.model, torch_weights.Published(run.variables, (tuple(run.config.mean), tuple(run.config.std)))
 
 
-def write(path: Path, model: nn.Module, variables: dict[str, Any], layout: str | None) -> None:
-    """Write a `.pth`, `.pt` or `.safetensors` file with the names of `layout`, as `torch_weights.export`."""
-    state_dict = torch_weights.export(model, variables, layout)
+def write(path: Path, model: nn.Module, published: torch_weights.Published, layout: str | None) -> None:
+    """Write a `.pth`, `.pt` or `.safetensors` file with the names of `layout`, as `torch_weights.export`.
+
+    A state_dict has no place for mean and standard deviation of the images: they are logged.
+    """
+    state_dict = torch_weights.export(model, published.variables, layout)
     with writing(path, ""):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == SAFETENSORS:
-        content = safetensors.numpy.save(state_dict)
+        known = metadata_of(published.normalization) if published.normalization else None
+        content = safetensors.numpy.save(state_dict, known)
     else:
         try:
             import torch
@@ -64,6 +68,8 @@ def write(path: Path, model: nn.Module, variables: dict[str, Any], layout: str |
         buffer = io.BytesIO()
         torch.save({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}, buffer)
         content = buffer.getvalue()
+        if published.normalization:
+            runtime.logger.info("this net's images are normalised with %s", spelled(published.normalization))
     # By Python, which says what hinders it as an OSError; the libraries raise errors of their own.
     with writing(path, ""), replacing(path) as scratch:
         scratch.write_bytes(content)
@@ -148,7 +154,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{name}, which {args.target} is not")
     model, published = read(args.source, args.model, fields, args.checkpoint, args.ema)
     if to_file:
-        write(args.target, model, published.variables, args.layout)
+        write(args.target, model, published, args.layout)
     else:
         write_workdir(args.target, args.model, fields, published, args.dataset)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(published.variables["params"]))

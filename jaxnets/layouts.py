@@ -21,11 +21,11 @@ from jaxnets.models.shufflenet_v1 import ShuffleNetV1
 from jaxnets.models.shufflenet_v2 import ShuffleNetV2
 from jaxnets.models.squeezenet import SqueezeNet
 from jaxnets.models.vgg import VGG
+from jaxnets.weight_files import Normalization
 
 Layers = Sequence[Layer]
 Names = list[str] | None
 Pair = tuple[str, str]  # a convolution and its BatchNorm
-Triple = tuple[float, float, float]
 PLACE = r"stage(\d+)_block(\d+)"
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,7 @@ class Layout:
     advised: dict[str, Any] = field(default_factory=dict)  # fields to try where the shapes do not fit
     required: dict[str, Any] = field(default_factory=dict)  # fields without which the weights mean another net
     usual: dict[str, Any] = field(default_factory=dict)  # fields of the published net, which may be changed
-    # Mean and deviation, of images in [0, 1], with which its published nets see them; None: the data set's.
-    normalization: tuple[Triple, Triple] | None = None
+    normalization: Normalization | None = None  # of the images of its published nets; None: their data set's usual
     # What channels of the file's layers are ours: see `megvii_weights.ChannelOrder`.
     channel_orders: Callable[[nn.Module, Layers], dict] = lambda model, layers: {}
 
@@ -326,7 +325,10 @@ TORCHVISION_SHUFFLENET_V2 = Layout(shufflenet_v2_torchvision, required={"variant
 TORCHVISION_VGG = Layout(vgg_torchvision, bias_before_batch_norm=True)
 # The first layout of each net is the one that `export` takes by itself.
 LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
-    GoogLeNet: {"torchvision": Layout(googlenet_torchvision, training_only=("aux1", "aux2"))},
+    GoogLeNet: {
+        # Whose published net has its `transform_input` make these of ImageNet's.
+        "torchvision": Layout(googlenet_torchvision, training_only=("aux1", "aux2"), normalization=FROM_MINUS_1_TO_1)
+    },
     MobileNetV1: {
         "kuangliu": Layout(mobilenet_v1_kuangliu, usual={"activation": "relu"}),
         "timm": Layout(mobilenet_v1_timm, usual=RELU6, normalization=FROM_MINUS_1_TO_1),

@@ -4,10 +4,11 @@ IMAGE is a file, a folder (the images below it) or a quoted glob pattern. A file
 on standard error, the others go on, and the status is 1 at the end.
 
 A run's net sees its images as the run's evaluation does. With --model and --weights, nets for 224x224 see the
-middle 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation,
-or as the code base whose layout the file has does it (Keras's, megvii's, timm's MobileNetV1); CIFAR nets the whole
-image resized to 32x32, with those of CIFAR-10. Classes have the names of a run's data set, which its last evaluation
-keeps, or of --labels, and are numbers otherwise.
+middle 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation, or
+as the code base whose layout the file has does it (Keras's, megvii's, timm's MobileNetV1, torchvision's GoogLeNet);
+CIFAR nets the whole image resized to 32x32, with those of CIFAR-10. A .safetensors file that jaxnets.convert made of a
+run has the run's. Classes have the names of a run's data set, which its last evaluation keeps, or of --labels, and are
+numbers otherwise.
 
 --format=json prints one object a line and image, in the order of the images: {"image": path, "predictions":
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
@@ -41,15 +42,15 @@ from jax import lax
 from jaxnets import create_model, data, datasets, evaluate, image_files, predictions, runtime, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
-from jaxnets.layouts import Triple
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import user_path
+from jaxnets.weight_files import Normalization, Triple
 
 MAX_IMAGE_SIZE = 4096
 
 # Per channel, of images in [0, 1]: mean and standard deviation with which published weights were trained
-IMAGENET: tuple[Triple, Triple] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR: tuple[Triple, Triple] = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGENET: Normalization = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CIFAR: Normalization = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 
 @dataclass(frozen=True)
@@ -120,16 +121,22 @@ def load_weights(name: str, weights: str | Path, **fields) -> Classifier:
     return Classifier(model, published.variables, image_size, image_size != 32, mean, std)
 
 
-def normalization_of(name: str, published: torch_weights.Published) -> tuple[Triple, Triple]:
+def normalization_of(name: str, published: torch_weights.Published) -> Normalization:
     """Mean and deviation by channel, of images in [0, 1], for the net `name` with weights of a file."""
+    if published.normalization:
+        return published.normalization
     if default_image_size(name) == 32:
         return CIFAR
-    if published.normalization not in (None, IMAGENET):
-        runtime.logger.info(
-            "images are normalised as by the code base of these weights: mean %s, deviation %s",
-            *(", ".join(f"{value:.4g}" for value in values) for values in published.normalization),
-        )
-    return published.normalization or IMAGENET
+    usual = published.layout and published.layout.normalization
+    if usual:
+        runtime.logger.info("images are normalised as by the code base of these weights: %s", spelled(usual))
+    return usual or IMAGENET
+
+
+def spelled(normalization: Normalization) -> str:
+    """In words."""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in normalization)
+    return f"mean {mean}; standard deviation {std}"
 
 
 def predict(

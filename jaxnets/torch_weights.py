@@ -16,7 +16,7 @@ import numpy as np
 from jaxnets import create_model, keras_weights, weight_files
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer, layers_of
-from jaxnets.layouts import Layout, Triple, layouts_of
+from jaxnets.layouts import Layout, layouts_of
 from jaxnets.megvii_weights import ChannelOrder
 from jaxnets.module_match import ANY, STATISTICS, TRACKED, Match, Module, explain_mismatch, find_match, group
 
@@ -28,10 +28,11 @@ BATCH_STATS = ("mean", "var")
 
 
 class Published(NamedTuple):
-    """The variables of a file, and how the published nets of its layout see images; None: as their data set's usual."""
+    """The weights of a file, and what it says of the images that the net wants."""
 
     variables: dict[str, Tree]
-    normalization: tuple[Triple, Triple] | None  # mean and deviation by channel, of images in [0, 1]
+    normalization: weight_files.Normalization | None = None
+    layout: Layout | None = None
 
 
 def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> dict[str, Tree]:
@@ -51,7 +52,7 @@ def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -
 
 
 def load_published(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> Published:
-    """As `load`, with what the images must be for the net's results to be those of the layout's code base."""
+    """As `load`, with what is known of the images on which the net was trained."""
     if head not in ("strict", "drop"):
         raise UserError(f"head={head!r} must be 'strict' or 'drop'")
     model = create_model(model, **overrides) if isinstance(model, str) else _changed(model, overrides)
@@ -73,7 +74,7 @@ def load_published(model: nn.Module | str, source, *, head: str = "strict", **ov
             values = _initial(layer)
         _insert(variables, layer, values)
     variables = {collection: jax.tree.map(jnp.asarray, tree) for collection, tree in variables.items()}
-    return Published(variables, found.layout and found.layout.normalization)
+    return Published(variables, weights.normalization, found.layout)
 
 
 def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = None) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ import safetensors
 
 from jaxnets import pickle_check
 from jaxnets.errors import UserError, first_line
+from jaxnets.plain_files import parse_json
+
+Triple = tuple[float, float, float]
+Normalization = tuple[Triple, Triple]  # mean and standard deviation by channel, of images in [0, 1]
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
@@ -30,6 +35,7 @@ SAFETENSORS_TYPES = {
     "I64": np.int64,
     "I32": np.int32,
 }
+NORMALIZATION = ("mean", "std")  # names in a safetensors file's metadata
 # Bounds on what strangers may send; no net here has a tenth of these.
 MAX_ENTRIES = 10_000
 MAX_NAME = 250  # characters
@@ -46,6 +52,7 @@ class Weights:
     entries: dict[str, Any]
     ordered: bool  # whether their order is the order of the modules in the net they come from
     origin: str  # for messages
+    normalization: Normalization | None = None  # of the images that the net wants, if the file says so
 
 
 def read(source: str | os.PathLike | Mapping) -> Weights:
@@ -61,12 +68,11 @@ def read(source: str | os.PathLike | Mapping) -> Weights:
     require_file(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        entries, ordered = _read_safetensors(path), False  # it sorts them
-    elif suffix in TORCH_SUFFIXES:
-        entries, ordered = _read_torch(path), True
-    else:
-        raise UserError(f"{path} is no weight file: its name must end in one of {', '.join(SUFFIXES)}")
-    return Weights(unwrap(entries, str(path)), ordered, str(path))
+        entries, normalization = _read_safetensors(path)
+        return Weights(unwrap(entries, str(path)), False, str(path), normalization)  # sorted by name
+    if suffix in TORCH_SUFFIXES:
+        return Weights(unwrap(_read_torch(path), str(path)), True, str(path))
+    raise UserError(f"{path} is no weight file: its name must end in one of {', '.join(SUFFIXES)}")
 
 
 def require_file(path: Path):
@@ -124,7 +130,7 @@ def import_torch(purpose: str):
     return torch
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Normalization | None]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -133,17 +139,36 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             with safetensors.safe_open(path, framework="numpy"):  # raises unless all shapes, types and places fit
                 header = json.loads(file.read(length))
         mapped = np.memmap(path, np.uint8, "r")[8 + length :]  # only what is used takes memory
-        header.pop("__metadata__", None)
-        return {
+        normalization = normalization_in(header.pop("__metadata__", None) or {}, str(path))
+        entries = {
             name: mapped[slice(*entry["data_offsets"])].view(SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
             for name, entry in header.items()
         }
+        return entries, normalization
     except UserError:
         raise
     except KeyError as error:
         raise UserError(f"{path} has an entry of type {error}, where weights are floats") from error
     except Exception as error:  # SafetensorError, OSError, and whatever else a damaged file leads to
         raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+
+
+def metadata_of(normalization: Normalization) -> dict[str, str]:
+    """Mean and standard deviation as a safetensors file keeps them: text."""
+    return {name: json.dumps(list(values)) for name, values in zip(NORMALIZATION, normalization)}
+
+
+def normalization_in(metadata: Mapping[str, str], origin: str) -> Normalization | None:
+    """What `metadata_of` made, None where it is not there; UserError for what is no mean and deviation."""
+    if not metadata.keys() >= {*NORMALIZATION}:
+        return None
+    try:
+        mean, std = (tuple(map(float, parse_json(metadata[name]))) for name in NORMALIZATION)
+    except (ValueError, TypeError, OverflowError):
+        mean = std = ()
+    if not (len(mean) == len(std) == 3 and all(map(math.isfinite, mean + std)) and min(std) > 0):
+        raise UserError(f"{origin}: {' and '.join(NORMALIZATION)} must be three numbers each, the latter above 0")
+    return mean, std
 
 
 def is_array(value) -> bool:

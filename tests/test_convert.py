@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -169,7 +170,7 @@ def test_a_run_becomes_a_file_with_the_weights_of_its_checkpoint(tmp_path):
     random = np.random.default_rng(3)
     variables = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(leaf.dtype), shapes)
     convert.write_workdir(
-        tmp_path / "run", "squeezenet1_1_cifar", {}, torch_weights.Published({"batch_stats": {}} | variables, None)
+        tmp_path / "run", "squeezenet1_1_cifar", {}, torch_weights.Published({"batch_stats": {}} | variables)
     )
     assert checkpoint.find_step(checkpoint.open_manager(tmp_path / "run"), "latest") == 0
     run(tmp_path / "run", tmp_path / "net.safetensors", "--checkpoint=latest")
@@ -181,15 +182,21 @@ def test_a_run_gives_its_averaged_weights_when_asked(theirs, tmp_path, monkeypat
     model = create_model("mobilenet_v2", width=0.25, num_classes=7)
     both = {ema: torch_weights.load(model, theirs.state_dict()) for ema in (False, True)}
     both[True]["params"]["classifier"]["bias"] += 1
-    asked = []
+    asked, config = [], ml_collections.ConfigDict({"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)})
 
     def load_run(workdir, which, *, ema):
         asked.append((workdir, which, ema))
-        return evaluate.Run(None, model, both[ema], 7)
+        return evaluate.Run(config, model, both[ema], 7)
 
     monkeypatch.setattr(evaluate, "load_run", load_run)
     for ema in (False, True):
         run(tmp_path, tmp_path / f"{ema}.safetensors", *["--ema"] * ema)
         loaded = torch_weights.load(model, tmp_path / f"{ema}.safetensors")
         jax.tree.map(np.testing.assert_array_equal, loaded, both[ema])
+        # A net for 32 pixels or of another layout too: what a file says of itself comes first.
+        made = predict.load_weights("mobilenet_v2", tmp_path / f"{ema}.safetensors", width=0.25, num_classes=7)
+        assert (made.mean, made.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+        run(tmp_path / f"{ema}.safetensors", tmp_path / f"back{ema}", *NET)
+        again = evaluate.settings.read(tmp_path / f"back{ema}" / "config.json")
+        assert (list(again.mean), list(again.std)) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     assert asked == [(tmp_path, "best", False), (tmp_path, "best", True)]

@@ -40,16 +40,16 @@ def kernels(variables):
 
 
 def test_kernels_of_one_draw_are_spread_as_those_drawn_by_themselves():
-    model, images = jaxnets.create_model("shufflenet_v1_g3_cifar", width=0.5), jnp.zeros((1, 32, 32, 3))
+    model, images = jaxnets.create_model("mobilenet_v2_mini"), jnp.zeros((1, 32, 32, 3))
     alone = jax.jit(lambda key: model.init(key, images, train=False))(KEY)
     together = jax.jit(lambda key: init_at_once(model, key, images, train=False))(KEY)
     assert jax.tree.map(jnp.shape, together) == jax.tree.map(jnp.shape, alone)
     assert {leaf.dtype for leaf in jax.tree.leaves(together)} == {jnp.dtype("float32")}
-    others = [path for path in kernels(alone) if kernels(alone)[path].size > 1000]
-    assert len(others) > 10
+    others = [path for path in kernels(alone) if kernels(alone)[path].size > 500]
+    assert len(others) > 5
     for path in others:
         one, other = kernels(alone)[path], kernels(together)[path]
-        assert other.std() == pytest.approx(one.std(), rel=0.1) and abs(other.mean()) < 0.1 * other.std()
+        assert other.std() == pytest.approx(one.std(), rel=0.15) and abs(other.mean()) < 0.15 * other.std()
         assert not np.array_equal(one, other)
     for path, leaf in jax.tree_util.tree_leaves_with_path(together):
         if path[-1].key != "kernel":

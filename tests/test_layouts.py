@@ -111,6 +111,16 @@ def test_another_activation_is_warned_of(caplog):
     assert "the net of torchvision has activation='relu6', this one activation='silu'" in caplog.text
 
 
+def test_images_are_normalised_as_torchvisions_googlenet_transforms_them():
+    torch = pytest.importorskip("torch")
+    torchvision = pytest.importorskip("torchvision")
+    net = torchvision.models.googlenet(init_weights=False, transform_input=True)  # as with its published weights
+    images = torch.rand(2, 3, 8, 8)
+    usual = net._transform_input(torchvision.transforms.Normalize(*predict.IMAGENET)(images))
+    ours = layouts_of(jaxnets.create_model("googlenet"))["torchvision"].normalization
+    torch.testing.assert_close(torchvision.transforms.Normalize(*ours)(images), usual, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("name", "theirs"),
     [("mobilenet_v1", "mobilenetv1_100"), ("mobilenet_v2", "mobilenetv2_100"), ("resnet50", "resnet50")],

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from jaxnets import weight_files
 from jaxnets.errors import UserError
@@ -100,3 +103,35 @@ def test_without_pytorch_its_files_say_what_to_install(tmp_path, monkeypatch):
 def test_a_folder_is_no_weight_file(tmp_path):
     with pytest.raises(UserError, match="is not a file"):
         weight_files.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, None),
+        ({"mean": "[0, 0, 0]"}, None),
+        ({"format": "pt"}, None),
+        ({"mean": "[0.1, 0.2, 0.3]", "std": "[1, 2, 3]"}, ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))),
+    ],
+)
+def test_a_safetensors_file_may_say_how_its_images_are_normalised(tmp_path, metadata, expected):
+    save_file({"a.weight": np.ones(3, np.float32)}, tmp_path / "net.safetensors", metadata)
+    assert weight_files.read(tmp_path / "net.safetensors").normalization == expected
+
+
+@pytest.mark.parametrize("mean", ["1", "[1, 2]", "[1, 2, 1e999]", '["a", 1, 2]', "{", '"abc"', "[" * 10_000])
+def test_numbers_that_normalise_nothing_are_one_sentence(tmp_path, mean):
+    for metadata in ({"mean": mean, "std": "[1, 1, 1]"}, {"mean": "[1, 1, 1]", "std": "[1, 0, 1]"}):
+        save_file({"a.weight": np.ones(3, np.float32)}, tmp_path / "net.safetensors", metadata)
+        with pytest.raises(UserError, match="net.safetensors: mean and std must be three numbers each, the latter"):
+            weight_files.read(tmp_path / "net.safetensors")
+
+
+@given(st.tuples(*[st.floats(-300, 300)] * 3), st.tuples(*[st.floats(1e-6, 300)] * 3))
+def test_what_a_file_says_of_its_images_is_read_as_it_was_written(mean, std):
+    assert weight_files.normalization_in(weight_files.metadata_of((mean, std)), "") == (mean, std)
+
+
+def test_a_suffix_may_be_in_capitals(tmp_path):
+    save_file({"a.weight": np.ones(3, np.float32)}, tmp_path / "NET.SAFETENSORS")
+    assert list(weight_files.read(tmp_path / "NET.SAFETENSORS").entries) == ["a.weight"]
