@@ -53,7 +53,7 @@ def bars_in(record: dict[str, Any]) -> list[Bar]:
         ratios = [ratio for name, ratio in race["ratios"].items() if name.startswith("torch")]
         if ratios:
             closest = min(ratios, key=lambda ratio: ratio["median"])
-            bars.append(Bar(race["model"], race["mode"], closest["median"], closest["low"], closest["high"]))
+            bars.append(Bar(race["model"], race["mode"], *(float(closest[part]) for part in ("median", "low", "high"))))
     return bars
 
 
@@ -106,7 +106,7 @@ def read(path: Path) -> dict[str, Any]:
         bars_in(record), conditions(record)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is no result of python -m jaxnets.benchmark --out=FILE") from None
     return record
 

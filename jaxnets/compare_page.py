@@ -99,8 +99,8 @@ def _recipes(nets: Sequence[Record]) -> list[str]:
 
 def runs_table(nets: Sequence[Record]) -> compare_results.Section:
     """One row a finished run; where there are several machines, with their numbers in the notes."""
-    places = list(compare_results.machines(nets))
-    several = len(places) > 1
+    number_of = {where: number for number, where in enumerate(compare_results.machines(nets), start=1)}
+    several = len(number_of) > 1
     rows = [
         (
             net["label"],
@@ -109,7 +109,7 @@ def runs_table(nets: Sequence[Record]) -> compare_results.Section:
             f"{run['train_accuracy']:.2%}",
             f"{run['epoch_seconds']:.1f}",
             f"{run['train_seconds']:.0f}",
-            *[", ".join(str(places.index(machine.sentence(where)) + 1) for where in run["machines"])] * several,
+            *[", ".join(dict.fromkeys(str(number_of[machine.sentence(w)]) for w in run["machines"]))] * several,
         )
         for net in nets
         for run in net["runs"]

@@ -9,12 +9,14 @@ from typing import Any
 
 import ml_collections
 
-from jaxnets import journal, machine, report_parts, timing
+from jaxnets import journal, machine, report_parts, settings, timing
 from jaxnets.compare_entries import TORCH
 from jaxnets.errors import UserError
 from jaxnets.summary import Section
 
 TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies whose time is told
+
+CHANGES_NOTHING = settings.FREE_FIELDS - {"num_epochs", "eval_every_epochs"}  # of what is compared
 
 Record = dict[str, Any]
 
@@ -274,7 +276,7 @@ def notes(comparison: Record) -> list[str]:
 def recipe_differences(nets: Sequence[Record]) -> list[tuple[str, list[str]]]:
     """The fields of the configuration in which the training of the nets differs, and their values net by net."""
     found = report_parts.differences([net["config"] for net in nets])
-    return [(name, values) for name, values in found if not name.startswith("model.")]
+    return [(name, values) for name, values in found if name not in CHANGES_NOTHING and not name.startswith("model.")]
 
 
 def _averaged(nets: Sequence[Record]) -> list[str]:

@@ -62,6 +62,7 @@ def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
         for number in range(num_seeds):
             directory = workdir_of(out, entry, number)
             check_length(directory, workdirs.check(directory, entry.at_seed(number)), entry.config)
+            compare_results.read_run(directory, entry.at_seed(number))
 
 
 def check_length(directory: Path, before: ml_collections.ConfigDict | None, config: ml_collections.ConfigDict) -> None:

@@ -42,7 +42,9 @@ def read(
         if which or ema:
             raise UserError(f"--checkpoint and --ema are for the workdir of a run, which {source} is not")
         model = create_model(name, **fields)
-        return model, torch_weights.load_published(model, source)
+        published = torch_weights.load_published(model, source)
+        # What goes without saying in one code base does not in another.
+        return model, published._replace(normalization=normalization_of(name, published))
     if name is not None or fields:
         raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
     run = evaluate.load_run(source, which or "best", ema=ema)
@@ -52,7 +54,7 @@ def read(
 def write(path: Path, model: nn.Module, published: torch_weights.Published, layout: str | None) -> None:
     """Write a `.pth`, `.pt` or `.safetensors` file with the names of `layout`, as `torch_weights.export`.
 
-    A state_dict has no place for mean and standard deviation of the images: they are logged.
+    A PyTorch file has no place for the mean and standard deviation of the images: they are logged.
     """
     state_dict = torch_weights.export(model, published.variables, layout)
     with writing(path, ""):

@@ -53,7 +53,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def exit_on_user_error(main: Callable) -> Callable:
     """Wrap a command's `main(argv)`: a `UserError` ends it with one line on standard error and status 1.
 
-    So does a file that the system does not let us at. It ends quietly, with status 1 too, where nobody reads its output
+    So does a file that cannot be opened. It ends quietly, with status 1 too, where nobody reads its output
     any longer, as with `| head`.
     """
 

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -183,17 +183,17 @@ def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
 
     Of a run that was never evaluated, as of weights from elsewhere, only their number is known.
     """
-    if not predictions.class_names(workdir) and split.num_classes != num_classes or split.num_classes > num_classes:
+    known = predictions.class_names(workdir)
+    if split.num_classes > num_classes or (not known and split.num_classes != num_classes):
         raise UserError(
             f"{split.name} has {split.num_classes} classes, the net of {workdir} {num_classes}: a label is a class's "
             "place among all, so that they must be the same classes"
         )
-    require_same_classes(workdir, split)
+    require_same_classes(workdir, split, known)
 
 
-def require_same_classes(workdir: Path, split: data.Split) -> None:
-    """UserError where the classes are not those of the run's last evaluation, if it had one."""
-    known = predictions.class_names(workdir)
+def require_same_classes(workdir: Path, split: data.Split, known: Sequence[str] | None) -> None:
+    """UserError where the classes are not the `known` ones of the run's last evaluation, if it had one."""
     for place, (before, now) in enumerate(itertools.zip_longest(known or split.class_names, split.class_names)):
         if before != now:
             raise UserError(

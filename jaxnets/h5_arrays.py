@@ -33,7 +33,7 @@ def bound_this_process() -> None:
 
 def open_file(path: Path) -> BinaryIO:
     """An `.h5` file, or the one in a `.keras` archive."""
-    if path.suffix != ".keras":
+    if path.suffix.lower() != ".keras":
         return path.open("rb")
     with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file:
         content = file.read(LIMIT + 1)

@@ -21,6 +21,7 @@ from jaxnets import (
     interruption,
     machine,
     optim,
+    predictions,
     runtime,
     settings,
     state,
@@ -71,6 +72,8 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
     places = {"data_dir": None} | ({"dataset": None} if is_folder(config.dataset) else {})  # may differ by machine
     distributed.require_agreement("the configuration", json.dumps(settings.as_dict(config) | places))
     plan = distributed.primary_first(partial(make_plan, config))
+    splits = plan.train_split, plan.eval_split
+    distributed.require_agreement("the data set", json.dumps([(split.class_names, len(split)) for split in splits]))
     template = state_shapes(plan)
     # Before the workdir is claimed: weights that cannot be had leave no trace of this run.
     weights = load_initial_weights(plan) if initialise else None
@@ -106,7 +109,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
 def require_same_data(plan: Plan, directory: Path, at: int) -> None:
     """UserError where the run up to step `at` had another number of images than there are now, or other classes."""
     if at:
-        evaluate.require_same_classes(directory, plan.eval_split)
+        evaluate.require_same_classes(directory, plan.eval_split, predictions.class_names(directory))
     steps, examples = plan.steps_per_epoch, len(plan.eval_split)
     for record in read_strictly(directory):
         epoch, evaluated = math.ceil(record["step"] / steps), record.get("num_examples", examples)

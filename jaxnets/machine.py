@@ -35,11 +35,13 @@ def describe(*packages: str) -> dict[str, object]:
 
 
 def sentence(machine: dict[str, object]) -> str:
-    """`describe`'s in one line."""
+    """`describe`'s in one line; of PyTorch where that was among the packages that counted."""
     count = f"{machine['num_devices']} x " if machine["num_devices"] > 1 else ""
-    # PyTorch has its own.
-    operators = "" if "torch" in machine["versions"] else f", {machine['operators']} operators"
-    return f"{count}{machine['device']}, {machine['cores']} CPU cores, JAX {machine['versions']['jax']}{operators}"
+    versions = machine["versions"]
+    where = f"{count}{machine['device']}, {machine['cores']} CPU cores"
+    if "torch" in versions:
+        return f"{where}, PyTorch {versions['torch']}"
+    return f"{where}, JAX {versions['jax']}, {machine['operators']} operators"
 
 
 def since(machine: dict[str, object]) -> str:

@@ -46,14 +46,11 @@ def parse_json(text: str) -> Any:
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as it is typed: the shell leaves `~`, for the home folder, to us in `--workdir=~/runs`.
-
-    UserError where it is `~` of nobody.
-    """
+    """A path as it is typed: the shell leaves `~`, for the home folder, to us in `--workdir=~/runs`."""
     try:
         return Path(text).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{text}: {error}") from None
+    except RuntimeError:  # nobody's home: to the shell that is a name like any other
+        return Path(text)
 
 
 @contextlib.contextmanager

@@ -319,7 +319,7 @@ def main(argv: list[str]) -> None:
             paths += image_files.find(argument)
         except UserError as error:
             report(argument, str(error))
-    for prediction in predict(classifier, paths, batch_size=args.batch_size, top=args.top) if paths else ():
+    for prediction in predict(classifier, paths, batch_size=args.batch_size, top=args.top):
         if prediction.error:
             report(prediction.path, prediction.error)
         else:

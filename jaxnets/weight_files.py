@@ -35,7 +35,7 @@ SAFETENSORS_TYPES = {
     "I64": np.int64,
     "I32": np.int32,
 }
-NORMALIZATION = ("mean", "std")  # names in a safetensors file's metadata
+NORMALIZATION = ("jaxnets.mean", "jaxnets.std")  # in a safetensors file's metadata
 # Bounds on what strangers may send; no net here has a tenth of these.
 MAX_ENTRIES = 10_000
 MAX_NAME = 250  # characters

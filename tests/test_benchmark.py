@@ -321,7 +321,7 @@ def test_a_dead_process_is_named_with_its_last_words(program, words):
 @pytest.mark.parametrize(("seconds", "calls"), [(0.01, 12), (0.3, 5), (2.0, 5)])
 def test_the_fastest_call_is_looked_for_no_longer_than_a_second(monkeypatch, seconds, calls):
     """Neither what warms up nor a slow one counts."""
-    took, now = itertools.chain([0.001, 0.001, seconds * 3, seconds], itertools.repeat(seconds * 2)), [0.0]
+    took, now = itertools.chain([5.0, 0.001, seconds * 1.5, seconds], itertools.repeat(seconds * 1.2)), [0.0]
     monkeypatch.setattr(benchmark_worker.time, "perf_counter", lambda: now[0])
     waited = []
 

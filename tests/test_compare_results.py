@@ -165,6 +165,20 @@ def test_machines_that_compute_by_other_operators_are_not_one():
     ]
 
 
+def test_pytorch_is_named_where_it_trained():
+    where = MACHINE | {"date": "2026-01-01", "versions": {"jax": "1", "torch": "2"}}
+    nets = [make_net("a", [make_run(0.8, {}) | {"machines": [where, where | {"date": "2026-01-02"}]}])]
+    assert compare_results.machines(nets) == {
+        "a machine, 4 CPU cores, PyTorch 2": "a machine, 4 CPU cores, PyTorch 2 (from 2026-01-01)"
+    }
+
+
+def test_what_changes_no_result_is_no_difference():
+    one, other = make_net("a", []), make_net("b", [])
+    other["config"] = other["config"] | {"num_workers": 7, "model": {"width": 0.5}, "batch_size": 3}
+    assert [name for name, _ in compare_results.recipe_differences([one, other])] == ["batch_size"]
+
+
 def test_one_seed_has_no_deviation():
     assert compare_results.with_spread(compare_results.spread([0.5]), seeds=1) == "50.00"
     assert compare_results.with_spread(compare_results.spread([0.5, 0.6]), seeds=2) == "55.00 ± 7.07 (n=2)"

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -213,6 +214,16 @@ def test_a_table_of_fewer_nets_says_so(finished, configs, tmp_path, caplog):
     with caplog.at_level("INFO"):
         compare_runs.run(compare_entries.make_entries(configs, MODELS[:1]), 2, out)
     assert "no longer shows tiny:width=0.5; their runs stay" in caplog.text
+
+
+def test_damaged_records_of_any_seed_are_refused_before_training(finished, configs, trained, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "copy")
+    entries = compare_entries.make_entries(configs, MODELS)
+    damaged = compare_runs.workdir_of(out, entries[1], 1) / "metrics.jsonl"
+    damaged.write_text("5\n")
+    with pytest.raises(UserError, match=re.escape(f"{damaged} has lines that are no records")):
+        compare_runs.run(entries, 3, out)
+    assert trained == []
 
 
 def test_a_last_seed_that_cannot_be_is_refused_before_training(configs, trained, tmp_path):

@@ -12,8 +12,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from jaxnets import checkpoint, convert, create_model, evaluate, predict, torch_weights
+from jaxnets import checkpoint, convert, create_model, evaluate, predict, settings, torch_weights
 from jaxnets.errors import UserError
+from tests.torch_twins import megvii
 
 WIDTH = "--field=width=0.25"
 
@@ -73,6 +74,18 @@ def test_the_published_cifar_weights_evaluate_from_the_shell(shared_dir, tmp_pat
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["num_examples"] == 10000
     assert result["eval_accuracy"] == pytest.approx(0.834, abs=0.0005)
+
+
+def test_megvii_s_weights_keep_their_images_on_the_way(tmp_path):
+    """From 0 to 255, though a file in our names no longer shows whose weights they are."""
+    torch.save(megvii.shufflenet_v2(0.5).state_dict(), tmp_path / "net.pth")
+    net = ["--model=shufflenet_v2_x0_5"]
+    run(tmp_path / "net.pth", tmp_path / "net.safetensors", *net)
+    run(tmp_path / "net.safetensors", tmp_path / "run", *net)
+    made = predict.load_weights("shufflenet_v2_x0_5", tmp_path / "net.safetensors")
+    config = settings.read(tmp_path / "run" / "config.json")
+    for mean, std in ((made.mean, made.std), (config.mean, config.std)):
+        np.testing.assert_allclose([mean, std], [[0] * 3, [1 / 255] * 3])
 
 
 def test_a_folder_may_have_a_dot_in_its_name_and_its_data_elsewhere(pth, tmp_path, monkeypatch):
@@ -193,10 +206,10 @@ def test_a_run_gives_its_averaged_weights_when_asked(theirs, tmp_path, monkeypat
         run(tmp_path, tmp_path / f"{ema}.safetensors", *["--ema"] * ema)
         loaded = torch_weights.load(model, tmp_path / f"{ema}.safetensors")
         jax.tree.map(np.testing.assert_array_equal, loaded, both[ema])
-        # A net for 32 pixels or of another layout too: what a file says of itself comes first.
+        # What a file says of itself comes first.
         made = predict.load_weights("mobilenet_v2", tmp_path / f"{ema}.safetensors", width=0.25, num_classes=7)
         assert (made.mean, made.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
         run(tmp_path / f"{ema}.safetensors", tmp_path / f"back{ema}", *NET)
-        again = evaluate.settings.read(tmp_path / f"back{ema}" / "config.json")
+        again = settings.read(tmp_path / f"back{ema}" / "config.json")
         assert (list(again.mean), list(again.std)) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     assert asked == [(tmp_path, "best", False), (tmp_path, "best", True)]

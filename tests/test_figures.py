@@ -303,7 +303,7 @@ def test_bad_arguments_are_one_sentence(arguments, says):
 def test_a_file_that_is_no_figure_of_ours_is_not_overwritten(tmp_path, monkeypatch):
     for mine in ("relu_collapse.pdf", "relu_collapse.json"):
         (tmp_path / mine).write_text("[]")
-        with pytest.raises(UserError, match=f"{mine} is there, and relu_collapse.json beside it is no figure's data"):
+        with pytest.raises(UserError, match=f"{mine} is there, but no figure of jaxnets: relu_collapse.json is none's"):
             command.main(["figures", "relu_collapse", f"--out={tmp_path}"])
         assert (tmp_path / mine).read_text() == "[]"
         (tmp_path / mine).unlink()

@@ -126,7 +126,7 @@ def conv_classifier(layers):
     return {name: layers[name] for name in body} | {name: (kind, variables)}
 
 
-@pytest.mark.parametrize(("suffix", "write"), slow_after(1, [(".keras", write_keras), (".h5", write_h5)]))
+@pytest.mark.parametrize(("suffix", "write"), slow_after(1, [(".KERAS", write_keras), (".h5", write_h5)]))
 def test_logits_are_those_of_the_net_with_keras_padding(published, tmp_path, caplog, suffix, write):
     name, fields, net, layers = published
     write(tmp_path / f"net{suffix}", conv_classifier(layers))

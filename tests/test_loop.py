@@ -196,6 +196,14 @@ def test_a_folder_that_moved_is_gone_on_with_and_one_of_other_classes_is_not(mak
     assert f"dataset was folder:{folder} and is now folder:{moved}: it must hold" in caplog.text
 
 
+def test_processes_must_have_the_same_images(make_config, tmp_path, monkeypatch):
+    """A folder may lie elsewhere on each machine, as data_dir may."""
+    agreed = {}
+    monkeypatch.setattr(loop.distributed, "require_agreement", lambda what, text: agreed.update({what: text}))
+    loop.train(make_config(num_epochs=1), tmp_path / "run")
+    assert json.loads(agreed["the data set"]) == [[list(map(str, range(10))), 160], [list(map(str, range(10))), 50]]
+
+
 def test_another_data_dir_is_said(finished, make_config, tmp_path, caplog):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     config = make_config(num_epochs=3)

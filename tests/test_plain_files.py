@@ -49,5 +49,4 @@ def test_a_file_is_replaced_at_the_end_of_the_block_alone(tmp_path):
 def test_a_path_begins_at_home_where_it_says_so(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert [str(plain_files.user_path(text)) for text in ("~/runs", "a/~b")] == ["/home/someone/runs", "a/~b"]
-    with pytest.raises(UserError, match="~no-such-user/runs: "):
-        plain_files.user_path("~no-such-user/runs")
+    assert str(plain_files.user_path("~no-such-user/runs")) == "~no-such-user/runs"

@@ -56,6 +56,14 @@ def on_one_device():
     return run_mapped(1, 3)
 
 
+def test_mixing_draws_what_augmentation_does_not(monkeypatch):
+    monkeypatch.setattr(step, "mix", lambda key, image, other: (jax.random.key_data(key), 0.0))
+    key = jax.random.key(5)
+    mixes_by, *_ = step.mix_batch(key[None], jnp.zeros((1, 2, 2, 3)), jnp.zeros(1), {})
+    augments_by = jax.random.key_data(jax.random.split(key, 3))
+    assert not np.any(np.all(np.asarray(augments_by) == np.asarray(mixes_by), axis=1))
+
+
 def test_four_devices_with_shared_statistics_equal_one(on_one_device):
     losses, correct, final = run_mapped(4, 3)
     np.testing.assert_allclose(losses, on_one_device[0], rtol=1e-5)

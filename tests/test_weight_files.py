@@ -109,9 +109,10 @@ def test_a_folder_is_no_weight_file(tmp_path):
     ("metadata", "expected"),
     [
         ({}, None),
-        ({"mean": "[0, 0, 0]"}, None),
+        ({"jaxnets.mean": "[0, 0, 0]"}, None),
+        ({"mean": "0.5", "std": "0.5"}, None),
         ({"format": "pt"}, None),
-        ({"mean": "[0.1, 0.2, 0.3]", "std": "[1, 2, 3]"}, ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))),
+        ({"jaxnets.mean": "[0.1, 0.2, 0.3]", "jaxnets.std": "[1, 2, 3]"}, ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))),
     ],
 )
 def test_a_safetensors_file_may_say_how_its_images_are_normalised(tmp_path, metadata, expected):
@@ -121,9 +122,10 @@ def test_a_safetensors_file_may_say_how_its_images_are_normalised(tmp_path, meta
 
 @pytest.mark.parametrize("mean", ["1", "[1, 2]", "[1, 2, 1e999]", '["a", 1, 2]', "{", '"abc"', "[" * 10_000])
 def test_numbers_that_normalise_nothing_are_one_sentence(tmp_path, mean):
-    for metadata in ({"mean": mean, "std": "[1, 1, 1]"}, {"mean": "[1, 1, 1]", "std": "[1, 0, 1]"}):
+    for values in ((mean, "[1, 1, 1]"), ("[1, 1, 1]", "[1, 0, 1]")):
+        metadata = dict(zip(weight_files.NORMALIZATION, values))
         save_file({"a.weight": np.ones(3, np.float32)}, tmp_path / "net.safetensors", metadata)
-        with pytest.raises(UserError, match="net.safetensors: mean and std must be three numbers each, the latter"):
+        with pytest.raises(UserError, match="net.safetensors: jaxnets.mean and jaxnets.std must be three numbers"):
             weight_files.read(tmp_path / "net.safetensors")
 
 

@@ -117,11 +117,14 @@ def _splits(directory: Path) -> dict[str, Path]:
     # A class may be called train: then its folder holds images rather than classes.
     if "train" in folders and _folders(folders["train"]):
         return {"train": folders.pop("train"), **dict(sorted(folders.items()))}
-    if odd := sorted(name for name in folders if name.lower() in SPLIT_NAMES and _folders(folders[name])):
-        raise UserError(
-            f"{directory} has a folder {odd[0]!r} with folders in it, as a split has, but none called 'train', which "
-            "holds a folder of image files for each class"
-        )
+    inside = {name: _folders(folder).keys() for name, folder in folders.items()}
+    for name in sorted(folders):
+        others = set().union(*(inside[other] for other in folders if other != name))
+        if name.lower() in SPLIT_NAMES and inside[name] and (len(folders) == 1 or inside[name] & others):
+            raise UserError(
+                f"{directory} has a folder {name!r} of folders, as a split has, but none called 'train' that holds a "
+                "folder of image files for each class"
+            )
     return {"train": directory}
 
 

@@ -80,7 +80,9 @@ def check_out(out: Path, name: str) -> None:
     except (FileNotFoundError, UserError, ValueError, TypeError):
         ours = False
     if not ours:
-        raise UserError(f"{present[0]} is there, and {path.name} beside it is no figure's data; choose another --out")
+        raise UserError(
+            f"{present[0]} is there, but no figure of jaxnets: {path.name} is none's data; choose another --out"
+        )
 
 
 def _parser() -> ArgumentParser:
