@@ -240,5 +240,5 @@ def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) or "–"
     return "–" if value is None else str(value)
