@@ -24,8 +24,6 @@ from jaxnets.runtime import logger
 STEM = "compare"
 FORMATS = ("json", "md", "csv", "html")  # the first says whose the others are
 MAX_BYTES = 1 << 28  # of a table as JSON, which holds every run's curve
-# What a run may be gone on with, but what runs that are compared may not differ in.
-SAME = ("num_epochs", "eval_every_epochs")
 
 
 def torch_side():
@@ -67,7 +65,7 @@ def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
 
 def check_length(directory: Path, before: ml_collections.ConfigDict | None, config: ml_collections.ConfigDict) -> None:
     """UserError where a run was begun with another length: gone on with, it is none that was made in one go."""
-    for field in SAME:
+    for field in compare_results.SAME:
         if before and before.get(field) != config[field]:
             raise UserError(
                 f"{directory} holds a run with config.{field}={before.get(field)}, not {config[field]}; compare runs "

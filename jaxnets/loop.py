@@ -69,7 +69,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
     initialise = bool(config.init_from) and not checkpoint.exists(directory)
     if initialise and not user_path(config.init_from).exists():
         raise UserError(f"config.init_from={config.init_from!r}: there is no such file or workdir")
-    places = {"data_dir": None} | ({"dataset": None} if is_folder(config.dataset) else {})  # may differ by machine
+    places = {"data_dir": None, place_of(config): None}  # may differ by machine
     distributed.require_agreement("the configuration", json.dumps(settings.as_dict(config) | places))
     plan = distributed.primary_first(partial(make_plan, config))
     splits = plan.train_split, plan.eval_split
@@ -104,6 +104,11 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
             closing(LivePage(directory, plan.eval_split)) as page,
         ):
             return fit(plan, at, create.result if create else lambda: start, totals, manager, journal, clock, page)
+
+
+def place_of(config: ml_collections.ConfigDict) -> str:
+    """The field that says where the images lie."""
+    return "dataset" if is_folder(config.dataset) else "data_dir"
 
 
 def require_same_data(plan: Plan, directory: Path, at: int) -> None:
@@ -148,7 +153,7 @@ def announce(plan: Plan, directory: Path, at: int, before: ml_collections.Config
         logger.info("a new run in %s", directory)
         return
     logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
-    place = "dataset" if is_folder(config.dataset) else "data_dir"
+    place = place_of(config)
     if before[place] != config[place]:
         logger.warning("%s was %s and is now %s: it must hold the same images", place, before[place], config[place])
     if before.num_epochs != config.num_epochs:

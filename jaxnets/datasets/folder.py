@@ -117,10 +117,10 @@ def _splits(directory: Path) -> dict[str, Path]:
     # A class may be called train: then its folder holds images rather than classes.
     if "train" in folders and _folders(folders["train"]):
         return {"train": folders.pop("train"), **dict(sorted(folders.items()))}
-    inside = {name: _folders(folder).keys() for name, folder in folders.items()}
-    for name in sorted(folders):
-        others = set().union(*(inside[other] for other in folders if other != name))
-        if name.lower() in SPLIT_NAMES and inside[name] and (len(folders) == 1 or inside[name] & others):
+    for name in sorted(name for name in folders if name.lower() in SPLIT_NAMES):
+        inside = _folders(folders[name]).keys()
+        others = [folder for other, folder in folders.items() if other != name]
+        if inside and (not others or any(inside & _folders(other).keys() for other in others)):
             raise UserError(
                 f"{directory} has a folder {name!r} of folders, as a split has, but none called 'train' that holds a "
                 "folder of image files for each class"
