@@ -5,6 +5,8 @@
 
 #pragma once
 
+#include <numeric>
+
 #include "delivery.h"
 #include "moments.h"
 #include "rows.h"
@@ -13,7 +15,6 @@
 namespace jaxnets {
 
 constexpr Index kFewRows = 256;
-constexpr Index kPacked = 4;  // panels that a thread packs at once
 constexpr Index kAhead = 12;  // rows of a kernel from what is read to what is fetched
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 
@@ -33,15 +34,15 @@ struct Depth {
   Index length, segments = 1, segment_pitch = 0;
 };
 
-// out (kRows, V vectors) = the sum over k of a's column k times b's row k. A function of its own, whose loop has all
+// out (R, V vectors) = the sum over k of a's column k times b's row k. A function of its own, whose loop has all
 // registers to itself: inlined, or with segments where there are none, it keeps addresses on the stack.
-template <int V, Order ORDER>
+template <int R, int V, Order ORDER>
 NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch, Depth depth, float* out,
                    Index out_pitch, Around around) {
-  Vector<kLanes> sum[kRows][V] = {};
+  Vector<kLanes> sum[R][V] = {};
   if (around.bias) {
 #pragma GCC unroll 8
-    for (int i = 0; i < kRows; ++i) {
+    for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
       for (int j = 0; j < V; ++j) sum[i][j] = Load<kLanes>(around.bias + j * kLanes);
     }
@@ -55,7 +56,7 @@ NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch,
         Keep<kLanes>(row[j]);
       }
 #pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) {
+      for (int i = 0; i < R; ++i) {
         const float factor = ORDER == kTransposed ? a[k * a_pitch + i] : a[i * a_pitch + k];
 #pragma GCC unroll 8
         for (int j = 0; j < V; ++j) sum[i][j] += factor * row[j];
@@ -65,7 +66,7 @@ NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch,
     b += depth.length * b_pitch;
   }
 #pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
+  for (int i = 0; i < R; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < V; ++j) {
       float* to = out + i * out_pitch + j * kLanes;
@@ -75,25 +76,37 @@ NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch,
   }
 }
 
-template <Order ORDER>
+template <Order ORDER, int R = kRows>
 inline void AnyTile(Index columns, const float* a, Index a_pitch, const float* b, Index b_pitch, Depth depth,
                     float* out, Index out_pitch, Around around) {
-  if (columns >= 3 * kLanes) return Tile<3, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
-  if (columns >= 2 * kLanes) return Tile<2, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
-  Tile<1, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
+  if (columns >= 3 * kLanes) return Tile<R, 3, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
+  if (columns >= 2 * kLanes) return Tile<R, 2, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
+  Tile<R, 1, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
 }
 
-// How columns are cut into panels: three vectors each, at the end two where one alone would be left, since a tile of one
-// vector has too few sums to go on with while each waits for its last product.
+// How columns are cut into panels of up to three vectors: evenly, since a tile of one vector has too few sums to go on
+// with while each waits for its last product; and into as many for each of `shares`.
 struct Cuts {
   Index columns;  // whole vectors
+  Index shares = 1;
 
-  Index count() const { return DivideUp(columns, kPanel); }
-  Index First(Index panel) const { return panel * kPanel - std::max<Index>(panel - whole(), 0) * kLanes; }
-  Index Columns(Index panel) const { return std::min(panel < whole() ? kPanel : 2 * kLanes, columns - First(panel)); }
+  Index count() const { return shares * DivideUp(columns, shares * kPanel); }
+  Index First(Index panel) const { return Cut(columns / kLanes, panel, count()) * kLanes; }
+  Index Columns(Index panel) const { return First(panel + 1) - First(panel); }
+};
 
- private:
-  Index whole() const { return columns / kPanel - (columns % kPanel == kLanes && columns > kPanel); }
+// Rows of memory that are brought near while something else is computed, a few at a time.
+struct Coming {
+  const float* row = nullptr;
+  Index pitch = 0, floats = 0, rows = 0, at_once = 0;
+
+  void Fetch() {
+    constexpr Index kLine = 16;
+    for (Index n = std::min(at_once, rows); n > 0; --n, --rows, row += pitch) {
+      for (Index i = 0; i < floats; i += kLine) __builtin_prefetch(row + i, 0, 2);
+      __builtin_prefetch(row + floats - 1, 0, 2);
+    }
+  }
 };
 
 // A kernel (depth.count, groups * width.count) cut into panels of columns, with zeros to full vectors. Where products
@@ -115,57 +128,26 @@ class Panels {
     }
   }
 
-  // Before a panel can be multiplied with, it must be packed: all, for every thread, or some, by the thread that wants
-  // them, up to kPacked at once, which are then in the places of the thread's last ones.
+  // Whether a kernel is larger than so few rows, as those of a single image are.
+  bool FewRows(Index rows) const { return rows <= kFewRows && count() >= 4; }
+
+  // As many panels of as many columns for each of `threads`.
+  void Share(Index threads) {
+    cuts_.shares = std::clamp<Index>(threads / std::gcd(threads, depth_.groups), 1, DivideUp(cuts_.columns, 2 * kLanes));
+  }
+
+  // Before a panel can be multiplied with, it must be packed: all, for every thread, or one, by the thread that wants
+  // it, which is then in the place of the thread's last one.
   void Pack(ffi::ThreadPool& pool) {
     memory_ = Memory(depth_.count * width_.groups * width_.aligned());
-    Parallel(pool, count(), [&](Index panel) { Pack(panel, panel + 1); });
+    Parallel(pool, count(), [&](Index panel) { Pack(panel); });
   }
 
-  // Some rows of each panel after the other: what lies beside one another in memory is read together.
-  void Pack(Index from, Index to) const {
-    constexpr Index kRowsAtOnce = 16;
-    for (Index k = 0; k < depth_.count; k += kRowsAtOnce) {
-      for (Index panel = from; panel < to; ++panel) PackRows(panel, k, std::min(k + kRowsAtOnce, depth_.count));
-    }
-  }
-
-  Index count() const { return depth_.groups * cuts_.count(); }
-  Index Group(Index panel) const { return panel / cuts_.count(); }
-  Index First(Index panel) const { return cuts_.First(panel % cuts_.count()); }  // column within the group
-  Index Columns(Index panel) const { return cuts_.Columns(panel % cuts_.count()); }
-
-  // out (rows, width of the panels) = a (rows, depth) times all panels, of a single group; rows a multiple of kRows.
-  void Multiply(Staged a, Index rows, float* out) const {
-    for (Index panel = 0; panel < count(); ++panel) {
-      Multiply(a, rows, panel, out + First(panel), width_.aligned(), false);
-    }
-  }
-
-  // a (rows, depth) times the panels `from` to `to`. Whole tiles go where they belong at once, the rest by way of
-  // `products`, (rows and more to a multiple of kRows, kPanel) of them.
-  void Multiply(Staged a, Index rows, Index from, Index to, const Delivery& delivery, float* products) const {
-    const Index whole = DivideUp(rows, kRows) * kRows;
-    for (Index panel = from; panel < to; ++panel) {
-      const Index first = Group(panel) * width_.count + First(panel);
-      const Index columns = std::min(Columns(panel), width_.count - First(panel));
-      const bool direct = rows == whole && columns == Columns(panel) && delivery.in_order();
-      float* out = direct ? delivery.y + first : products;
-      const Index pitch = direct ? delivery.pitch : kPanel;
-      for (Index r = 0; delivery.sum() && r < rows; ++r) {
-        Copy(delivery.other + r * delivery.other_pitch + first, columns, out + r * pitch);
-      }
-      Multiply(a, whole, panel, out, pitch, delivery.sum());
-      if (!direct) delivery.Finish(products, first, columns, rows);
-    }
-  }
-
- private:
-  void PackRows(Index panel, Index from_k, Index to_k) const {
+  void Pack(Index panel) const {
     const Index group = Group(panel), first = First(panel), columns = Columns(panel);
     const Index exact = std::min(columns, width_.count - first);
-    float* to = At(panel) + from_k * columns;
-    for (Index k = from_k; k < to_k; ++k, to += columns) {
+    float* to = At(panel);
+    for (Index k = 0; k < depth_.count; ++k, to += columns) {
       if (transposed_) {
         const float* from = kernel_ + first * depth_.channels() + group * depth_.count + k;
         for (Index j = 0; j < exact; ++j) to[j] = from[j * depth_.channels()];
@@ -186,8 +168,46 @@ class Panels {
     }
   }
 
-  // out (rows, columns of the panel) = a times the panel, or has that added; rows a multiple of kRows.
-  void Multiply(Staged a, Index rows, Index panel, float* out, Index out_pitch, bool add) const {
+  // What a panel is packed from, to be fetched while another is multiplied with by so many rows; nothing where it is
+  // rows of the kernel, or there is no such panel.
+  Coming Source(Index panel, Index rows) const {
+    if (transposed_ || panel >= count()) return {};
+    const Index tiles = std::max<Index>(rows / kRows, 1) * DivideUp(depth_.count, kDepth);
+    const Index columns = std::min(Columns(panel), width_.count - First(panel));
+    return {kernel_ + Group(panel) * width_.count + First(panel), width_.channels(), columns, depth_.count,
+            DivideUp(depth_.count, tiles)};
+  }
+
+  Index count() const { return depth_.groups * cuts_.count(); }
+  Index Group(Index panel) const { return panel / cuts_.count(); }
+  Index First(Index panel) const { return cuts_.First(panel % cuts_.count()); }  // column within the group
+  Index Columns(Index panel) const { return cuts_.Columns(panel % cuts_.count()); }
+
+  // out (rows, width of the panels) = a (rows, depth) times all panels, of a single group.
+  void Multiply(Staged a, Index rows, float* out) const {
+    for (Index panel = 0; panel < count(); ++panel) {
+      Multiply(a, rows, panel, out + First(panel), width_.aligned(), false);
+    }
+  }
+
+  // a (rows, depth) times a panel. The products go where they belong at once, or else by way of `products`, (rows,
+  // kPanel) of them; what is `coming` is fetched meanwhile.
+  void Multiply(Staged a, Index rows, Index panel, const Delivery& delivery, float* products, Coming coming = {}) const {
+    const Index first = Group(panel) * width_.count + First(panel);
+    const Index columns = std::min(Columns(panel), width_.count - First(panel));
+    const bool direct = columns == Columns(panel) && delivery.in_order();
+    float* out = direct ? delivery.y + first : products;
+    const Index pitch = direct ? delivery.pitch : kPanel;
+    for (Index r = 0; delivery.sum() && r < rows; ++r) {
+      Copy(delivery.other + r * delivery.other_pitch + first, columns, out + r * pitch);
+    }
+    Multiply(a, rows, panel, out, pitch, delivery.sum(), coming);
+    if (!direct) delivery.Finish(products, first, columns, rows);
+  }
+
+ private:
+  // out (rows, columns of the panel) = a times the panel, or has that added.
+  void Multiply(Staged a, Index rows, Index panel, float* out, Index out_pitch, bool add, Coming coming = {}) const {
     const Index group = Group(panel), columns = Columns(panel), length = depth_.count / a.segments;
     const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
     // Of a panel, as much at a time as stays in the nearest cache.
@@ -196,16 +216,20 @@ class Panels {
       const bool first = !k, last = k + kDepth >= length;
       const float* b = At(panel) + k * columns;
       const Around around{add || !first, first ? bias : nullptr, bias && last, output_.bounds};
-      for (Index r = 0; r < rows; r += kRows) {
+      auto tile = [&](auto count, Index r) {
         const float* of_tile = a.Row(r) + group * a.group_pitch + k;
-        auto run = a.segments > 1 ? AnyTile<kSegmented> : AnyTile<kByRows>;
+        auto run = a.segments > 1 ? AnyTile<kSegmented, count> : AnyTile<kByRows, count>;
         run(columns, of_tile, a.pitch, b, columns, some, out + r * out_pitch, out_pitch, around);
-      }
+      };
+      Index r = 0;
+      for (; r + kRows <= rows; r += kRows) coming.Fetch(), tile(Constant<kRows>(), r);
+      for (; r + kRows / 2 <= rows; r += kRows / 2) tile(Constant<kRows / 2>(), r);
+      for (; r < rows; ++r) tile(Constant<1>(), r);
     }
   }
 
   float* At(Index panel) const {
-    if (!memory_) return Scratch<4>(kPacked * depth_.count * kPanel) + panel % kPacked * depth_.count * kPanel;
+    if (!memory_) return Scratch<4>(depth_.count * kPanel);
     return &memory_[depth_.count * (Group(panel) * width_.aligned() + First(panel))];
   }
 
@@ -221,41 +245,65 @@ class Panels {
 // Rows of a chunk, for `width` floats a row.
 inline Index ChunkRows(Index width) { return std::clamp<Index>(kCached / width, 16, 128) / kRows * kRows; }
 
+// All rows, for every thread.
+template <class Rows>
+Staged StageAll(ffi::ThreadPool& pool, const Rows& in, Index rows, Memory& memory) {
+  memory = Memory(rows * in.pitch());
+  Parallel(pool, DivideUp(rows, kRows), [&](Index task) {
+    const Index from = task * kRows, to = std::min(rows, from + kRows);
+    in.Stage(from, to, &memory[from * in.pitch()]);
+  });
+  return {&memory[0], in.pitch(), in.group_pitch()};
+}
+
+inline Staged StageAll(ffi::ThreadPool& pool, const MatrixRows& in, Index rows, Memory& memory) {
+  return in.in_place() ? in.InPlace(0) : StageAll<MatrixRows>(pool, in, rows, memory);
+}
+
+// Of few rows: each thread packs panels of its own and multiplies the rows with one, while the next is fetched from
+// memory.
+template <class Rows>
+void ProductOfFew(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, const Delivery& delivery) {
+  Memory memory;
+  const Staged a = StageAll(pool, in, rows, memory);
+  panels.Share(pool.num_threads());
+  // Parts of the rows only where there are more threads than panels, since each part packs its panel anew.
+  const Index tiles = DivideUp(rows, kRows);
+  const Index parts = std::min(DivideUp(pool.num_threads(), panels.count()), DivideUp(tiles, 2));
+  Parallel(pool, panels.count() * parts, [&](Index task) {
+    const Index panel = task / parts, part = task % parts;
+    const Index from = Cut(tiles, part, parts) * kRows, to = std::min(rows, Cut(tiles, part + 1, parts) * kRows);
+    panels.Pack(panel);
+    panels.Multiply(a.From(from), to - from, panel, delivery.From(from), Scratch<1>((to - from) * kPanel),
+                    panels.Source(panel + 1, to - from));
+  });
+}
+
 // The rows times the panels; the moments of what is delivered if there is room for them.
 template <class Rows>
 void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, Side width, const Delivery& delivery,
              float* moments) {
-  // Where there are few rows, as of a single image, a kernel is larger than they are: each thread packs panels of its
-  // own and multiplies all rows with them.
-  const bool few = in.in_place() && !moments && rows <= kFewRows && panels.count() >= 4;
-  if (!few) panels.Pack(pool);
+  if (!moments && panels.FewRows(rows)) return ProductOfFew(pool, in, rows, std::move(panels), delivery);
+  panels.Pack(pool);
   // Few chunks would leave threads without work.
   const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
-  const Index fits = ChunkRows(in.pitch() + width.pitch());
-  const Index all = std::max<Index>(kRows, rows / kRows * kRows);
-  const Index chunk = few ? std::min(fits, all) : in.Whole(std::min(fits, most));
-  const Index chunks = DivideUp(rows, chunk);
-  const Index tasks = few ? 1 : std::min<Index>(chunks, 64), channels = width.channels();
-  const Index wanted = few ? 4 * pool.num_threads() : DivideUp(16, tasks);
-  const Index parts = moments ? 1 : std::clamp<Index>(wanted, 1, panels.count());
+  const Index chunk = in.Whole(std::min(ChunkRows(in.pitch() + width.pitch()), most)), chunks = DivideUp(rows, chunk);
+  const Index tasks = std::min<Index>(chunks, 64), channels = width.channels();
+  const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(16, tasks), 1, panels.count());
   std::vector<MomentSums> sums(moments ? tasks : 0);
   Parallel(pool, tasks * parts, [&](Index index) {
     const Index task = index / parts, part = index % parts;
     const Index from_panel = Cut(panels.count(), part, parts), to_panel = Cut(panels.count(), part + 1, parts);
     if (moments) sums[task] = MomentSums(channels);
     float *staged = Scratch<0>(chunk * in.pitch()), *products = Scratch<1>(chunk * kPanel);
-    const Index step = few ? kPacked : to_panel - from_panel;
-    for (Index panel = from_panel; panel < to_panel; panel += step) {
-      const Index end = std::min(panel + step, to_panel);
-      if (few) panels.Pack(panel, end);
-      for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
-        const Index from = c * chunk, to = std::min(rows, from + chunk);
-        const Delivery of_chunk = delivery.From(from);
-        const bool in_place = in.in_place() && (to - from) % kRows == 0;
-        panels.Multiply(in_place ? in.InPlace(from) : in.StageForProduct(from, to, staged), to - from, panel, end,
-                        of_chunk, products);
-        if (moments) sums[task].Add(of_chunk.y, to - from, channels);
+    for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
+      const Index from = c * chunk, to = std::min(rows, from + chunk);
+      const Delivery of_chunk = delivery.From(from);
+      const Staged a = in.StageForProduct(from, to, staged);
+      for (Index panel = from_panel; panel < to_panel; ++panel) {
+        panels.Multiply(a, to - from, panel, of_chunk, products);
       }
+      if (moments) sums[task].Add(of_chunk.y, to - from, channels);
     }
   });
   if (moments) MomentSums::Finish(sums.data(), tasks, channels, moments, channels);
@@ -351,8 +399,10 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
       kernel_sums[task].Add(staged, staged_gradient, to - from);
       if (!panels) continue;
       float* of_chunk = dx + from * channels;
-      panels->Multiply({staged_gradient, width.pitch(), width.aligned()}, to - from, 0, panels->count(),
-                       {of_chunk, channels}, products);
+      for (Index panel = 0; panel < panels->count(); ++panel) {
+        panels->Multiply({staged_gradient, width.pitch(), width.aligned()}, to - from, panel, {of_chunk, channels},
+                         products);
+      }
       if (reading.affine) {
         gradient_sums[task].Apply(reading, x + from * channels, channels, of_chunk, channels, to - from, 0, channels);
       }

@@ -35,6 +35,8 @@ struct Staged {
   Index segments = 1, segment_pitch = 0;
 
   const float* Row(Index r) const { return at + r / strip * strip_pitch + r % strip * pitch; }
+  // Of rows that are not in strips, those from `row` on.
+  Staged From(Index row) const { return {at + row * pitch, pitch, group_pitch}; }
 };
 
 // The rows of a matrix, `x_pitch` apart, read and aligned by groups.
@@ -45,13 +47,15 @@ struct MatrixRows {
   Reading reading;
 
   Index pitch() const { return side.pitch(); }
+  Index group_pitch() const { return side.aligned(); }
   // Whether the rows can be multiplied where they are.
   bool in_place() const { return !reading.affine; }
   Staged InPlace(Index row) const { return {x + row * x_pitch, x_pitch, side.count}; }
   Index Whole(Index rows) const { return rows; }
   Staged StageForProduct(Index from, Index to, float* out) const {
+    if (in_place()) return InPlace(from);
     Stage(from, to, out);
-    return {out, pitch(), side.aligned()};
+    return {out, pitch(), group_pitch()};
   }
 
   void Stage(Index from, Index to, float* out) const {
@@ -127,8 +131,7 @@ struct WindowRows {
 
   Index length() const { return window.height * window.width * channels; }
   Index pitch() const { return Side{1, length()}.pitch(); }
-  bool in_place() const { return false; }
-  Staged InPlace(Index) const { return {}; }
+  Index group_pitch() const { return 0; }
 
   // Windows of few channels, as a net's stem has them, take as long to gather as to multiply. Those of whole rows of
   // outputs are left to overlap as they do in the image, which is brought into the caches with the zeros around it.

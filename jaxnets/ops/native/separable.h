@@ -98,33 +98,37 @@ struct DepthwiseRows {
   const float* zeros;   // a row of an image, for what lies around it
 
   Index pitch() const { return side.pitch(); }
-  bool in_place() const { return false; }
-  Staged InPlace(Index) const { return {}; }
+  Index group_pitch() const { return side.aligned(); }
   Index Whole(Index rows) const { return rows; }
   Staged StageForProduct(Index from, Index to, float* out) const {
     Stage(from, to, out);
-    return {out, pitch(), side.aligned()};
+    return {out, pitch(), group_pitch()};
   }
 
-  void Stage(Index from, Index to, float* out) const {
+  void Stage(Index from, Index to, float* out) const { Stage(from, to, 0, blocks(), out); }
+  // Blocks of channels of the rows.
+  void Stage(Index from, Index to, Index block, Index end_block, float* out) const {
     std::vector<Strip> strips;
     for (Index r = from; r < to; r += strips.back().count) strips.push_back(StripOf(r, to, out + (r - from) * pitch()));
-    for (Index group = 0; group < side.groups; ++group) {
-      const Index first = group * side.count, to_first = group * side.aligned();
-      for (Index block = 0; block < side.count; block += kFilterBlock) {
-        const Channels channels{first + block, std::min(kFilterBlock, side.count - block)};
-        for (const Strip& strip : strips) {
-          auto filter = window.stride == 1 ? &DepthwiseRows::template Filter<1> : &DepthwiseRows::template Filter<2>;
-          (this->*filter)(strip, channels, to_first + block);
-        }
+    for (; block < end_block; ++block) {
+      const Index group = block / group_blocks(), begin = block % group_blocks() * kFilterBlock;
+      const Index end = std::min(begin + kFilterBlock, side.count), to_group = group * side.aligned();
+      const Channels channels{group * side.count + begin, end - begin};
+      for (const Strip& strip : strips) {
+        auto filter = window.stride == 1 ? &DepthwiseRows::template Filter<1> : &DepthwiseRows::template Filter<2>;
+        (this->*filter)(strip, channels, to_group + begin);
       }
+      if (end < side.count) continue;
       for (Index r = 0; r < to - from; ++r) {
-        std::fill(out + r * pitch() + to_first + side.count, out + r * pitch() + to_first + side.aligned(), 0.f);
+        std::fill(out + r * pitch() + to_group + end, out + r * pitch() + to_group + side.aligned(), 0.f);
       }
     }
   }
+  Index blocks() const { return side.groups * group_blocks(); }
 
  private:
+  Index group_blocks() const { return DivideUp(side.count, kFilterBlock); }
+
   // Positions beside each other.
   struct Strip {
     const float* rows[K];  // of the image that they meet
@@ -181,22 +185,27 @@ struct DepthwiseRows {
   const float* Packed(Index channel) const { return packed + channel * kFilterVectors<K>; }
 };
 
+// All rows, for every thread: a row of outputs and a block of channels at a time.
+template <int K>
+Staged StageAll(ffi::ThreadPool& pool, const DepthwiseRows<K>& in, Index rows, Memory& memory) {
+  memory = Memory(rows * in.pitch());
+  const Index step = in.out_width, blocks = in.blocks();
+  Parallel(pool, DivideUp(rows, step) * blocks, [&](Index task) {
+    const Index from = task / blocks * step, block = task % blocks;
+    in.Stage(from, from + step, block, block + 1, &memory[from * in.pitch()]);
+  });
+  return {&memory[0], in.pitch(), in.group_pitch()};
+}
+
 // The product of what the depthwise convolution gives, read as `output` says, and the panels.
 template <int K>
 void SeparableForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float* x, Shape in, const float* kernel,
                       Reading output, Shape between, Panels panels, Side depth, Side width, const Delivery& delivery) {
   const Index count = between.size() / between.channels;
-  if (count > kFewRows || panels.count() < 4) {
-    const std::vector<float> packed = PackFilters<K>(kernel, depth, output), zeros(in.width * in.channels);
-    const DepthwiseRows<K> rows{x, in, window, between.height, between.width, output.bounds, depth, packed.data(),
-                                zeros.data()};
-    return Product(pool, rows, count, std::move(panels), width, delivery, nullptr);
-  }
-  // Of a single image every thread needs all rows: see Product.
-  Memory filtered(between.size());
-  DepthwiseForward<K>(pool, window, x, in, Reading{}, kernel, &filtered[0], between, output, nullptr);
-  const MatrixRows matrix{&filtered[0], between.channels, depth, Reading{}};
-  Product(pool, matrix, count, std::move(panels), width, delivery, nullptr);
+  const std::vector<float> packed = PackFilters<K>(kernel, depth, output), zeros(in.width * in.channels);
+  const DepthwiseRows<K> rows{x, in, window, between.height, between.width, output.bounds, depth, packed.data(),
+                              zeros.data()};
+  Product(pool, rows, count, std::move(panels), width, delivery, nullptr);
 }
 
 }  // namespace jaxnets
