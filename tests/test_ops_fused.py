@@ -425,6 +425,35 @@ def test_depthwise_and_1x1_of_any_shape(shape, stride, size):
     compare_values("native", separable(stride), *separable_arrays(*shape, size))
 
 
+@settings(max_examples=8, deadline=None)
+@given(
+    image=st.tuples(*[st.integers(1, 17)] * 2),
+    groups=st.sampled_from([1, 2, 3]),
+    channels=st.integers(1, 60),
+    features=st.integers(20, 90),
+    size=st.sampled_from([1, 3]),
+    read=st.booleans(),
+)
+def test_products_of_few_rows(image, groups, channels, features, size, read):
+    """Of one image, whose kernels are packed by the thread that wants them; as they are, or as an affine reads them."""
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    groups = groups if size == 1 else 1
+    features *= 1 if groups > 1 else 4
+
+    def function(x, kernel, gain, bias, x_gain, x_bias):
+        one, pad = ops.conv_affine, (size - 1) // 2
+        if read:
+            x = one(
+                Convolution(x, jnp.ones((1, 1, 1, x.shape[-1])), (1, 1), ops.NO_PADDING, x.shape[-1]), x_gain, x_bias
+            )
+        return one(Convolution(x, kernel, (1, 1), ((pad, pad),) * 2, groups), gain, bias, bounds=RELU6)
+
+    arrays = normal(0, 1, *image, groups * channels), normal(1, size, size, channels, groups * features) / channels**0.5
+    vectors = [normal(seed, count * groups) for seed, count in enumerate([features, features, channels, channels])]
+    compare_values("native", function, *arrays, *vectors)
+
+
 @pytest.mark.parametrize("height", [5, 16, 17])
 def test_depthwise_and_many_columns(height):
     """Of a few positions, which are computed before the products, and of more than that."""
