@@ -144,7 +144,7 @@ def test_1x1_whose_channels_are_shuffled(name, groups, shuffle, channels, featur
     compare(name, function, *arrays)
 
 
-WIDE = (2, 4, 34, 1320)  # more panels of columns than a thread packs at once
+WIDE = (2, 4, 34, 1320)  # many panels of columns
 
 
 @each_once(
@@ -275,6 +275,8 @@ def test_what_is_deferred_is_like_an_array():
         (-halves + halves, jnp.zeros((2, 3, 3, 2))),
         (halves.mean((1, 2)), x[..., 2:].mean((1, 2))),
         (halves.reshape(-1), x[..., 2:].reshape(-1)),
+        (halves.ravel() // 0.5 + halves.std() % 0.3, x[..., 2:].ravel() // 0.5 + x[..., 2:].std() % 0.3),
+        (halves.T.at[0].set(1.0), x[..., 2:].T.at[0].set(1.0)),
         (halves[0, 1], x[0, 1, :, 2:]),
         (jax.tree.map(lambda a: a, halves), x[..., 2:]),
         (halves > 0, x[..., 2:] > 0),
@@ -425,33 +427,29 @@ def test_depthwise_and_1x1_of_any_shape(shape, stride, size):
     compare_values("native", separable(stride), *separable_arrays(*shape, size))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     image=st.tuples(*[st.integers(1, 17)] * 2),
     groups=st.sampled_from([1, 2, 3]),
     channels=st.integers(1, 60),
-    features=st.integers(20, 90),
+    features=st.integers(50, 90),
     size=st.sampled_from([1, 3]),
-    read=st.booleans(),
+    join=st.sampled_from([None, ops.add, ops.concatenate_shuffle]),
 )
-def test_products_of_few_rows(image, groups, channels, features, size, read):
-    """Of one image, whose kernels are packed by the thread that wants them; as they are, or as an affine reads them."""
+def test_products_of_few_rows(image, groups, channels, features, size, join):
+    """Of one image, whose kernels are packed by the thread that wants them."""
     if not ops.native_library.available():
         pytest.skip("no C++")
-    groups = groups if size == 1 else 1
-    features *= 1 if groups > 1 else 4
+    groups, features = (groups, groups * features) if size == 1 else (1, 3 * features)
 
-    def function(x, kernel, gain, bias, x_gain, x_bias):
-        one, pad = ops.conv_affine, (size - 1) // 2
-        if read:
-            x = one(
-                Convolution(x, jnp.ones((1, 1, 1, x.shape[-1])), (1, 1), ops.NO_PADDING, x.shape[-1]), x_gain, x_bias
-            )
-        return one(Convolution(x, kernel, (1, 1), ((pad, pad),) * 2, groups), gain, bias, bounds=RELU6)
+    def function(x, kernel, gain, bias, other):
+        y = ops.conv_affine(Convolution(x, kernel, (1, 1), ((size // 2,) * 2,) * 2, groups), gain, bias)
+        return join(other, y) if join else y
 
-    arrays = normal(0, 1, *image, groups * channels), normal(1, size, size, channels, groups * features) / channels**0.5
-    vectors = [normal(seed, count * groups) for seed, count in enumerate([features, features, channels, channels])]
-    compare_values("native", function, *arrays, *vectors)
+    arrays = normal(0, *image, groups * channels)[None], normal(1, size, size, channels, features) / channels**0.5
+    compare_values(
+        "native", function, *arrays, normal(2, features), normal(3, features), normal(4, 1, *image, features)
+    )
 
 
 @pytest.mark.parametrize("height", [5, 16, 17])

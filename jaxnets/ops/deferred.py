@@ -24,7 +24,7 @@ class Convolution(NamedTuple):
     def shape(self):
         """Of the output."""
         sides = [n + low + high for n, (low, high) in zip(self.x.shape[1:3], self.padding)]
-        size = output_size(np.empty((1, *sides, 1)), self.kernel, self.strides)
+        size = output_size(sides, self.kernel, self.strides)
         return (self.x.shape[0], *size, self.kernel.shape[3])
 
     @property
@@ -97,12 +97,17 @@ def _of_array(name):
     return lambda self, *args, **kwargs: getattr(jnp.asarray(self), name)(*args, **kwargs)
 
 
-ARITHMETIC = ("add", "sub", "mul", "truediv", "pow", "matmul")
+ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
 OPERATORS = (*ARITHMETIC, *(f"r{name}" for name in ARITHMETIC), "neg", "abs", "getitem")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-METHODS = ("max", "mean", "min", "reshape", "sum", "transpose")
+METHODS = (
+    *("all", "any", "argmax", "argmin", "astype", "clip", "copy", "cumsum", "dot", "flatten", "max", "mean", "min"),
+    *("prod", "ravel", "repeat", "reshape", "round", "squeeze", "std", "sum", "swapaxes", "take", "transpose", "var"),
+)
 for _name in (*(f"__{name}__" for name in OPERATORS + COMPARISONS), *METHODS):
     setattr(Deferred, _name, _of_array(_name))
+for _name in ("T", "at"):
+    setattr(Deferred, _name, property(lambda self, name=_name: getattr(jnp.asarray(self), name)))
 
 
 class Normalized(Deferred):

@@ -14,9 +14,8 @@ from jaxnets.ops.native.convolution import depthwise_conv
 
 
 def avg_pool(x, window, strides, padding):
-    """See `jaxnets.ops.avg_pool`: a depthwise convolution."""
-    kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, x.dtype)
-    return depthwise_conv(x, kernel, (strides, strides), padding)
+    """See `jaxnets.ops.avg_pool`."""
+    return xla.avg_pool(x, window, strides, padding, depthwise_conv)
 
 
 def max_pool(x, window, strides, padding):

@@ -1,7 +1,7 @@
 // Convolutions as products of matrices: rows of the image's positions times a kernel's matrix.
 //
-// Rows are brought into the nearest caches a chunk at a time (rows.h) and multiplied there; what comes out is
-// normalised, joined with another array (delivery.h), or its moments are taken, before it leaves them.
+// Rows are brought into the nearest caches (rows.h), a chunk at a time or few ones at once, and multiplied there; what
+// comes out is normalised, joined with another array (delivery.h), or its moments are taken, before it leaves them.
 
 #pragma once
 
@@ -84,8 +84,8 @@ inline void AnyTile(Index columns, const float* a, Index a_pitch, const float* b
   Tile<R, 1, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
 }
 
-// How columns are cut into panels of up to three vectors: evenly, since a tile of one vector has too few sums to go on
-// with while each waits for its last product; and into as many for each of `shares`.
+// How columns are cut into panels of up to three vectors: into as many for each of `shares`, and evenly, since where
+// there are 16 registers a tile of one vector has too few sums to go on with while each waits for its last product.
 struct Cuts {
   Index columns;  // whole vectors
   Index shares = 1;
@@ -101,7 +101,7 @@ struct Coming {
   Index pitch = 0, floats = 0, rows = 0, at_once = 0;
 
   void Fetch() {
-    constexpr Index kLine = 16;
+    constexpr Index kLine = 16;  // floats
     for (Index n = std::min(at_once, rows); n > 0; --n, --rows, row += pitch) {
       for (Index i = 0; i < floats; i += kLine) __builtin_prefetch(row + i, 0, 2);
       __builtin_prefetch(row + floats - 1, 0, 2);
@@ -128,10 +128,10 @@ class Panels {
     }
   }
 
-  // Whether a kernel is larger than so few rows, as those of a single image are.
+  // Whether rows are so few, as those of a single image are, that each thread had better pack panels of its own.
   bool FewRows(Index rows) const { return rows <= kFewRows && count() >= 4; }
 
-  // As many panels of as many columns for each of `threads`.
+  // As many panels for each of `threads`, of as many columns; before any is packed.
   void Share(Index threads) {
     cuts_.shares = std::clamp<Index>(threads / std::gcd(threads, depth_.groups), 1, DivideUp(cuts_.columns, 2 * kLanes));
   }
@@ -168,11 +168,11 @@ class Panels {
     }
   }
 
-  // What a panel is packed from, to be fetched while another is multiplied with by so many rows; nothing where it is
-  // rows of the kernel, or there is no such panel.
+  // What a panel is packed from, to be fetched while whole tiles of so many rows are multiplied with another; nothing
+  // where there is no such panel, or it is rows of the kernel, which the processor fetches by itself.
   Coming Source(Index panel, Index rows) const {
-    if (transposed_ || panel >= count()) return {};
-    const Index tiles = std::max<Index>(rows / kRows, 1) * DivideUp(depth_.count, kDepth);
+    const Index tiles = rows / kRows * DivideUp(depth_.count, kDepth);
+    if (transposed_ || panel >= count() || !tiles) return {};
     const Index columns = std::min(Columns(panel), width_.count - First(panel));
     return {kernel_ + Group(panel) * width_.count + First(panel), width_.channels(), columns, depth_.count,
             DivideUp(depth_.count, tiles)};
@@ -267,15 +267,15 @@ void ProductOfFew(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels pane
   Memory memory;
   const Staged a = StageAll(pool, in, rows, memory);
   panels.Share(pool.num_threads());
-  // Parts of the rows only where there are more threads than panels, since each part packs its panel anew.
+  // Parts of the rows only where there are threads for all, since each packs its panel anew.
   const Index tiles = DivideUp(rows, kRows);
-  const Index parts = std::min(DivideUp(pool.num_threads(), panels.count()), DivideUp(tiles, 2));
+  const Index parts = std::clamp<Index>(pool.num_threads() / panels.count(), 1, DivideUp(tiles, 2));
   Parallel(pool, panels.count() * parts, [&](Index task) {
     const Index panel = task / parts, part = task % parts;
     const Index from = Cut(tiles, part, parts) * kRows, to = std::min(rows, Cut(tiles, part + 1, parts) * kRows);
+    const Coming coming = parts == 1 ? panels.Source(panel + 1, rows) : Coming{};
     panels.Pack(panel);
-    panels.Multiply(a.From(from), to - from, panel, delivery.From(from), Scratch<1>((to - from) * kPanel),
-                    panels.Source(panel + 1, to - from));
+    panels.Multiply(a.From(from), to - from, panel, delivery.From(from), Scratch<1>((to - from) * kPanel), coming);
   });
 }
 

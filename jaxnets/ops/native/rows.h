@@ -8,7 +8,7 @@
 
 namespace jaxnets {
 
-// A tile of the product is kRows rows and up to kWide vectors: as many sums as the registers hold.
+// A tile of the product is up to kRows rows and kWide vectors: as many sums as the registers hold.
 constexpr int kRows = kRegisters == 32 ? 8 : 4, kWide = 3;
 constexpr Index kPanel = kWide * kLanes, kAlign = kLanes > kRows ? kLanes : kRows;
 
@@ -35,7 +35,7 @@ struct Staged {
   Index segments = 1, segment_pitch = 0;
 
   const float* Row(Index r) const { return at + r / strip * strip_pitch + r % strip * pitch; }
-  // Of rows that are not in strips, those from `row` on.
+  // Of rows without strips or segments, those from `row` on.
   Staged From(Index row) const { return {at + row * pitch, pitch, group_pitch}; }
 };
 
@@ -145,7 +145,7 @@ struct WindowRows {
   Staged StageForProduct(Index from, Index to, float* out) const {
     if (in_strips() && from % out_width == 0 && to % out_width == 0) return StageOverlapping(from, to, out);
     Stage(from, to, out);
-    return {out, pitch(), 0};
+    return {out, pitch(), group_pitch()};
   }
 
   // One row of outputs, its number among those of all images. Past its end, up to the strip's, there is memory to read,
@@ -154,7 +154,7 @@ struct WindowRows {
     const Index from = row * out_width;
     if (overlap()) return StageOverlapping(from, from + out_width, out);
     Stage(from, from + out_width, out);
-    return {out, pitch(), 0};
+    return {out, pitch(), group_pitch()};
   }
   // Floats that this needs.
   Index StripSize() const { return std::max(strip() * pitch(), window.height * padded()); }

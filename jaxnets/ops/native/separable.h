@@ -1,5 +1,5 @@
 // A depthwise convolution and the 1x1 convolution that reads it, in one pass: what lies between them is computed a
-// chunk of positions at a time, and stays in the nearest caches.
+// chunk of positions at a time, or all of a single image, and stays in the nearest caches.
 
 #pragma once
 
