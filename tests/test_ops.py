@@ -79,6 +79,20 @@ def test_bfloat16_depthwise_convolution_rounds_once(portable, kernel_size, strid
         np.testing.assert_allclose(np.float64(a), b, rtol=2**-8, atol=2**-8 * np.abs(b).max() * 0.5)
 
 
+@pytest.mark.parametrize("name", [*PORTABLE, "native"])
+def test_bfloat16_average_pooling_rounds_once(name):
+    """A ninth itself would be rounded to .1113."""
+    if name == "native" and not ops.native_library.available():
+        pytest.skip("no C++")
+    x = jnp.asarray(random(0, 2, 8, 8, 5) + 3, jnp.bfloat16)
+    with ops.using(name):
+        got = ops.avg_pool(x, 3, strides=2, padding=((1, 1), (1, 1)))
+    with ops.using("reference"):
+        exact = ops.avg_pool(x.astype(jnp.float32), 3, strides=2, padding=((1, 1), (1, 1)))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(got), exact, rtol=2**-8 * 1.001)  # half of the last of 8 bits
+
+
 @settings(max_examples=10, deadline=None)
 @given(
     portable=st.sampled_from(PORTABLE),

@@ -17,10 +17,9 @@ def taps(kernel):
     return list(product(range(kernel.shape[0]), range(kernel.shape[1])))
 
 
-def output_size(padded, kernel, strides):
-    """Height and width of the convolution of a padded image; 0 where the kernel does not fit."""
-    sizes = zip(padded.shape[1:3], kernel.shape, strides)
-    return [max(0, (size - extent) // stride + 1) for size, extent, stride in sizes]
+def output_size(sides, kernel, strides):
+    """Height and width of the convolution of a padded image of such sides; 0 where the kernel does not fit."""
+    return [max(0, (size - extent) // stride + 1) for size, extent, stride in zip(sides, kernel.shape, strides)]
 
 
 def window(padded, tap, size, strides):

@@ -29,7 +29,7 @@ def conv(x, kernel, strides, padding):
     more channels lax is as fast as patches or a product for each tap, or faster.
     """
     padded = pad(x, padding)
-    size = output_size(padded, kernel, strides)
+    size = output_size(padded.shape[1:3], kernel, strides)
     if kernel[..., 0].size > PATCH_SIZE or not all(size):
         return reference.conv(x, kernel, strides, padding)
     patches = jnp.concatenate([window(padded, tap, size, strides) for tap in taps(kernel)], -1)
@@ -61,7 +61,7 @@ def grouped_conv(x, kernel, strides, padding, feature_group_count):
 
 def _many_groups_conv(x, kernel, strides, padding, groups):
     padded = pad(x, padding)
-    size = output_size(padded, kernel, strides)
+    size = output_size(padded.shape[1:3], kernel, strides)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     y = jnp.zeros((x.shape[0], *size, kernel.shape[3]), wide)
     if y.size:
@@ -94,10 +94,11 @@ channel_shuffle.defvjp(
 )
 
 
-def avg_pool(x, window, strides, padding):
-    """A depthwise convolution."""
-    kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, x.dtype)
-    return depthwise_conv(x, kernel, (strides, strides), padding)
+def avg_pool(x, window, strides, padding, conv=depthwise_conv):
+    """A depthwise convolution, of at least float32: bfloat16 has no 1 / 9."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, wide.dtype)
+    return conv(wide, kernel, (strides, strides), padding).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))

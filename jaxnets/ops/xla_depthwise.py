@@ -31,7 +31,7 @@ def _depthwise(x, kernel, strides, padding):
 
 def _forward(x, kernel, strides, padding):
     padded = pad(x, padding)
-    size = output_size(padded, kernel, strides)
+    size = output_size(padded.shape[1:3], kernel, strides)
     wide, weights = _widen(padded, kernel)
     y = jnp.zeros((x.shape[0], *size, x.shape[3]), wide.dtype)
     if y.size:
