@@ -5,6 +5,7 @@ fit and `streaming` yields the very batches those indices name.
 """
 
 import io
+import itertools
 import logging
 import os
 import sys
@@ -45,6 +46,7 @@ class Split:
     directory: str  # of the prepared files
     source: ArrayRecordDataSource | ImageFiles  # index -> serialized tf.train.Example, or path and label
     class_names: tuple[str, ...]
+    ranges: tuple[tuple[str, int, int], ...]  # the file, first and last + 1 of its records; none of a folder of images
     image_size: int  # pixels a side, after resizing
     crop: bool = False  # to the middle of the image; else all of it, squeezed to a square
 
@@ -92,21 +94,30 @@ def open_split(
     names = class_names(builder)
     _check_shards(instructions, builder.data_path)
     source = ArrayRecordDataSource(instructions)
-    return Split(dataset, split, str(builder.data_path), source, names, image_size, crop)
+    ranges = tuple((str(each.filename), each.skip, each.skip + each.take) for each in instructions)
+    return Split(dataset, split, str(builder.data_path), source, names, ranges, image_size, crop)
 
 
 def _open_folder(dataset: str, split: str, image_size: int, crop: bool) -> Split:
     folder = read_folder(dataset)
     try:
         source = folder.select(split)
-    except ValueError as error:
+    except Exception as error:  # ValueError, NotImplementedError, by the kind of mistake
         reason = str(error).split("\n")[0]
         raise UserError(
             f"split {split!r} of {dataset} does not exist ({reason}); it has {folder.describe()}"
         ) from error
     if not len(source):
         raise UserError(f"split {split!r} of {dataset} is empty; it has {folder.describe()}")
-    return Split(dataset, split, str(folder.directory), source, folder.class_names, image_size, crop)
+    return Split(dataset, split, str(folder.directory), source, folder.class_names, (), image_size, crop)
+
+
+def count_shared(one: Split, other: Split) -> int:
+    """How many examples two splits of a data set have in common."""
+    if isinstance(one.source, ImageFiles):
+        return len(set(one.source.paths) & set(other.source.paths))
+    pairs = itertools.product(one.ranges, other.ranges)
+    return sum(max(min(a[2], b[2]) - max(a[1], b[1]), 0) for a, b in pairs if a[0] == b[0])
 
 
 def class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
@@ -154,9 +165,9 @@ def _check_shards(instructions: Sequence[Any], directory: os.PathLike) -> None:
 def decode(split: Split, progress: bool = True) -> Batch:
     """All of a split as `{'image': uint8 (N, S, S, 3), 'label': int32 (N,)}`, in the order of its records.
 
-    Grey images become RGB; images of another size are resized to S x S with PIL's antialiased bilinear
-    filter. With `progress`, shows a bar on standard error where that is a terminal, else logs a line.
-    Raises `UserError` naming the record that cannot be read.
+    Grey images become RGB; images of another size are squeezed to S x S with PIL's antialiased bilinear filter, or,
+    of a split with `crop`, resized and cropped. With `progress`, shows a bar on standard error where that is a
+    terminal, else logs a line. Raises `UserError` naming the record that cannot be read.
     """
     batch = _empty_batch(split, len(split))
     title = f"Decoding {split.name} {split.split}"
@@ -228,9 +239,8 @@ def _decode_record(split: Split, record: bytes | tuple[str, int]) -> tuple[Image
     if not 0 <= label < split.num_classes:
         raise ValueError(f"its label {label} is none of {split.num_classes} classes")
     image = image_files.open_image(io.BytesIO(feature["image"].bytes_list.value[0]))
-    if image.mode != "RGB":
-        image = image.convert("RGB")
-    return image, label
+    image = image_files.eight_bits(image)
+    return image if image.mode == "RGB" else image.convert("RGB"), label
 
 
 def _fit(split: Split, image: Image.Image) -> Image.Image:

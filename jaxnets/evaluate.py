@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import dataclasses
 import itertools
 import json
+import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -107,10 +108,16 @@ def make_evaluator(
     return evaluate
 
 
-def _add(total: step.EvalTotals | None, totals: step.EvalTotals) -> step.EvalTotals:
-    """The sum in float64, which holds any count exactly; None counts as nothing."""
-    totals = jax.tree.map(lambda x: np.asarray(x).astype(np.float64), totals)
-    return totals if total is None else jax.tree.map(np.add, total, totals)
+def _add(total: step.EvalTotals | None, of_call: step.EvalTotals) -> step.EvalTotals:
+    """The sum in float64, which holds any count exactly; None counts as nothing.
+
+    Batch by batch, so that it is the same to the last bit however they are grouped into calls.
+    """
+    of_call = jax.tree.map(lambda values: np.asarray(values).astype(np.float64), of_call)
+    for batch in range(len(of_call.count)):
+        of_batch = jax.tree.map(operator.itemgetter(batch), of_call)
+        total = of_batch if total is None else jax.tree.map(np.add, total, of_batch)
+    return total
 
 
 def summarize(totals: step.EvalTotals) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jaxnets import (
     augment,
     checkpoint,
+    data,
     distributed,
     epochs,
     evaluate,
@@ -142,6 +143,15 @@ def announce(plan: Plan, directory: Path, at: int, before: ml_collections.Config
         len(plan.devices),
         plan.devices[0].platform,
     )
+    if shared := data.count_shared(plan.train_split, plan.eval_split):
+        logger.warning(
+            "%d of the %d images of config.eval_split=%r are trained on too, by config.train_split=%r: the accuracy on "
+            "them says little of that on other images",
+            shared,
+            len(plan.eval_split),
+            config.eval_split,
+            config.train_split,
+        )
     if config.optimizer.name in optim.COUPLED and config.optimizer.weight_decay > USUAL_DECAY:
         logger.warning(
             "config.optimizer.weight_decay=%g under %s is added to the gradient, where 5e-4 is usual; that of muon, "

@@ -184,15 +184,11 @@ def pmap_train(step: Callable, devices: list[jax.Device]) -> Callable:
 def pmap_eval(step: Callable, devices: list[jax.Device]) -> Callable:
     """`(variables, data, batches) -> (EvalTotals, Predictions)` over K batches with leading axes as in training.
 
-    The totals are of all devices, the predictions `(devices, K, N)`: `unshard` brings them into order.
+    The totals are of all devices, `(K, ...)`; the predictions `(devices, K, N)`: `unshard` brings them into order.
     """
 
     def call(variables, data, batches):
-        def body(_, batch):
-            return None, step(variables, gather(data, batch))
-
-        _, (totals, predictions) = lax.scan(body, None, batches)
-        return jax.tree.map(lambda values: values.sum(0), totals), predictions
+        return lax.scan(lambda _, batch: (None, step(variables, gather(data, batch))), None, batches)[1]
 
     return jax.pmap(call, axis_name=AXIS, in_axes=(None, None, 0), out_axes=(None, 0), devices=devices)
 

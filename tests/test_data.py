@@ -62,12 +62,29 @@ def test_splits_can_be_added(root, decoded):
 
 @pytest.mark.parametrize(
     "split",
-    ["tset", "train[:0]", "train[10:10]", "train[5000:]", "train[200:100]", "train[", "train[:x]", "", "train+nope"],
+    [
+        *("tset", "train[:0]", "train[10:10]", "train[5000:]", "train[200:100]", "train[", "train[:x]", ""),
+        *("train+nope", "all[:90%]"),
+    ],
 )
 def test_bad_split_lists_what_exists(split, root):
     with pytest.raises(UserError, match=r"train \(1437 examples\), test \(360 examples\)") as error:
         data.open_split("digits", split, root, image_size=8)
     assert repr(split) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("train", "test", 0),
+        ("train", "train[1400:]", 37),
+        ("train[:1000]", "train[1000:]", 0),
+        ("train[:100]+test", "train[90:200]+test[:5]", 15),
+    ],
+)
+def test_examples_that_two_splits_share_are_counted(root, one, other, shared):
+    splits = [data.open_split("digits", name, root, image_size=8) for name in (one, other)]
+    assert data.count_shared(*splits) == data.count_shared(*splits[::-1]) == shared
 
 
 def test_bad_image_size(root):
@@ -142,6 +159,23 @@ def test_all_kinds_of_images(root):
         # jax.image.resize antialiases where it shrinks, as PIL does.
         expected = np.asarray(jax.image.resize(pixels, (32, 32, 3), "bilinear"))
         assert np.abs(batch["image"][index] - expected).max() <= 1.01, (width, height, mode)
+
+
+def test_grey_of_16_bits_keeps_its_upper_8(tmp_path):
+    """PIL's conversion to RGB would make nearly all of it white."""
+    pixels = np.random.default_rng(0).integers(0, 1 << 16, (32, 32), np.uint16)
+
+    class Deep(Photos, skip_registration=True):
+        name = "photos"
+
+        def _generate_examples(self):
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG")
+            yield 0, {"image": file.getvalue(), "label": 0}
+
+    Deep(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    decoded = data.decode(data.open_split("photos", "train", tmp_path, image_size=32), progress=False)
+    np.testing.assert_array_equal(decoded["image"][0], np.repeat((pixels >> 8)[..., None], 3, axis=2))
 
 
 def test_decoding_agrees_with_tfds(shared_dir):

@@ -115,11 +115,20 @@ def test_what_is_no_folder_of_classes_is_refused(tmp_path, dataset, message):
         data.open_split(dataset.format(tmp_path), "train", image_size=8)
 
 
-@pytest.mark.parametrize("wanted", ["validation", "train[:0]", "train[50:]", "train[", ""])
+@pytest.mark.parametrize("wanted", ["validation", "train[:0]", "train[50:]", "train[", "", "all[:90%]"])
 def test_a_split_that_is_not_there_lists_those_that_are(split, wanted):
     with pytest.raises(UserError, match=r"train \(3 examples\), val \(2 examples\)") as error:
         data.open_split(f"folder:{split}", wanted, image_size=8)
     assert repr(wanted) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [("train", "val", 0), ("train", "train[50%:]", 1), ("train[:2]", "train[2:]", 0), ("train+val", "val", 2)],
+)
+def test_examples_that_two_splits_share_are_counted(split, one, other, shared):
+    splits = [data.open_split(f"folder:{split}", name, image_size=8) for name in (one, other)]
+    assert data.count_shared(*splits) == data.count_shared(*splits[::-1]) == shared
 
 
 def test_decoded_images_have_the_colours_of_their_class(tmp_path):

@@ -243,6 +243,11 @@ def test_a_run_that_dies_and_goes_on_equals_one_in_one_go(finished, make_config,
     assert_same_run(tmp_path / "run", finished[0])
 
 
+def test_images_trained_on_and_evaluated_are_said(make_config, caplog):
+    loop.announce(make_plan(make_config(eval_split="train[100:160]+test[:20]")), "run", 0, None)
+    assert "60 of the 80 images of config.eval_split='train[100:160]+test[:20]' are trained on too" in caplog.text
+
+
 def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_config, tmp_path, caplog):
     loop.train(make_config(num_epochs=1), tmp_path / "run")
     result = loop.train(make_config(num_epochs=2), tmp_path / "run")
@@ -311,6 +316,7 @@ def test_a_bad_net_is_refused_before_data_is_looked_for(make_config, tmp_path):
     [
         ({"batch_size": 30}, "config.batch_size=30 must be a multiple of the 4 devices"),
         ({"eval_batch_size": 30}, "config.eval_batch_size=30 must be a multiple of the 4 devices"),
+        ({"batch_size": 4, "augment__mixup": 0.2}, "config.augment.mixup pairs the images of a device"),
         ({"batch_size": 164}, "config.batch_size=164 must be at most the 160 examples"),
         ({"batch_size": 0}, "config.batch_size"),
         ({"num_epochs": 0}, "config.num_epochs"),
@@ -342,9 +348,9 @@ def test_a_shorter_last_call_makes_the_same_run(make_config, tmp_path, resident)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "steps_per_call", lambda *_: 4)
         loop.train(make_config(num_epochs=1, resident=resident), tmp_path / "run")
-    last = [numbers(tmp_path / name)[-1] for name in ("one", "run")]
-    assert last[0]["step"] == last[1]["step"] == 5
-    assert last[1]["eval_loss"] == pytest.approx(last[0]["eval_loss"], rel=1e-3)
+    one, other = ((numbers(tmp_path / name)[-1], weights(tmp_path / name)) for name in ("one", "run"))
+    assert one[0] == other[0] and one[0]["step"] == one[1][0] == 5
+    jax.tree.map(np.testing.assert_array_equal, one[1], other[1])
 
 
 def test_small_images_first_and_the_whole_size_last(make_config, tmp_path, monkeypatch):
