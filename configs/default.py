@@ -40,7 +40,7 @@ def _augmentation(config: ConfigDict) -> None:
     """Of the training images, on the device."""
     config.augment = ConfigDict()
     config.augment.crop_padding = 4  # pixels of black border before a random crop; 0: off
-    config.augment.flip = True  # mirror every second image
+    config.augment.flip = True  # mirror an image with a chance of one half
     config.augment.cutout = 0  # side in pixels of a square set to the mean; 0: off
     config.augment.mixup = 0.0  # alpha of Beta(alpha, alpha), the share of each of two blended images; 0: off
     config.augment.cutmix = 0.0  # likewise, the share left of an image with a box of another; 0: off; both: either
@@ -51,15 +51,24 @@ def _net(config: ConfigDict) -> None:
     config.model = ConfigDict()
     config.model.name = "mobilenet_v2_cifar"  # of `jaxnets.list_models()`
     config.model.num_classes = placeholder(int)  # None: those of the data set
-    config.model.dtype = "auto"  # float32, bfloat16, float16; auto: bfloat16 on GPU and TPU
+    config.model.dtype = "auto"  # float32, bfloat16; auto: bfloat16 on GPU and TPU
     config.model.width = placeholder(float)  # channel multiplier
     config.model.dropout = placeholder(float)  # rate before the classifier, [0, 1)
     config.model.activation = placeholder(str)  # relu, relu6, silu, ...
     config.model.stem_stride = placeholder(int)  # MobileNets
     config.model.stage_strides = placeholder(tuple)  # MobileNets: one per row of the paper's table
+    config.model.padding = placeholder(str)  # MobileNets: torch; keras, same: as Keras's nets have it
     config.model.shortcut = placeholder(str)  # MobileNetV2: identity, projection, expansions, none
     config.model.bottleneck = placeholder(str)  # MobileNetV2: linear, nonlinear
     config.model.shuffle = placeholder(bool)  # ShuffleNetV1: False leaves the channel shuffle out
+    config.model.variant = placeholder(str)  # ShuffleNets: whose code: paper, torchvision, megvii, kuangliu
+    config.model.stage_features = placeholder(tuple)  # ShuffleNetV2: channels of stem, stages and last convolution
+    config.model.se_ratio = placeholder(float)  # SqueezeNet, ShuffleNetV2: squeeze-and-excitation; 0: none
+    config.model.bypass = placeholder(str)  # SqueezeNet: none, simple, complex
+    config.model.batch_norm = placeholder(bool)  # SqueezeNet, VGG: after every convolution
+    config.model.hidden_features = placeholder(tuple)  # VGG: of the dense layers before the classifier
+    config.model.pool_size = placeholder(int)  # VGG: side of the map that these see
+    config.model.large_kernel = placeholder(int)  # GoogLeNet: of the branches called 5x5
     config.model.stochastic_depth = placeholder(float)  # nets with residual blocks: rate of the last block, [0, 1)
     config.model.bn_momentum = placeholder(float)  # share of the old running statistics, [0, 1); PyTorch's is 1 - it
     config.model.bn_epsilon = placeholder(float)  # added to the variance
@@ -103,7 +112,7 @@ def _loss_and_averaging(config: ConfigDict) -> None:
 
 
 def _running(config: ConfigDict) -> None:
-    """Running and watching: none of these changes a result."""
+    """Running and watching: none of these changes a result, but `deterministic` in its last bits."""
     config.steps_per_call = 10  # at most this many training steps in one dispatch
     config.eval_batch_size = 256  # over all devices
     config.eval_every_epochs = 1  # and after the last

@@ -7,6 +7,7 @@ written over.
 
 import argparse
 import io
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,12 +20,12 @@ import numpy as np
 import safetensors.numpy
 
 from jaxnets import checkpoint, create_model, evaluate, runtime, settings, torch_weights
-from jaxnets.datasets import absolute
+from jaxnets.datasets import absolute, is_folder, read_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.models import default_image_size
-from jaxnets.plain_files import replacing, user_path
-from jaxnets.predict import field, normalization_of, spelled
-from jaxnets.weight_files import SUFFIXES, metadata_of
+from jaxnets.plain_files import replacing, scratch_of, user_path
+from jaxnets.predict import field, normalization_of, triple
+from jaxnets.weight_files import SUFFIXES, metadata_of, spelled
 from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")
@@ -44,7 +45,7 @@ def read(
         model = create_model(name, **fields)
         published = torch_weights.load_published(model, source)
         # What goes without saying in one code base does not in another.
-        return model, published._replace(normalization=normalization_of(name, published))
+        return model, published._replace(normalization=normalization_of(name, model.num_classes, published))
     if name is not None or fields:
         raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
     run = evaluate.load_run(source, which or "best", ema=ema)
@@ -84,13 +85,15 @@ def write_workdir(
     model = create_model(name, **fields)
     side = default_image_size(name)
     cifar = side == 32
-    mean, std = normalization_of(name, published)
+    if not model.num_classes or model.features_only:
+        raise UserError(f"{name} with num_classes=0 or features_only=True has no classes: OUT can be a file only")
+    mean, std = normalization_of(name, model.num_classes, published)
     usual = ("cifar100" if model.num_classes == 100 else "cifar10") if cifar else "imagenet2012"
     config = ml_collections.ConfigDict(
         {
             "dataset": absolute(dataset) if dataset else usual,
             "data_dir": None,
-            "eval_split": "test" if cifar else "validation",
+            "eval_split": _eval_split(dataset, "test" if cifar else "validation"),
             "image_size": side,
             "crop": not cifar,
             "mean": mean,
@@ -115,6 +118,17 @@ def write_workdir(
             raise
 
 
+def _eval_split(dataset: str | None, usual: str) -> str:
+    """Of a folder, the split beside `train` that has a usual name, else `train`; a TFDS data set's usual one."""
+    if not (dataset and is_folder(dataset)):
+        return usual
+    try:
+        splits = read_folder(dataset).splits
+    except UserError:  # it may be on another machine
+        return usual
+    return next((name for name in (usual, "val", "validation", "test") if name in splits), "train")
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m jaxnets.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -129,6 +143,8 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--checkpoint", help="of a workdir: best (default), latest, or a step")
     parser.add_argument("--ema", action="store_true", help="of a workdir: the averaged weights")
+    parser.add_argument("--mean", type=triple, help="R,G,B of images in [0, 1], in place of the code base's")
+    parser.add_argument("--std", type=triple, help="R,G,B, in place of the code base's")
     parser.add_argument("--layout", help="whose names a file gets: torchvision, timm, kuangliu, ...")
     parser.add_argument(
         "--dataset", help="on which a new workdir is evaluated; default: cifar10, cifar100 or imagenet2012"
@@ -145,16 +161,21 @@ def main(argv: list[str]) -> None:
     to_file = suffix in (*TORCH, SAFETENSORS)
     if not args.source.exists():
         raise UserError(f"there is no {args.source}")
-    if args.target.exists():
-        raise UserError(f"{args.target} exists; choose another name, nothing is written over")
+    for place in (args.target, *([scratch_of(args.target)] if to_file else [])):
+        if os.path.lexists(place):
+            raise UserError(f"{place} exists; choose another name, nothing is written over")
     if suffix in NOT_WRITTEN:
         raise UserError(f"{args.target} must end in .pth, .pt or .safetensors, or be the name of a new folder")
     if not to_file and args.source.is_dir():
         raise UserError(f"{args.source} is a workdir already; OUT must be a .pth, .pt or .safetensors file")
+    if (args.mean or args.std) and args.source.is_dir():
+        raise UserError(f"--mean and --std are for a file; the run in {args.source} knows its images")
     if args.dataset and to_file or args.layout and not to_file:
         name = "--dataset is for a new folder" if to_file else "--layout is for a file"
         raise UserError(f"{name}, which {args.target} is not")
     model, published = read(args.source, args.model, fields, args.checkpoint, args.ema)
+    mean, std = published.normalization
+    published = published._replace(normalization=(args.mean or mean, args.std or std))
     if to_file:
         write(args.target, model, published, args.layout)
     else:

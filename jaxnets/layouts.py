@@ -316,55 +316,69 @@ def shufflenet_v2_megvii(layers: Layers) -> Names:
 
 FROM_MINUS_1_TO_1 = (0.5,) * 3, (0.5,) * 3
 FROM_0_TO_255 = (0.0,) * 3, (1 / 255,) * 3
-RELU6 = {"activation": "relu6"}
+# Fields of the published nets that change the logits, but no shape.
+RELU = {"activation": "relu", "bn_epsilon": 1e-5}
+RELU6 = {"activation": "relu6", "bn_epsilon": 1e-5}
+MOBILENET_V1 = {"padding": "torch"}
+MOBILENET_V2 = {"padding": "torch", "bottleneck": "linear"}
+SHUFFLENET_V1 = RELU | {"shuffle": True}
+IDENTITY = {"shortcut": "identity"}
+KERAS_V1 = {"activation": "relu6", "bn_epsilon": 1e-3, "padding": "keras"}
+KERAS_V2 = {"activation": "relu6", "bn_epsilon": 1e-3, "padding": "same", "bottleneck": "linear"} | IDENTITY
 KERAS = {"writable": False, "normalization": FROM_MINUS_1_TO_1}
-KERAS_V1 = {"activation": "relu6", "padding": "keras", "bn_epsilon": 1e-3}
-KERAS_V2 = {"activation": "relu6", "padding": "same", "bn_epsilon": 1e-3}
-TORCHVISION_MOBILENET_V2 = Layout(mobilenet_v2_torchvision, usual=RELU6)
-TORCHVISION_SHUFFLENET_V2 = Layout(shufflenet_v2_torchvision, required={"variant": "torchvision"})
-TORCHVISION_VGG = Layout(vgg_torchvision, bias_before_batch_norm=True)
+TORCHVISION_MOBILENET_V2 = Layout(mobilenet_v2_torchvision, usual=RELU6 | MOBILENET_V2 | IDENTITY)
+TORCHVISION_SHUFFLENET_V2 = Layout(shufflenet_v2_torchvision, required={"variant": "torchvision"}, usual=RELU)
+TORCHVISION_VGG = Layout(vgg_torchvision, bias_before_batch_norm=True, usual=RELU)
 # The first layout of each net is the one that `export` takes by itself.
 LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
     GoogLeNet: {
         # Whose published net has its `transform_input` make these of ImageNet's.
-        "torchvision": Layout(googlenet_torchvision, training_only=("aux1", "aux2"), normalization=FROM_MINUS_1_TO_1)
+        "torchvision": Layout(
+            googlenet_torchvision,
+            training_only=("aux1", "aux2"),
+            required={"large_kernel": 3},
+            usual={"activation": "relu", "bn_epsilon": 1e-3},
+            normalization=FROM_MINUS_1_TO_1,
+        )
     },
     MobileNetV1: {
-        "kuangliu": Layout(mobilenet_v1_kuangliu, usual={"activation": "relu"}),
-        "timm": Layout(mobilenet_v1_timm, usual=RELU6, normalization=FROM_MINUS_1_TO_1),
+        "kuangliu": Layout(mobilenet_v1_kuangliu, usual=RELU | MOBILENET_V1),
+        "timm": Layout(mobilenet_v1_timm, usual=RELU6 | MOBILENET_V1, normalization=FROM_MINUS_1_TO_1),
         "Keras": Layout(mobilenet_v1_keras, usual=KERAS_V1, convolutions={"classifier": 1}, **KERAS),
         "Keras (by class)": Layout(keras_classes_mobilenet_v1, usual=KERAS_V1, convolutions={"classifier": 1}, **KERAS),
     },
     MobileNetV2: {
         "torchvision": TORCHVISION_MOBILENET_V2,
-        "timm": Layout(mobilenet_v2_timm, usual=RELU6),
-        "kuangliu": Layout(mobilenet_v2_kuangliu, usual={"activation": "relu"}),
+        "timm": Layout(mobilenet_v2_timm, usual=RELU6 | MOBILENET_V2 | IDENTITY),
+        "kuangliu": Layout(mobilenet_v2_kuangliu, usual=RELU | MOBILENET_V2 | {"shortcut": "projection"}),
         "chenyaofo": TORCHVISION_MOBILENET_V2,
         "Keras": Layout(mobilenet_v2_keras, usual=KERAS_V2, **KERAS),
         "Keras (by class)": Layout(keras_classes, usual=KERAS_V2, **KERAS),
     },
     ResNet: {
-        "torchvision": Layout(resnet_torchvision),
-        "timm": Layout(resnet_torchvision),
-        "kuangliu": Layout(resnet_kuangliu),
+        "torchvision": Layout(resnet_torchvision, usual=RELU),
+        "timm": Layout(resnet_torchvision, usual=RELU),
+        "kuangliu": Layout(resnet_kuangliu, usual=RELU),
     },
-    SqueezeNet: {"torchvision": Layout(squeezenet_torchvision)},
+    SqueezeNet: {"torchvision": Layout(squeezenet_torchvision, usual={"activation": "relu", "bypass": "none"})},
     ShuffleNetV1: {
-        "kuangliu": Layout(shufflenet_v1_kuangliu, required={"variant": "kuangliu"}),
+        "kuangliu": Layout(shufflenet_v1_kuangliu, required={"variant": "kuangliu"}, usual=SHUFFLENET_V1),
         "megvii": Layout(
             shufflenet_v1_megvii,
             classifier_bias=False,
+            usual=SHUFFLENET_V1,
             normalization=FROM_0_TO_255,
             channel_orders=megvii_weights.shufflenet_v1_orders,
         ),
     },
     ShuffleNetV2: {
         "torchvision": TORCHVISION_SHUFFLENET_V2,
-        "kuangliu": Layout(shufflenet_v2_kuangliu, required={"variant": "torchvision"}),
+        "kuangliu": Layout(shufflenet_v2_kuangliu, required={"variant": "torchvision"}, usual=RELU),
         "chenyaofo": TORCHVISION_SHUFFLENET_V2,
         "megvii": Layout(
             shufflenet_v2_megvii,
             classifier_bias=False,
+            usual=RELU,
             normalization=FROM_0_TO_255,
             channel_orders=megvii_weights.shufflenet_v2_orders,
             advised={"variant": "megvii"},
@@ -372,8 +386,8 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
     },
     VGG: {
         "torchvision": TORCHVISION_VGG,
-        "timm": Layout(vgg_timm, bias_before_batch_norm=True, convolutions={"hidden0": 7, "hidden1": 1}),
-        "kuangliu": Layout(vgg_kuangliu, bias_before_batch_norm=True),
+        "timm": Layout(vgg_timm, bias_before_batch_norm=True, convolutions={"hidden0": 7, "hidden1": 1}, usual=RELU),
+        "kuangliu": Layout(vgg_kuangliu, bias_before_batch_norm=True, usual=RELU),
         "chenyaofo": TORCHVISION_VGG,
     },
 }

@@ -53,10 +53,15 @@ def user_path(text: str | Path) -> Path:
         return Path(text)
 
 
+def scratch_of(path: Path) -> Path:
+    """The file that `replacing` writes."""
+    return path.with_name(path.name + ".tmp")
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """The file to write in place of `path`, which it becomes after the block: all of it or nothing at any time."""
-    scratch = path.with_name(path.name + ".tmp")
+    scratch = scratch_of(path)
     try:
         yield scratch
         os.replace(scratch, path)

@@ -30,6 +30,8 @@ from jaxnets import (
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
 from jaxnets.plain_files import user_path
+from jaxnets.runtime import logger
+from jaxnets.weight_files import spelled
 
 Weights = dict[str, Any]  # {'params', 'batch_stats'}
 MAX_STEPS = 100_000_000  # the learning rates of all are kept
@@ -106,12 +108,19 @@ def load_initial_weights(plan: Plan) -> Weights:
     source = user_path(plan.config.init_from)
     try:
         if not source.is_dir():
-            return torch_weights.load(plan.model, source, head="drop")
-        run = evaluate.load_run(source)
-        state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
-        return torch_weights.load(plan.model, state_dict, head="drop")
+            published = torch_weights.load_published(plan.model, source, head="drop")
+            of_images = published.normalization or (published.layout and published.layout.normalization)
+        else:
+            run = evaluate.load_run(source)
+            state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
+            published = torch_weights.load_published(plan.model, state_dict, head="drop")
+            of_images = tuple(run.config.mean), tuple(run.config.std)
     except UserError as error:
         raise UserError(f"config.init_from={plan.config.init_from!r}: {error}") from None
+    ours = tuple(plan.config.mean), tuple(plan.config.std)
+    if of_images and not np.allclose(of_images, ours, rtol=0.01):
+        logger.warning("the weights of config.init_from want images of another normalisation: %s", spelled(of_images))
+    return published.variables
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
@@ -124,6 +133,12 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         if config[field] % len(devices):
             raise UserError(
                 f"config.{field}={config[field]} must be a multiple of the {len(devices)} devices it is spread over"
+            )
+    for field in ("mixup", "cutmix"):
+        if config.augment[field] and config.batch_size == len(devices):
+            raise UserError(
+                f"config.augment.{field} pairs the images of a device, of which config.batch_size={config.batch_size} "
+                f"gives each of {len(devices)} only one"
             )
     data.is_resident(config.resident, 0, config.resident_limit)  # refuses what it does not know
     # Of a prepared data set the first trace comes as soon; it is of image_size only.

@@ -6,9 +6,9 @@ on standard error, the others go on, and the status is 1 at the end.
 A run's net sees its images as the run's evaluation does. With --model and --weights, nets for 224x224 see the
 middle 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation, or
 as the code base whose layout the file has does it (Keras's, megvii's, timm's MobileNetV1, torchvision's GoogLeNet);
-CIFAR nets the whole image resized to 32x32, with those of CIFAR-10. A .safetensors file that jaxnets.convert made of a
-run has the run's. Classes have the names of a run's data set, which its last evaluation keeps, or of --labels, and are
-numbers otherwise.
+CIFAR nets the whole image resized to 32x32, with those of CIFAR-10 or, where it has 100 classes, of CIFAR-100. A
+.safetensors file that jaxnets.convert made of a run has the run's. Classes have the names of a run's data set, which
+its last evaluation keeps, or of --labels, and are numbers otherwise.
 
 --format=json prints one object a line and image, in the order of the images: {"image": path, "predictions":
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
@@ -44,13 +44,14 @@ from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import user_path
-from jaxnets.weight_files import Normalization, Triple
+from jaxnets.weight_files import Normalization, Triple, spelled
 
 MAX_IMAGE_SIZE = 4096
 
 # Per channel, of images in [0, 1]: mean and standard deviation with which published weights were trained
 IMAGENET: Normalization = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR: Normalization = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR10: Normalization = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+CIFAR100: Normalization = (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
 
 
 @dataclass(frozen=True)
@@ -117,26 +118,20 @@ def load_weights(name: str, weights: str | Path, **fields) -> Classifier:
     if not model.num_classes or model.features_only:
         raise UserError(f"{name} with num_classes=0 or features_only=True has no classes to predict")
     image_size, published = default_image_size(name), torch_weights.load_published(model, weights)
-    mean, std = normalization_of(name, published)
+    mean, std = normalization_of(name, model.num_classes, published)
     return Classifier(model, published.variables, image_size, image_size != 32, mean, std)
 
 
-def normalization_of(name: str, published: torch_weights.Published) -> Normalization:
+def normalization_of(name: str, num_classes: int, published: torch_weights.Published) -> Normalization:
     """Mean and deviation by channel, of images in [0, 1], for the net `name` with weights of a file."""
     if published.normalization:
         return published.normalization
     if default_image_size(name) == 32:
-        return CIFAR
+        return CIFAR100 if num_classes == 100 else CIFAR10
     usual = published.layout and published.layout.normalization
     if usual:
         runtime.logger.info("images are normalised as by the code base of these weights: %s", spelled(usual))
     return usual or IMAGENET
-
-
-def spelled(normalization: Normalization) -> str:
-    """In words."""
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in normalization)
-    return f"mean {mean}; standard deviation {std}"
 
 
 def predict(
@@ -190,7 +185,7 @@ def _read_ahead(read: Callable, paths: Sequence[str], size: int) -> Iterator[tup
 
 
 def _as_text(prediction: Prediction, names: Sequence[str]) -> str:
-    lines = [_printable(prediction.path)]
+    lines = [_shown(prediction.path)]
     for label, probability in zip(prediction.classes, prediction.probabilities):
         lines.append(f"{probability:9.2%}  {printable(_name(label, names) or f'class {label}')}")
     return "\n".join(lines)
@@ -208,9 +203,9 @@ def _name(label: int, names: Sequence[str]) -> str | None:
     return names[label] if label < len(names) else None
 
 
-def _printable(path: str) -> str:
-    """The path with a replacement for bytes that are not UTF-8, which printing would refuse."""
-    return path.encode(errors="surrogateescape").decode(errors="replace")
+def _shown(path: str) -> str:
+    """The path in one line, with a replacement for bytes that are not UTF-8, which printing would refuse."""
+    return printable(path.encode(errors="surrogateescape").decode(errors="replace"))
 
 
 def _labels(path: Path, num_classes: int) -> tuple[str, ...]:
@@ -223,7 +218,8 @@ def _labels(path: Path, num_classes: int) -> tuple[str, ...]:
     return names
 
 
-def _triple(text: str) -> Triple:
+def triple(text: str) -> Triple:
+    """The value of a `--mean=R,G,B` argument."""
     try:
         red, green, blue = map(float, text.split(","))
     except ValueError:
@@ -268,8 +264,8 @@ def _parser() -> ArgumentParser:
         "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
     )
     parser.add_argument("--image_size", type=_count, help="pixels a side, in place of the net's")
-    parser.add_argument("--mean", type=_triple, help="R,G,B of images in [0, 1], in place of the net's")
-    parser.add_argument("--std", type=_triple, help="R,G,B, in place of the net's")
+    parser.add_argument("--mean", type=triple, help="R,G,B of images in [0, 1], in place of the net's")
+    parser.add_argument("--std", type=triple, help="R,G,B, in place of the net's")
     parser.add_argument("--labels", type=user_path, metavar="FILE", help="the names of the classes, one a line")
     parser.add_argument("--top", type=_count, default=5, help="classes for each image; default: 5")
     parser.add_argument("--batch_size", type=_count, default=32, help="images at once; default: 32")
@@ -312,7 +308,7 @@ def main(argv: list[str]) -> None:
     def report(path: str, reason: str) -> None:
         nonlocal failures
         failures += 1
-        print(f"{_printable(path)}: {reason}", file=sys.stderr)
+        print(f"{_shown(path)}: {reason}", file=sys.stderr)
 
     for argument in args.images:
         try:

@@ -58,10 +58,11 @@ def load_published(model: nn.Module | str, source, *, head: str = "strict", **ov
     model = create_model(model, **overrides) if isinstance(model, str) else _changed(model, overrides)
     weights = (keras_weights if keras_weights.is_keras_file(source) else weight_files).read(source)
     *body, classifier = _complete_layers(model)
-    wanted = [*body, classifier] if _has_classifier(model) else body
+    wanted = [*body, classifier] if _has_classifier(model) else layers_of(model)
     candidates = [wanted]
-    if head == "drop":
+    if head == "drop":  # and what a net of features alone has not: VGG's hidden layers
         candidates = [[*body, replace(classifier, shape=(*classifier.shape[:-1], ANY))], body]
+        candidates += [wanted] if len(wanted) < len(body) else []
     modules = group(weights)
     found = next(filter(None, (find_match(model, layers, weights, modules) for layers in candidates)), None)
     if found is None:
@@ -86,8 +87,7 @@ def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = No
 
     Raises UserError for a layout without this net, and for variables of another net.
     """
-    layers = _complete_layers(model)
-    layers = layers if _has_classifier(model) else layers[:-1]
+    layers = layers_of(model)
     chosen, names = _choose_layout(model, layers, layout)
     orders = chosen.channel_orders(model, layers)
     state_dict = {}

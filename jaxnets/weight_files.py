@@ -25,7 +25,7 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", *KERAS_SUFFIXES)
 # Under these names training scripts keep the state_dict in a larger checkpoint; the first one present counts.
-WRAPPERS = ("state_dict", "model", "net", "state_dict_ema")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema")
 WRAPPING_MODULES = {"module", "_orig_mod"}  # DataParallel, torch.compile: anywhere in a name
 SAFETENSORS_TYPES = {
     "F64": np.float64,
@@ -151,6 +151,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Normalization 
         raise UserError(f"{path} has an entry of type {error}, where weights are floats") from error
     except Exception as error:  # SafetensorError, OSError, and whatever else a damaged file leads to
         raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+
+
+def spelled(normalization: Normalization) -> str:
+    """In words."""
+    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in normalization)
+    return f"mean {mean}; standard deviation {std}"
 
 
 def metadata_of(normalization: Normalization) -> dict[str, str]:

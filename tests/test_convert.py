@@ -108,10 +108,39 @@ def test_a_converted_imagenet_net_sees_what_its_weights_were_trained_on(shared_d
 
 
 def test_nothing_is_written_over(pth, tmp_path):
+    """Neither the file, nor one of the name that is written first, nor a link to nowhere."""
     (tmp_path / "there.safetensors").write_text("mine")
-    with pytest.raises(UserError, match="there.safetensors exists"):
-        run(pth, tmp_path / "there.safetensors", "--model=mobilenet_v2")
-    assert (tmp_path / "there.safetensors").read_text() == "mine"
+    (tmp_path / "new.pth.tmp").write_text("mine")
+    (tmp_path / "link.pth").symlink_to(tmp_path / "nowhere")
+    for name, there in (("there.safetensors",) * 2, ("new.pth", "new.pth.tmp"), ("link.pth",) * 2):
+        with pytest.raises(UserError, match=f"/{there} exists"):
+            run(pth, tmp_path / name, *NET)
+    assert (tmp_path / "there.safetensors").read_text() == (tmp_path / "new.pth.tmp").read_text() == "mine"
+    assert (tmp_path / "link.pth").is_symlink() and not (tmp_path / "new.pth").exists()
+
+
+def test_the_images_of_a_file_are_its_code_bases_or_as_told(tmp_path):
+    """chenyaofo's nets of CIFAR-100 have that set's statistics."""
+    net = ["--model=shufflenet_v2_x0_5_cifar", "--field=num_classes=100"]
+    torch.save(torchvision.models.shufflenet_v2_x0_5(num_classes=100).state_dict(), tmp_path / "net.pth")
+    run(tmp_path / "net.pth", tmp_path / "run", *net)
+    made = settings.read(tmp_path / "run" / "config.json")
+    assert (made.dataset, made.mean, made.std) == ("cifar100", *map(list, predict.CIFAR100))
+    run(tmp_path / "net.pth", tmp_path / "net.safetensors", *net, "--std=0.2,0.2,0.3")
+    of_file = predict.load_weights("shufflenet_v2_x0_5_cifar", tmp_path / "net.safetensors", num_classes=100)
+    assert (tuple(of_file.mean), tuple(of_file.std)) == (predict.CIFAR100[0], (0.2, 0.2, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("splits", "expected"), [(["train", "val"], "val"), (["train", "test"], "test"), ([], "train")]
+)
+def test_a_folder_is_evaluated_on_the_split_that_it_has(pth, tmp_path, splits, expected):
+    for split in splits or ["."]:
+        for name in "abcdefg":
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40)).save(tmp_path / "photos" / split / name / "0.png")
+    run(pth, tmp_path / "new", *NET, f"--dataset=folder:{tmp_path / 'photos'}")
+    assert settings.read(tmp_path / "new" / "config.json").eval_split == expected
 
 
 NET = ["--model=mobilenet_v2", WIDTH, "--field=num_classes=7"]
@@ -164,6 +193,8 @@ def test_weights_of_other_classes_are_not_evaluated_on_a_folder(pth, tmp_path):
         (["folder", "out"], "a workdir already"),
         (["net.pth", "out.pt", "--model=mobilenet_v2", "--dataset=digits"], "--dataset is for a new folder"),
         (["net.pth", "out", "--model=mobilenet_v2", "--layout=timm"], "--layout is for a file"),
+        (["folder", "out.pt", "--mean=0,0,0"], "--mean and --std are for a file"),
+        (["net.pth", "out", "--model=mobilenet_v2", WIDTH, "--field=num_classes=0"], "net.pth"),
         (["net.pth", "net.pth/out", *NET], "net.pth/out cannot be written: Not a directory$"),
         (["net.pth", "net.pth/out.pt", *NET], "net.pth/out.pt cannot be written: File exists$"),
     ],

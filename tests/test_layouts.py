@@ -104,11 +104,34 @@ def test_weights_for_another_wiring_are_refused():
         torch_weights.load("shufflenet_v2_x0_5", state_dict, variant="megvii")
 
 
-def test_another_activation_is_warned_of(caplog):
-    model = jaxnets.create_model("mobilenet_v2", width=0.125, activation="silu")
+@pytest.mark.parametrize(
+    ("name", "fields", "theirs", "ours"),
+    [
+        ("mobilenet_v2", {"activation": "silu"}, "activation='relu6'", "activation='silu'"),
+        (
+            "mobilenet_v2",
+            {"padding": "same", "bn_epsilon": 1e-3},
+            "bn_epsilon=1e-05, padding='torch'",
+            "bn_epsilon=0.001",
+        ),
+        ("mobilenet_v2", {"bottleneck": "nonlinear"}, "bottleneck='linear'", "bottleneck='nonlinear'"),
+        ("mobilenet_v2", {"shortcut": "none"}, "shortcut='identity'", "shortcut='none'"),
+        ("resnet18", {"activation": "silu"}, "activation='relu'", "activation='silu'"),
+        ("squeezenet1_1", {"bypass": "simple"}, "bypass='none'", "bypass='simple'"),
+        ("mobilenet_v2", {}, None, None),
+    ],
+)
+def test_what_the_shapes_of_another_net_do_not_show_is_warned_of(caplog, name, fields, theirs, ours):
+    model = jaxnets.create_model(name, num_classes=5, width=0.125, **fields)
     with caplog.at_level(logging.WARNING):
         torch_weights.load(model, torch_weights.export(model, random_variables(model), "torchvision"))
-    assert "the net of torchvision has activation='relu6', this one activation='silu'" in caplog.text
+    assert (f"the net of torchvision has {theirs}, this one {ours}" in caplog.text) if theirs else not caplog.text
+
+
+def test_a_googlenet_with_larger_kernels_is_none_of_torchvisions():
+    model = jaxnets.create_model("googlenet", num_classes=5, large_kernel=5)
+    with pytest.raises(UserError, match="need large_kernel=3"):
+        torch_weights.export(model, random_variables(model), "torchvision")
 
 
 def test_images_are_normalised_as_torchvisions_googlenet_transforms_them():

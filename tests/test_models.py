@@ -247,6 +247,19 @@ def test_parameters_of_published_variants_with_10_classes(name, fields, paramete
     assert count(variables) == parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("shufflenet_v1_g4_cifar", {"variant": "kuangliu"}, "not of 4 equal groups"),
+        ("mobilenet_v2", {"dtype": "float64"}, "float32, bfloat16 or float16"),
+        ("mobilenet_v2", {"dtype": "float8_e4m3fn"}, "float32, bfloat16 or float16"),
+    ],
+)
+def test_a_net_that_cannot_be_computed_is_refused_when_it_is_made(name, fields, message):
+    with pytest.raises(jaxnets.errors.UserError, match=message):
+        jaxnets.create_model(name, **fields)
+
+
 def test_list_models_is_sorted_and_filters():
     assert jaxnets.list_models() == sorted(jaxnets.list_models())
     assert jaxnets.list_models("mobilenet_v2*") == ["mobilenet_v2", "mobilenet_v2_cifar", "mobilenet_v2_mini"]

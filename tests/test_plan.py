@@ -118,6 +118,16 @@ def test_a_run_starts_from_the_best_checkpoint_of_another(tiny, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, started, source)
 
 
+def test_weights_of_images_normalised_otherwise_are_warned_of(tiny, tmp_path, caplog):
+    loop.train(tiny, tmp_path / "source")
+    tiny.init_from = str(tmp_path / "source")
+    plan.load_initial_weights(plan.make_plan(tiny))
+    assert "normalisation" not in caplog.text
+    tiny.std = (0.5, 0.5, 0.5)
+    plan.load_initial_weights(plan.make_plan(tiny))
+    assert "want images of another normalisation: mean " in caplog.text
+
+
 def test_a_run_starts_from_a_file_and_resumes_without_it(tiny, tmp_path):
     import safetensors.numpy
 

@@ -157,6 +157,14 @@ def test_bad_files_are_reported_and_the_others_go_on(run, files, tmp_path):
         assert one["class"] == other["class"] and one["probability"] == pytest.approx(other["probability"], rel=1e-5)
 
 
+def test_a_files_name_is_shown_and_not_obeyed(run, files, tmp_path):
+    (tmp_path / "red\x1b[31m\nline.png").write_bytes((files[0] / "00.png").read_bytes())
+    (tmp_path / "broken\x1b[31m\nline.png").write_bytes(b"")
+    status, out, err = command(f"--workdir={run[0]}", tmp_path)
+    assert status == 1 and "\x1b" not in out + err
+    assert out.splitlines()[0].endswith("red\\x1b[31m\\nline.png")
+
+
 def test_nothing_readable_is_status_1_and_no_output(run, tmp_path):
     status, out, err = command(f"--workdir={run[0]}", tmp_path)
     assert status == 1 and out == ""

@@ -64,7 +64,7 @@ def test_the_variables_are_those_of_the_model_and_float32(theirs, variables):
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.model."])
-@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "net", "state_dict_ema"])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "net", "state_dict_ema"])
 def test_prefixes_and_wrappers_are_taken_off(theirs, variables, prefix, wrapper):
     source = {prefix + key: value for key, value in theirs.items()}
     if wrapper:
@@ -116,6 +116,21 @@ def test_another_number_of_classes_loads_all_but_the_head_when_asked(theirs, var
     assert_same(dropped, expected)
     with pytest.raises(UserError):
         load(theirs, num_classes=3)
+
+
+@pytest.mark.parametrize("name", ["vgg16_bn", "mobilenet_v2_mini"])
+def test_a_net_of_features_has_no_hidden_layers_before_a_classifier(name):
+    whole = create_model(name, num_classes=3, width=0.125)
+    model = whole.clone(features_only=True)
+    images = np.zeros((1, 64, 64, 3), np.float32)
+    state_dict = torch_weights.export(whole, whole.init(jax.random.key(0), images))
+    expected = jax.eval_shape(model.init, jax.random.key(0), images)
+    for source, head in (
+        (state_dict, "drop"),
+        (torch_weights.export(model, torch_weights.load(model, state_dict, head="drop")), "strict"),
+    ):
+        loaded = torch_weights.load(model, source, head=head)
+        assert jax.tree.map(np.shape, loaded) == {"batch_stats": {}} | jax.tree.map(np.shape, dict(expected))
 
 
 @pytest.mark.parametrize("fields", [{"num_classes": 0}, {"features_only": True}])

@@ -111,7 +111,7 @@ class MobileNetV2(ResidualNet):
                 x, expanded = block(x, train, expanded)
             stride *= s
             maps.append(FeatureMap(x, stride))
-        # Section 3.4: the last layer is never narrowed.
+        # Section 4, trade-off hyper parameters: the last layer is never narrowed.
         x = self.conv_bn(make_divisible(1280 * max(1.0, self.width)), 1, name="head")(x, train)
         if self.features_only:
             return last_of_each_stride(maps + [FeatureMap(x, stride)])

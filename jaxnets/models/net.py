@@ -147,7 +147,8 @@ class ResidualNet(Net):
 
 
 def _is_float(dtype) -> bool:
+    wide = [jnp.float64] if jax.config.jax_enable_x64 else []
     try:
-        return dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+        return dtype is not None and jnp.dtype(dtype) in [jnp.float32, jnp.bfloat16, jnp.float16, *wide]
     except TypeError:
         return False

@@ -84,6 +84,17 @@ class ShuffleNetV1(ResidualNet):
         require_choice(self, "variant", ("paper", "megvii", "kuangliu"))
         require(self, "shuffle", isinstance(self.shuffle, bool), "True or False")
         super().__post_init__()
+        if self.variant == "kuangliu":
+            groups = self.feature_group_count
+            added = self.stage2_features - stem_features(self.width, groups)
+            divides = added % groups == added // 4 % groups == 0
+            require(self, "variant", divides, f"paper or megvii: its first bottleneck is not of {groups} equal groups")
+
+    @property
+    def stage2_features(self) -> int:
+        """Channels of the second stage, of which a quarter, the bottleneck, is a multiple of the groups."""
+        groups = self.feature_group_count
+        return make_divisible(STAGE2_FEATURES[groups] * self.width, 4 * groups)
 
     @nn.compact
     def __call__(self, images, train: bool = False):
@@ -96,8 +107,7 @@ class ShuffleNetV1(ResidualNet):
             x = max_pool(x, 3, 2, padding=1)
             stride *= 2
             maps.append(FeatureMap(x, stride))
-        # A bottleneck is a quarter of the channels, in groups.
-        features = make_divisible(STAGE2_FEATURES[groups] * self.width, 4 * groups)
+        features = self.stage2_features
         drop_rates = iter(self.drop_rates(sum(REPEATS)))
         for stage, repeats in enumerate(REPEATS, start=2):
             for i in range(repeats):
