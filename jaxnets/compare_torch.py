@@ -51,7 +51,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     plain = jaxnets.create_model(model.name)
     other = {
         **{f"model.{name}": getattr(plain, name) != value for name, value in net_fields(config).items()},
-        "model.dtype": model.dtype == "float16",
         "deterministic": config.deterministic,
         "ema_decay": config.ema_decay,
         "augment.mixup": config.augment.mixup,

@@ -18,11 +18,11 @@ def load_examples(plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array
     config = plan.config
     # A random-resized crop is another part of the original image every epoch: it is made where images are read.
     splits = (plan.eval_split,) if config.crop_area else (plan.train_split, plan.eval_split)
-    nbytes = sum(split.nbytes for split in splits)
+    nbytes = sum({split.split: split.nbytes for split in splits}.values())
     if not data.is_resident(config.resident, nbytes, config.resident_limit):
         logger.info("streaming the images (%.1f GB decoded)", (plan.train_split.nbytes + plan.eval_split.nbytes) / 1e9)
         return {}, {}
-    # Two names of one split are decoded and kept once.
+    # A split that is both is decoded and kept once.
     decoded = {split.split: step.replicate(data.decode(split), plan.devices) for split in splits}
     logger.info("%.0f MB of images on each device", nbytes / 1e6)
     if config.crop_area:

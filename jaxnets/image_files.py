@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from jaxnets.errors import UserError
 from jaxnets.plain_files import open_at_once
@@ -26,6 +26,15 @@ MAX_PIXELS = 1 << 26  # 256 MB in PIL, once or twice
 COSTLY_FORMATS = ("WEBP", "AVIF", "JPEG2000")  # several times the memory and time, as transparency: a quarter of it
 MAX_SCANNED_PIXELS = 1 << 31  # pixels times scans: each scan of a progressive JPEG goes over all of its pixels
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 LARGE = 1 << 24  # pixels from which on images are decoded one at a time, whatever the number of threads
 
 
@@ -128,23 +137,41 @@ def _refuse_endless_scans(image: Image.Image, file: BinaryIO) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    # PIL's conversion to RGB clips numbers of more than 8 bits at 255, and shows the colour behind the transparent.
-    deep = image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM")
-    # A TIFF's grey may have 12 bits, and may count from white; PIL gives its numbers as they are.
-    tags = image.tag_v2 if deep and image.format == "TIFF" else {}
-    bits, inverted = np.ravel(tags.get(BITS_PER_SAMPLE, 16))[0], tags.get(PHOTOMETRIC) == 0
-    ImageOps.exif_transpose(image, in_place=True)
-    if deep:
-        grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
-        return Image.fromarray(255 - grey if inverted else grey).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise UserError("its pixels are 32-bit numbers, whose range is unknown")
-    if image.has_transparency_data:
+    grey = eight_bits(image)
+    turn = _turn_upright(image)
+    if grey is not image:
+        image = grey
+    elif image.has_transparency_data:  # behind which PIL's conversion to RGB would show the colour
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
-    image.load()
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 12 or 16 bits as its upper 8; other images as they are. UserError for numbers without a known range.
+
+    PIL's conversion to RGB would clip them at 255.
+    """
+    if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
+        # A TIFF's grey may have 12 bits, and may count from white; PIL gives its numbers as they are.
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        bits, inverted = np.ravel(tags.get(BITS_PER_SAMPLE, 16))[0], tags.get(PHOTOMETRIC) == 0
+        grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+        return Image.fromarray(255 - grey if inverted else grey)
+    if image.mode in ("I", "F"):
+        raise UserError("its pixels are 32-bit numbers, whose range is unknown")
+    return image
+
+
+def _turn_upright(image: Image.Image) -> Image.Transpose | None:
+    """How the image, which is decoded by this, must be turned as its EXIF data say; None where they cannot be read."""
+    image.load()  # which turns a TIFF itself
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # the picture is whole, whatever is said of it: PIL raises anything from SyntaxError to KeyError
+        return None
 
 
 def squeeze(image: Image.Image, size: int) -> Image.Image:

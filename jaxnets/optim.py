@@ -40,14 +40,15 @@ def make_schedule(
     The warm-up takes at most half of the run.
 
     cosine, linear: to `peak * end_factor` just after the last step. step: times `decay` at each of `boundaries`
-    (fractions of the run). exponential: times `decay` every epoch, smoothly. one_cycle (1708.07120) is
-    PyTorch's OneCycleLR: the warm-up is half a cosine from `peak / 25`, the fall another to `peak / 250000`.
+    (fractions of the run). exponential: times `decay` every epoch, smoothly. one_cycle (1708.07120) has the rates of
+    PyTorch's OneCycleLR, the momentum as it is: the warm-up is half a cosine from `peak / 25`, the fall another to
+    `peak / 250000`, just after the last step.
     """
     total = steps_per_epoch * num_epochs
     warmup = min(round(warmup_epochs * steps_per_epoch), total // 2)
     rest = max(total - warmup, 1)
     if name == "one_cycle":
-        return optax.cosine_onecycle_schedule(total, peak, warmup / total)
+        return optax.cosine_onecycle_schedule(total, peak, (warmup + 0.5) / total)  # which is rounded down to steps
     if name == "cosine":
         body = optax.cosine_decay_schedule(peak, rest, end_factor)
     elif name == "linear":
@@ -84,9 +85,9 @@ def decay_mask(params, decay_depthwise: bool = True):
 def stack(tree):
     """The leaves of `tree` as Muon takes them: `{'matrices': {shape: (L, h, w, I, O)}, 'rest': {path: leaf}}`.
 
-    Kernels of one shape are one array, so that their products are batches: fewer and larger. The rest, for Adam: the
-    classifier, depthwise kernels (whose rows are channels that never meet), BatchNorm, biases. The groups of a grouped
-    kernel never meet either, but are turned together, as one matrix beside the other.
+    Kernels of one shape are one array, so that their products are batches: fewer and larger. The rest, for Adam: a
+    dense classifier, depthwise kernels (whose rows are channels that never meet), BatchNorm, biases. The groups of a
+    grouped kernel never meet either, but are turned together, as one matrix beside the other.
     """
     matrices, rest = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -185,7 +186,7 @@ def make_optimizer(
 def update_ema(ema, values, decay: float, step):
     """Exponential moving average of a tree after step number `step` (from 1), with a ramp at the start.
 
-    The ramp, min(decay, (1 + step) / (10 + step)), forgets the random initial weights early.
+    The ramp, min(decay, (1 + step) / (10 + step)), forgets the initial weights early.
     """
     rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, ema, values)

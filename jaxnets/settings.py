@@ -18,7 +18,7 @@ from jaxnets.plain_files import parse_json, read_text
 MAX_BYTES = 1 << 20  # of a config.json; one has about 2,000
 # What evaluation counts with, and the most that is not a mistake, or a trap in a workdir from elsewhere.
 LIMITS = {"eval_batch_size": 1 << 20, "image_size": 4096, "steps_per_call": 10_000}
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16")  # float16 would need its loss scaled
 
 # What may differ when a run goes on, beside the path of a folder of images: none of it changes what is learned, as
 # long as there are the same images (another place is announced, as is a changed horizon).

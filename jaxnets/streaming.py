@@ -64,6 +64,8 @@ def stream_train(
 def stream_eval(split: Split, *, batch_size: int, num_workers: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
     """The batches of `eval_indices`: `{'image': uint8 (B, S, S, 3), 'label': int32 (B,), 'mask': bool (B,)}`.
 
+    Where the mask is False, images and labels are 0.
+
     See `stream_train` for `num_workers`, `part`, closing, and errors.
     """
     indices, _ = eval_indices(len(split), batch_size)
@@ -80,7 +82,10 @@ def _train_batch(split: Split, seed: int, batch_size: int, crop_area: float, par
 
 def _eval_batch(split: Split, batch_size: int, part: tuple[int, int], number: int) -> Batch:
     indices, mask = (take_part(values, part)[number] for values in eval_indices(len(split), batch_size))
-    return read_batch(split, indices) | {"mask": mask}
+    batch = read_batch(split, indices[mask])
+    missing = len(mask) - mask.sum()  # of the last batch: at its end
+    padded = {name: np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) for name, values in batch.items()}
+    return padded | {"mask": mask}
 
 
 def _random_fit(split: Split, seed: int, epoch: int, crop_area: float, image: Image.Image, index: int) -> Image.Image:

@@ -135,6 +135,16 @@ def test_a_turned_16_bit_image_keeps_its_brightness(tmp_path):
     np.testing.assert_array_equal(pixels(path)[..., 0], np.rot90(stored >> 8, -1))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"no TIFF header", b"II*\0\xff\xff\xff\x7f", b"MM\0*\0\0\0\x08\0\x01"])
+def test_what_exif_data_cannot_say_leaves_a_whole_picture(tmp_path, exif):
+    """With a density in the JFIF header, PIL looks at EXIF's only when it is asked for the orientation."""
+    plain, broken = tmp_path / "plain.jpg", tmp_path / "broken.jpg"
+    noise().save(plain, dpi=(72, 72))
+    noise().save(broken, dpi=(72, 72), exif=b"Exif\0\0" + exif)
+    np.testing.assert_array_equal(pixels(broken), pixels(plain))
+
+
 @pytest.mark.parametrize(("bits", "photometric", "shown"), [(12, 1, 0x55), (16, 1, 0x05), (16, 0, 0xFA)])
 def test_a_tiffs_grey_is_as_deep_and_as_dark_as_it_says(tmp_path, bits, photometric, shown):
     """A strip of one row of two pixels of 0x555, packed by hand, since PIL writes 16 bits from black alone."""

@@ -70,6 +70,12 @@ def test_one_cycle_is_pytorchs():
     assert ours.argmax() == 24 and ours[0] == pytest.approx(PEAK / 25) and ours[-1] < PEAK / 500
 
 
+@pytest.mark.parametrize("warmup", range(0, 41, 3))
+def test_one_cycle_has_its_peak_after_the_warmup(warmup):
+    values = rates("one_cycle", warmup_epochs=warmup / STEPS)
+    assert values.argmax() == warmup and values[warmup] == pytest.approx(PEAK)
+
+
 @pytest.mark.parametrize(("scaling", "expected"), [("none", 0.1), ("linear", 0.4), ("sqrt", 0.2)])
 def test_a_batch_four_times_the_base_scales_the_rate(scaling, expected):
     assert optim.scale_rate(0.1, 4 * optim.BASE_BATCH_SIZE, scaling) == pytest.approx(expected)

@@ -32,7 +32,7 @@ BAD = {
     "schedule__name": ["cosin"],
     "schedule__warmup_epochs": [-1.0],
     "schedule__boundaries": [(0.5, 1.0)],
-    "model__dtype": ["float8"],
+    "model__dtype": ["float8", "float16"],
     "label_smoothing": [1.0],
     "ema_decay": [1.0],
     "augment__crop_padding": [32, -1],

@@ -70,22 +70,23 @@ def obtain(archive: Archive, root: Path) -> Path:
 
 def verify(path: Path, archive: Archive) -> None:
     """Raise `UserError` unless the file at `path` has the archive's size and SHA-256."""
+    if fault := _fault(path, archive):
+        raise UserError(f"{path} is not the published archive ({fault}); replace it with {archive.url}, or delete it")
+
+
+def _fault(path: Path, archive: Archive) -> str | None:
     size = path.stat().st_size
     if size != archive.size:
-        fault = f"it has {size:,} bytes in place of {archive.size:,}"
-    else:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest == archive.sha256:
-            return
-        fault = f"its SHA-256 is {digest} in place of {archive.sha256}"
-    raise UserError(f"{path} is not the published archive ({fault}); replace it with {archive.url}, or delete it")
+        return f"it has {size:,} bytes in place of {archive.size:,}"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return None if digest == archive.sha256 else f"its SHA-256 is {digest} in place of {archive.sha256}"
 
 
 def download(archive: Archive, path: Path) -> None:
     """Download the archive to `path`, which exists afterwards only if size and SHA-256 are right.
 
-    Raises `OSError` or `http.client.HTTPException` where the network fails.
+    Raises `OSError` or `http.client.HTTPException` where the network fails or gives something else.
     """
     response = _connect(archive.url)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +102,8 @@ def download(archive: Archive, path: Path) -> None:
                 bar.advance(task, len(block))
         if received < archive.size:
             raise ConnectionError(f"the connection ended after {received:,} of {archive.size:,} bytes")
-        verify(partial, archive)
+        if fault := _fault(partial, archive):
+            raise ConnectionError(f"what came is not the published archive: {fault}")
         partial.chmod(0o644)
         os.replace(partial, path)
     finally:

@@ -112,10 +112,11 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
             f"{directory} does not hold a whole prepared data set ({first_line(error)}); "
             "delete it and have it prepared again"
         ) from error
+    own = "; or jaxnets prepares its own in another config.data_dir" if builder.name in BUILDERS else ""
     raise UserError(
         f"{directory} is prepared as {', '.join(sorted(formats)) or 'an unknown format'}, which cannot be read "
         f"at random; where TensorFlow is installed, `tfds convert_format --dataset_version_dir={directory} "
-        f"--out_file_format={_RANDOM_ACCESS}` adds files that can"
+        f"--out_file_format={_RANDOM_ACCESS}` adds files that can{own}"
     )
 
 
