@@ -170,6 +170,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.source} is a workdir already; OUT must be a .pth, .pt or .safetensors file")
     if (args.mean or args.std) and args.source.is_dir():
         raise UserError(f"--mean and --std are for a file; the run in {args.source} knows its images")
+    if args.std and min(args.std) <= 0:
+        raise UserError(f"--std={args.std} must be greater than 0 in every channel")
     if args.dataset and to_file or args.layout and not to_file:
         name = "--dataset is for a new folder" if to_file else "--layout is for a file"
         raise UserError(f"{name}, which {args.target} is not")
