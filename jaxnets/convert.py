@@ -24,7 +24,7 @@ from jaxnets.datasets import absolute, is_folder, read_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, scratch_of, user_path
-from jaxnets.predict import field, normalization_of, triple
+from jaxnets.predict import check_deviation, field, normalization_of, triple
 from jaxnets.weight_files import SUFFIXES, metadata_of, spelled
 from jaxnets.workdir import CONFIG
 
@@ -170,8 +170,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.source} is a workdir already; OUT must be a .pth, .pt or .safetensors file")
     if (args.mean or args.std) and args.source.is_dir():
         raise UserError(f"--mean and --std are for a file; the run in {args.source} knows its images")
-    if args.std and min(args.std) <= 0:
-        raise UserError(f"--std={args.std} must be greater than 0 in every channel")
+    check_deviation(args.std)
     if args.dataset and to_file or args.layout and not to_file:
         name = "--dataset is for a new folder" if to_file else "--layout is for a file"
         raise UserError(f"{name}, which {args.target} is not")

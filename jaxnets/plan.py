@@ -107,16 +107,15 @@ def load_initial_weights(plan: Plan) -> Weights:
     """
     source = user_path(plan.config.init_from)
     try:
-        if not source.is_dir():
-            published = torch_weights.load_published(plan.model, source, head="drop")
-            of_images = published.normalization or (published.layout and published.layout.normalization)
-        else:
-            run = evaluate.load_run(source)
-            state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
-            published = torch_weights.load_published(plan.model, state_dict, head="drop")
-            of_images = tuple(run.config.mean), tuple(run.config.std)
+        run = evaluate.load_run(source) if source.is_dir() else None
+        weights = torch_weights.export(run.model, run.variables, "jaxnets") if run else source
+        published = torch_weights.load_published(plan.model, weights, head="drop")
     except UserError as error:
         raise UserError(f"config.init_from={plan.config.init_from!r}: {error}") from None
+    if run:
+        of_images = tuple(run.config.mean), tuple(run.config.std)
+    else:
+        of_images = published.normalization or (published.layout and published.layout.normalization)
     ours = tuple(plan.config.mean), tuple(plan.config.std)
     if of_images and not np.allclose(of_images, ours, rtol=0.01):
         logger.warning("the weights of config.init_from want images of another normalisation: %s", spelled(of_images))

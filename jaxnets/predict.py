@@ -229,6 +229,12 @@ def triple(text: str) -> Triple:
     return red, green, blue
 
 
+def check_deviation(std: Triple | None) -> None:
+    """UserError for a `--std` that nothing can be divided by."""
+    if std and min(std) <= 0:
+        raise UserError(f"--std={std} must be greater than 0 in every channel")
+
+
 def field(text: str) -> tuple[str, Any]:
     """The name and value of a `--field=NAME=VALUE` argument."""
     name, equals, value = text.partition("=")
@@ -288,8 +294,7 @@ def _load(args: argparse.Namespace) -> Classifier:
     changes = {name: getattr(args, name) for name in ("image_size", "mean", "std") if getattr(args, name)}
     if changes.get("image_size", 1) > MAX_IMAGE_SIZE:
         raise UserError(f"--image_size={args.image_size} must be at most {MAX_IMAGE_SIZE} pixels")
-    if min(changes.get("std", (1.0,))) <= 0:
-        raise UserError(f"--std={args.std} must be greater than 0 in every channel")
+    check_deviation(args.std)
     if args.labels:
         changes["class_names"] = _labels(args.labels, classifier.model.num_classes)
     return replace(classifier, **changes)

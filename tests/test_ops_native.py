@@ -346,17 +346,12 @@ np.savez(sys.argv[1], image, *runs[0])
 tasks = "/proc/self/task"
 print(len(os.listdir(tasks)) if os.path.isdir(tasks) else os.environ["NPROC"])
 """
-    flags = [
-        flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag
-    ]  # which sets the threads too
+    # The number of devices would set that of threads too, which NPROC sets for XLA's pools.
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
     results, threads = [], []
     for count in (1, 2, 23):
         path = tmp_path / f"{count}.npz"
-        own = {
-            "PYTHONPATH": str(repository),
-            "XLA_FLAGS": " ".join(flags),
-            "NPROC": str(count),
-        }  # threads of XLA's pools
+        own = {"PYTHONPATH": str(repository), "XLA_FLAGS": " ".join(flags), "NPROC": str(count)}
         command = [sys.executable, "-c", code, str(path)]
         run = subprocess.run(command, check=True, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True)
         threads.append(int(run.stdout))
