@@ -17,7 +17,7 @@ def get_config(words: str = "") -> ConfigDict:
     config.seed = 0  # the one seed: initial weights, order of the data, augmentation, dropout
     for add in (_data, _augmentation, _net, _length, _optimizer, _schedule, _loss_and_averaging, _running):
         add(config)
-    return config
+    return config.lock()  # a field that is misspelt in another file is an error there
 
 
 def _data(config: ConfigDict) -> None:
@@ -62,7 +62,7 @@ def _net(config: ConfigDict) -> None:
     config.model.bottleneck = placeholder(str)  # MobileNetV2: linear, nonlinear
     config.model.shuffle = placeholder(bool)  # ShuffleNetV1: False leaves the channel shuffle out
     config.model.variant = placeholder(str)  # ShuffleNets: whose code: paper, torchvision, megvii, kuangliu
-    config.model.stage_features = placeholder(tuple)  # ShuffleNetV2: channels of stem, stages and last convolution
+    config.model.stage_features = placeholder(tuple)  # ShuffleNetV2: channels of its 3 stages and its last convolution
     config.model.se_ratio = placeholder(float)  # SqueezeNet, ShuffleNetV2: squeeze-and-excitation; 0: none
     config.model.bypass = placeholder(str)  # SqueezeNet: none, simple, complex
     config.model.batch_norm = placeholder(bool)  # SqueezeNet, VGG: after every convolution
@@ -100,7 +100,7 @@ def _schedule(config: ConfigDict) -> None:
     """Of the learning rate."""
     config.schedule = ConfigDict()
     config.schedule.name = "cosine"  # cosine, linear, step, exponential, constant, one_cycle
-    config.schedule.warmup_epochs = 1.0  # linear, from 0 (one_cycle: cosine, from peak / 25); at most half of the run
+    config.schedule.warmup_epochs = 1.0  # linear (one_cycle: cosine, from peak / 25); at most half of the run
     config.schedule.end_factor = 0.0  # cosine, linear: the rate after the last step over the peak
     config.schedule.boundaries = (0.5, 0.75)  # step: where it falls, as fractions of num_epochs
     config.schedule.decay = 0.1  # step: factor at a boundary; exponential: factor an epoch

@@ -17,7 +17,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from jaxnets import distributed
 from jaxnets import step as step_lib
-from jaxnets.checkpoint_manager import Manager
+from jaxnets.checkpoint_manager import DELETED, Manager
 from jaxnets.errors import UserError, first_line, writing
 from jaxnets.plain_files import parse_json, read_text
 from jaxnets.runtime import drop_late_answers, logger
@@ -29,6 +29,11 @@ TOTALS = ("loss", "correct", "count")
 NUMBERS = "fiubV"  # kinds of NumPy's types; V is bfloat16
 # Seconds that a save may take. Orbax counts them by the time of day: one set forward by 20 minutes would end the run.
 PATIENCE = 10 * 365 * 86400
+# To whom training diverges: the run itself only goes on as it was configured.
+ADVICE = (
+    "a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, in a new workdir usually helps, where "
+    "config.init_from=THIS_WORKDIR would start from its weights"
+)
 MAX_RECORD = 1 << 20  # bytes of a checkpoint's JSON files
 # Arrays compress, but not like this; what is smaller than the slack may.
 MAX_RATIO, MAX_SLACK = 16, 1 << 26
@@ -49,9 +54,12 @@ def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManage
             raise UserError(f"{workdir} has no checkpoints: {directory} is missing")
         return _open_reader(directory)
     distributed.on_primary(partial(_set_damaged_evaluations_aside, directory))
-    best = preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    best = [
+        preservation_policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
+        for score in (_score, _averaged_score)
+    ]
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), best]),
+        preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), *best]),
         best_fn=_score,
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(timeout_secs=PATIENCE),
@@ -112,11 +120,17 @@ def _set_damaged_evaluations_aside(directory: Path) -> None:
 def exists(workdir: Path) -> bool:
     """Whether a workdir has a finished checkpoint, whole or not."""
     directory = workdir / "checkpoints"
-    return directory.is_dir() and any(path.name.isdecimal() for path in directory.iterdir())
+    # What was to be replaced may still lie among the deleted ones, from where it comes back.
+    return any(path.name.isdecimal() for place in (directory, directory / DELETED) for path in place.glob("*"))
 
 
 def _score(metrics: dict[str, float]) -> float:
     return metrics[BEST_METRIC]
+
+
+def _averaged_score(metrics: dict[str, float]) -> float:
+    """Of the averaged weights, where the run has them."""
+    return metrics.get(f"ema_{BEST_METRIC}", _score(metrics))
 
 
 def _digest(tree) -> str:
@@ -159,8 +173,7 @@ def save(
     # An optimizer may well have an infinity: it divides by it.
     if not finite or any(np.isnan(leaf).any() for leaf in jax.tree.leaves(host.opt_state)):
         raise UserError(
-            f"the weights are no longer finite at step {step}; {last_good(manager)}; a lower "
-            "config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps"
+            f"the weights are no longer finite at step {step}; {last_good(manager)}; {ADVICE}"
         )
     _save_items(manager, step, items, totals, metrics)
 
@@ -230,6 +243,13 @@ def _require_honest_size(manager: ocp.CheckpointManager, step: int, name: str) -
 
 def _restore_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+
+
+def any_evaluated(workdir: Path) -> bool:
+    """Whether a workdir has a checkpoint that can be the best."""
+    with closing(open_manager(workdir)) as manager:
+        steps = manager.all_steps()
+        return len(steps) == 1 or any(manager.metrics(step) for step in steps)
 
 
 def _shapes(tree) -> dict[str, tuple]:
@@ -345,8 +365,11 @@ def _set_aside(directory: Path, name: str) -> Path:
     return target
 
 
-def find_step(manager: ocp.CheckpointManager, which: str) -> int:
-    """The step that "best", "latest" or a number names; UserError listing what exists."""
+def find_step(manager: ocp.CheckpointManager, which: str, *, ema: bool = False) -> int:
+    """The step that "best", "latest" or a number names; UserError listing what exists.
+
+    With `ema` the best is that of the averaged weights.
+    """
     steps = sorted(manager.all_steps())
     if not steps:
         raise UserError(f"{manager.directory} holds no checkpoint")
@@ -354,7 +377,8 @@ def find_step(manager: ocp.CheckpointManager, which: str) -> int:
         return steps[-1]
     if which == "best":
         try:
-            scores = {step: float(_score(metrics)) for step in steps if (metrics := manager.metrics(step))}
+            score = _averaged_score if ema else _score
+            scores = {step: float(score(metrics)) for step in steps if (metrics := manager.metrics(step))}
         except Exception as error:
             raise UserError(f"the evaluations in {manager.directory} cannot be read: {first_line(error)}") from error
         if not scores and len(steps) == 1:  # as weights from elsewhere are

@@ -92,8 +92,11 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
                 f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, which ends at "
                 f"{made.total_steps}; it is as it was"
             )
+        if saved:
+            plan.require_same_data(made, directory)
         run = set_up(made, saved)
         workdir.keep(directory, config)
+        workdir.keep_data(directory, made.data)
         if at < made.total_steps:
             machine.note(directory, "torch")
         with contextlib.closing(Journal(directory, at, evaluated=True)) as journal:

@@ -26,7 +26,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxnets import image_files
 from jaxnets.datasets import ImageFiles, is_folder, open_builder, read_folder
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +87,7 @@ def open_split(
     try:
         instructions = splits[split].file_instructions
     except Exception as error:  # ValueError, KeyError, AssertionError, by the kind of mistake
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise UserError(f"split {split!r} of {dataset} does not exist ({reason}); it has {known}") from error
+        raise UserError(f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {known}") from error
     if min((instruction.take for instruction in instructions), default=0) < 1:
         raise UserError(f"split {split!r} of {dataset} is empty; it has {known}")
     names = class_names(builder)
@@ -103,9 +102,8 @@ def _open_folder(dataset: str, split: str, image_size: int, crop: bool) -> Split
     try:
         source = folder.select(split)
     except Exception as error:  # ValueError, NotImplementedError, by the kind of mistake
-        reason = str(error).split("\n")[0]
         raise UserError(
-            f"split {split!r} of {dataset} does not exist ({reason}); it has {folder.describe()}"
+            f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {folder.describe()}"
         ) from error
     if not len(source):
         raise UserError(f"split {split!r} of {dataset} is empty; it has {folder.describe()}")
@@ -219,7 +217,7 @@ def _read_record(split: Split, index: int) -> bytes:
 
 
 def _record_error(split: Split, index: int, error: Exception) -> UserError:
-    reason = str(error).split("\n")[0].split(";")[0][:200] or type(error).__name__
+    reason = first_line(error).split(";")[0]
     if isinstance(split.source, ImageFiles):
         return UserError(f"{split.source.paths[index]} cannot be read ({reason}); replace it or take it out")
     return UserError(

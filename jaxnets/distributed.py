@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, first_line
 from jaxnets.interruption import Ended, Interruption
 from jaxnets.runtime import configure_logging, logger
 
@@ -116,16 +116,14 @@ def _initialize(address: str | None, num_processes: int | None, process_id: int 
             cluster_detection_method="deactivate" if asks_in_vain else None,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except (
-        Exception
-    ) as error:  # ValueError, KeyError, RuntimeError, the Kubernetes client's own, by the kind of trouble
+    except Exception as error:  # ValueError, KeyError, RuntimeError, the Kubernetes client's, by the kind of trouble
         nothing_found = isinstance(error, ValueError) and str(error) == "coordinator_address should be defined."
         if nothing_found and not described:
             jax.config.update("jax_enable_recoverability", before[0])
             jax.config.update("jax_enable_preemption_service", before[1])
             return False
         raise UserError(
-            f"the cluster cannot be joined ({str(error).splitlines()[0]}); --coordinator_address=HOST:PORT "
+            f"the cluster cannot be joined ({first_line(error)}); --coordinator_address=HOST:PORT "
             "--num_processes=N --process_id=0..N-1 describe one"
         ) from None
     if many():

@@ -69,8 +69,14 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
 
     with ThreadPoolExecutor(1) as reader:
         while dispatched < end and not run.interruption.asked():
-            with run.clock.phase("wait for data"):
-                batches = next(run.calls)
+            try:
+                with run.clock.phase("wait for data"):
+                    batches = next(run.calls)
+            except UserError:  # a file that cannot be read: the steps before it are not to be taken again
+                while in_flight:
+                    settle()
+                save_alone(run, current, at, totals)
+                raise
             current, metrics = dispatch(current, batches)
             in_flight.append(reader.submit(read, metrics))
             dispatched += metrics.loss.shape[0]
@@ -108,8 +114,8 @@ def require_finite(losses: np.ndarray, at: int, manager: ocp.CheckpointManager) 
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         raise UserError(
-            f"the loss became {losses[bad[0]]} at step {at + int(bad[0]) + 1}; {checkpoint.last_good(manager)}; a "
-            "lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps"
+            f"the loss became {losses[bad[0]]} at step {at + int(bad[0]) + 1}; {checkpoint.last_good(manager)}; "
+            f"{checkpoint.ADVICE}"
         )
 
 
@@ -118,8 +124,8 @@ def require_finite_evaluation(metrics: dict[str, float], at: int, manager: ocp.C
     for loss in (value for name, value in metrics.items() if name.endswith("eval_loss")):
         if not math.isfinite(loss):
             raise UserError(
-                f"the evaluation loss became {loss} after step {at}; {checkpoint.last_good(manager)}; a lower "
-                "config.optimizer.learning_rate usually helps"
+                f"the evaluation loss became {loss} after step {at}; {checkpoint.last_good(manager)}; "
+                f"{checkpoint.ADVICE}"
             )
 
 
@@ -151,14 +157,15 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
             with run.clock.phase("evaluate"):
                 metrics, predictions = evaluation(run, current, at)
         except Exception as error:  # a file that cannot be read, too: the epoch is not to be trained again
-            # Alone: where one of several processes fails, the others do not come to save with it.
-            if isinstance(error, interruption.Interrupted) or jax.process_count() == 1:
-                save_unless_saved(run, current, at, NO_TOTALS)
+            save = save_unless_saved if isinstance(error, interruption.Interrupted) else save_alone
+            save(run, current, at, NO_TOTALS)
             raise
         require_finite_evaluation(metrics, at, run.manager)
         run.journal.write({"step": at, "epoch": epoch} | metrics)
+        averaged = f"; averaged weights {metrics['ema_eval_accuracy']:.2%}" if "ema_eval_accuracy" in metrics else ""
         logger.info(
             f"epoch {epoch}: evaluation loss {metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.2%}"
+            f"{averaged}"
         )
     saved = at in run.manager.all_steps()  # by the interruption that this start goes on from
     if (last or epoch % config.checkpoint_every_epochs == 0) and not (saved and metrics is None):
@@ -179,6 +186,12 @@ def save_unless_saved(
     """Save where an interruption finds the run, at step `at`."""
     if at and at not in run.manager.all_steps():
         checkpoint.save(run.manager, current, totals, metrics)
+
+
+def save_alone(run: Running, current: state.TrainState, at: int, totals: Totals) -> None:
+    """Save where an error finds the run; where it is of one process of several, the others do not come to save too."""
+    if jax.process_count() == 1:
+        save_unless_saved(run, current, at, totals)
 
 
 def evaluation(run: Running, current: state.TrainState, at: int) -> tuple[dict[str, float], step.Predictions]:

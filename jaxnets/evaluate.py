@@ -1,11 +1,12 @@
 """Evaluate a checkpoint of a run: loss, top-1, top-5 and per-class accuracy on any split.
 
-Needs nothing but the workdir. The last line on standard output is one JSON object.
+Needs the workdir and the data set. The last line on standard output is one JSON object.
 """
 
-from jaxnets import huge_pages
+from jaxnets import huge_pages, interruption
 
 if __name__ == "__main__":
+    interruption.end_at_once()
     huge_pages.restart()
 
 import dataclasses
@@ -25,11 +26,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jaxnets import checkpoint, data, distributed, ops, predictions, programs, runtime, settings, step, streaming
+from jaxnets import checkpoint, data, distributed, ops, programs, runtime, settings, step, streaming
 from jaxnets.datasets import data_root, is_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.plain_files import user_path
-from jaxnets.workdir import CONFIG
+from jaxnets.workdir import CONFIG, class_names
 
 Evaluator = Callable[[dict[str, Any]], tuple[dict[str, Any], step.Predictions]]
 
@@ -86,12 +87,12 @@ def make_evaluator(
 
     def evaluate(variables):
         variables = step.replicate(variables, devices)
-        total, ahead, predictions = None, None, []
+        total, ahead, of_calls = None, None, []
 
         def settle(totals, of_call):
             nonlocal total
             total = _add(total, totals)
-            predictions.append(jax.tree.map(np.asarray, of_call))
+            of_calls.append(jax.tree.map(np.asarray, of_call))
 
         part = distributed.share()
         for batches in eval_calls(split, bool(examples), config, len(devices) // part[1], part):
@@ -102,8 +103,8 @@ def make_evaluator(
             between_calls()
         settle(*ahead)
         # Only the end of the last call is padding.
-        predictions = distributed.gather(jax.tree.map(lambda *calls: np.concatenate(calls, axis=1), *predictions))
-        return summarize(total), jax.tree.map(lambda values: values[: len(split)], step.unshard(predictions))
+        predicted = distributed.gather(jax.tree.map(lambda *calls: np.concatenate(calls, axis=1), *of_calls))
+        return summarize(total), jax.tree.map(lambda values: values[: len(split)], step.unshard(predicted))
 
     return evaluate
 
@@ -151,10 +152,10 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Run:
     """
     config = settings.read(workdir / CONFIG)
     settings.check_evaluation(config)
-    with closing(checkpoint.open_manager(workdir)) as manager:
-        at = checkpoint.find_step(manager, which)
-        variables = {"params": {}, "batch_stats": {}} | checkpoint.restore_item(manager, at, "variables")
-        averaged = checkpoint.restore_ema(manager, at) if ema else None
+    try:
+        at, variables, averaged = _restore(workdir, which, ema)
+    except UserError:  # of a run in training: the checkpoint may have been deleted meanwhile, for a newer one
+        at, variables, averaged = _restore(workdir, which, ema)
     where = f"checkpoint {at} in {workdir}"
     try:
         # The number of classes is the checkpoint's, so that the data set need not be there.
@@ -176,6 +177,14 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Run:
     return Run(config, model, averaged if ema else variables, at)
 
 
+def _restore(workdir: Path, which: str, ema: bool) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
+    """A checkpoint's step, variables and, with `ema`, their average, None where there is none."""
+    with closing(checkpoint.open_manager(workdir)) as manager:
+        at = checkpoint.find_step(manager, which, ema=ema)
+        variables = {"params": {}, "batch_stats": {}} | checkpoint.restore_item(manager, at, "variables")
+        return at, variables, checkpoint.restore_ema(manager, at) if ema else None
+
+
 def load_examples(
     split: data.Split, config: ml_collections.ConfigDict, devices: list[jax.Device]
 ) -> dict[str, jax.Array]:
@@ -188,9 +197,9 @@ def load_examples(
 def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
     """UserError where a split has not the classes of the run: a label is a class's place among them.
 
-    Of a run that was never evaluated, as of weights from elsewhere, only their number is known.
+    Of weights from elsewhere only their number is known.
     """
-    known = predictions.class_names(workdir)
+    known = class_names(workdir)
     if split.num_classes > num_classes or (not known and split.num_classes != num_classes):
         raise UserError(
             f"{split.name} has {split.num_classes} classes, the net of {workdir} {num_classes}: a label is a class's "
@@ -200,23 +209,23 @@ def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
 
 
 def require_same_classes(workdir: Path, split: data.Split, known: Sequence[str] | None) -> None:
-    """UserError where the classes are not the `known` ones of the run's last evaluation, if it had one."""
+    """UserError where the classes are not the `known` ones of the run, if they are known."""
     for place, (before, now) in enumerate(itertools.zip_longest(known or split.class_names, split.class_names)):
         if before != now:
             raise UserError(
-                f"{split.name} has not the classes of the run in {workdir}: the one at place {place} was "
-                f"{before!r}, is {now!r}"
+                f"{split.name} has other classes than the run in {workdir}: class {place} was {before!r} and is now "
+                f"{now!r}"
             )
 
 
-def _print_table(metrics: dict[str, Any], class_names: tuple[str, ...]) -> None:
+def _print_table(metrics: dict[str, Any], names: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text  # brackets in a name are no markup
 
     table = Table("class", "accuracy", title="Accuracy by class")
     table.columns[1].justify = "right"
-    for name, accuracy in zip(class_names, metrics["class_accuracy"]):
+    for name, accuracy in zip(names, metrics["class_accuracy"]):
         table.add_row(Text(printable(name)), "-" if np.isnan(accuracy) else f"{accuracy:.2%}")
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100).print(table)
     print(
@@ -228,7 +237,8 @@ def _print_table(metrics: dict[str, Any], class_names: tuple[str, ...]) -> None:
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxnets.evaluate", description=__doc__)
     parser.add_argument("--workdir", type=user_path, required=True, help="the folder of the run")
-    parser.add_argument("--checkpoint", default="best", help="best (by eval_accuracy; default), latest, or a step")
+    best = "best (default; by eval_accuracy, with --ema that of the averaged weights), latest, or a step"
+    parser.add_argument("--checkpoint", default="best", help=best)
     parser.add_argument("--split", help="TFDS split to evaluate, e.g. test[:1000]; default: the run's eval_split")
     parser.add_argument("--data_dir", help="where the data set (or its folder) is now, if not where the run found it")
     parser.add_argument("--batch_size", type=int, help="images at once; default: the run's eval_batch_size")
@@ -240,6 +250,7 @@ def main(argv: list[str]) -> None:
     """Run the command; the last line it prints is the JSON result."""
     args = _parser().parse_args(argv[1:])
     runtime.configure_logging()
+    runtime.require_device()
     run = load_run(args.workdir, args.checkpoint, ema=args.ema)
     config = run.config
     if args.data_dir and is_folder(config.dataset):

@@ -40,13 +40,14 @@ class Events:
     """
 
     def __init__(self, folder: Path, step: int):
-        """Begin a file in which what earlier ones hold from `step` on no longer counts."""
+        """Begin a file beside which what earlier ones hold of steps after `step` no longer counts."""
         tensorboard_x = _import_tensorboard_x()
         self._proto, self._scalar = tensorboard_x.proto.event_pb2, tensorboard_x.summary.scalar
         folder.mkdir(exist_ok=True)
         # By process too: a start within the same second would empty the file of the one before.
         self._file = tensorboard_x.event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        self._add(step, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
+        # TensorBoard drops what stands at the step of a start, too.
+        self._add(step + 1 if step else 0, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append numbers by name; on disk when this returns."""

@@ -1,7 +1,6 @@
 """A training run from its configuration to its last number: checked, set up, gone on with, ended."""
 
 import json
-import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -9,7 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxnets import (
@@ -22,7 +23,6 @@ from jaxnets import (
     interruption,
     machine,
     optim,
-    predictions,
     runtime,
     settings,
     state,
@@ -31,10 +31,19 @@ from jaxnets import (
 )
 from jaxnets.datasets import absolute, data_root, is_folder
 from jaxnets.dispatch import call_lengths, load_examples, make_dispatch, steps_per_call, train_calls
-from jaxnets.errors import UserError
-from jaxnets.journal import Journal, read_strictly
+from jaxnets.errors import UserError, first_line
+from jaxnets.journal import Journal
 from jaxnets.plain_files import user_path
-from jaxnets.plan import Plan, compile_and_create_state, load_initial_weights, make_plan, make_schedule, state_shapes
+from jaxnets.plan import (
+    Plan,
+    compile_and_create_state,
+    load_initial_weights,
+    make_plan,
+    make_schedule,
+    rates,
+    require_same_data,
+    state_shapes,
+)
 from jaxnets.progress import Progress
 from jaxnets.report import LivePage
 from jaxnets.runtime import logger
@@ -46,12 +55,21 @@ USUAL_DECAY = 0.01  # at most, where it is added to the gradient
 def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str, Any]:
     """Train the run of `config` in a workdir, or go on with it; returns the last evaluation's record.
 
-    Raises UserError for bad input, before any long work, and for a loss that is no longer finite.
+    Raises UserError for bad input, before any long work, for a loss that is no longer finite, and where the device has
+    not enough memory.
     On SIGINT and SIGTERM SystemExit is raised with the status the shell expects; from the first step on, when the
     state is saved.
     """
-    with interruption.raised():
-        return _train(config, user_path(directory))
+    try:
+        with interruption.raised():
+            return _train(config, user_path(directory))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"the device has not enough memory ({first_line(error)}): a lower config.batch_size, with its learning "
+            "rate, or config.resident=false takes less"
+        ) from error
 
 
 def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]:
@@ -60,6 +78,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
     settings.check(config)
     if config.deterministic:
         runtime.make_deterministic()
+    runtime.require_device()
     config = config.copy_and_resolve_references()
     # Kept in the workdir, so that evaluation finds the data wherever it is started, in whatever environment.
     config.data_dir = str(data_root(config.data_dir).resolve())
@@ -91,8 +110,10 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
                 f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, "
                 f"which ends at {plan.total_steps}; its checkpoints are as they were"
             )
-        require_same_data(plan, directory, at)
+        if at:
+            require_same_data(plan, directory)
         distributed.on_primary(partial(workdir.keep, directory, config))
+        distributed.on_primary(partial(workdir.keep_data, directory, plan.data))
         if at < plan.total_steps:
             distributed.on_primary(partial(machine.note, directory))
         # XLA compiles this while the training step is traced, which takes as long.
@@ -110,21 +131,6 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
 def place_of(config: ml_collections.ConfigDict) -> str:
     """The field that says where the images lie."""
     return "dataset" if is_folder(config.dataset) else "data_dir"
-
-
-def require_same_data(plan: Plan, directory: Path, at: int) -> None:
-    """UserError where the run up to step `at` had another number of images than there are now, or other classes."""
-    if at:
-        evaluate.require_same_classes(directory, plan.eval_split, predictions.class_names(directory))
-    steps, examples = plan.steps_per_epoch, len(plan.eval_split)
-    for record in read_strictly(directory):
-        epoch, evaluated = math.ceil(record["step"] / steps), record.get("num_examples", examples)
-        if record["step"] <= at and (record["epoch"], evaluated) != (epoch, examples):
-            raise UserError(
-                f"the run in {directory} had other data: now there are {steps} steps an epoch and {examples} images of "
-                f"evaluation, where its record of step {record['step']} is of epoch {record['epoch']} and {evaluated} "
-                "images"
-            )
 
 
 def announce(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
@@ -171,19 +177,17 @@ def announce(plan: Plan, directory: Path, at: int, before: ml_collections.Config
 
 
 def announce_length(plan: Plan, at: int, before: ml_collections.ConfigDict) -> None:
-    """Say whether another number of epochs than `before` changes the learning rate, or makes the images small again."""
+    """Say whether a run of this length would have had other learning rates so far, or images become small again."""
     config = plan.config
-    schedules = make_schedule(before, plan.steps_per_epoch), plan.schedule
-    last_of_both = min(before.num_epochs, config.num_epochs) * plan.steps_per_epoch - 1
-    if any(schedules[0](there) != schedules[1](there) for there in (0, at - 1, at, last_of_both)):
+    so_far = rates(make_schedule(before, plan.steps_per_epoch), at)
+    if not np.array_equal(so_far, plan.learning_rates[:at]):
         logger.warning(
             "num_epochs was %d and is now %d: the %s schedule follows the new length from step %d on, so this "
-            "run is neither the shorter nor the longer one made in one go (learning rate now %.3g)",
+            "run is neither the shorter nor the longer one made in one go",
             before.num_epochs,
             config.num_epochs,
             config.schedule.name,
             at,
-            plan.schedule(at),
         )
     epoch = at // plan.steps_per_epoch
     done = (at - 1) // plan.steps_per_epoch  # the epoch of the last step

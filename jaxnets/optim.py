@@ -35,7 +35,7 @@ def make_schedule(
     boundaries: tuple[float, ...] = (0.5, 0.75),
     decay: float = 0.1,
 ) -> optax.Schedule:
-    """Learning rate as a function of the step: linear warm-up from 0 to `peak`, then the named decay.
+    """Learning rate as a function of the step: linear warm-up to `peak`, then the named decay.
 
     The warm-up takes at most half of the run.
 

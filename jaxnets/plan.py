@@ -5,6 +5,7 @@ import dataclasses
 import json
 from collections.abc import Hashable, Iterator
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ import optax
 
 from jaxnets import (
     augment,
+    checkpoint,
     data,
     distributed,
     evaluate,
@@ -26,6 +28,7 @@ from jaxnets import (
     state,
     step,
     torch_weights,
+    workdir,
 )
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
@@ -35,6 +38,7 @@ from jaxnets.weight_files import spelled
 
 Weights = dict[str, Any]  # {'params', 'batch_stats'}
 MAX_STEPS = 100_000_000  # the learning rates of all are kept
+MAX_RECORDS = 500_000  # of training: each start reads them all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,10 @@ class Plan:
     @property
     def total_steps(self) -> int:
         return self.config.num_epochs * self.steps_per_epoch
+
+    @property
+    def data(self) -> workdir.Data:
+        return workdir.Data(self.eval_split.class_names, len(self.train_split), len(self.eval_split))
 
     @cached_property
     def program_key(self) -> Hashable:
@@ -107,7 +115,7 @@ def load_initial_weights(plan: Plan) -> Weights:
     """
     source = user_path(plan.config.init_from)
     try:
-        run = evaluate.load_run(source) if source.is_dir() else None
+        run = evaluate.load_run(source, _best_or_latest(source)) if source.is_dir() else None
         weights = torch_weights.export(run.model, run.variables, "jaxnets") if run else source
         published = torch_weights.load_published(plan.model, weights, head="drop")
     except UserError as error:
@@ -120,6 +128,14 @@ def load_initial_weights(plan: Plan) -> Weights:
     if of_images and not np.allclose(of_images, ours, rtol=0.01):
         logger.warning("the weights of config.init_from want images of another normalisation: %s", spelled(of_images))
     return published.variables
+
+
+def _best_or_latest(directory: Path) -> str:
+    """Which checkpoint of a workdir to start from: the latest, as the log then says, where none was evaluated."""
+    if not (directory / workdir.CONFIG).exists() or checkpoint.any_evaluated(directory):
+        return "best"
+    logger.info("config.init_from=%r has not been evaluated yet: its latest checkpoint is taken", str(directory))
+    return "latest"
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
@@ -157,6 +173,11 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         raise UserError(
             f"config.num_epochs={config.num_epochs} are {total_steps:,} steps: at most {MAX_STEPS:,} are taken"
         )
+    if total_steps // config.log_every_steps > MAX_RECORDS:
+        raise UserError(
+            f"config.log_every_steps={config.log_every_steps} would make {total_steps // config.log_every_steps:,} "
+            f"records of {total_steps:,} steps: at most {MAX_RECORDS:,} are kept"
+        )
     schedule = make_schedule(config, steps_per_epoch)
     of_the_rate = ("name", "learning_rate", "batch_scaling")
     update = {name: value for name, value in config.optimizer.items() if name not in of_the_rate}
@@ -164,8 +185,13 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     axis_name = step.AXIS if config.sync_batch_norm else None
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
     # All at once and now: one by one, each would wait for the training steps in flight.
-    learning_rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(total_steps)))
+    learning_rates = rates(schedule, total_steps)
     return Plan(config, devices, train_split, eval_split, model, schedule, optimizer, learning_rates)
+
+
+def rates(schedule: optax.Schedule, steps: int) -> np.ndarray:
+    """The learning rates of the first so many steps, float32 `(steps,)`."""
+    return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps)))
 
 
 def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
@@ -178,6 +204,19 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
         num_epochs=config.num_epochs,
         **fields,
     )
+
+
+def require_same_data(plan: Plan, directory: Path) -> None:
+    """UserError where the run in a workdir had other numbers of images than there are now, or other classes."""
+    before, now = workdir.read_data(directory), plan.data
+    if before is None:
+        return
+    evaluate.require_same_classes(directory, plan.eval_split, before.class_names)
+    if before != now:
+        raise UserError(
+            f"the run in {directory} had other data: {before.train_images} training and {before.eval_images} "
+            f"evaluation images, where there are {now.train_images} and {now.eval_images} now"
+        )
 
 
 def check_net(config: ml_collections.ConfigDict) -> None:

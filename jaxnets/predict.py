@@ -39,12 +39,13 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from jaxnets import create_model, data, datasets, evaluate, image_files, predictions, runtime, torch_weights
+from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import user_path
 from jaxnets.weight_files import Normalization, Triple, spelled
+from jaxnets.workdir import class_names
 
 MAX_IMAGE_SIZE = 4096
 
@@ -90,11 +91,11 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classi
 
 
 def _class_names(workdir: Path, config: ml_collections.ConfigDict) -> Sequence[str]:
-    """Those of the run's last evaluation, else of its data set where it is prepared; never prepares or downloads it.
+    """Those that the run was trained on, else of its data set where it is prepared; never prepares or downloads it.
 
     A data set can have gone since, and a folder can have other classes today.
     """
-    if names := predictions.class_names(workdir):
+    if names := class_names(workdir):
         return names
     data_dir = config.data_dir if Path(config.data_dir or "").is_dir() else None
     try:
@@ -259,7 +260,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or a quoted pattern")
     run = parser.add_argument_group("the net of a run")
     run.add_argument("--workdir", type=user_path, help="the folder of the run")
-    run.add_argument("--checkpoint", help="best (by eval_accuracy; default), latest, or a step")
+    run.add_argument("--checkpoint", help="best (default), latest, or a step")
     run.add_argument("--ema", action="store_true", help="the averaged weights of the run")
     published = parser.add_argument_group("published weights")
     published.add_argument("--model", metavar="NAME", help="a net of jaxnets.list_models()")
@@ -304,6 +305,7 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     args = _parser().parse_args(argv[1:])
     runtime.configure_logging()
+    runtime.require_device()
     # PIL's, of damaged EXIF data and of photographs of half its limit; what it cannot read is an error.
     warnings.filterwarnings("ignore", module="PIL")
     classifier = _load(args)

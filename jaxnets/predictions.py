@@ -10,7 +10,6 @@ from PIL import Image
 from jaxnets import data, step
 from jaxnets.errors import UserError
 from jaxnets.plain_files import open_at_once, replacing
-from jaxnets.runtime import logger
 
 FILE = "predictions.npz"
 MAX_BYTES = 1 << 28
@@ -64,16 +63,6 @@ def _thumbnails(split: data.Split, indices: np.ndarray) -> np.ndarray:
     for place, image in enumerate(data.read_batch(split, indices)["image"]):
         images[place] = Image.fromarray(image).resize((side, side))
     return images
-
-
-def class_names(workdir: Path) -> list[str] | None:
-    """Those of a run's last evaluation; None where none was kept, or, as the log then says, none can be read."""
-    try:
-        evaluated = load(workdir)
-    except UserError as error:
-        logger.warning("%s", error)
-        return None
-    return evaluated.class_names.tolist() if evaluated else None
 
 
 def load(workdir: Path) -> Evaluated | None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import absl.logging
 import jax
 
+from jaxnets.errors import UserError, first_line
+
 logger = logging.getLogger("jaxnets")
 
 DETERMINISTIC = "--xla_gpu_deterministic_ops"  # the flag of XLA
@@ -33,9 +35,24 @@ def configure_logging() -> None:
         logger.propagate = False
 
 
+def require_device() -> None:
+    """UserError where JAX has no device of the platform that JAX_PLATFORMS asks for."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        why = first_line(error) if str(error) else "the plugin for it is not installed"  # of cuda JAX says nothing
+        raise UserError(f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX has no such device here ({why})") from error
+
+
 def cache_directory() -> Path:
-    """Where this user keeps what can be made again: `$XDG_CACHE_HOME/jaxnets`, else `~/.cache/jaxnets`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxnets"
+    """Where this user keeps what can be made again: `$XDG_CACHE_HOME/jaxnets`, else `~/.cache/jaxnets`.
+
+    Raises UserError where neither is set, as in a container whose user has no home folder.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "jaxnets"
+    except RuntimeError:
+        raise UserError("there is no home folder to keep a cache in: set HOME or XDG_CACHE_HOME to one") from None
 
 
 def enable_compilation_cache() -> None:

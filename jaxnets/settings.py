@@ -19,6 +19,7 @@ MAX_BYTES = 1 << 20  # of a config.json; one has about 2,000
 # What evaluation counts with, and the most that is not a mistake, or a trap in a workdir from elsewhere.
 LIMITS = {"eval_batch_size": 1 << 20, "image_size": 4096, "steps_per_call": 10_000}
 DTYPES = ("auto", "float32", "bfloat16")  # float16 would need its loss scaled
+SWITCHES = ("deterministic", "sync_batch_norm", "augment.flip", "optimizer.nesterov", "optimizer.decay_depthwise")
 
 # What may differ when a run goes on, beside the path of a folder of images: none of it changes what is learned, as
 # long as there are the same images (another place is announced, as is a changed horizon).
@@ -157,7 +158,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     checks = _Checks(config)
     checks.positive("batch_size", "num_epochs", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints")
     checks.positive("log_every_steps", "optimizer.learning_rate", "optimizer.epsilon", "schedule.decay")
-    checks.require("deterministic", "True or False", lambda value: isinstance(value, bool))
+    for field in SWITCHES:
+        checks.require(field, "True or False", lambda value: isinstance(value, bool))
+    checks.require("train_split", "a name", lambda value: isinstance(value, str))
+    checks.require("resident", "auto, true or false", lambda value: str(value).lower() in ("auto", "true", "false"))
     checks.within("seed", 0, 2**32, "an integer from 0 to 2**32 - 1")
     checks.one_of("optimizer.name", optim.OPTIMIZERS)
     checks.one_of("schedule.name", optim.SCHEDULES)

@@ -22,7 +22,7 @@ from PIL import Image
 
 from jaxnets import image_files
 from jaxnets.data import Batch, Split, call_steps, eval_indices, read_batch, steps_per_epoch, take_part, train_indices
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, first_line
 
 _open_streams: weakref.WeakSet = weakref.WeakSet()
 
@@ -154,7 +154,7 @@ def _copies(iterator: grain.DatasetIterator, num_workers: int) -> Iterator[Batch
             if not num_workers:
                 raise
             ended = (
-                f"a process that reads the data has ended ({str(error).splitlines()[0]}); where memory is short, "
+                f"a process that reads the data has ended ({first_line(error)}); where memory is short, "
                 f"set config.num_workers below {num_workers}"
             )
     if ended:  # raised here, since Grain's error holds the batch before it

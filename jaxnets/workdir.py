@@ -2,19 +2,33 @@
 
 import contextlib
 import fcntl
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from jaxnets import distributed, settings
 from jaxnets.errors import UserError, writing
+from jaxnets.plain_files import parse_json, read_text, replacing
+from jaxnets.runtime import logger
 
 CONFIG = "config.json"
 SCRATCH = "config.json.tmp"
 LOCK = ".lock"
+DATA = "data.json"
+MAX_BYTES = 1 << 26  # of a data.json: a million classes with long names
+
+
+class Data(NamedTuple):
+    """What a run is trained and evaluated on, as far as it must stay the same."""
+
+    class_names: tuple[str, ...]
+    train_images: int
+    eval_images: int
 
 
 @contextlib.contextmanager
@@ -54,6 +68,47 @@ def keep(workdir: Path, config: ml_collections.ConfigDict) -> None:
         with scratch.open() as file:
             os.fsync(file.fileno())
         os.replace(scratch, path)
+
+
+def keep_data(workdir: Path, data: Data) -> None:
+    """Write down what the run in a workdir is trained on, unless it stands there."""
+    if read_data(workdir) != data:
+        with writing(workdir), replacing(workdir / DATA) as scratch:
+            scratch.write_text(json.dumps(data._asdict()) + "\n")
+
+
+def read_data(workdir: Path) -> Data | None:
+    """What `keep_data` wrote; None where it did not. UserError for a file that is something else."""
+    try:
+        values = parse_json(read_text(workdir / DATA, MAX_BYTES))
+        found = Data(tuple(values.pop("class_names")), **values)
+        if not _is_data(found):
+            raise ValueError("a number or a name is missing")
+    except FileNotFoundError:
+        return None
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{workdir / DATA} does not say what a run is trained on ({error}); without that file the run goes on, and "
+            "its data are not compared with those of before"
+        ) from None
+    return found
+
+
+def class_names(workdir: Path) -> tuple[str, ...] | None:
+    """Those of a run; None where they are not written down, or, as the log then says, cannot be read."""
+    try:
+        found = read_data(workdir)
+    except UserError as error:
+        logger.warning("%s", error)
+        return None
+    return found and found.class_names
+
+
+def _is_data(found: Any) -> bool:
+    names, *counts = found
+    return all(isinstance(name, str) for name in names) and all(type(count) is int for count in counts)
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:

@@ -158,6 +158,25 @@ def test_an_evaluated_checkpoint_replaces_the_one_of_an_interruption(tmp_path):
     assert checkpoint.open_manager(tmp_path).metrics(4) == {"eval_accuracy": 0.5}
 
 
+def test_the_best_of_the_averaged_weights_is_kept_and_found_too(tmp_path):
+    manager = checkpoint.open_manager(tmp_path, keep=1)
+    for step, (accuracy, averaged) in enumerate([(0.5, 0.4), (0.3, 0.8), (0.4, 0.6), (0.2, 0.5)], start=1):
+        metrics = {"eval_accuracy": accuracy, "ema_eval_accuracy": averaged}
+        checkpoint.save(manager, make_state(step=step), TOTALS, metrics)
+    manager.close()
+    manager = checkpoint.open_manager(tmp_path)
+    assert sorted(manager.all_steps()) == [1, 2, 4]
+    assert checkpoint.find_step(manager, "best") == 1
+    assert checkpoint.find_step(manager, "best", ema=True) == 2
+
+
+def test_a_checkpoint_that_waits_for_its_successor_is_there(tmp_path):
+    """Moved away to be saved again, and then a kill: the run has begun all the same."""
+    assert not checkpoint.exists(tmp_path)
+    (tmp_path / "checkpoints" / "deleted" / "4").mkdir(parents=True)
+    assert checkpoint.exists(tmp_path)
+
+
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoints"):
         checkpoint.open_manager(tmp_path)

@@ -70,6 +70,25 @@ def test_what_cannot_be_is_one_sentence(repository, file, override, says):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("config.num_epoch = 3", "sets num_epoch, which is no field of a run; did you mean num_epochs"),
+        ("config.schedule.warmup_epoch = 2.0", "sets warmup_epoch, which is no field of a run; did you mean warmup"),
+        ("config.augment.update(blur=1)", "sets blur, which is no field of a run; configs/default.py lists them"),
+    ],
+)
+def test_a_field_misspelt_in_a_file_is_one_sentence(tmp_path, line, says):
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from configs import default\n\n"
+        f"def get_config():\n    config = default.get_config()\n    {line}\n    return config\n"
+    )
+    with pytest.raises(UserError, match=says) as caught:
+        config_file.load(str(file))
+    assert "\n" not in str(caught.value)
+
+
 def test_of_a_field_given_twice_the_later_counts(repository):
     """A tuple's flag would hold the items of both."""
     values = flags.FlagValues()

@@ -121,9 +121,29 @@ def test_weights_from_elsewhere_are_the_best_there_are(workdir, config, net, mon
         evaluate.load_run(workdir, ema=True)
 
 
+def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(workdir, config, monkeypatch):
+    """As beside a training run, which keeps the latest few."""
+    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
+    config = config.copy_and_resolve_references()
+    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
+    settings.write(config, workdir / "config.json")
+    restore, failures = checkpoint.restore_item, [checkpoint.DamagedError("gone")]
+
+    def gone_once(*args):
+        if failures:
+            raise failures.pop()
+        return restore(*args)
+
+    monkeypatch.setattr(checkpoint, "restore_item", gone_once)
+    assert evaluate.load_run(workdir).step == 0 and not failures
+    failures += [checkpoint.DamagedError("gone")] * 2
+    with pytest.raises(checkpoint.DamagedError):
+        evaluate.load_run(workdir)
+
+
 @pytest.mark.parametrize("field", ["eval_batch_size", "mean", "dataset", "steps_per_call"])
 def test_a_configuration_that_lacks_a_field_is_refused(workdir, config, field):
-    config = config.copy_and_resolve_references()
+    config = config.copy_and_resolve_references().unlock()
     del config[field]
     settings.write(config, workdir / "config.json")
     with pytest.raises(UserError, match=f"config.{field} is missing"):

@@ -76,14 +76,32 @@ def test_the_last_evaluation_is_that_of_the_step(workdir):
     assert again.last_evaluation(15) is None
 
 
-def test_tensorboard_gets_every_number(workdir):
-    (file,) = (workdir / "tensorboard").iterdir()
-    content, scalars, at = file.read_bytes(), set(), 0
+def events(file):
+    content, at = file.read_bytes(), 0
     while at < len(content):  # TFRecord framing: length, its CRC, the event, its CRC
         length = int.from_bytes(content[at : at + 8], "little")
-        event = event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
-        scalars |= {(event.step, value.tag, round(value.simple_value, 4)) for value in event.summary.value}
+        yield event_pb2.Event.FromString(content[at + 12 : at + 12 + length])
         at += length + 16
+
+
+def test_tensorboard_drops_what_comes_after_the_step_gone_on_from(workdir, monkeypatch):
+    """It keeps of a number what is of steps before that of a start: of 10 the evaluation, too."""
+    (before,) = (workdir / "tensorboard").iterdir()
+    monkeypatch.setattr(journal.os, "getpid", lambda: 1)  # within a second two files of a process have one name
+    journal.Journal(workdir, 10, True).close()
+    (after,) = set((workdir / "tensorboard").iterdir()) - {before}
+    starts = [
+        [event.step for event in events(file) if event.session_log.status == event_pb2.SessionLog.START]
+        for file in (before, after)
+    ]
+    assert starts == [[0], [11]]
+
+
+def test_tensorboard_gets_every_number(workdir):
+    (file,) = (workdir / "tensorboard").iterdir()
+    scalars = {
+        (event.step, value.tag, round(value.simple_value, 4)) for event in events(file) for value in event.summary.value
+    }
     assert scalars == {
         (5, "train/loss", 2.0),
         (5, "train/accuracy", 0.1),

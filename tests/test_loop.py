@@ -1,5 +1,6 @@
 """Whole runs in one process, on four simulated devices: resumed, streamed, averaged, diverging, refused."""
 
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +22,9 @@ from jaxnets import (
     models,
     predictions,
     report,
+    streaming,
     timing,
+    workdir,
 )
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan
@@ -169,19 +172,54 @@ def test_an_epoch_is_not_trained_again_where_its_evaluation_fails(finished, make
 
 
 def test_data_that_changed_are_not_gone_on_with(make_config, folder, tmp_path):
-    fields = {"train_split": "train[:75%]", "eval_split": "train[75%:]", "batch_size": 8}
+    """Two images more, of as many steps an epoch and evaluated on the same: nothing else would show them."""
+    fields = {"train_split": "train[:-12]", "eval_split": "train[-12:]", "batch_size": 8}
     config = make_config(dataset=f"folder:{folder}", augment__crop_padding=0, num_epochs=1, **fields)
     loop.train(config, tmp_path / "run")
-    for number in range(8):
+    for number in range(2):
         shutil.copy(folder / "red" / "0.png", folder / "red" / f"new{number}.png")
     config.num_epochs = 2
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
-    says = (
-        "now there are 5 steps an epoch and 14 images of evaluation, where its record of step 4 is of epoch 1 and 12 "
-    )
+    says = "had other data: 36 training and 12 evaluation images, where there are 38 and 12 now"
     with pytest.raises(UserError, match=says):
         loop.train(config, tmp_path / "run")
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_that_has_saved_nothing_may_have_other_data(make_config, folder, tmp_path, monkeypatch):
+    def dies(*args, **kwargs):
+        raise Stop
+
+    fields = {"train_split": "train[:-12]", "eval_split": "train[-12:]", "batch_size": 8, "num_epochs": 1}
+    config = make_config(dataset=f"folder:{folder}", augment__crop_padding=0, **fields)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(epochs, "train_epoch", dies)
+        loop.train(config, tmp_path / "run")
+    assert workdir.read_data(tmp_path / "run") == (("blue", "red"), 36, 12)
+    shutil.copy(folder / "red" / "0.png", folder / "red" / "new.png")
+    loop.train(config, tmp_path / "run")
+    assert workdir.read_data(tmp_path / "run") == (("blue", "red"), 37, 12)
+
+
+def test_an_image_that_cannot_be_read_costs_no_steps(make_config, folder, tmp_path, monkeypatch):
+    """Streamed, the third batch of four fails: once its file is there again, the run goes on behind the second."""
+    fields = {"train_split": "train[:-16]", "eval_split": "train[-16:]", "batch_size": 8, "resident": "false"}
+    fields |= {"num_workers": 0, "steps_per_call": 1, "num_epochs": 2, "augment__crop_padding": 0}
+    config = make_config(dataset=f"folder:{folder}", **fields)
+    loop.train(config, tmp_path / "whole")
+    read_batch, calls = streaming.read_batch, itertools.count()
+
+    def fails(*args, **kwargs):
+        if next(calls) >= 2:
+            raise UserError("7.png cannot be read")
+        return read_batch(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="7.png"):
+        patch.setattr(streaming, "read_batch", fails)
+        loop.train(config, tmp_path / "run")
+    assert checkpoint.open_manager(tmp_path / "run").all_steps() == [2]
+    loop.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_folder_that_moved_is_gone_on_with_and_one_of_other_classes_is_not(make_config, folder, tmp_path, caplog):
@@ -190,7 +228,7 @@ def test_a_folder_that_moved_is_gone_on_with_and_one_of_other_classes_is_not(mak
     moved = folder.rename(tmp_path / "moved")
     config = make_config(dataset=f"folder:{moved}", num_epochs=2, **fields)
     (moved / "blue").rename(moved / "yellow")  # the last one now
-    with pytest.raises(UserError, match="has not the classes of the run in .* at place 0 was 'blue', is 'red'"):
+    with pytest.raises(UserError, match="class 0 was .blue. and is now .red."):
         loop.train(config, tmp_path / "run")
     (moved / "yellow").rename(moved / "blue")
     assert loop.train(config, tmp_path / "run")["epoch"] == 2
@@ -264,10 +302,33 @@ def test_a_longer_run_says_where_images_become_small_again(make_config, tmp_path
     assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("length", "at", "remarked"),
+    [(4, 8, False), (4, 12, True), (6, 12, False), (6, 17, True), (20, 11, False), (20, 27, True)],
+)
+def test_a_longer_run_says_whether_the_rates_so_far_are_its_own(make_config, caplog, length, at, remarked):
+    """Steps of 5 an epoch, that fall by ten halfway: of 10 epochs at step 25, of fewer earlier."""
+    fields = {"schedule__name": "step", "schedule__boundaries": (0.5,), "schedule__warmup_epochs": 0.0}
+    before, longer = (make_config(num_epochs=epochs, **fields) for epochs in (length, 10))
+    loop.announce_length(make_plan(longer), at, before)
+    assert ("neither the shorter nor the longer" in caplog.text) == remarked
+
+
 def test_within_an_epoch_too(make_config, caplog):
     before, longer = (make_config(num_epochs=epochs, progressive_sizes=(0.5, 1.0)) for epochs in (4, 8))
     loop.announce_length(make_plan(longer), 12, before)  # of its 20 steps, the 2nd on large images
     assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
+
+
+def test_a_device_that_is_too_small_is_one_sentence(make_config, tmp_path, monkeypatch):
+    def fails(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore of it")
+
+    monkeypatch.setattr(loop, "fit", fails)
+    with pytest.raises(
+        UserError, match=r"not enough memory \(RESOURCE_EXHAUSTED.*8 bytes.\): a lower config.batch_size"
+    ):
+        loop.train(make_config(), tmp_path / "run")
 
 
 def test_a_decay_for_decoupled_optimizers_is_remarked_on_under_sgd(make_config, tmp_path, caplog):
@@ -415,7 +476,7 @@ def test_a_folder_of_images_trains_on_random_crops(make_config, folder, tmp_path
     (folder / "green").mkdir()
     shutil.copy(folder / "red" / "0.png", folder / "green" / "0.png")
     (folder / "red").rename(tmp_path / "red")
-    with pytest.raises(UserError, match="has not the classes of the run in .* at place 1 was 'red', is 'green'"):
+    with pytest.raises(UserError, match="class 1 was .red. and is now .green."):
         evaluate.main(["", f"--workdir={tmp_path / 'run'}", "--checkpoint=latest", "--split=train[:1]"])
     shutil.rmtree(folder / "green")
     (tmp_path / "red").rename(folder / "red")

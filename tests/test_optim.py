@@ -38,7 +38,7 @@ def test_linear_falls_evenly():
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_step_falls_at_fractions_of_the_whole_run(warmup):
     values = rates("step", boundaries=(0.5, 0.75), decay=0.1, warmup_epochs=warmup)
-    np.testing.assert_allclose(values[[39, 41, 59, 61, 79]], PEAK * np.array([1, 0.1, 0.1, 0.01, 0.01]), rtol=1e-5)
+    np.testing.assert_allclose(values[[39, 40, 59, 60, 79]], PEAK * np.array([1, 0.1, 0.1, 0.01, 0.01]), rtol=1e-5)
 
 
 def test_boundaries_that_meet_on_one_step_both_count():

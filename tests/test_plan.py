@@ -1,11 +1,13 @@
 """A plan says how long a run is; what does not fit is refused before anything is computed."""
 
+from contextlib import closing
+
 import jax
 import numpy as np
 import pytest
 
 from configs import digits
-from jaxnets import checkpoint, loop, models, ops, plan, settings, torch_weights
+from jaxnets import checkpoint, loop, models, ops, plan, settings, torch_weights, workdir
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
@@ -24,6 +26,14 @@ def test_a_run_that_never_ends_is_refused(config):
     config = config.copy_and_resolve_references()
     config.num_epochs = 10**8
     with pytest.raises(UserError, match="num_epochs=100000000 are [0-9,]+ steps: at most 100,000,000"):
+        plan.make_plan(config)
+
+
+def test_more_records_than_can_be_read_again_are_refused(config):
+    config.num_epochs, config.log_every_steps = 10**5, 1
+    with pytest.raises(
+        UserError, match="log_every_steps=1 would make [0-9,]+ records of [0-9,]+ steps: at most 500,000"
+    ):
         plan.make_plan(config)
 
 
@@ -116,6 +126,19 @@ def test_a_run_starts_from_the_best_checkpoint_of_another(tiny, tmp_path):
     assert started["params"].pop("classifier")["kernel"].shape == (8, 12)
     del source["params"]["classifier"]
     jax.tree.map(np.testing.assert_array_equal, started, source)
+
+
+def test_a_run_starts_from_the_latest_checkpoint_of_one_never_evaluated(tiny, tmp_path, caplog):
+    made = plan.make_plan(tiny)
+    workdir.keep(tmp_path, tiny)
+    for at in (1, 2):
+        state = plan.compile_and_create_state(made).replace(step=np.int32(at))
+        params = jax.tree.map(lambda leaf, at=at: np.full_like(leaf, at), state.params)
+        with closing(checkpoint.open_manager(tmp_path, keep=3)) as manager:
+            checkpoint.save(manager, state.replace(params=params), {"loss": 0.0, "correct": 0, "count": 0}, None)
+    tiny.init_from = str(tmp_path)
+    assert set(np.unique(jax.tree.leaves(plan.load_initial_weights(made)["params"])[0])) == {2}
+    assert "has not been evaluated yet: its latest checkpoint is taken" in caplog.text
 
 
 def test_weights_of_images_normalised_otherwise_are_warned_of(tiny, tmp_path, caplog):

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 import jaxnets
 from configs import digits
-from jaxnets import checkpoint, data, evaluate, loop, models, predict, predictions, settings, torch_weights
+from jaxnets import checkpoint, data, evaluate, loop, models, predict, settings, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import UserError, exit_on_user_error
 from tests.test_models import random_variables
@@ -115,7 +115,7 @@ def test_a_run_without_its_data_set_keeps_its_names_or_gives_numbers(run, files,
     arguments = [f"--workdir={workdir}", "--checkpoint=latest", files[0] / "00.png", "--top=3"]
     kept = objects(command(*arguments, "--format=json")[1])[0]["predictions"]
     assert all(p["name"] == str(p["class"]) for p in kept)
-    (workdir / predictions.FILE).unlink()
+    (workdir / "data.json").unlink()
     status, out, _ = command(*arguments)
     assert status == 0 and not (tmp_path / "empty").exists()
     assert f"cifar10 (it is not prepared in {tmp_path / 'empty'})" in caplog.text
@@ -125,16 +125,16 @@ def test_a_run_without_its_data_set_keeps_its_names_or_gives_numbers(run, files,
     assert objects(command(*arguments, "--format=json")[1])[0]["predictions"][0]["name"] is None
 
 
-def test_a_run_names_classes_as_it_was_evaluated_and_as_its_data_set_where_that_is_damaged(run, files, tmp_path):
+def test_a_run_names_classes_as_it_was_trained_and_as_its_data_set_where_that_is_damaged(run, files, tmp_path):
     workdir = tmp_path / "run"
     shutil.copytree(run[0], workdir)
     arguments = [f"--workdir={workdir}", files[0] / "00.png", "--top=1"]
     (name,) = (p["name"] for p in objects(command(*arguments, "--format=json")[1])[0]["predictions"])
-    kept = dict(np.load(workdir / predictions.FILE))
-    kept["class_names"] = np.array([f"class\n{name}" for name in kept["class_names"]])
-    np.savez(workdir / predictions.FILE, **kept)
+    kept = json.loads((workdir / "data.json").read_text())
+    kept["class_names"] = [f"class\n{name}" for name in kept["class_names"]]
+    (workdir / "data.json").write_text(json.dumps(kept))
     assert command(*arguments)[1].splitlines()[1].endswith(f"%  class\\n{name}")
-    (workdir / predictions.FILE).write_bytes(b"damaged")
+    (workdir / "data.json").write_bytes(b"damaged")
     assert command(*arguments)[1].splitlines()[1].endswith(f"%  {name}")
 
 

@@ -1,9 +1,14 @@
 """Log lines go to standard error; the compilation cache and XLA's flags are as the user says."""
 
 import os
+import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from jaxnets import runtime
+from jaxnets.errors import UserError
 
 
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
@@ -12,6 +17,28 @@ def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert runtime.cache_directory() == tmp_path / ".cache" / "jaxnets"
+
+
+def test_without_a_home_folder_the_cache_needs_a_name(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    with pytest.raises(UserError, match="set HOME or XDG_CACHE_HOME"):
+        runtime.cache_directory()
+
+
+@pytest.mark.parametrize(("platform", "says"), [("cuda", "plugin"), ("none", "'none' is not in the list")])
+def test_a_platform_that_is_not_there_is_one_sentence(platform, says):
+    code = "from jaxnets import errors, runtime; errors.exit_on_user_error(lambda _: runtime.require_device())(())"
+    env = os.environ | {"JAX_PLATFORMS": platform}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    if platform == "cuda" and not done.returncode:
+        pytest.skip("there is a GPU")
+    assert done.returncode == 1 and f"error: JAX_PLATFORMS={platform}: JAX has no such device" in done.stderr
+    assert says in done.stderr and "Traceback" not in done.stderr
 
 
 def test_log_lines_go_to_standard_error_once(capsys):

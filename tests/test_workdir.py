@@ -74,3 +74,24 @@ def test_a_read_only_folder_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "below"):
         with pytest.raises(UserError, match="cannot be"), workdir.claim(folder, config()):
             pass
+
+
+def test_what_a_run_is_trained_on_comes_back(tmp_path):
+    assert workdir.read_data(tmp_path) is workdir.class_names(tmp_path) is None
+    data = workdir.Data(("blåhaj", "a\nb"), 60, 10)
+    workdir.keep_data(tmp_path, data)
+    assert workdir.read_data(tmp_path) == data and workdir.class_names(tmp_path) == data.class_names
+    workdir.keep_data(tmp_path, data._replace(train_images=61))
+    assert workdir.read_data(tmp_path).train_images == 61
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{}", b'{"class_names": [1], "train_images": 1, "eval_images": 1}', b"\xff", b"[" * 100_000]
+    + [b'{"class_names": ["a"], "train_images": "1", "eval_images": 1}', b'{"class_names": ["a"], "other": 1}'],
+)
+def test_a_damaged_file_of_it_is_one_sentence(tmp_path, content, caplog):
+    (tmp_path / workdir.DATA).write_bytes(content)
+    with pytest.raises(UserError, match=workdir.DATA):
+        workdir.read_data(tmp_path)
+    assert workdir.class_names(tmp_path) is None and workdir.DATA in caplog.text

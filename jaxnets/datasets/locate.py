@@ -19,6 +19,7 @@ from jaxnets.datasets.cifar import Cifar10, Cifar100
 from jaxnets.datasets.digits import Digits
 from jaxnets.errors import UserError, first_line
 from jaxnets.plain_files import parse_json, read_text, user_path
+from jaxnets.runtime import cache_directory
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def open_builder(dataset: str, data_dir: str | os.PathLike | None = None) -> tfd
             f"TFDS has prepared {', '.join(_prepared(root)) or 'nothing'}; a folder of images is folder:PATH"
         )
     if name == "digits":
-        root = _writable([root, _cache_root()])
+        root = _writable([root, *_cache_roots()])
     elif not _is_writable(root):
         raise UserError(
             f"{dataset} cannot be prepared: data_dir {root} is not a writable directory; "
@@ -68,7 +69,7 @@ def find_prepared(dataset: str, data_dir: str | os.PathLike | None = None) -> Pa
     """The directory of a data set named as for `open_builder`; None where it is not prepared."""
     root = data_root(data_dir)
     name, version = _parse(dataset)
-    roots = [root, _cache_root()] if name == "digits" else [root]
+    roots = [root, *_cache_roots()] if name == "digits" else [root]
     return next(filter(None, (_find(name, version, place) for place in roots)), None)
 
 
@@ -161,10 +162,12 @@ def _prepare(name: str, root: Path) -> Path:
     return Path(builder.data_path)
 
 
-def _cache_root() -> Path:
-    """The user's own cache, for the embedded data set where `data_dir` cannot be written."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return user_path(cache).absolute() / "jaxnets" / "tensorflow_datasets"
+def _cache_roots() -> list[Path]:
+    """The user's own cache, if there is one, for the embedded data set where `data_dir` cannot be written."""
+    try:
+        return [cache_directory() / "tensorflow_datasets"]
+    except UserError:  # of a user without a home folder
+        return []
 
 
 def _writable(roots: list[Path]) -> Path:
