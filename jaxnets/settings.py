@@ -198,10 +198,18 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def compute_dtype(name: str) -> str:
-    """The dtype a model computes in; "auto" is bfloat16 where the hardware is made for it."""
+    """The dtype that a model computes in; "auto" is bfloat16 where the hardware is made for it."""
     if name != "auto":
         return name
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "bfloat16" if _is_made_for_bfloat16(jax.local_devices()[0]) else "float32"
+
+
+def _is_made_for_bfloat16(device: jax.Device) -> bool:
+    """TPUs, and NVIDIA's GPUs since Ampere."""
+    if device.platform == "gpu":
+        capability = getattr(device, "compute_capability", "")  # AMD's is the name of an architecture
+        return not capability.replace(".", "").isdecimal() or float(capability) >= 8
+    return device.platform != "cpu"
 
 
 def make_model(config: ml_collections.ConfigDict, num_classes: int, **fields):

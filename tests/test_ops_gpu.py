@@ -90,9 +90,19 @@ def test_an_average_of_bfloat16_is_rounded_once():
     np.testing.assert_array_equal(np.float32(got), np.float32(expected.astype(jnp.bfloat16)))
 
 
-def gradients(name, dtype=jnp.float32):
-    """Loss, statistics and gradients of a small net in training."""
-    model = create_model("mobilenet_v2_mini", num_classes=5, dtype=dtype)
+def test_a_gradient_of_overlapping_windows_is_rounded_once():
+    """Of a maximum that four windows share: 256 + 1 + 1 + 1 would stay 256 in bfloat16, added one by one."""
+    x = jnp.zeros((1, 5, 5, 1), jnp.bfloat16).at[0, 2, 2, 0].set(1)
+    dy = jnp.array([[256, 1], [1, 1]], jnp.bfloat16)[None, :, :, None]
+    for name in ("gpu", "xla"):
+        with ops.using(name):
+            (dx,) = jax.vjp(lambda x: ops.max_pool(x, 3, strides=2), x)[1](dy)
+        assert dx.dtype == jnp.bfloat16 and dx[0, 2, 2, 0] == 260 and dx.sum() == 260
+
+
+def gradients(name, dtype=jnp.float32, net="mobilenet_v2_mini"):
+    """Loss, statistics and gradients of a net in training."""
+    model = create_model(net, num_classes=5, dtype=dtype, dropout=0.0)
     images, labels = normal(0, 12, 32, 32, 3), jnp.arange(12) % 5
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
     variables = jax.tree.map(lambda a: normal(a.size, *a.shape) / 4 + (a.ndim == 1), shapes)
@@ -110,16 +120,21 @@ def test_a_net_has_the_reference_s_loss_gradients_and_statistics():
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(1e-2, np.abs(b).max()))
 
 
-def test_in_bfloat16_it_is_as_near_to_float32_as_the_reference():
+@pytest.mark.parametrize(
+    "net",
+    ["mobilenet_v2_mini", "squeezenet1_1_cifar"]
+    + [pytest.param(f"shufflenet_{name}_cifar", marks=pytest.mark.slow) for name in ("v1_g3", "v2_x0_5")],
+)
+def test_in_bfloat16_it_is_as_near_to_float32_as_the_reference(net):
     """Of every tensor, in its norm: of single values of a net that has just begun rounding says little."""
-    exact = jax.tree.leaves(gradients("reference"))
+    exact = jax.tree.leaves(gradients("reference", net=net))
 
     def errors(name):
-        found = jax.tree.leaves(gradients(name, jnp.bfloat16))
+        found = jax.tree.leaves(gradients(name, jnp.bfloat16, net))
         return np.array([np.linalg.norm(a - b) / max(1e-2, np.linalg.norm(b)) for a, b in zip(found, exact)])
 
     ours, theirs = errors("gpu"), errors("reference")
-    assert ours.max() < 0.2 and ours.mean() < 1.2 * theirs.mean()
+    assert ours.max() < max(0.2, 1.5 * theirs.max()) and ours.mean() < 1.2 * theirs.mean()
 
 
 def test_training_lowers_for_gpus_without_one():

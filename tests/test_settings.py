@@ -1,5 +1,7 @@
 """Bad fields are refused by name; a configuration survives its file; what decides a result is compared."""
 
+from types import SimpleNamespace
+
 import ml_collections
 import pytest
 from hypothesis import given
@@ -135,3 +137,21 @@ def test_a_bad_model_is_refused_with_its_field(fields):
 def test_flatten_joins_names_with_dots():
     nested = ml_collections.ConfigDict({"a": 1, "b": {"c": 2, "d": {"e": 3}}})
     assert settings.flatten(nested.to_dict()) == {"a": 1, "b.c": 2, "b.d.e": 3}
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "dtype"),
+    [
+        ("cpu", None, "float32"),
+        ("tpu", None, "bfloat16"),
+        ("gpu", "7.5", "float32"),
+        ("gpu", "8.0", "bfloat16"),
+        ("gpu", "10.0", "bfloat16"),
+        ("gpu", "gfx942", "bfloat16"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_hardware_is_made_for_it(monkeypatch, platform, capability, dtype):
+    device = SimpleNamespace(platform=platform, **({"compute_capability": capability} if capability else {}))
+    monkeypatch.setattr(settings.jax, "local_devices", lambda: [device])
+    assert settings.compute_dtype("auto") == dtype
+    assert settings.compute_dtype("bfloat16") == "bfloat16"

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.ops import reference
+from jaxnets.ops import reference, xla
 from jaxnets.ops.gpu_batch_norm import batch_norm
 from jaxnets.ops.gpu_depthwise import depthwise_conv
 from jaxnets.ops.gpu_sums import sums, wide
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.reference import channel_shuffle, conv, within
-from jaxnets.ops.xla import max_pool, pointwise_conv
+from jaxnets.ops.xla import pointwise_conv
 
 
 def grouped_conv(x, kernel, strides, padding, feature_group_count):
@@ -35,6 +35,21 @@ def avg_pool(x, window, strides, padding):
     return reference.avg_pool(wide(x), window, strides, padding).astype(x.dtype)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def max_pool(x, window, strides, padding):
+    """See `xla.max_pool`."""
+    return reference.max_pool(x, window, strides, padding)
+
+
+def _max_pool_backward(size, strides, padding, saved, dy):
+    # Written, in the net's dtype: computed again without its rounding an input would equal no maximum.
+    x, y, dy = lax.optimization_barrier((*saved, dy))
+    return xla.max_pool_backward(size, strides, padding, (x, y), dy)
+
+
+max_pool.defvjp(xla.max_pool_forward, _max_pool_backward)
+
+
 def add_bias(x, bias, bounds):
     """See `reference.add_bias`; the bias's gradient is a sum of `gpu_sums`."""
     return _add_bias(*align(x, bias), tuple(bounds))
@@ -42,11 +57,13 @@ def add_bias(x, bias, bounds):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _add_bias(x, bias, bounds):
+    if bounds == (0, math.inf):  # XLA has cuDNN compute a maximum with 0 behind a convolution, but not a clamp
+        return jnp.maximum(x + bias.astype(x.dtype), 0)
     return reference.add_bias(x, bias, bounds)
 
 
 def _add_bias_forward(x, bias, bounds):
-    y = reference.add_bias(x, bias, bounds)
+    y = _add_bias(x, bias, bounds)
     return y, (y if any(map(math.isfinite, bounds)) else None, bias)
 
 

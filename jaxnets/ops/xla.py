@@ -107,17 +107,19 @@ def max_pool(x, window, strides, padding):
     return reference.max_pool(x, window, strides, padding)
 
 
-def _max_pool_forward(x, window, strides, padding):
+def max_pool_forward(x, window, strides, padding):
     y = max_pool(x, window, strides, padding)
     return y, (x, y)
 
 
-def _max_pool_backward(size, strides, padding, saved, dy):
+def max_pool_backward(size, strides, padding, saved, dy):
     x, y = saved
     lowest = jnp.array(-jnp.inf, x.dtype)
     padded = lax.pad(x, lowest, ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
     free = jnp.ones(y.shape, bool)
-    total = jnp.zeros(padded.shape, dy.dtype)
+    # Where windows overlap, an input gets several gradients: they are added in at least float32.
+    wide = jnp.promote_types(dy.dtype, jnp.float32)
+    total = jnp.zeros(padded.shape, wide)
     for tap in product(range(size), repeat=2):
         inputs = window(padded, tap, y.shape[1:3], (strides, strides))
         chosen = free & ((inputs == y) | jnp.isnan(inputs))
@@ -126,12 +128,13 @@ def _max_pool_backward(size, strides, padding, saved, dy):
             (first, n - first - (count - 1) * strides - 1, strides - 1)
             for first, n, count in zip(tap, padded.shape[1:3], y.shape[1:3])
         ]
-        total += lax.pad(jnp.where(chosen, dy, 0), jnp.zeros((), dy.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+        of_tap = jnp.where(chosen, dy, 0).astype(wide)
+        total += lax.pad(of_tap, jnp.zeros((), wide), ((0, 0, 0), *edges, (0, 0, 0)))
     crop = [(-low, -high, 0) for low, high in padding]
-    return (lax.pad(total, jnp.zeros((), dy.dtype), ((0, 0, 0), *crop, (0, 0, 0))),)
+    return (lax.pad(total, jnp.zeros((), wide), ((0, 0, 0), *crop, (0, 0, 0))).astype(dy.dtype),)
 
 
-max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+max_pool.defvjp(max_pool_forward, max_pool_backward)
 
 
 __all__ = [
