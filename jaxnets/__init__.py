@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import fields as dataclass_fields
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 from jaxnets.errors import UserError
@@ -16,10 +17,12 @@ from jaxnets.errors import UserError
 if TYPE_CHECKING:
     import flax.linen as nn
 
-__all__ = ["create_model", "list_models"]
+__all__ = ["UserError", "create_model", "list_models"]
 
 
 def __getattr__(name: str):
+    if name == "__version__":
+        return metadata.version("jaxnets")
     if name in ("models", "ops"):
         return importlib.import_module(f"jaxnets.{name}")
     raise AttributeError(f"module 'jaxnets' has no attribute {name!r}")
@@ -37,7 +40,8 @@ def create_model(name: str, **fields) -> "nn.Module":
 
     A field given as None keeps the net's own value. `net.init(key, images, train=False)` and
     `net.apply(variables, images, train=False)` take normalised float images `(N, H, W, 3)`.
-    Raises ValueError for an unknown name or field, with a list of what exists, and for a bad value.
+    The fields that nets share are those of `jaxnets.models.net.Net`; each class lists its own.
+    Raises UserError, a ValueError, for an unknown name or field, with a list of what exists, and for a bad value.
     """
     from jaxnets.models import MODELS
 

@@ -172,9 +172,7 @@ def save(
     finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((host.variables, host.ema)))
     # An optimizer may well have an infinity: it divides by it.
     if not finite or any(np.isnan(leaf).any() for leaf in jax.tree.leaves(host.opt_state)):
-        raise UserError(
-            f"the weights are no longer finite at step {step}; {last_good(manager)}; {ADVICE}"
-        )
+        raise UserError(f"the weights are no longer finite at step {step}; {last_good(manager)}; {ADVICE}")
     _save_items(manager, step, items, totals, metrics)
 
 

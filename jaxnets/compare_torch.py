@@ -84,6 +84,12 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     """
     check(config)
     made = plan.make_plan(config)
+    nbytes = made.train_split.nbytes + made.eval_split.nbytes
+    if not data.is_resident(config.resident, nbytes, config.resident_limit):
+        raise UserError(
+            f"--against=torch: PyTorch's side keeps all images in memory, {nbytes / 1e9:.1f} GB, where "
+            f"config.resident={config.resident} and config.resident_limit={config.resident_limit} have them streamed"
+        )
     with workdir.claim(directory, config):
         saved = read(directory / CHECKPOINT)
         at = saved["step"] if saved else 0

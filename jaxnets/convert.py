@@ -1,8 +1,8 @@
 """Convert weights: between PyTorch, safetensors and a workdir that evaluate and predict take.
 
-IN is a file (.pth, .pt, .safetensors, or Keras's .h5, .keras) with --model, or the workdir of a run. OUT is a .pth,
-.pt or .safetensors file, or a new folder: a workdir whose one checkpoint holds the weights. Nothing that exists is
-written over.
+IN is a file (.pth, .pt, .bin, .ckpt, .tar, .safetensors, or Keras's .h5, .hdf5, .keras) with --model, or the workdir
+of a run. OUT is a .pth, .pt or .safetensors file, or a new folder: a workdir whose one checkpoint holds the weights.
+Nothing that exists is written over.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writin
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, scratch_of, user_path
 from jaxnets.predict import check_deviation, field, normalization_of, triple
-from jaxnets.weight_files import SUFFIXES, metadata_of, spelled
+from jaxnets.weight_files import SUFFIXES, import_torch, metadata_of, spelled
 from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")
@@ -64,10 +64,7 @@ def write(path: Path, model: nn.Module, published: torch_weights.Published, layo
         known = metadata_of(published.normalization) if published.normalization else None
         content = safetensors.numpy.save(state_dict, known)
     else:
-        try:
-            import torch
-        except ImportError:
-            raise UserError(f"writing {path} needs PyTorch (pip install torch); .safetensors does not") from None
+        torch = import_torch(f"writing {path}")
         buffer = io.BytesIO()
         torch.save({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}, buffer)
         content = buffer.getvalue()

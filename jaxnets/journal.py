@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxnets import distributed
 from jaxnets.errors import UserError, writing
-from jaxnets.plain_files import parse_json, read_text
+from jaxnets.plain_files import parse_json, read_text, replacing
 from jaxnets.runtime import logger
 
 FILE = "metrics.jsonl"
@@ -118,13 +118,9 @@ class Journal:
         if not distributed.is_primary():
             return
         path = workdir / FILE
-        scratch = path.with_suffix(".tmp")
         with writing(workdir):
-            with scratch.open("w") as file:
-                file.writelines(json.dumps(record) + "\n" for record in self.records)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, path)
+            with replacing(path) as scratch:
+                scratch.write_text("".join(json.dumps(record) + "\n" for record in self.records))
             self._file = path.open("a")
             self._events = Events(workdir / "tensorboard", step)
 

@@ -46,7 +46,7 @@ def read(source: str | os.PathLike) -> Weights:
     path = Path(source)
     require_file(path)
     if importlib.util.find_spec("h5py") is None:
-        raise UserError(f"reading {path} needs h5py (pip install h5py)")
+        raise UserError(f"reading {path} needs h5py (pip install 'jaxnets[keras]')")
     try:
         arrays = _arrays(path)
     except UserError as error:
@@ -76,9 +76,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         except subprocess.TimeoutExpired:
             raise ValueError(f"reading it took more than {TIMEOUT} seconds") from None
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["reading it takes too long, or crashes the HDF5 library"])[
-                -1
-            ]
+            said = done.stderr.strip().splitlines()
+            reason = said[-1] if said else "reading it takes too long, or crashes the HDF5 library"
             raise (UserError if done.returncode == h5_arrays.REFUSED else ValueError)(reason)
         with np.load(target) as file:
             return {str(name): file[f"array{i}"] for i, name in enumerate(file["names"])}

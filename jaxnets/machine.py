@@ -1,6 +1,8 @@
 """Where numbers were made: the machine and the versions, to stand beside every one of them."""
 
 import datetime
+import functools
+import hashlib
 import json
 import os
 import platform
@@ -15,23 +17,32 @@ from jaxnets.plain_files import parse_json, read_text, replacing
 
 FILE = "machines.json"
 MAX_BYTES = 1 << 20
-PACKAGES = ("jax", "flax", "optax")
+PACKAGES = ("jax", "jaxlib", "flax", "optax")
+OPERATORS = Path(ops.__file__).parent
 
 
 def describe(*packages: str) -> dict[str, object]:
-    """The devices, the processor, its cores that this process may use, and the versions, for JSON.
+    """The devices of all processes, the cores that this one may use, and the versions, for JSON.
 
     `packages`: further ones whose versions count.
     """
-    devices, counting = jax.local_devices(), (*PACKAGES, *packages)
+    devices, counting = jax.devices(), (*PACKAGES, *packages)
+    versions = {"python": platform.python_version(), "jaxnets": f"{metadata.version('jaxnets')}+{_operators_digest()}"}
     return {
         "device": _processor() if devices[0].platform == "cpu" else devices[0].device_kind,
         "num_devices": len(devices),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "operators": ops.formulation(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in counting},
+        "versions": versions | {name: metadata.version(name) for name in counting},
     }
+
+
+@functools.cache
+def _operators_digest() -> str:
+    """Of the operators' sources, which decide how fast a net is, and change within a version."""
+    files = sorted(path for path in OPERATORS.rglob("*") if path.suffix in (".py", ".cc", ".h"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def sentence(machine: dict[str, object]) -> str:

@@ -4,11 +4,13 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxnets.errors import UserError
+
+Found = TypeVar("Found")
 
 
 def open_at_once(path: str | Path, flags: int) -> int:
@@ -45,6 +47,29 @@ def parse_json(text: str) -> Any:
         raise ValueError("it nests too deeply") from None
 
 
+def read_own(files: Sequence[Path], what: str, read: Callable[[Any], Found], limit: int) -> Found | None:
+    """What `read` finds in the JSON of `files[0]`, of at most `limit` bytes; None where there is none of `files` yet.
+
+    `files` are what a command writes in --out. UserError where one is there and the first is no `what`: it would take
+    the place of somebody else's.
+    """
+    present = [file for file in files if file.exists()]
+    if not present:
+        return None
+    try:
+        return read(parse_json(read_text(files[0], limit)))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        raise UserError(f"{present[0]} exists, but {files[0].name} is no {what}; choose another --out") from None
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder --out, where it is not there yet; UserError where it cannot be one."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
+
+
 def user_path(text: str | Path) -> Path:
     """A path as it is typed: the shell leaves `~`, for the home folder, to us in `--workdir=~/runs`."""
     try:
@@ -58,13 +83,27 @@ def scratch_of(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
 
 
+def _sync(path: Path) -> None:
+    """Have what was written to a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The file to write in place of `path`, which it becomes after the block: all of it or nothing at any time."""
+    """The file to write in place of `path`, which it becomes after the block: all of it or nothing at any time.
+
+    On disk after the block, so that a power cut leaves the one or the other too.
+    """
     scratch = scratch_of(path)
     try:
         yield scratch
+        _sync(scratch)
         os.replace(scratch, path)
+        _sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)

@@ -188,15 +188,16 @@ def squeezenet_cifar(version, num_classes=10):
     return net
 
 
+SHUFFLENET_V2 = ("x0_5", "x1_0", "x1_5", "x2_0")
 NETS = {
     "mobilenet_v1": partial(MobileNet, stem_stride=2, num_classes=1000),
     "mobilenet_v1_cifar": MobileNet,
     "mobilenet_v2": torchvision.models.mobilenet_v2,
     "mobilenet_v2_cifar": MobileNetV2,
-    "squeezenet1_1": torchvision.models.squeezenet1_1,
-    "squeezenet1_1_cifar": partial(squeezenet_cifar, "1_1"),
+    **{f"squeezenet{version}": getattr(torchvision.models, f"squeezenet{version}") for version in ("1_0", "1_1")},
+    **{f"squeezenet{version}_cifar": partial(squeezenet_cifar, version) for version in ("1_0", "1_1")},
     "shufflenet_v1_g3": ShuffleNetV1,
     "shufflenet_v1_g3_cifar": partial(ShuffleNetV1, stem_stride=1, num_classes=10),
-    "shufflenet_v2_x1_0": torchvision.models.shufflenet_v2_x1_0,
-    "shufflenet_v2_x1_0_cifar": partial(shufflenet_v2_cifar, "x1_0"),
+    **{f"shufflenet_v2_{size}": getattr(torchvision.models, f"shufflenet_v2_{size}") for size in SHUFFLENET_V2},
+    **{f"shufflenet_v2_{size}_cifar": partial(shufflenet_v2_cifar, size) for size in SHUFFLENET_V2},
 }

@@ -13,11 +13,10 @@ import ml_collections
 
 from jaxnets import distributed, settings
 from jaxnets.errors import UserError, writing
-from jaxnets.plain_files import parse_json, read_text, replacing
+from jaxnets.plain_files import parse_json, read_text, replacing, scratch_of
 from jaxnets.runtime import logger
 
 CONFIG = "config.json"
-SCRATCH = "config.json.tmp"
 LOCK = ".lock"
 DATA = "data.json"
 MAX_BYTES = 1 << 26  # of a data.json: a million classes with long names
@@ -60,14 +59,11 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[ml_colle
 
 def keep(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Make `config` the configuration of the run in a workdir, all of it or not at all."""
-    path, scratch = workdir / CONFIG, workdir / SCRATCH
+    path = workdir / CONFIG
     if path.exists() and settings.as_dict(settings.read(path)) == settings.as_dict(config):
         return
-    with writing(workdir):
+    with writing(workdir), replacing(path) as scratch:
         settings.write(config, scratch)
-        with scratch.open() as file:
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
 
 
 def keep_data(workdir: Path, data: Data) -> None:
@@ -135,7 +131,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
         before = settings.read(workdir / CONFIG)
         _require_same_run(workdir, before, config)
         return before
-    if strangers := sorted(present - {LOCK, SCRATCH}):
+    if strangers := sorted(present - {LOCK, scratch_of(workdir / CONFIG).name}):
         raise UserError(
             f"--workdir={workdir} holds {strangers[0]!r} but no {CONFIG}: it is not the folder of a run; "
             "choose a new or an empty one"

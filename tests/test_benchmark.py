@@ -160,8 +160,8 @@ def test_default_sizes(name, mode, expected):
     assert (task.batch_size, task.image_size) == expected
 
 
-def test_every_net_of_pytorch_is_raced():
-    assert set(benchmark.MODELS) == set(NETS)
+def test_every_net_that_is_raced_is_there_in_pytorch():
+    assert set(benchmark.MODELS) <= set(NETS)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1_cifar", "squeezenet1_1"])

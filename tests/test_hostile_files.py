@@ -155,7 +155,7 @@ def test_a_workdir_does_no_harm(name, run_outcomes):
     assert outcome["ended"] == "refused" and re.search(pattern, outcome["said"]), outcome
 
 
-@pytest.mark.parametrize("name", ["config.json.tmp", "metrics.tmp", "metrics.jsonl", "checkpoints", ".lock"])
+@pytest.mark.parametrize("name", ["config.json.tmp", "metrics.jsonl.tmp", "data.json", "checkpoints", ".lock"])
 def test_a_link_in_a_workdir_does_not_lead_outside(run, tmp_path, name):
     target = tmp_path / "mine"
     target.write_text("precious")

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from importlib import metadata
 
 import jax
 import pytest
@@ -13,13 +14,27 @@ from jaxnets import machine, ops
 def test_it_is_this_machine_and_these_versions():
     found = machine.describe()
     assert found["versions"]["jax"] == jax.__version__
-    assert found["num_devices"] == jax.local_device_count()
+    assert found["num_devices"] == jax.device_count()
     assert 1 <= found["cores"] <= os.cpu_count()
     with ops.using("reference"):
         assert machine.describe()["operators"] == "reference"
     assert json.loads(json.dumps(found)) == found
     sentence = machine.sentence(found)
     assert found["device"] in sentence and jax.__version__ in sentence and "\n" not in sentence
+
+
+def test_other_operators_are_another_version(tmp_path, monkeypatch):
+    """Times of before are not those of now, though no number has been raised."""
+    (tmp_path / "native").mkdir()
+    source = tmp_path / "native" / "kernels.cc"
+    monkeypatch.setattr(machine, "OPERATORS", tmp_path)
+    found = []
+    for content in ("a", "b", "a"):
+        source.write_text(content)
+        machine._operators_digest.cache_clear()
+        found.append(machine.describe()["versions"]["jaxnets"])
+    machine._operators_digest.cache_clear()
+    assert found[0] == found[2] != found[1] and found[0].startswith(metadata.version("jaxnets"))
 
 
 def test_ticks_count_work():

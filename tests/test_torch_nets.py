@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import jaxnets
-from jaxnets import benchmark_torch, torch_weights
+from jaxnets import benchmark, benchmark_torch, torch_weights
 from jaxnets.torch_nets import NETS
 from tests.parity_cases import calibrated, images_of, to_torch
 from tests.slow import mark_slow, slow_after
@@ -17,7 +17,10 @@ def side_of(name):
     return 32 if name.endswith("_cifar") else 64
 
 
-@pytest.fixture(scope="module", params=[name if name.endswith("_cifar") else mark_slow(name) for name in NETS])
+RACED = [name for name in benchmark.MODELS if name.endswith("_cifar")]
+
+
+@pytest.fixture(scope="module", params=[name if name in RACED else mark_slow(name) for name in NETS])
 def net(request):
     """The name, and PyTorch's net with weights under which logits say something."""
     torch.manual_seed(0)
