@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxnets import ops
-from tests.slow import each_once
+from tests.slow import each_once, mark_slow
 
 FORMULATIONS = [name for name in ops.FORMULATIONS if name != "native" or ops.native_library.available()]
 PORTABLE = ("xla", "gpu")  # what they compute on a CPU is what they mean everywhere
@@ -294,20 +295,195 @@ def test_channel_shuffle(portable, groups, channels):
         np.testing.assert_array_equal(got[0][..., i * groups + g], x[..., g * (channels // groups) + i])
 
 
-def test_bad_arguments_are_refused():
-    x = random(0, 1, 4, 4, 6)
-    with pytest.raises(ValueError, match="does not fit an input with 6 channels"):
-        ops.conv(x, random(1, 3, 3, 5, 8))
-    with pytest.raises(ValueError, match="does not fit"):
-        ops.conv(x, random(1, 1, 1, 2, 8), feature_group_count=3)
-    with pytest.raises(ValueError, match="one dtype"):
-        ops.depthwise_conv(x, random(1, 3, 3, 1, 6).astype(jnp.bfloat16))
-    with pytest.raises(ValueError, match="1x1"):
-        ops.pointwise_conv(x, random(1, 3, 3, 6, 8))
-    with pytest.raises(ValueError, match=r"\(N, H, W, C\)"):
-        ops.conv(x[0], random(1, 1, 1, 6, 8))
-    with pytest.raises(ValueError, match="4 groups must divide the 6 channels"):
-        ops.channel_shuffle(x, 4)
+IMAGE, VECTOR, BOUNDS = random(0, 2, 8, 8, 4), random(1, 4), (0.0, 6.0)
+GEOMETRY = {"strides": (1, 1), "padding": SAME}
+POINTWISE = {"kernel": random(2, 1, 1, 4, 4), "strides": (1, 1), "padding": ops.NO_PADDING, "feature_group_count": 1}
+RIGHT = {
+    "conv": {"x": IMAGE, "kernel": random(2, 3, 3, 4, 4), **GEOMETRY, "feature_group_count": 1},
+    "depthwise_conv": {"x": IMAGE, "kernel": random(2, 3, 3, 1, 4), **GEOMETRY},
+    "pointwise_conv": {"x": IMAGE, "kernel": random(2, 1, 1, 4, 4), "strides": (1, 1)},
+    "grouped_conv": {"x": IMAGE, "kernel": random(2, 1, 1, 2, 4), **GEOMETRY, "feature_group_count": 2},
+    "batch_norm": {"x": IMAGE, "scale": VECTOR, "bias": VECTOR, "bounds": BOUNDS},
+    "conv_batch_norm": {"x": IMAGE, **POINTWISE, "scale": VECTOR, "bias": VECTOR, "bounds": BOUNDS, "shuffle": 2},
+    "conv_affine": {"x": IMAGE, **POINTWISE, "gain": VECTOR, "bias": VECTOR, "bounds": BOUNDS, "shuffle": 2},
+    "conv_bias": {"x": IMAGE, **POINTWISE, "bias": VECTOR, "bounds": BOUNDS},
+    "add": {"x": IMAGE, "y": IMAGE, "bounds": BOUNDS},
+    "max_pool": {"x": IMAGE, "window": 3, "strides": 2, "padding": SAME},
+    "avg_pool": {"x": IMAGE, "window": 3, "strides": 2, "padding": SAME},
+    "concatenate": {"parts": (IMAGE, IMAGE)},
+    "concatenate_shuffle": {"x": IMAGE, "y": IMAGE},
+    "halves": {"x": IMAGE},
+    "channel_shuffle": {"x": IMAGE, "groups": 2},
+}
+
+
+def call(function, **changed):
+    """Of the right arguments but for what is changed."""
+    arguments = {**RIGHT[function], **changed}
+    if "kernel" in arguments and "bias" in arguments:
+        arguments["convolution"] = ops.Convolution(*(arguments.pop(field) for field in ops.Convolution._fields))
+    return getattr(ops, function)(**arguments)
+
+
+def wrong_of_one_argument():
+    """For each, whatever function has it: wrong values, and what the error says of them."""
+    vectors = [(random(0, *n), f" must be (4,), not {n}") for n in [(1,), (2,), (8,), (1, 4), (2, 8, 8, 4), ()]]
+    vectors.append((np.ones(4, np.int32), " must be of a floating dtype, not int32"))
+    counts = [(n, " must be an integer of at least 1, not ") for n in (0, -1, 2.0, (2, 2), None)]
+    groups = [*counts, (3, "3 groups must divide the 4 channels")]
+    bounds = [(6.0, 0.0), 6.0, (0.0, float("nan")), (0.0, 1.0, 6.0), (None, 6.0), "ab"]
+    paddings = ["SAME", 1, (1, 1), ((1, 1),), ((1, 1), (1, 1.5)), ((1, 1, 1), (1, 1, 1))]
+    return {
+        **dict.fromkeys(("scale", "gain", "bias"), vectors),
+        **dict.fromkeys(("groups", "shuffle"), groups),
+        "feature_group_count": [*counts, (3, "does not fit an input with 4 channels")],
+        "window": [*counts, (11, "a window of 11x11 must fit an image x (2, 8, 8, 4) with padding ((1, 1), (1, 1))")],
+        "bounds": [(b, "bounds must be (low, high), low no greater than high, not ") for b in bounds],
+        "padding": [(p, "padding must be ((top, bottom), (left, right)), integers") for p in paddings],
+    }
+
+
+def wrong_of_a_convolution(kernel):
+    *sides, inputs, outputs = kernel.shape
+    strides = [2, (2,), (0, 1), (1, -1), (1.0, 1.0), (1, 1, 1), "SAME"]
+    return [
+        *(("strides", s, "strides must be (down, across), integers of at least 1, not ") for s in strides),
+        ("padding", ((-5, -4), (0, 0)), "must not crop more than there is of an image x (2, 8, 8, 4)"),
+        ("kernel", random(0, 3, 4, 4), "kernel must be (h, w, I, O), not (3, 4, 4)"),
+        ("kernel", random(0, 0, 3, inputs, outputs), "must have a height and a width, not be (0, 3,"),
+        ("kernel", random(0, *sides, inputs + 1, outputs), "does not fit an input with 4 channels"),
+        ("kernel", kernel.astype(jnp.bfloat16), "one dtype, not x float32 and kernel bfloat16"),
+        ("x", random(0, 2, 8, 8, 5), "does not fit an input with 5 channels"),
+        ("x", IMAGE.astype(jnp.bfloat16), "one dtype, not x bfloat16 and kernel float32"),
+    ]
+
+
+def wrong_of_one_function():
+    integers = np.ones((2, 8, 8, 4), np.int32), "x must be of a floating dtype, not int32"
+    cropped = ((0, 0), (-1, 0)), "integers of at least 0, not ((0, 0), (-1, 0))"
+    others = [(random(0, *n), f"C), not {n}") for n in ((1, 8, 8, 4), (2, 4, 8, 4), (2, 8, 1, 4), (8, 4))]
+    terms = [(n, random(0, *n), "must broadcast to one shape, not be ") for n in ((3,), (2, 8, 4, 4), (3, 8, 8, 4))]
+    pooling = [("x", *integers), ("padding", *cropped), *(("strides", n, "an integer") for n in (0, (2, 2), 2.0))]
+    return {
+        "depthwise_conv": [("x", random(0, 2, 8, 8, 0), "feature_group_count must be an integer of at least 1, not 0")],
+        "pointwise_conv": [("kernel", random(0, 3, 3, 4, 4), "must be 1x1, not (3, 3, 4, 4)"), ("x", *integers)],
+        "grouped_conv": [("kernel", random(0, 1, 1, 2, 5), "groups that divide its 5 outputs")],
+        "batch_norm": [("x", *integers), ("x", random(0, 2, 8, 8, 3), "scale must be (3,), not (4,)")],
+        "add": [
+            *(("x", x, f"{message}{n} and (2, 8, 8, 4)") for n, x, message in terms),
+            *(("y", y, f"{message}(2, 8, 8, 4) and {n}") for n, y, message in terms),
+            ("x", *integers),
+        ],
+        "max_pool": pooling,
+        "avg_pool": pooling,
+        "concatenate": [
+            *(("parts", (IMAGE, other), message) for other, message in others),
+            ("parts", (), "at least one array"),
+            ("parts", IMAGE, "each part must be (N, H, W, C), not (8, 8, 4)"),
+        ],
+        "concatenate_shuffle": [
+            *(("y", other, message) for other, message in others),
+            ("y", IMAGE[..., :3], "2 groups must divide the 7 channels"),
+        ],
+        "halves": [("x", IMAGE[..., :3], "2 groups must divide the 3 channels")],
+    }
+
+
+def wrong_arguments(function):
+    """An argument, a value that is wrong for it, and what the error says."""
+    for argument, right in RIGHT[function].items():
+        for value, message in wrong_of_one_argument().get(argument, ()):
+            yield argument, value, message
+        if argument == "kernel":
+            yield from (wrong for wrong in wrong_of_a_convolution(right) if wrong[0] in RIGHT[function])
+        if argument == "x" and function != "add":
+            for shape in ((8, 4), (8, 8, 4), (1, 2, 8, 8, 4), ()):
+                yield "x", random(0, *shape), f"x must be (N, H, W, C), not {shape}"
+    yield from wrong_of_one_function().get(function, ())
+
+
+@pytest.mark.parametrize("name", FORMULATIONS)
+@pytest.mark.parametrize("function", RIGHT)
+def test_wrong_arguments_are_refused_in_one_sentence(name, function):
+    with ops.using(name):
+        jax.tree.map(np.asarray, call(function))
+        for argument, value, message in wrong_arguments(function):
+            with pytest.raises(ValueError, match=re.escape(message)) as error:
+                call(function, **{argument: value})
+            assert "\n" not in str(error.value)
+
+
+def deferred(kind, y):
+    """y itself or, deferred where the formulations do, what a layer makes of it."""
+    convolution = ops.Convolution(y, jnp.eye(4)[None, None], (1, 1), ops.NO_PADDING, 1)
+    bounds = (0.0, 1.0) if kind.endswith("clipped") else ops.UNBOUNDED
+    if kind.startswith("normalized"):
+        return ops.conv_batch_norm(convolution, jnp.ones(4), jnp.ones(4), bounds=bounds)[0]
+    if kind.startswith("filtered"):
+        return ops.conv_affine(convolution, jnp.ones(4), jnp.ones(4), bounds=bounds)
+    return ops.conv_bias(convolution, jnp.ones(4), bounds=bounds) if kind == "biased" else y
+
+
+DEFERRED = ["array", "biased", "filtered", "filtered, clipped", "normalized", "normalized, clipped"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((2, 8, 8, 4), jnp.bfloat16)]
+    + [(shape, np.float32) for shape in ((4,), (2, 1, 1, 4), (1, 8, 8, 4), (8, 1), (), (3, 2, 8, 8, 4))],
+)
+@pytest.mark.parametrize("kind", [kind if kind == "normalized" else mark_slow(kind) for kind in DEFERRED])
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_sums_broadcast_and_promote(name, kind, shape, dtype):
+    """The native kernel takes one shape and dtype: of another x it would read beyond the end."""
+
+    def function(x, y):
+        y = deferred(kind, y)
+        return ops.add(x, y, bounds=BOUNDS) - 2 * ops.add(y, x, bounds=BOUNDS)
+
+    got, expected = both(name, function, jnp.asarray(random(0, *shape), dtype), IMAGE)
+    assert got[0].dtype == np.float32
+    assert_close(got, expected, 1e-5 if dtype == np.float32 else 1e-2)  # the gradient of x is of x's dtype
+
+
+@pytest.mark.parametrize("kind", DEFERRED)
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_what_is_deferred_is_refused_too(name, kind):
+    with ops.using(name):
+        y = deferred(kind, IMAGE)
+        refused = [
+            (
+                lambda: ops.conv_bias(ops.Convolution(y, **POINTWISE), np.ones(2)),
+                "(4,)",
+            ),
+            (lambda: ops.conv(y, random(0, 1, 1, 5, 4)), "does not fit"),
+            (lambda: ops.add(random(0, 2, 8, 4, 4), y), "broadcast"),
+            (lambda: ops.max_pool(y, 9, strides=1), "must fit"),
+            (lambda: ops.concatenate([y, deferred(kind, IMAGE[:1])]), "(2, 8, 8, C)"),
+            (lambda: ops.concatenate_shuffle(IMAGE[:, :4], y), "(2, 4, 8, C)"),
+            (lambda: ops.channel_shuffle(y, 3), "divide"),
+        ]
+        for function, message in refused:
+            with pytest.raises(ValueError, match=re.escape(message)):
+                function()
+
+
+OF_EMPTY_ARRAYS = {
+    "batch_norm": lambda x: ops.batch_norm(x, jnp.ones(x.shape[3]), jnp.ones(x.shape[3]))[0],
+    "max_pool": lambda x: ops.max_pool(x, 2, strides=2, padding=SAME),
+    "avg_pool": lambda x: ops.avg_pool(x, 2, strides=2, padding=SAME),
+    "channel_shuffle": lambda x: ops.channel_shuffle(x, 2),
+    "concatenate_shuffle": lambda x: ops.concatenate_shuffle(x, x),
+    "halves": lambda x: ops.concatenate(ops.halves(x)),
+    "add": lambda x: ops.add(x, x, bounds=BOUNDS),
+}
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 0), (2, 0, 4, 4), (0, 4, 4, 4)])
+@pytest.mark.parametrize("function", OF_EMPTY_ARRAYS)
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_empty_arrays(name, function, shape):
+    assert_close(*both(name, OF_EMPTY_ARRAYS[function], random(0, *shape)))
 
 
 def test_choice_of_formulation(monkeypatch):

@@ -2,7 +2,9 @@
 
 The only place that knows how a convolution is computed. Arrays are NHWC `(N, H, W, C)`, kernels HWIO
 `(height, width, input channels / feature_group_count, output channels)`, both of one floating dtype.
-`strides` is `(down, across)`, `padding` is `((top, bottom), (left, right))` in pixels.
+`strides` is `(down, across)`, `padding` is `((top, bottom), (left, right))` in pixels, of a convolution also negative,
+which crops. Where the arguments do not fit, every function raises ValueError as it is traced, by whatever formulations:
+the native kernels read and write memory as the shapes say.
 
 There are four sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
 `xla` (portable XLA as CPUs want it, some gradients of its own), `native` (C++ on the CPU, built on first use; what it
@@ -21,19 +23,22 @@ pmap or shard_map there, or `reference`.
 
 import contextlib
 import contextvars
+import operator
 import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnets.errors import UserError
 from jaxnets.ops import gpu, native, reference, xla
-from jaxnets.ops.deferred import Biased, Channels, Convolution, Filtered, Normalized
+from jaxnets.ops.deferred import Biased, Channels, Convolution, Deferred, Filtered, Normalized
 from jaxnets.ops.native import library as native_library
 
 UNBOUNDED = (-float("inf"), float("inf"))
 FORMULATIONS = {"reference": reference, "xla": xla, "native": native, "gpu": gpu}
 NO_PADDING = ((0, 0), (0, 0))
+PADDING = (("top", "bottom"), ("left", "right"))
 
 _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
 
@@ -70,16 +75,17 @@ def formulation():
 def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1):
     """2-D convolution, `(N, H, W, C) -> (N, H', W', O)`: whichever of the following three fits, or a dense one.
 
-    Raises ValueError where the shapes or dtypes do not fit together.
+    Raises ValueError for other ranks, for two dtypes or one that is not floating, for channels that do not fit the
+    kernel and its groups, for a kernel without height or width, and for a padding that crops more than there is.
     """
-    x, kernel = _fitting(x, kernel, feature_group_count)
-    if feature_group_count == x.shape[-1] > 1:
-        return _formulations().depthwise_conv(x, kernel, strides, padding)
-    if feature_group_count > 1:
-        return _formulations().grouped_conv(x, kernel, strides, padding, feature_group_count)
+    x, kernel, strides, padding, groups = _operands(x, kernel, strides, padding, feature_group_count)
+    if groups == x.shape[3] > 1:
+        return _formulations(x).depthwise_conv(x, kernel, strides, padding)
+    if groups > 1:
+        return _formulations(x).grouped_conv(x, kernel, strides, padding, groups)
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
-        return _formulations().pointwise_conv(x, kernel, strides)
-    return _formulations().conv(x, kernel, strides, padding)
+        return _formulations(x).pointwise_conv(x, kernel, strides)
+    return _formulations(x).conv(x, kernel, strides, padding)
 
 
 def depthwise_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING):
@@ -87,22 +93,23 @@ def depthwise_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING):
 
     Output channel `c * multiplier + m` is the m-th of input channel c. ValueError as for `conv`.
     """
-    x, kernel = _fitting(x, kernel, x.shape[-1])
-    return _formulations().depthwise_conv(x, kernel, strides, padding)
+    groups = _array("x", x).shape[3]
+    x, kernel, strides, padding, _ = _operands(x, kernel, strides, padding, groups)
+    return _formulations(x).depthwise_conv(x, kernel, strides, padding)
 
 
 def pointwise_conv(x, kernel, *, strides=(1, 1)):
     """1x1 convolution without padding, kernel `(1, 1, C, O)`. ValueError as for `conv`."""
-    x, kernel = _fitting(x, kernel, 1)
+    x, kernel, strides, *_ = _operands(x, kernel, strides, NO_PADDING, 1)
     if kernel.shape[:2] != (1, 1):
         raise ValueError(f"the kernel of a pointwise convolution must be 1x1, not {kernel.shape}")
-    return _formulations().pointwise_conv(x, kernel, strides)
+    return _formulations(x).pointwise_conv(x, kernel, strides)
 
 
 def grouped_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count):
     """Convolution within each of `feature_group_count` groups of channels. ValueError as for `conv`."""
-    x, kernel = _fitting(x, kernel, feature_group_count)
-    return _formulations().grouped_conv(x, kernel, strides, padding, feature_group_count)
+    x, *how = _operands(x, kernel, strides, padding, feature_group_count)
+    return _formulations(x).grouped_conv(x, *how)
 
 
 def batch_norm(x, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None):
@@ -118,9 +125,12 @@ def batch_norm(x, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None
     Returns:
       y `(N, H, W, C)` of x's dtype, and the mean and the biased variance `(C,)`, at least float32, which are
       for running statistics: they pass no gradient on.
+
+    Raises ValueError for other shapes and dtypes that are not floating, and for bounds that are none.
     """
-    x, scale, bias = map(jnp.asarray, (x, scale, bias))
-    return _formulations().batch_norm(x, scale, bias, epsilon, bounds, axis_name)
+    x, bounds = jnp.asarray(_array("x", x)), _bounds(bounds)
+    scale, bias = _array("scale", scale, x.shape[3:]), _array("bias", bias, x.shape[3:])
+    return _formulations(x).batch_norm(x, scale, bias, epsilon, bounds, axis_name)
 
 
 def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None, shuffle=1):
@@ -128,14 +138,18 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
 
     Args:
       convolution: `Convolution`, what `conv` takes; its x may be deferred.
-      scale, bias, epsilon, bounds, axis_name: as for `batch_norm`.
+      scale, bias: `(O,)`, float32: a value for each output channel.
+      epsilon, bounds, axis_name: as for `batch_norm`.
       shuffle: groups for `channel_shuffle` of y; scale, bias, mean and variance stay in the kernel's order.
 
     Returns:
       What `batch_norm` returns, but y may be `Normalized`: computed when `jnp.asarray` asks for it, or by the
-      next convolution as it reads. ValueError as for `conv`.
+      next convolution as it reads. ValueError as for `conv`, `batch_norm` and `channel_shuffle`.
     """
-    _require_divided(scale.size, shuffle)
+    convolution, bounds = _fitting(convolution), _bounds(bounds)
+    channels = convolution.kernel.shape[3:]
+    scale, bias = _array("scale", scale, channels), _array("bias", bias, channels)
+    shuffle = _dividing("shuffle", shuffle, *channels)
     if _is_native(convolution, scale, bias, shuffle=shuffle):
         return native.conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffle)
     y = conv(**convolution._asdict())
@@ -144,12 +158,16 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
 
 
 def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
-    """clip(`conv` * gain + bias), gain and bias `(C,)` float32: a BatchNorm in evaluation. Of x's dtype.
+    """clip(`conv` * gain + bias), gain and bias `(O,)` float32: a BatchNorm in evaluation. Of x's dtype.
 
     `shuffle` as for `conv_batch_norm`. May be `Filtered`: computed when `jnp.asarray` asks for it, or together with
-    the 1x1 convolution, the sum, the concatenation or the max pooling that reads it. ValueError as for `conv`.
+    the 1x1 convolution, the sum, the concatenation or the max pooling that reads it. ValueError as for
+    `conv_batch_norm`.
     """
-    _require_divided(gain.size, shuffle)
+    convolution, bounds = _fitting(convolution), _bounds(bounds)
+    channels = convolution.kernel.shape[3:]
+    gain, bias = _array("gain", gain, channels), _array("bias", bias, channels)
+    shuffle = _dividing("shuffle", shuffle, *channels)
     if _is_native(convolution, gain, bias, shuffle=shuffle):
         return native.conv_affine(convolution, gain, bias, bounds, shuffle)
     y = conv(**convolution._asdict())
@@ -157,65 +175,95 @@ def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
 
 
 def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
-    """clip(`conv` + bias), bias `(C,)` float32; of x's dtype. ValueError as for `conv`.
+    """clip(`conv` + bias), bias `(O,)` float32; of x's dtype. ValueError as for `conv_batch_norm`.
 
     May be `Biased`: computed when `jnp.asarray` asks for it, or by `concatenate` or `max_pool`.
     """
+    convolution, bounds = _fitting(convolution), _bounds(bounds)
+    bias = _array("bias", bias, convolution.kernel.shape[3:])
     if _is_native(convolution, bias):
         return native.conv_bias(convolution, bias, bounds)
     y = conv(**convolution._asdict())
-    return _formulations().add_bias(y, bias, bounds)
+    return _formulations(y).add_bias(y, bias, bounds)
 
 
 def add(x, y, *, bounds=UNBOUNDED):
-    """clip(x + y), the sum of a block's input and its branch; either may be deferred."""
+    """clip(x + y), the sum of a block's input and its branch; either may be deferred.
+
+    Both are `(N, H, W, C)` of one floating dtype, or what NumPy's rules broadcast and promote to that. Raises
+    ValueError for shapes that do not broadcast, other dtypes and bounds that are none.
+    """
+    x, y, bounds = _array("x", x, None), _array("y", y, None), _bounds(bounds)
     if _takes_part(y, x) and y.bounds[-1] == UNBOUNDED:
         return native.evaluate(y, x, sum_bounds=bounds)
-    if not (isinstance(y, Normalized) and y.bounds == UNBOUNDED):
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        if formulation() != "native" or not (x.shape == y.shape and x.dtype == y.dtype == jnp.float32):
-            return reference.clip(x + y, bounds)
-    return native.add(x, y, bounds)
+    if formulation() == "native" and _are_alike(x, y):
+        unclipped = isinstance(y, Normalized) and y.bounds == UNBOUNDED
+        return native.add(x, y if unclipped else jnp.asarray(y), bounds)
+    try:
+        np.broadcast_shapes(x.shape, y.shape)
+    except ValueError:
+        raise ValueError(f"x and y must broadcast to one shape, not be {x.shape} and {y.shape}") from None
+    return reference.clip(jnp.asarray(x) + jnp.asarray(y), bounds)
 
 
 def max_pool(x, window, *, strides, padding=NO_PADDING):
     """Maximum over `window` x `window` pixels, `strides` apart; `padding` is never the maximum.
 
-    The gradient goes to the first maximum, as in PyTorch and lax. x may be deferred, and is then computed together
-    with its maximum; what reads x after that computes it again.
+    The gradient goes to the first maximum, as in PyTorch and lax. x, `(N, H, W, C)`, may be deferred, and is then
+    computed together with its maximum; what reads x after that computes it again.
+
+    Raises ValueError for other ranks and dtypes that are not floating, for a window, strides (one integer each) or
+    padding that are none, and where the padded image is smaller than the window.
     """
-    padding = tuple(map(tuple, padding))
+    x, *how = _pooled(x, window, strides, padding)
     if parts := native.stem_parts(x):
-        return native.pooled_stem(parts, window, strides, padding)
-    return _formulations().max_pool(jnp.asarray(x), window, strides, padding)
+        return native.pooled_stem(parts, *how)
+    return _formulations(x).max_pool(jnp.asarray(x), *how)
 
 
 def avg_pool(x, window, *, strides, padding=NO_PADDING):
-    """Mean of `window` x `window` pixels, `strides` apart, the zeros of the padding counted."""
-    return _formulations().avg_pool(jnp.asarray(x), window, strides, tuple(map(tuple, padding)))
+    """Mean of `window` x `window` pixels, `strides` apart, the zeros of the padding counted.
+
+    x as for `max_pool`, and ValueError.
+    """
+    x, *how = _pooled(x, window, strides, padding)
+    return _formulations(x).avg_pool(jnp.asarray(x), *how)
 
 
 def concatenate(parts):
-    """Channels of arrays `(N, H, W, C)` one behind another; they may be deferred."""
+    """Channels of arrays `(N, H, W, C)` one behind another; they may be deferred, and each have a C of its own.
+
+    Raises ValueError for other ranks and where N, H or W differ.
+    """
+    parts = [_array("each part", part, floating=False) for part in parts]
+    parts = [_array("each part", part, (*parts[0].shape[:3], "C"), floating=False) for part in parts]
     joined = all(isinstance(part, Biased) and part.plan.kind != "depthwise" for part in parts)
-    if joined and len({(part.shape[:3], part.bounds) for part in parts}) == 1:
+    if joined and len({part.bounds for part in parts}) == 1:
         return native.concatenate(parts)
     return jnp.concatenate(list(map(jnp.asarray, parts)), -1)
 
 
 def concatenate_shuffle(x, y):
-    """`channel_shuffle`, in two groups, of x's channels and then y's; either may be deferred."""
+    """`channel_shuffle`, in two groups, of x's channels and then y's; either may be deferred.
+
+    ValueError as for `concatenate` and `channel_shuffle`.
+    """
+    x = _array("x", x, floating=False)
+    y = _array("y", y, (*x.shape[:3], "C"), floating=False)
     if _takes_part(y, x):
         return native.evaluate(y, x, interleaved=True)
-    if formulation() == "native" and x.shape == y.shape and x.dtype == y.dtype == jnp.float32:
+    if formulation() == "native" and _are_alike(x, y):
         return native.interleave(x, y)
     return channel_shuffle(jnp.concatenate((jnp.asarray(x), jnp.asarray(y)), -1), 2)
 
 
 def halves(x):
-    """The first and the second half of x's channels; they may be `Channels`. ValueError for an odd number."""
-    _require_divided(x.shape[-1], 2)
-    x, half = jnp.asarray(x), x.shape[-1] // 2
+    """The first and the second half of x's channels, `(N, H, W, C / 2)` each; they may be `Channels`.
+
+    Raises ValueError for an odd number, and where x is not `(N, H, W, C)`.
+    """
+    x = jnp.asarray(_array("x", x, floating=False))
+    half = x.shape[3] // _dividing("groups", 2, x.shape[3])
     if formulation() == "native":
         return Channels(x, 0, half), Channels(x, half, half)
     return x[..., :half], x[..., half:]
@@ -224,10 +272,11 @@ def halves(x):
 def channel_shuffle(x, groups):
     """Interleave the channels of `groups` groups (ShuffleNet, 1707.01083, figure 1).
 
-    Raises ValueError where the groups do not divide the channels.
+    Raises ValueError where the groups do not divide the channels, and where x is not `(N, H, W, C)`.
     """
-    _require_divided(x.shape[-1], groups)
-    return _formulations().channel_shuffle(x, groups) if groups > 1 else x
+    x = _array("x", x, floating=False)
+    groups = _dividing("groups", groups, x.shape[3])
+    return _formulations(x).channel_shuffle(x, groups) if groups > 1 else x
 
 
 def _takes_part(y, x):
@@ -237,20 +286,20 @@ def _takes_part(y, x):
     return x.shape == y.shape and x.dtype == y.dtype
 
 
+def _are_alike(x, y):
+    """Whether one native kernel reads both."""
+    return x.ndim == 4 and x.shape == y.shape and x.dtype == y.dtype == jnp.float32
+
+
 def _is_native(convolution, *vectors, shuffle=1):
-    _require_fitting(convolution.x, convolution.kernel, convolution.feature_group_count)
     if formulation() != "native" or any(v.dtype != jnp.float32 for v in vectors):
         return False
     return native.plan_of(convolution, shuffle=shuffle) is not None
 
 
-def _require_divided(channels, groups):
-    if groups < 1 or channels % groups:
-        raise ValueError(f"{groups} groups must divide the {channels} channels")
-
-
-def _formulations():
-    return FORMULATIONS[formulation()]
+def _formulations(x):
+    """Those in use; but of an empty x the reference: the others divide by the number of its channels or values."""
+    return FORMULATIONS[formulation()] if x.size else reference
 
 
 def _checked(name, source):
@@ -259,24 +308,103 @@ def _checked(name, source):
     return name
 
 
-def _fitting(x, kernel, groups):
-    """Both as JAX arrays, or ValueError."""
-    x, kernel = jnp.asarray(x), jnp.asarray(kernel)
-    _require_fitting(x, kernel, groups)
-    return x, kernel
+# ---- arguments, checked by their shapes and dtypes alone
 
 
-def _require_fitting(x, kernel, groups):
-    if x.ndim != 4 or kernel.ndim != 4:
-        raise ValueError(f"a convolution takes (N, H, W, C) and (h, w, I, O), not {x.shape} and {kernel.shape}")
+def _array(name, x, shape=("N", "H", "W", "C"), floating=True):
+    """x, as a JAX array unless it is deferred; ValueError for another shape or, if asked, a dtype that is not floating.
+
+    A letter in `shape` stands for any size, None for any shape.
+    """
+    x = x if isinstance(x, Deferred) else jnp.asarray(x)
+    if shape is not None:
+        sizes = [n if isinstance(wanted, str) else wanted for wanted, n in zip(shape, x.shape)]
+        if len(shape) != x.ndim or x.shape != tuple(sizes):
+            raise ValueError(f"{name} must be {_spelt(shape)}, not {x.shape}")
+    if floating and not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} must be of a floating dtype, not {x.dtype}")
+    return x
+
+
+def _integers(name, value, form="an integer", least=1):
+    """`value` as ints in tuples, one for each word of `form`; ValueError for anything else or less than `least`."""
+
+    def read(value, form):
+        if not isinstance(form, str):
+            return tuple(read(*pair) for pair in zip(value, form, strict=True))
+        if least is not None and value < least:
+            raise ValueError
+        return operator.index(value)
+
+    try:
+        return read(value, form)
+    except (TypeError, ValueError):
+        kind = form if isinstance(form, str) else f"{_spelt(form)}, integers"
+        limit = "" if least is None else f" of at least {least}"
+        raise ValueError(f"{name} must be {kind}{limit}, not {value!r}") from None
+
+
+def _spelt(words):
+    return str(words).replace("'", "")
+
+
+def _bounds(bounds):
+    """As two floats, or ValueError."""
+    try:
+        low, high = map(float, bounds)
+        if low <= high:
+            return low, high
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"bounds must be (low, high), low no greater than high, not {bounds!r}")
+
+
+def _dividing(name, groups, channels):
+    """The number of groups, or ValueError where they do not divide the channels."""
+    groups = _integers(name, groups)
+    if channels % groups:
+        raise ValueError(f"{groups} groups must divide the {channels} channels")
+    return groups
+
+
+def _operands(x, *how):
+    """What `conv` takes, of an array x, or ValueError."""
+    return _fitting(Convolution(jnp.asarray(x), *how))
+
+
+def _fitting(convolution):
+    """The same, of JAX arrays but for an x that is deferred, and ints in tuples, or ValueError."""
+    x, kernel, strides, padding, groups = convolution
+    x, kernel = _array("x", x), _array("kernel", kernel, ("h", "w", "I", "O"))
+    strides = _integers("strides", strides, ("down", "across"))
+    padding = _integers("padding", padding, PADDING, least=None)
+    groups = _integers("feature_group_count", groups)
     if x.dtype != kernel.dtype:
         raise ValueError(f"a convolution takes one dtype, not x {x.dtype} and kernel {kernel.dtype}")
-    if groups < 1 or x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
+    if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(
             f"a kernel {kernel.shape} with feature_group_count={groups} does not fit an input with "
             f"{x.shape[3]} channels: it needs {kernel.shape[2]} of them for each group, and groups that divide "
             f"its {kernel.shape[3]} outputs"
         )
+    if 0 in kernel.shape[:2]:
+        raise ValueError(f"the kernel of a convolution must have a height and a width, not be {kernel.shape}")
+    if min(_padded_sides(x, padding)) < 0:
+        raise ValueError(f"padding {padding} must not crop more than there is of an image x {x.shape}")
+    return Convolution(x, kernel, strides, padding, groups)
+
+
+def _pooled(x, window, strides, padding):
+    """What `max_pool` takes, as `_fitting` gives what `conv` takes, or ValueError."""
+    x, window, strides = _array("x", x), _integers("window", window), _integers("strides", strides)
+    padding = _integers("padding", padding, PADDING, least=0)
+    if min(_padded_sides(x, padding)) < window:
+        raise ValueError(f"a window of {window}x{window} must fit an image x {x.shape} with padding {padding}")
+    return x, window, strides, padding
+
+
+def _padded_sides(x, padding):
+    return [side + low + high for side, (low, high) in zip(x.shape[1:3], padding)]
 
 
 __all__ = [

@@ -34,7 +34,7 @@ class Convolution(NamedTuple):
 
 
 class Deferred:
-    """An array that is computed when `jnp.asarray` asks for it, once; until then its parts.
+    """A lazy array: its operands, until `jnp.asarray` computes it, once.
 
     JAX's transformations and whatever else takes pytrees are given the array.
     """

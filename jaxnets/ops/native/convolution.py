@@ -1,4 +1,4 @@
-"""Convolutions: products with the moments of what they give, read through the BatchNorm of what they take."""
+"""Convolutions that return their output's moments, and apply the BatchNorm of their input as they read it."""
 
 from functools import partial
 from typing import NamedTuple
