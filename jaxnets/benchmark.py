@@ -282,12 +282,13 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m jaxnets.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default=",".join(MODELS), help="nets, with commas; default: all that PyTorch has")
+    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated nets; default: all that are raced")
     parser.add_argument("--batch_size", type=int, help="of training and evaluation; default: 64, and 128 for CIFAR")
     parser.add_argument("--image_size", type=int, help="side in pixels; default: 96, 224 for latency, 32 for CIFAR")
-    parser.add_argument("--mode", default=",".join(MODES), help=f"of {', '.join(MODES)}; default: all")
-    parser.add_argument("--against", default="torch", help=f"of {', '.join(CONTENDERS[1:])}; default: torch")
-    parser.add_argument("--rounds", type=int, default=5, help="of several turns of every contender each; default: 5")
+    parser.add_argument("--mode", default=",".join(MODES), help=f"comma-separated: {', '.join(MODES)}; default: all")
+    others = ", ".join(CONTENDERS[1:])
+    parser.add_argument("--against", default="torch", help=f"comma-separated: {others}; default: torch")
+    parser.add_argument("--rounds", type=int, default=5, help="each of several turns per contender; default: 5")
     parser.add_argument("--format", choices=FORMATS, default="table", help="json is one object on one line")
     parser.add_argument("--out", type=user_path, help="a new file to keep everything in, as JSON")
     return parser

@@ -5,24 +5,35 @@
 all runs are set as `--config.num_epochs=3`. `--against=torch` trains every net in PyTorch too, from the same weights
 and by the same recipe. Every run has a workdir in OUT/runs; the same command again goes on where it was stopped, and
 does not run again what is finished. OUT/compare.{md,json,csv,html} are rewritten after every run.
-Standard output is the table, and one JSON object in the last line.
+Standard output is the table, and one JSON object in the last line. Where a run failed, the others are finished, and
+the command ends with status 1.
 """
 
-from jaxnets import huge_pages
+from jaxnets import huge_pages, interruption
 
 if __name__ == "__main__":
+    interruption.end_at_once()
     huge_pages.restart()
 
 import json
 import os
-import re
 import shlex
 import sys
 from pathlib import Path
 
 from jaxnets import compare_results, compare_runs, config_file
 from jaxnets import summary as summaries
-from jaxnets.compare_entries import PRESETS, TORCH, Preset, beside_torch, load_configs, make_entries
+from jaxnets.compare_entries import (
+    DEFAULT,
+    PRESETS,
+    TORCH,
+    Preset,
+    beside_torch,
+    default_config,
+    load_configs,
+    make_entries,
+    split_models,
+)
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.plain_files import user_path
 
@@ -36,12 +47,14 @@ def _parser() -> ArgumentParser:
         help="folder of the runs, the table and the page; default: runs/compare",
     )
     parser.add_argument("--models", help="nets, separated by commas; default: those of the configurations")
-    parser.add_argument("--config", action="append", help="configuration file, may be repeated; configs/default.py")
+    parser.add_argument("--config", action="append", help=f"configuration file; may be repeated; default: {DEFAULT}")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="nets and fields of a comparison by name")
     parser.add_argument("--against", choices=(TORCH,), help="train every net in PyTorch too, on the same data")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each net, from config.seed on; default: 3")
     parser.add_argument("--latency_size", type=int, help="side in pixels of the timed images; default: the run's")
-    parser.add_argument("--latency_batch", type=int, default=32, help="images timed beside one; 0: no latency; 32")
+    parser.add_argument(
+        "--latency_batch", type=int, default=32, help="images in the timed batch; 0: no latency; default: 32"
+    )
     parser.add_argument(
         "--note", default="", help="a sentence to stand below the table, such as which copy of the data"
     )
@@ -49,7 +62,10 @@ def _parser() -> ArgumentParser:
 
 
 def main(argv: list[str]) -> None:
-    """Run the command; the last line it prints is the JSON result."""
+    """Run the command; the last line it prints is the JSON result.
+
+    Raises UserError for bad input, before any training, and at the end where a run or a timing failed.
+    """
     args, overrides = _parser().parse_known_args(argv[1:])
     config_file.check_overrides(overrides)
     if args.against:  # else XLA takes most of a GPU's memory at once, and keeps it
@@ -59,10 +75,9 @@ def main(argv: list[str]) -> None:
     if args.latency_batch < 0 or (args.latency_size is not None and args.latency_size < 1):
         raise UserError("--latency_batch must be 0 or more and --latency_size at least 1 pixel")
     preset = PRESETS.get(args.preset, Preset((), ()))
-    # At the commas outside brackets: a field may be a tuple.
-    models = [model for model in re.split(r",(?![^(]*\))", args.models or "") if model] or preset.models
+    models = preset.models if args.models is None else split_models(args.models)
     # What the user sets comes last, and counts.
-    configs = load_configs(args.config or ["configs/default.py"], [*preset.overrides, *overrides], models)
+    configs = load_configs(args.config or [default_config()], [*preset.overrides, *overrides], models)
     entries = make_entries(configs, models)
     comparison = compare_runs.run(
         beside_torch(entries) if args.against else entries,
@@ -77,6 +92,9 @@ def main(argv: list[str]) -> None:
     failed = compare_results.failures(comparison["nets"])
     runs = sum(len(net["runs"]) for net in comparison["nets"])
     print(json.dumps({"page": str(args.out / f"{compare_runs.STEM}.html"), "runs": runs, "failed": failed}))
+    if failed:
+        more = f"; and {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise UserError(f"not finished: {failed[0]}{more}")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,10 @@ import ml_collections
 
 import jaxnets
 from jaxnets import config_file, datasets
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, as_utf8
 
 JAXNETS, TORCH = "jaxnets", "torch"  # what a net is trained in
+DEFAULT = "configs/default.py"  # the configuration where none is named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,29 @@ PRESETS = {
 }
 
 
+def default_config() -> str:
+    """The path of the configuration where none is named; UserError outside a checkout, which has no such file."""
+    if not config_file.is_file(DEFAULT):
+        raise UserError(
+            f"there is no {DEFAULT} here: run it from the jaxnets checkout, or name a configuration by --config"
+        )
+    return DEFAULT
+
+
+def split_models(text: str) -> list[str]:
+    """The nets of `--models`, split at the commas outside brackets: a field may be a tuple. UserError for none."""
+    models, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            models.append("")
+        else:
+            models[-1] += character
+    if not any(models):
+        raise UserError(f"--models={text!r} names no net; `python -m jaxnets.summary --all` lists them")
+    return [model for model in models if model]
+
+
 def load_configs(
     paths: Sequence[str], overrides: Sequence[str], models: Sequence[str] = ()
 ) -> dict[str, ml_collections.ConfigDict]:
@@ -101,13 +125,13 @@ def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence
     entries = []
     for config_name, config in configs.items():
         if not models:
-            entries.append(Entry(config_name, config))
+            entries.append(Entry(as_utf8(config_name), config))
         for text in models:
             for label, fields in expand_model(text):
                 changed = config.copy_and_resolve_references()
                 changed.unlock()
                 changed.model = dict.fromkeys(config.model) | {"dtype": config.model.dtype} | fields
-                entries.append(Entry(label if len(configs) == 1 else f"{label} ({config_name})", changed))
+                entries.append(Entry(label if len(configs) == 1 else f"{label} ({as_utf8(config_name)})", changed))
     folders = [entry.folder.lower() for entry in entries]
     for entry in entries:
         if folders.count(entry.folder.lower()) > 1:
@@ -131,7 +155,10 @@ def beside_torch(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def expand_model(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """`NAME[:FIELD=VALUE]...` as a label and the fields of `config.model`; a pattern gives every net that matches."""
+    """`NAME[:FIELD=VALUE]...` as a label and the fields of `config.model`; a pattern gives every net that matches.
+
+    Raises UserError for what is no net, or no field with a value.
+    """
     name, *assignments = text.split(":")
     fields = {}
     for assignment in assignments:
@@ -146,7 +173,9 @@ def expand_model(text: str) -> list[tuple[str, dict[str, Any]]]:
             fields[field] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             fields[field] = value
-    names = jaxnets.list_models(name) if set(name) & set("*?[") else [name]
-    if not names:
+    if not set(name) & set("*?["):
+        jaxnets.create_model(name)  # refuses what is no net
+        names = [name]
+    elif not (names := jaxnets.list_models(name)):
         raise UserError(f"--models={text!r}: no net matches {name!r}; `python -m jaxnets.summary --all` lists them")
     return [(":".join([found, *assignments]), {"name": found} | fields) for found in names]

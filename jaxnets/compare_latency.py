@@ -1,5 +1,9 @@
-"""How long the nets of a comparison take for one image and for a batch, kept beside their runs."""
+"""How long the nets of a comparison take for one image and for a batch, kept beside their runs.
 
+Entries of the same net, as under several recipes, share what was timed.
+"""
+
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +14,6 @@ from jaxnets.compare_entries import Entry, net_fields
 from jaxnets.errors import writing
 from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
-
-FILE = "latency.json"
 
 
 def timed(entry: Entry, image_size: int | None, batch_size: int, num_classes: int) -> dict[str, Any]:
@@ -47,25 +49,32 @@ def timed_net(entry: Entry, image_size: int | None, num_classes: int) -> tuple[s
     return name, size, fields | {"num_classes": num_classes}
 
 
-def measure(entry: Entry, what: dict[str, Any], out: Path) -> None:
+def path_of(what: dict[str, Any], out: Path) -> Path:
+    """Where it stands how long `what` takes."""
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return out / "runs" / f"latency-{digest[:16]}.json"
+
+
+def measure(what: dict[str, Any], out: Path) -> None:
     """Time `what`, as `timed` gives it, unless the same was timed before."""
-    if read(entry, what, out):
+    if read(what, out):
         return
-    name, size = what["model"], what["image_size"]
-    logger.info("%s: latency of %s at %d pixels", entry.label, name, size)
-    model = jaxnets.create_model(name, dtype=what["dtype"], **what["fields"])
+    name, size, fields = what["model"], what["image_size"], what["fields"]
+    net = ":".join([name, *(f"{field}={value}" for field, value in fields.items())])
+    logger.info("latency of %s at %d pixels", net, size)
+    model = jaxnets.create_model(name, dtype=what["dtype"], **fields)
     one, batch = (latency.measure(model, (n, size, size, 3), train=False) for n in (1, what["batch_size"]))
-    path = out / "runs" / entry.folder / FILE
+    path = path_of(what, out)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as scratch:
             scratch.write_text(json.dumps(what | {"one": one, "batch": batch}, indent=2) + "\n", encoding="utf-8")
 
 
-def read(entry: Entry, what: dict[str, Any], out: Path) -> dict[str, Any] | None:
+def read(what: dict[str, Any], out: Path) -> dict[str, Any] | None:
     """What `measure` found for `what`, or None."""
     try:
-        found = json.loads((out / "runs" / entry.folder / FILE).read_text())
+        found = json.loads(path_of(what, out).read_text())
         same = {name: found.get(name) for name in what} == json.loads(json.dumps(what))  # where tuples are lists
     except (FileNotFoundError, ValueError, AttributeError):
         return None

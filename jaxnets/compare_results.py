@@ -18,7 +18,8 @@ TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies whose time is told
 
 # What a run may be gone on with, but what runs that are compared may not differ in.
 SAME = ("num_epochs", "eval_every_epochs")
-CHANGES_NOTHING = settings.FREE_FIELDS.difference(SAME)  # of what is compared
+# What changes nothing of what is compared, and which net it is.
+NO_RECIPE = settings.FREE_FIELDS.difference(SAME) | {"model.name", "model.num_classes"}
 
 Record = dict[str, Any]
 
@@ -203,7 +204,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _milliseconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def csv_text(comparison: Record) -> str:
@@ -276,9 +277,22 @@ def notes(comparison: Record) -> list[str]:
 
 
 def recipe_differences(nets: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """The fields of the configuration in which the training of the nets differs, and their values net by net."""
+    """The fields of the configuration in which the training of the nets differs, and their values net by net.
+
+    Left out is what changes nothing, which net it is, and what the labels say.
+    """
     found = report_parts.differences([net["config"] for net in nets])
-    return [(name, values) for name, values in found if name not in CHANGES_NOTHING and not name.startswith("model.")]
+    said = [_said(net["label"]) for net in nets]
+
+    def left_to_say(name: str, values: Sequence[str]) -> bool:
+        return len({value for value, fields in zip(values, said) if name not in fields}) > 1
+
+    return [(name, values) for name, values in found if name not in NO_RECIPE and left_to_say(name, values)]
+
+
+def _said(label: str) -> set[str]:
+    """The fields that a net's label gives: model.width of `mobilenet_v2_cifar:width=0.5`."""
+    return {f"model.{assignment.partition('=')[0]}" for assignment in label.split(":")[1:]}
 
 
 def _averaged(nets: Sequence[Record]) -> list[str]:

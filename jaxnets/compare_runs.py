@@ -13,12 +13,12 @@ from typing import Any
 
 import ml_collections
 
-from jaxnets import compare_latency, compare_page, compare_results, data, loop, plan, runtime, settings
+from jaxnets import checkpoint, compare_latency, compare_page, compare_results, loop, plan, runtime, settings
 from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
 from jaxnets.compare_entries import JAXNETS, TORCH, Entry, net_fields
-from jaxnets.errors import UserError, printable, writing
-from jaxnets.plain_files import parse_json, read_text, replacing
+from jaxnets.errors import UserError, as_utf8, printable, writing
+from jaxnets.plain_files import make_folder, read_own, replacing, user_path
 from jaxnets.runtime import logger
 
 STEM = "compare"
@@ -43,24 +43,39 @@ def workdir_of(out: Path, entry: Entry, number: int) -> Path:
 
 
 def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
-    """UserError for the first run that cannot be: by its configuration, its net, or what its workdir holds."""
+    """UserError for the first run that cannot be: by its configuration alone, or what its workdir holds.
+
+    Quick: what opens the data and traces the net is `Net.of`'s.
+    """
     first = entries[0].config
     for entry in entries:
-        for number in (0, num_seeds - 1):
-            settings.check(entry.at_seed(number))
-        plan.check_net(entry.config)
+        with named(entry):
+            for number in (0, num_seeds - 1):
+                settings.check(entry.at_seed(number))
+            if entry.framework == TORCH:
+                torch_side().check(entry.config)
         for field in ("dataset", "data_dir", "train_split", "eval_split"):
             if entry.config[field] != first[field]:
                 raise UserError(
                     f"nets are compared on the same images: config.{field} is {first[field]!r} for "
                     f"{entries[0].label} and {entry.config[field]!r} for {entry.label}"
                 )
-        if entry.framework == TORCH:
-            torch_side().check(entry.config)
         for number in range(num_seeds):
             directory = workdir_of(out, entry, number)
             check_length(directory, workdirs.check(directory, entry.at_seed(number)), entry.config)
             compare_results.read_run(directory, entry.at_seed(number))
+            source = entry.config.init_from
+            if source and not checkpoint.exists(directory) and not user_path(source).exists():
+                raise UserError(f"{entry.label}: config.init_from={source!r}: there is no such file or workdir")
+
+
+@contextlib.contextmanager
+def named(entry: Entry) -> Iterator[None]:
+    """Have the sentence of what is wrong with an entry begin with its label."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{entry.label}: {error}") from None
 
 
 def check_length(directory: Path, before: ml_collections.ConfigDict | None, config: ml_collections.ConfigDict) -> None:
@@ -75,16 +90,9 @@ def check_length(directory: Path, before: ml_collections.ConfigDict | None, conf
 
 def check_out(entries: Sequence[Entry], out: Path) -> None:
     """UserError where a table would take the place of what is none of ours; says what an older one had besides."""
-    present = [path for path in (out / f"{STEM}.{ending}" for ending in FORMATS) if path.exists()]
-    if not present:
-        return
-    try:
-        labels = [net["label"] for net in parse_json(read_text(out / f"{STEM}.json", MAX_BYTES))["nets"]]
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        raise UserError(
-            f"{present[0]} is there, but no table of jaxnets.compare: {STEM}.json is none; choose another --out"
-        ) from None
-    if gone := [label for label in labels if label not in {entry.label for entry in entries}]:
+    files = [out / f"{STEM}.{ending}" for ending in FORMATS]
+    labels = read_own(files, "jaxnets.compare table", lambda table: [net["label"] for net in table["nets"]], MAX_BYTES)
+    if gone := [label for label in labels or () if label not in {entry.label for entry in entries}]:
         logger.info("the table in %s no longer shows %s; their runs stay", out, printable(", ".join(gone)))
 
 
@@ -123,17 +131,9 @@ def noted(failed: dict[str, list[str]], entry: Entry, what: str) -> Iterator[Non
         failed[entry.label].append(f"{what}: {why}")
 
 
-def num_classes_of(config: ml_collections.ConfigDict) -> int:
-    """The outputs of the net that `config` trains."""
-    if config.model.num_classes is not None:
-        return config.model.num_classes
-    split = data.open_split(config.dataset, config.eval_split, config.data_dir, image_size=config.image_size)
-    return split.num_classes
-
-
 @dataclasses.dataclass(frozen=True)
 class Net:
-    """An entry's net as the table has it: its own fields, and what it costs on an image of its run."""
+    """An entry's net as the table has it: its own fields, and what it costs for an image of its run."""
 
     fields: dict[str, Any]
     parameters: int
@@ -141,9 +141,12 @@ class Net:
 
     @classmethod
     def of(cls, entry: Entry) -> "Net":
+        """Opens and builds all that the entry's runs need; UserError, with its label, where that does not fit."""
         config = entry.config
-        fields = net_fields(config) | {"num_classes": num_classes_of(config)}
-        counted = summaries.summarize(config.model.name, config.image_size, **fields)
+        with named(entry):
+            planned = plan.make_plan(entry.at_seed(0))
+            fields = net_fields(config) | {"num_classes": planned.model.num_classes}
+            counted = summaries.summarize(config.model.name, config.image_size, **fields)
         return cls(fields, counted.parameters, counted.macs)
 
 
@@ -165,7 +168,7 @@ def net_record(
         "parameters": net.parameters,
         "macs": net.macs,
         "results": compare_results.over_seeds(runs, lost=bool(failed) and len(runs) < num_seeds),
-        "latency": compare_latency.read(entry, what, out) if what else None,
+        "latency": compare_latency.read(what, out) if what else None,
         "failed": list(failed),
         "runs": runs,
         "config": settings.as_dict(config),
@@ -201,7 +204,7 @@ def write_files(comparison: dict[str, Any], out: Path) -> None:
     with writing(out):
         for ending in FORMATS:
             with replacing(out / f"{STEM}.{ending}") as scratch:
-                scratch.write_text(texts[ending], encoding="utf-8")
+                scratch.write_text(as_utf8(texts[ending]), encoding="utf-8")
 
 
 def run(
@@ -229,10 +232,7 @@ def run(
         else None
         for entry, net in zip(entries, nets)
     ]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
+    make_folder(out)
 
     def write(failed: dict[str, list[str]]) -> dict[str, Any]:
         records = [
@@ -247,7 +247,7 @@ def run(
     for entry, what in zip(entries, timed, strict=True):
         if what:
             with noted(failed, entry, "latency"):
-                compare_latency.measure(entry, what, out)
+                compare_latency.measure(what, out)
     comparison = write(failed)
     if not any(net["runs"] for net in comparison["nets"]):
         raise UserError(f"no run was finished; the first: {next(iter(filter(None, failed.values())))[0]}")

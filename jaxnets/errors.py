@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,11 @@ NOTHING_LOST = "what was saved before is as it was, and the same command goes on
 def printable(text: str) -> str:
     """The text with escapes for what a terminal would obey rather than show: line ends, control sequences."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def as_utf8(text: str) -> str:
+    """The text with a replacement for what UTF-8 cannot write: lone surrogates, as of a file's name in Latin-1."""
+    return re.sub(r"[\ud800-\udfff]", "\ufffd", text)
 
 
 def first_line(error: BaseException) -> str:

@@ -4,6 +4,11 @@ A run keeps its own page, report.html in its workdir, up to date while it trains
 compares them and is written to --out. The file needs nothing beside it and no network.
 """
 
+from jaxnets import interruption
+
+if __name__ == "__main__":
+    interruption.end_at_once()
+
 import datetime
 import importlib.resources
 import sys
@@ -12,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from jaxnets import data, journal, machine, predictions, report_errors, report_parts, runtime, settings, step, timing
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
+from jaxnets.errors import ArgumentParser, UserError, as_utf8, exit_on_user_error
 from jaxnets.plain_files import replacing, user_path
 from jaxnets.report_parts import History
 from jaxnets.workdir import CONFIG
@@ -131,7 +136,7 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     page = render(runs)
     try:
         with replacing(out) as scratch:
-            scratch.write_text(page, encoding="utf-8")
+            scratch.write_text(as_utf8(page), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from None
     return out
@@ -189,7 +194,7 @@ def main(argv: list[str]) -> None:
     workdirs = [*args.workdir, *args.more]
     if not workdirs:
         raise UserError("give the folder of a run: --workdir=DIR")
-    print(write(workdirs, args.out))
+    print(as_utf8(str(write(workdirs, args.out))))
 
 
 if __name__ == "__main__":

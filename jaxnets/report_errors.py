@@ -45,7 +45,8 @@ def errors(run: History) -> dict[str, Any] | None:
             for row, shares_of_row in enumerate(confusions.shares())
         ]
     elif len(names) <= MAX_MATRIX:
-        identity = f"confusion-{run.name}".encode().hex()  # unlike any other's on the page
+        # Unlike any other's on the page, whatever bytes its folder's name has.
+        identity = f"confusion-{run.name}".encode(errors="surrogatepass").hex()
         shares = confusions.shares()
         made["image"] = charts.draw_matrix(identity, shares, xlabel="taken for class", ylabel="is class")
     return made
@@ -91,9 +92,11 @@ def class_names(evaluated: Evaluated) -> list[str]:
 def _cell(share: float, right: bool) -> dict[str, str]:
     # The eye compares areas of one colour badly: the square root shows small shares, which are the news here.
     shade = 90 * math.sqrt(share)
-    text = f"{100 * share:.0f}" if share >= 0.005 else "·"
-    kinds = {"right": right, "strong": shade > 60, "none": share < 0.005}
-    return {"text": text, "shade": f"{shade:.0f}", "kind": " ".join(name for name, holds in kinds.items() if holds)}
+    # Half up; 29 in 200 are 14.499999999999998 in binary.
+    percent = math.floor(round(100 * share, 6) + 0.5)
+    kinds = {"right": right, "strong": shade > 60, "none": not percent}
+    kind = " ".join(name for name, holds in kinds.items() if holds)
+    return {"text": str(percent or "·"), "shade": f"{shade:.0f}", "kind": kind}
 
 
 def _pairs(confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]:

@@ -1,5 +1,6 @@
 """The parts of a run's page as its template takes them: headline, curves, time, fields. All text is plain."""
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,10 +187,12 @@ def evaluations(run: History) -> dict[str, list]:
     seconds = run.seconds(run.evaluations)
     columns = ["epoch", "step", "time", "learning rate", "training loss", "accuracy", "evaluation loss", "accuracy"]
     averaged = any("ema_eval_accuracy" in record for record in run.evaluations)
+    reports = sorted(run.trained, key=lambda record: record["step"])
+    steps = [record["step"] for record in reports]
     rows = []
     for record, when in zip(run.evaluations, seconds):
-        before = [trained for trained in run.trained if trained["step"] <= record["step"]]
-        trained = before[-1] if before else {}
+        before = bisect.bisect_right(steps, record["step"])
+        trained = reports[before - 1] if before else {}
         row = [
             record["epoch"],
             f"{record['step']:,}",

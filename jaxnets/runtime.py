@@ -74,7 +74,7 @@ def make_deterministic() -> None:
 
 
 def drop_late_answers() -> None:
-    """From now on say nothing of TensorStore's answers that come when Orbax, after an error, waits no longer."""
+    """From now on silence TensorStore's late replies, once Orbax has stopped waiting after an error."""
     before = sys.unraisablehook
     if getattr(before, "__name__", None) == "report_but_late_answers":
         return

@@ -79,11 +79,12 @@ def load_published(model: nn.Module | str, source, *, head: str = "strict", **ov
 
 
 def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = None) -> dict[str, np.ndarray]:
-    """The state_dict of a net as the code base `layout` names and shapes it, ready for `load_state_dict`.
+    """The state_dict of a net as the code base `layout` names and shapes it.
 
     `layout`: torchvision, timm, kuangliu, chenyaofo, megvii, as far as it has the net, or "jaxnets", our own
     names, for every net. Left out: torchvision's where it has the net, otherwise the first that has. Float32
-    arrays, and an int64 0 for each BatchNorm's `num_batches_tracked`; `load` gives back the same bits.
+    NumPy arrays, of which `torch.from_numpy` makes what `load_state_dict` takes, and an int64 0 for each BatchNorm's
+    `num_batches_tracked`; `load` gives back the same bits.
 
     Raises UserError for a layout without this net, and for variables of another net.
     """

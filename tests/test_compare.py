@@ -1,10 +1,12 @@
 """The command of a comparison: what it prints, and how it refuses bad arguments."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
-from jaxnets import compare, models
+from jaxnets import compare, loop, models
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
@@ -35,12 +37,51 @@ def test_the_table_is_printed_and_written(repository, tmp_path, monkeypatch, cap
     assert "\n".join(table) in written and "`python -m jaxnets.compare --out=" in written
 
 
+def test_a_run_that_failed_is_told_below_the_table(repository, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
+    train = loop.train
+
+    def fail(config, directory):
+        if config.model.width == 0.5:
+            raise UserError("the loss became nan")
+        return train(config, directory)
+
+    monkeypatch.setattr(loop, "train", fail)
+    command = [f"--out={tmp_path / 'out'}", "--models=tiny:width=0.5,tiny", "--seeds=2", "--latency_batch=0"]
+    small = [f"--config={repository}/configs/digits.py", f"--config.data_dir={tmp_path}", *SMALL]
+    with pytest.raises(UserError, match="^not finished: tiny:width=0.5, seed 0: the loss became nan; and 1 more$"):
+        compare.main(["compare", *command, *small, "--config.num_epochs=1"])
+    *table, result = capsys.readouterr().out.splitlines()
+    assert len(table) == 4 and json.loads(result)["runs"] == 2
+    assert "the loss became nan" in (tmp_path / "out" / "compare.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["compare", "figures", "report"])
+def test_a_signal_ends_a_command_from_its_imports_on(command, repository):
+    code = (
+        "import runpy, sys\nfrom jaxnets import interruption\nsys.argv[1:] = ['--help']\n"
+        "interruption.end_at_once = lambda: sys.exit(7 + ('jax' in sys.modules))\n"
+        f"runpy.run_module('jaxnets.{command}', run_name='__main__')"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=repository, timeout=300).returncode == 7
+
+
+def test_outside_a_checkout_a_configuration_has_to_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no configs/default.py here: run it from the jaxnets checkout, or name a conf"):
+        compare.main(["compare", "--models=mobilenet_v2_mini"])
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--seeds=0"], "--seeds=0"),
         (["--models=mobilenet_v2_mini", "--config.model.width=0.5"], "--models=NAME:width=VALUE"),
         (["--models=no_such_net"], "no net 'no_such_net'"),
+        (["--models=no_net,no_net"], "no net 'no_net'"),
+        (["--models=,"], "--models=',' names no net"),
+        (["--models="], "--models='' names no net"),
         (["--models=no_net:stage_strides=(1,2),tiny"], "no net 'no_net'"),
         (["--models=mobilenet_v2_mini:no_field=1"], "no field 'no_field'"),
         (["--latency_batch=-1"], "--latency_batch"),

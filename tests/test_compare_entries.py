@@ -1,10 +1,43 @@
 """The nets of a comparison, as they stand on the command line and in presets."""
 
+import shutil
+
 import pytest
 
 from jaxnets import compare_entries, compare_runs, config_file
 from jaxnets.errors import UserError
-from tests.tiny_net import small_digits
+from jaxnets.models import MODELS
+from tests.tiny_net import TinyNet, small_digits
+
+
+@pytest.mark.parametrize(
+    ("text", "models"),
+    [
+        ("a", ["a"]),
+        ("a,,b,", ["a", "b"]),
+        ("a:x=(1,2),b", ["a:x=(1,2)", "b"]),
+        ("a:x=[1,2],b", ["a:x=[1,2]", "b"]),
+        ("a:x=(1,(2,[3,4]),5):y=[],b[12],c", ["a:x=(1,(2,[3,4]),5):y=[]", "b[12]", "c"]),
+    ],
+)
+def test_nets_are_split_outside_brackets(text, models):
+    assert compare_entries.split_models(text) == models
+
+
+def test_a_field_may_be_a_list(tmp_path):
+    """The net is that of the tuple."""
+    config = small_digits()
+    config.data_dir = str(tmp_path)
+    specs = [f"mobilenet_v1_cifar:width=0.25:stage_strides={strides}" for strides in ("[1,1,2,2,2]", "(1,1,2,2,2)")]
+    one, other = (compare_runs.Net.of(*compare_entries.make_entries({"digits": config}, [spec])) for spec in specs)
+    assert one.macs == other.macs > 0
+
+
+def test_a_configurations_name_may_be_in_latin_1(repository, tmp_path):
+    path = tmp_path / "caf\udce9.py"
+    shutil.copy(repository / "configs" / "digits.py", path)
+    configs = compare_entries.load_configs([str(path)], ())
+    assert [entry.label for entry in compare_entries.make_entries(configs)] == ["caf\ufffd"]
 
 
 def test_a_net_keeps_no_field_of_the_configurations_own(repository):
@@ -38,13 +71,16 @@ def test_a_folder_of_images_has_the_same_name_in_any_working_directory(repositor
     ("models", "says"),
     [
         (["nothing_*"], "no net matches"),
+        (["no_net", "no_net"], "no net 'no_net'"),
         (["tiny:width"], "must be FIELD=VALUE"),
         (["tiny", "tiny"], "twice"),
         (["tiny:name=resnet18_cifar"], "named in front of its fields"),
         (["tiny:width=1", "tiny_width=1"], "twice"),  # one folder
     ],
 )
-def test_nets_that_cannot_be_compared_are_refused(models, says):
+def test_nets_that_cannot_be_compared_are_refused(models, says, monkeypatch):
+    for name in ("tiny", "tiny_width=1"):
+        monkeypatch.setitem(MODELS, name, TinyNet)
     with pytest.raises(UserError, match=says):
         compare_entries.make_entries({"digits": small_digits()}, models)
 
@@ -52,11 +88,12 @@ def test_nets_that_cannot_be_compared_are_refused(models, says):
 @pytest.mark.parametrize("name", compare_entries.PRESETS)
 def test_a_preset_can_be_trained(name, repository, tmp_path):
     preset = compare_entries.PRESETS[name]
-    configs = compare_entries.load_configs([f"{repository}/configs/default.py"], preset.overrides, preset.models)
+    overrides = [*preset.overrides, "--config.dataset=digits", f"--config.data_dir={tmp_path}"]
+    configs = compare_entries.load_configs([f"{repository}/configs/default.py"], overrides, preset.models)
     entries = compare_entries.make_entries(configs, preset.models)
+    compare_runs.check(entries, 1, tmp_path / "out")
     for entry in entries:
-        entry.config.batch_size = entry.config.eval_batch_size = 100
-    compare_runs.check(entries, 1, tmp_path)
+        compare_runs.Net.of(entry)
     assert [entry.config.model.name for entry in entries] == list(preset.models)
     assert {entry.config.num_epochs for entry in entries} == {3}
 

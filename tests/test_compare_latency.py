@@ -15,6 +15,18 @@ def test_the_twin_for_large_images_is_another_net():
     assert compare_latency.timed_net(twin, None, 7) == ("mobilenet_v1_cifar", 16, fields | {"num_classes": 7})
 
 
+def test_a_net_under_several_recipes_is_timed_once(tmp_path, monkeypatch):
+    timed = []
+    found = {"ms": 1.0, "low_ms": 1.0, "high_ms": 1.0, "calls": 1}
+    monkeypatch.setattr(latency, "measure", lambda model, shape, **_: timed.append((model.width, shape[0])) or found)
+    other = small_digits()
+    other.label_smoothing = 0.2
+    entries = compare_entries.make_entries(CONFIGS | {"other": other}, ["mobilenet_v1:width=0.25", "mobilenet_v1"])
+    for entry in entries:
+        compare_latency.measure(compare_latency.timed(entry, None, 4, 10), tmp_path)
+    assert len(entries) == 4 and timed == [(0.25, 1), (0.25, 4), (1.0, 1), (1.0, 4)]
+
+
 def test_large_images_are_timed_on_the_net_made_for_them(tmp_path, monkeypatch):
     timed = []
 
@@ -28,13 +40,13 @@ def test_large_images_are_timed_on_the_net_made_for_them(tmp_path, monkeypatch):
     (entry,) = compare_entries.make_entries(CONFIGS, [spec])
 
     def time(image_size):
-        compare_latency.measure(entry, compare_latency.timed(entry, image_size, 4, 10), tmp_path)
+        compare_latency.measure(compare_latency.timed(entry, image_size, 4, 10), tmp_path)
 
     time(96)
     assert timed == [("MobileNetV1", 2, 0.25, 1000, (n, 96, 96, 3)) for n in (1, 4)]
     what = compare_latency.timed(entry, 96, 4, 10)
-    assert compare_latency.read(entry, what, tmp_path)["model"] == "mobilenet_v1"
-    assert compare_latency.read(entry, what | {"batch_size": 8}, tmp_path) is None
+    assert compare_latency.read(what, tmp_path)["model"] == "mobilenet_v1"
+    assert compare_latency.read(what | {"batch_size": 8}, tmp_path) is None
     time(96)
     assert len(timed) == 2  # known already
     time(None)

@@ -175,8 +175,31 @@ def test_pytorch_is_named_where_it_trained():
 
 def test_what_changes_no_result_is_no_difference():
     one, other = make_net("a", []), make_net("b", [])
-    other["config"] = other["config"] | {"num_workers": 7, "model": {"width": 0.5}, "batch_size": 3}
+    of_the_net = {"name": "vgg16_bn_cifar", "num_classes": 7}
+    other["config"] = other["config"] | {"num_workers": 7, "model": of_the_net, "batch_size": 3}
     assert [name for name, _ in compare_results.recipe_differences([one, other])] == ["batch_size"]
+
+
+def test_fields_of_the_net_are_differences_where_no_label_gives_them():
+    def differences(*labels_and_fields):
+        nets = [make_net(label, []) for label, _ in labels_and_fields]
+        for net, (_, fields) in zip(nets, labels_and_fields):
+            net["config"] = net["config"] | {"model": {"name": "a", "dtype": "auto", "width": None} | fields}
+        return dict(compare_results.recipe_differences(nets))
+
+    fields = {"dropout": 0.2, "dtype": "float32", "stochastic_depth": 0.1, "width": 0.5, "bn_momentum": 0.99}
+    assert differences(("one", {}), ("other", fields)).keys() == {f"model.{field}" for field in fields}
+    assert differences(("a:width=0.5 (PyTorch)", {"width": 0.5}), ("b", {})) == {}
+    assert differences(("a:width=0.5", {"width": 0.5}), ("a:width=2:dropout=0.1", {"width": 2, "dropout": 0.1})) == {}
+    told = differences(("a:width=0.5", {"width": 0.5}), ("b", {"dtype": "float32"}), ("c", {"width": 2}))
+    assert told == {"model.dtype": ["auto", "float32", "auto"], "model.width": ["0.5", "–", "2"]}
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(2.345, "2.35"), (999.4, "999"), (999.5, "1,000"), (999.9, "1,000"), (1234.5, "1,234")]
+)
+def test_milliseconds_are_said_without_an_exponent(value, said):
+    assert compare_results._milliseconds(value) == said
 
 
 def test_one_seed_has_no_deviation():

@@ -183,6 +183,43 @@ def test_nets_on_different_images_are_refused(configs, tmp_path):
             compare_runs.run(entries, 1, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("fields", "models", "says"),
+    [
+        ({"train_split": "nonsense"}, MODELS, "tiny: split 'nonsense' of digits does not exist"),
+        ({"batch_size": 100_000_000}, MODELS, "tiny: config.batch_size=100000000 must be at most the 160 examples"),
+        ({"init_from": "missing.pth"}, MODELS, "tiny: config.init_from='missing.pth': there is no such file"),
+        ({}, ("tiny", "tiny:num_classes=5"), "tiny:num_classes=5: config.model.num_classes=5 is less than the 10"),
+        ({}, ("tiny", "vgg16_bn_cifar:width=0.1"), "vgg16_bn_cifar:width=0.1: .* too small"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_before_training(fields, models, says, configs, trained, tmp_path):
+    config = configs["digits"].copy_and_resolve_references()
+    config.update(fields)
+    with pytest.raises(UserError, match=f"^{says}"):
+        compare_runs.run(compare_entries.make_entries({"digits": config}, models), 1, tmp_path / "out")
+    assert trained == [] and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_has_begun_needs_its_first_weights_no_longer(finished, configs, trained, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "copy")
+    config = configs["digits"].copy_and_resolve_references()
+    config.init_from = "gone.pth"
+    for path in out.glob("runs/*/*/config.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"init_from": config.init_from}))
+    compare_runs.run(compare_entries.make_entries({"digits": config}, MODELS), 2, out)
+    assert trained == []
+
+
+def test_names_in_latin_1_are_written_with_a_replacement(finished, configs, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "caf\udce9")
+    entries = compare_entries.make_entries(configs, MODELS)
+    comparison = compare_runs.run(entries, 2, out, command=f"compare --out={out}", note="th\udce9")
+    assert "th\ufffd" in (out / "compare.md").read_text() and "caf\ufffd" in (out / "compare.html").read_text()
+    compare_runs.write_files(comparison | {"dataset": "folder:s\udce9"}, out)
+    assert "2 nets on folder:s\ufffd" in (out / "compare.html").read_text()
+
+
 def test_a_net_that_cannot_be_timed_does_not_keep_the_others(finished, configs, tmp_path, monkeypatch):
     out = shutil.copytree(finished, tmp_path / "copy")
 
@@ -204,7 +241,7 @@ def test_a_net_that_cannot_be_timed_does_not_keep_the_others(finished, configs, 
 @pytest.mark.parametrize(("name", "text"), [("compare.csv", "mine"), ("compare.json", "{}"), ("compare.json", "[1]")])
 def test_a_file_that_is_no_table_of_ours_is_not_overwritten(name, text, configs, trained, tmp_path):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"{name} is there, but no table of jaxnets.compare"):
+    with pytest.raises(UserError, match=f"{name} exists, but compare.json is no jaxnets.compare table"):
         compare_runs.run(compare_entries.make_entries(configs, MODELS), 1, tmp_path)
     assert trained == [] and (tmp_path / name).read_text() == text
 

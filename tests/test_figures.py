@@ -276,11 +276,11 @@ def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
     machine["date"] = "2026-01-02"
     run = {"train_seconds": 90.0, "train_images": 1000, "machines": [machine]}
     config = {"num_epochs": 4, "image_size": 24, "progressive_sizes": [0.5, 0.5, 0.75, 1.0]}
-    facts = {"dataset": "d", "train_split": "t", "eval_split": "e"}
+    facts = {"dataset": "d\udce9", "train_split": "t", "eval_split": "e"}
     net = {"label": "a", "config": config, "model": "m", "fields": {}, "image_size": 24, "macs": 4e9}
     nets = [net | {"runs": [run, run], "failed": ["seed 1: it diverged"]}]
     line = training.compute(facts | {"nets": nets})
-    assert line.startswith("2 runs of 4 epochs on d t at 24 px: 12.0 T MACs, 3.0 min of training")
+    assert line.startswith("2 runs of 4 epochs on d\ufffd t at 24 px: 12.0 T MACs, 3.0 min of training")
     assert line.endswith("; a machine, 4 CPU cores, JAX 1, native operators (from 2026-01-02); not finished: a")
 
 
@@ -303,12 +303,40 @@ def test_bad_arguments_are_one_sentence(arguments, says):
 def test_a_file_that_is_no_figure_of_ours_is_not_overwritten(tmp_path, monkeypatch):
     for mine in ("relu_collapse.pdf", "relu_collapse.json"):
         (tmp_path / mine).write_text("[]")
-        with pytest.raises(UserError, match=f"{mine} is there, but no figure of jaxnets: relu_collapse.json is none's"):
+        with pytest.raises(UserError, match=f"{mine} exists, but relu_collapse.json is no jaxnets.figures data"):
             command.main(["figures", "relu_collapse", f"--out={tmp_path}"])
         assert (tmp_path / mine).read_text() == "[]"
         (tmp_path / mine).unlink()
     (tmp_path / "relu_collapse.json").write_text('{"compute": "of an older one"}')
     command.check_out(tmp_path, "relu_collapse")
+
+
+@pytest.mark.parametrize(
+    ("typo", "says"),
+    [
+        ("--config=configs/nothing.py", "no such file"),
+        ("--config.num_epoch=1", "no field num_epoch"),
+        ("--config.train_split=no_such", "split 'no_such' of digits does not exist"),
+    ],
+)
+def test_a_typo_leaves_no_folder(typo, says, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(bottleneck_ablation, "NETS", {"linear": "tiny"})
+    with pytest.raises(UserError, match=says):
+        command.main(["figures", "bottleneck_ablation", f"--out={tmp_path / 'out'}", *small, typo])
+    assert not (tmp_path / "out").exists()
+
+
+def test_outside_a_checkout_a_configuration_has_to_be_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no configs/default.py here: run it from the jaxnets checkout, or name a conf"):
+        command.main(["figures", "width_tradeoff", "--out=out"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--out=.*file cannot be made a folder: File exists"):
+        command.main(["figures", "relu_collapse", f"--out={tmp_path / 'file'}"])
 
 
 @functools.cache

@@ -1,9 +1,13 @@
 """Timed calls: as many as asked for, warm-up apart, and of the very module."""
 
+import itertools
+from types import SimpleNamespace
+
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxnets import create_model, latency
+from jaxnets import latency
 from tests.tiny_net import TinyNet
 
 
@@ -27,9 +31,15 @@ def test_a_module_is_applied_to_the_shape_asked_for(monkeypatch):
     assert 0 < found["low_ms"] <= found["ms"] <= found["high_ms"]
 
 
-@pytest.mark.slow
-def test_a_larger_net_takes_longer():
-    """Ten times the arithmetic, so that no load on the machine can turn it round."""
-    small, large = (create_model("mobilenet_v1_cifar", width=width) for width in (0.25, 1.0))
-    small, large = (latency.measure(net, (8, 32, 32, 3), train=False) for net in (small, large))
-    assert small["low_ms"] < large["high_ms"]
+@pytest.mark.parametrize(("seconds", "calls"), [(10.0, 5), (0.25, 6), (0.001, 200)])
+def test_calls_end_with_the_time_for_them(seconds, calls, monkeypatch):
+    """By a clock that only calls move on: slow ones are the fewest, fast ones the most, others fill 1.5 seconds."""
+    clock = itertools.count()
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: seconds * next(clock)))
+    np.testing.assert_allclose(latency.call_times(lambda: jnp.zeros(())), [seconds] * calls)
+
+
+def test_the_median_and_the_quartiles_are_in_milliseconds(monkeypatch):
+    monkeypatch.setattr(latency, "call_times", lambda call: np.array([0.009, 0.001, 0.002, 0.004, 0.003]))
+    found = latency.measure(TinyNet(num_classes=10), (1, 16, 16, 3), train=False)
+    assert found == pytest.approx({"ms": 3.0, "low_ms": 2.0, "high_ms": 4.0, "calls": 5})

@@ -164,6 +164,19 @@ def test_nothing_in_a_file_becomes_markup(tmp_path):
     assert EVIL in page.text and "{{ 7 * 7 }}" in page.text and "run <i>&" in page.text
 
 
+def test_names_that_are_not_utf_8_are_shown_with_a_replacement(tmp_path, capsys):
+    """A folder's in Latin-1, as Python reads it, and a lone surrogate, which JSON may hold."""
+    many = [f"class {number}" for number in range(30)]
+    runs = [make_run(tmp_path / "caf\udce9", names=("th\udce9", "b", "c"), dataset="\ud800")]
+    runs.append(make_run(tmp_path / "other\udce9", names=many))
+    for run in runs:
+        report.main(["report", f"--workdir={run}"])
+    assert capsys.readouterr().out.splitlines()[0].endswith("/caf\ufffd/report.html")
+    text = Page((runs[0] / "report.html").read_text()).text
+    assert "caf\ufffd" in text and "th\ufffd" in text and "on \ufffd;" in text
+    report.main(["report", *map(str, runs), f"--out={tmp_path / 'both.html'}"])
+
+
 def test_several_runs_are_compared_on_shared_axes(tmp_path, monkeypatch):
     one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other", augment={"flip": False})
     monkeypatch.chdir(tmp_path)

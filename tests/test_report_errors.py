@@ -1,6 +1,7 @@
 """What a run got wrong, counted as scikit-learn counts it."""
 
 import numpy as np
+import pytest
 import sklearn.metrics
 
 from jaxnets import report, report_errors
@@ -13,6 +14,15 @@ def test_the_confusions_are_sklearns(tmp_path):
     expected = sklearn.metrics.confusion_matrix(run.label, run.predicted, labels=range(4), normalize="true")
     np.testing.assert_array_equal(found.shares(), expected)
     assert found.wrong()[2].tolist() == sorted(found.wrong()[2], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0, "·"), (0.0049, "·"), (0.005, "1"), (0.025, "3"), (29 / 200, "15"), (0.994, "99"), (1, "100")],
+)
+def test_a_share_is_rounded_half_up(share, text):
+    cell = report_errors._cell(share, right=False)
+    assert (cell["text"], "none" in cell["kind"]) == (text, text == "·")
 
 
 def test_the_hardest_class_of_all_runs_comes_first(tmp_path):

@@ -54,6 +54,24 @@ def test_what_is_no_number_in_a_record_is_left_out(tmp_path, field, value):
     assert "87.50%" in report.write([workdir]).read_text()
 
 
+def test_an_evaluation_stands_with_the_last_report_before_it(tmp_path):
+    """Found without reading through all of them for each."""
+    reads = []
+
+    class Report(dict):
+        def __getitem__(self, name):
+            reads.append(name)
+            return super().__getitem__(name)
+
+    at = [{"step": step, "epoch": 1} for step in range(1, 1001)]
+    trained = [Report(each, loss=each["step"], accuracy=0.5) for each in at[4:]]
+    evaluations = [each | {"eval_loss": 1.0, "eval_accuracy": 0.5} for each in at[:1000:3]]
+    run = dataclasses.replace(report.load(make_run(tmp_path / "run")), trained=trained, evaluations=evaluations)
+    rows = report_parts.evaluations(run)["rows"]
+    assert [row[4] for row in rows[:4]] == ["–", "–", "7.0000", "10.0000"] and rows[-1][4] == "1000.0000"
+    assert len(reads) < 10 * len(at)
+
+
 def test_a_loss_that_diverged_fits_its_tile(tmp_path):
     run = report.load(make_run(tmp_path / "run"))
     last = run.evaluations[-1] | {"eval_loss": 38898.4}

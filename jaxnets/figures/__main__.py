@@ -9,9 +9,10 @@ Nets are trained in a small setting that takes minutes; `--config.FIELD=VALUE` s
 line on standard output is one JSON object.
 """
 
-from jaxnets import huge_pages
+from jaxnets import huge_pages, interruption
 
 if __name__ == "__main__":
+    interruption.end_at_once()
     huge_pages.restart()
 
 import dataclasses
@@ -24,6 +25,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxnets import config_file, plots
+from jaxnets.compare_entries import DEFAULT, default_config
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.figures import (
     bottleneck_ablation,
@@ -35,7 +37,7 @@ from jaxnets.figures import (
     width_tradeoff,
 )
 from jaxnets.figures.options import Options
-from jaxnets.plain_files import parse_json, read_text, replacing, user_path
+from jaxnets.plain_files import make_folder, read_own, replacing, user_path
 
 FIGURES: dict[str, ModuleType] = {
     "relu_collapse": relu_collapse,
@@ -54,11 +56,9 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
     """Measure, write and draw a figure in `options.out`; its data and its files."""
     figure = FIGURES[name]
     out = options.out
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
     check_out(out, name)
+    if name not in TRAINED:  # else the comparison makes it, once it has found nothing to refuse
+        make_folder(out)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"command": options.command, "date": today}
     data = figure.measure(dataclasses.replace(options, out=out / name)) | made
@@ -74,15 +74,7 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
 def check_out(out: Path, name: str) -> None:
     """UserError where the figure would take the place of a file that is none of ours."""
     path = out / f"{name}.json"
-    present = [file for file in (path, *plots.files_of(out / name)) if file.exists()]
-    try:
-        ours = not present or "compute" in parse_json(read_text(path, MAX_BYTES))
-    except (FileNotFoundError, UserError, ValueError, TypeError):
-        ours = False
-    if not ours:
-        raise UserError(
-            f"{present[0]} is there, but no figure of jaxnets: {path.name} is none's data; choose another --out"
-        )
+    read_own([path, *plots.files_of(out / name)], "jaxnets.figures data", lambda data: data["compute"], MAX_BYTES)
 
 
 def _parser() -> ArgumentParser:
@@ -90,7 +82,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("name", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES))
     parser.add_argument("--out", type=user_path, required=True, help="folder of the figure, and of the runs behind it")
     parser.add_argument("--seeds", type=int, help="runs of each net that is trained; default: 2")
-    parser.add_argument("--config", help="configuration of nets that are trained; default: configs/default.py")
+    parser.add_argument("--config", help=f"configuration of nets that are trained; default: {DEFAULT}")
     return parser
 
 
@@ -103,7 +95,8 @@ def main(argv: list[str]) -> None:
     if args.seeds is not None and args.seeds < 1:
         raise UserError(f"--seeds={args.seeds} must be at least 1")
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
-    asked = {"seeds": args.seeds, "config": args.config, "command": command}
+    config = args.config or (default_config() if args.name in TRAINED else None)
+    asked = {"seeds": args.seeds, "config": config, "command": command}
     asked = {name: value for name, value in asked.items() if value is not None}
     data, files = make(args.name, Options(args.out, overrides=tuple(overrides), **asked))
     print(json.dumps({"figure": args.name, "files": [str(file) for file in files], "compute": data["compute"]}))

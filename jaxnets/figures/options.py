@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from jaxnets.compare_entries import DEFAULT
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -10,6 +12,6 @@ class Options:
 
     out: Path
     seeds: int = 2
-    config: str = "configs/default.py"
+    config: str = DEFAULT
     overrides: tuple[str, ...] = ()  # `--config.FIELD=VALUE`
     command: str = "python -m jaxnets.figures"  # as it was given

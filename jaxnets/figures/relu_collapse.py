@@ -73,7 +73,7 @@ def measure(options: Options) -> dict[str, Any]:
         if dimensions in DIMENSIONS:
             typical = int(np.argsort(after)[DRAWS // 2])
             found = reconstruct(points, embeddings[typical])
-            panels[str(dimensions)] = {"points": found.round(5).tolist(), "error": plain[typical]}
+            panels[str(dimensions)] = found.round(5).tolist()
     seconds = time.perf_counter() - began
     compute = (
         f"{DRAWS:,} random matrices T for each n; the panels show the one of median error, each at a scale of its own; "
@@ -85,7 +85,7 @@ def measure(options: Options) -> dict[str, Any]:
 def draw(data: dict[str, Any]) -> Figure:
     """The spiral and what comes back of it, and below the error against n."""
     figure = plots.new_figure(7.0, 3.9)
-    panels = {"input": data["spiral"]} | {f"n = {n}": panel["points"] for n, panel in data["panels"].items()}
+    panels = {"input": data["spiral"]} | {f"n = {n}": found for n, found in data["panels"].items()}
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.55))
     colours = np.linspace(0, 1, len(data["spiral"]))
     for axes, (title, points) in zip(top.subplots(1, len(panels)), panels.items()):

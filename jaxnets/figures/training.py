@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from jaxnets import augment, compare_entries, compare_results, compare_runs, plots, summary
+from jaxnets.errors import as_utf8
 from jaxnets.figures.options import Options
 
 PLAIN_SGD = (*compare_entries.PLAIN, "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=5e-4")
@@ -47,7 +48,7 @@ def compute(comparison: dict[str, Any]) -> str:
     # A step is the forward pass and twice as much backward.
     macs = sum(3 * _mean_macs(net) * sum(run["train_images"] for run in net["runs"]) for net in comparison["nets"])
     failed = [net["label"] for net in comparison["nets"] if net["failed"]]
-    return (
+    return as_utf8(
         f"{len(runs)} runs of {config['num_epochs']} epochs on {comparison['dataset']} {comparison['train_split']} at "
         f"{config['image_size']} px: {macs / 1e12:.1f} T MACs, {seconds / 60:.1f} min of training; accuracy of "
         + "; ".join([comparison["eval_split"], *compare_results.machines(comparison["nets"]).values()])

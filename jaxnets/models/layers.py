@@ -32,7 +32,7 @@ CLIP_BOUNDS = {"identity": ops.UNBOUNDED, "relu": (0.0, float("inf")), "relu6": 
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:
-    """Round to a multiple of `divisor`, never below 90 % of `value` (1801.04381's channel rule)."""
+    """Round to a multiple of `divisor`, never below 90 % of `value`, as the authors' code of 1801.04381 does."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * value else rounded + divisor
 
@@ -220,7 +220,7 @@ def _bins(size, count):
 
 
 def drop_path(x, rate: float, train: bool):
-    """Stochastic depth (1603.09382): the residual branch `x` of whole images becomes 0, the rest grows."""
+    """Stochastic depth (1603.09382): the branch `x` of whole images becomes 0, that of others times 1 / (1 - rate)."""
     if not train or not rate:
         return x
     return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=False)(jnp.asarray(x))

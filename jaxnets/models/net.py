@@ -113,7 +113,7 @@ class Net(nn.Module):
         return partial(Conv, activation=self.activation, dtype=self.dtype)
 
     def prepare(self, images):
-        """Cast `(N, H, W, 3)` images to the compute dtype; ValueError for any other shape."""
+        """Cast `(N, H, W, 3)` float images to the compute dtype; ValueError for any other shape or type."""
         if images.ndim != 4 or images.shape[-1] != 3:
             raise UserError(f"images must have the shape (N, H, W, 3), not {images.shape}")
         if not jnp.issubdtype(images.dtype, jnp.floating):

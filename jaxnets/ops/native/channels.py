@@ -20,7 +20,7 @@ def channel_shuffle(x, groups):
         affine = reference.channel_shuffle(x.affine, groups)
         return Normalized(channel_shuffle(x.raw, groups), affine, x.bounds, x.compute)
     x = jnp.asarray(x)
-    if x.dtype != jnp.float32 or x.ndim != 4:
+    if x.dtype != jnp.float32:
         return xla.channel_shuffle(x, groups)
     library.require()
     return _shuffle(x, groups)
