@@ -96,6 +96,12 @@ def check_out(entries: Sequence[Entry], out: Path) -> None:
         logger.info("the table in %s no longer shows %s; their runs stay", out, printable(", ".join(gone)))
 
 
+def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
+    """The workdirs of the entry's runs that have come to their end."""
+    workdir_at = {number: workdir_of(out, entry, number) for number in range(num_seeds)}
+    return [path for number, path in workdir_at.items() if compare_results.read_run(path, entry.at_seed(number))]
+
+
 def train_all(
     entries: Sequence[Entry], num_seeds: int, out: Path, after_each: Callable[[dict[str, list[str]]], None]
 ) -> dict[str, list[str]]:
@@ -140,14 +146,33 @@ class Net:
     macs: int
 
     @classmethod
-    def of(cls, entry: Entry) -> "Net":
-        """Opens and builds all that the entry's runs need; UserError, with its label, where that does not fit."""
+    def of(cls, entry: Entry, finished: Sequence[Path] = ()) -> "Net":
+        """Opens and builds all that the entry's runs need, and compares it with the workdirs of those `finished`.
+
+        UserError, with the entry's label, where that does not fit.
+        """
         config = entry.config
         with named(entry):
             planned = plan.make_plan(entry.at_seed(0))
+            for directory in finished:
+                require_same_images(planned, directory)
             fields = net_fields(config) | {"num_classes": planned.model.num_classes}
             counted = summaries.summarize(config.model.name, config.image_size, **fields)
         return cls(fields, counted.parameters, counted.macs)
+
+
+def require_same_images(planned: plan.Plan, directory: Path) -> None:
+    """UserError where a finished run had other numbers of images or classes; a warning where its images lay elsewhere.
+
+    A configuration does not show it: another folder may be the same one, moved.
+    """
+    plan.require_same_data(planned, directory)
+    place = loop.place_of(planned.config)
+    before, now = settings.read(directory / workdirs.CONFIG)[place], loop.with_absolute_places(planned.config)[place]
+    if before != now:
+        logger.warning(
+            "%s was trained on %s, and now there is %s: they must hold the same images", directory, before, now
+        )
 
 
 def net_record(
@@ -223,9 +248,10 @@ def run(
     was finished.
     """
     runtime.configure_logging()
+    runtime.require_device()
     check(entries, num_seeds, out)
     check_out(entries, out)
-    nets = [Net.of(entry) for entry in entries]
+    nets = [Net.of(entry, finished(entry, num_seeds, out)) for entry in entries]
     timed = [
         compare_latency.timed(entry, latency_size, latency_batch, net.fields["num_classes"])
         if latency_batch and entry.framework == JAXNETS

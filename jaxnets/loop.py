@@ -79,10 +79,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
     if config.deterministic:
         runtime.make_deterministic()
     runtime.require_device()
-    config = config.copy_and_resolve_references()
-    # Kept in the workdir, so that evaluation finds the data wherever it is started, in whatever environment.
-    config.data_dir = str(data_root(config.data_dir).resolve())
-    config.dataset = absolute(config.dataset)
+    config = with_absolute_places(config)
     if config.compilation_cache:
         runtime.enable_compilation_cache()
     workdir.check(directory, config)
@@ -126,6 +123,14 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
             closing(LivePage(directory, plan.eval_split)) as page,
         ):
             return fit(plan, at, create.result if create else lambda: start, totals, manager, journal, clock, page)
+
+
+def with_absolute_places(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy by which evaluation finds the data wherever it is started, in whatever environment."""
+    config = config.copy_and_resolve_references()
+    config.data_dir = str(data_root(config.data_dir).resolve())
+    config.dataset = absolute(config.dataset)
+    return config
 
 
 def place_of(config: ml_collections.ConfigDict) -> str:

@@ -10,7 +10,7 @@ import signal
 import jax
 import pytest
 
-from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, models
+from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, models, workdir
 from jaxnets.errors import UserError
 from tests.slow import slow_after
 from tests.tiny_net import TinyNet, small_digits
@@ -199,6 +199,24 @@ def test_what_does_not_fit_together_is_refused_before_training(fields, models, s
     with pytest.raises(UserError, match=f"^{says}"):
         compare_runs.run(compare_entries.make_entries({"digits": config}, models), 1, tmp_path / "out")
     assert trained == [] and not (tmp_path / "out").exists()
+
+
+def test_finished_runs_on_other_images_are_refused_or_remarked_on(finished, configs, trained, tmp_path, caplog):
+    out = tmp_path / "comparison"
+    shutil.copytree(finished, out)
+    kept = out / "runs" / "tiny" / "seed1" / workdir.DATA
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"train_images": 161}))
+    entries = compare_entries.make_entries(configs, MODELS)
+    with pytest.raises(
+        UserError, match="tiny: the run in .*seed1 had other data: 161 training and 48 evaluation images"
+    ):
+        compare_runs.run(entries, 2, out)
+    shutil.copytree(configs["digits"].data_dir, tmp_path / "moved")
+    moved = configs["digits"].copy_and_resolve_references()
+    moved.data_dir = str(tmp_path / "moved")
+    compare_runs.run(compare_entries.make_entries({"digits": moved}, ["tiny"]), 1, out)
+    assert f"seed0 was trained on {configs['digits'].data_dir}, and now there is {tmp_path / 'moved'}: " in caplog.text
+    assert not trained
 
 
 def test_a_run_that_has_begun_needs_its_first_weights_no_longer(finished, configs, trained, tmp_path):
