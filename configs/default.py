@@ -117,7 +117,8 @@ def _running(config: ConfigDict) -> None:
     config.eval_batch_size = 256  # over all devices
     config.eval_every_epochs = 1  # and after the last
     config.checkpoint_every_epochs = 1  # and after the last, and on SIGTERM or Ctrl-C
-    config.keep_checkpoints = 3  # the latest; of those saved, the best by eval_accuracy is kept besides
+    config.checkpoint_every_steps = 0  # besides, within long epochs, at the end of a call of steps; 0: off
+    config.keep_checkpoints = 3  # the latest; the best by eval_accuracy, and by ema_eval_accuracy, are kept besides
     config.log_every_steps = 100  # and at the end of every epoch
     config.deterministic = False  # on a GPU: the same run bit for bit, with slower operations (XLA's flag)
     config.compilation_cache = True  # keep compiled programs between starts (JAX_COMPILATION_CACHE_DIR)

@@ -29,11 +29,8 @@ TOTALS = ("loss", "correct", "count")
 NUMBERS = "fiubV"  # kinds of NumPy's types; V is bfloat16
 # Seconds that a save may take. Orbax counts them by the time of day: one set forward by 20 minutes would end the run.
 PATIENCE = 10 * 365 * 86400
-# To whom training diverges: the run itself only goes on as it was configured.
-ADVICE = (
-    "a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, in a new workdir usually helps, where "
-    "config.init_from=THIS_WORKDIR would start from its weights"
-)
+# To whom training diverges; in another workdir, since a run only goes on as it was configured.
+ADVICE = "a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps, in a new workdir"
 MAX_RECORD = 1 << 20  # bytes of a checkpoint's JSON files
 # Arrays compress, but not like this; what is smaller than the slack may.
 MAX_RATIO, MAX_SLACK = 16, 1 << 26
@@ -244,10 +241,10 @@ def _restore_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]
 
 
 def any_evaluated(workdir: Path) -> bool:
-    """Whether a workdir has a checkpoint that can be the best."""
+    """Whether a workdir has a checkpoint that can be the best, or none at all."""
     with closing(open_manager(workdir)) as manager:
         steps = manager.all_steps()
-        return len(steps) == 1 or any(manager.metrics(step) for step in steps)
+        return len(steps) <= 1 or any(manager.metrics(step) for step in steps)
 
 
 def _shapes(tree) -> dict[str, tuple]:

@@ -154,6 +154,8 @@ class Net:
         config = entry.config
         with named(entry):
             planned = plan.make_plan(entry.at_seed(0))
+            if entry.framework == TORCH:
+                torch_side().check_resident(planned)
             for directory in finished:
                 require_same_images(planned, directory)
             fields = net_fields(config) | {"num_classes": planned.model.num_classes}
@@ -168,7 +170,8 @@ def require_same_images(planned: plan.Plan, directory: Path) -> None:
     """
     plan.require_same_data(planned, directory)
     place = loop.place_of(planned.config)
-    before, now = settings.read(directory / workdirs.CONFIG)[place], loop.with_absolute_places(planned.config)[place]
+    configs = settings.read(directory / workdirs.CONFIG), planned.config
+    before, now = (loop.with_absolute_places(config)[place] for config in configs)
     if before != now:
         logger.warning(
             "%s was trained on %s, and now there is %s: they must hold the same images", directory, before, now
@@ -248,6 +251,8 @@ def run(
     was finished.
     """
     runtime.configure_logging()
+    if any(entry.config.deterministic for entry in entries):
+        runtime.make_deterministic()
     runtime.require_device()
     check(entries, num_seeds, out)
     check_out(entries, out)

@@ -84,12 +84,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     """
     check(config)
     made = plan.make_plan(config)
-    nbytes = made.train_split.nbytes + made.eval_split.nbytes
-    if not data.is_resident(config.resident, nbytes, config.resident_limit):
-        raise UserError(
-            f"--against=torch: PyTorch's side keeps all images in memory, {nbytes / 1e9:.1f} GB, where "
-            f"config.resident={config.resident} and config.resident_limit={config.resident_limit} have them streamed"
-        )
+    check_resident(made)
     with workdir.claim(directory, config):
         saved = read(directory / CHECKPOINT)
         at = saved["step"] if saved else 0
@@ -118,6 +113,16 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
                     journal.write({name: record[name] for name in ("step", "epoch")} | metrics)
                     logger.info(f"PyTorch, epoch {record['epoch']}: accuracy {metrics['eval_accuracy']:.2%}")
                 save(run, directory / CHECKPOINT, record["step"])
+
+
+def check_resident(made: plan.Plan) -> None:
+    """UserError for images that are to be streamed: PyTorch's side keeps all of them in memory."""
+    config, nbytes = made.config, made.train_split.nbytes + made.eval_split.nbytes
+    if not data.is_resident(config.resident, nbytes, config.resident_limit):
+        raise UserError(
+            f"--against=torch: PyTorch's side keeps all images in memory, {nbytes / 1e9:.1f} GB, where "
+            f"config.resident={config.resident} and config.resident_limit={config.resident_limit} have them streamed"
+        )
 
 
 def release() -> None:

@@ -50,13 +50,14 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         message = str(error).replace("\\", "")
         hint = re.search(r'Did you mean "(\w+)"', message)
         hint = f"did you mean {hint[1]}? " if hint else ""
-        fields = [arg.lstrip("-").removeprefix("config.").split("=")[0] for arg in argv if "config." in arg]
-        if unknown := [field for field in fields if any(f"'{part}" in message for part in field.split("."))]:
-            raise UserError(f"{path} has no field {unknown[0]}; {hint}configs/default.py lists them all") from None
+        # In the file itself; the message then lists all other fields.
         if added := re.search(r'Key "(\w+)" does not exist and cannot be added', message):
             raise UserError(
                 f"{path} sets {added[1]}, which is no field of a run; {hint}configs/default.py lists them all"
             ) from None
+        fields = [arg.lstrip("-").removeprefix("config.").split("=")[0] for arg in argv if "config." in arg]
+        if unknown := [field for field in fields if any(f"'{part}" in message for part in field.split("."))]:
+            raise UserError(f"{path} has no field {unknown[0]}; {hint}configs/default.py lists them all") from None
         raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {error}") from None
 
 

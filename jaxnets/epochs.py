@@ -79,14 +79,20 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
                 raise
             current, metrics = dispatch(current, batches)
             in_flight.append(reader.submit(read, metrics))
-            dispatched += metrics.loss.shape[0]
-            if len(in_flight) > 1:
+            before, dispatched = dispatched, dispatched + metrics.loss.shape[0]
+            every = plan.config.checkpoint_every_steps
+            if every and dispatched // every > before // every and dispatched < end:
+                while in_flight:
+                    settle()
+                saving = time.perf_counter()
+                save_unless_saved(run, current, at, totals)
+                began += time.perf_counter() - saving  # no part of the rate
+            elif len(in_flight) > 1:
                 settle()
         while in_flight:
             settle()
     if at != end:
-        with run.clock.phase("checkpoint"):
-            save_unless_saved(run, current, at, totals)
+        save_unless_saved(run, current, at, totals)
         run.interruption.raise_if_asked()
     return current, at
 
@@ -183,9 +189,13 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
 def save_unless_saved(
     run: Running, current: state.TrainState, at: int, totals: Totals, metrics: dict[str, float] | None = None
 ) -> None:
-    """Save where an interruption finds the run, at step `at`."""
-    if at and at not in run.manager.all_steps():
+    """Save where the run is, at step `at`, and what has taken time until then."""
+    if not at or at in run.manager.all_steps():
+        return
+    with run.clock.phase("checkpoint"):
         checkpoint.save(run.manager, current, totals, metrics)
+    if distributed.is_primary():
+        run.clock.write(at)
 
 
 def save_alone(run: Running, current: state.TrainState, at: int, totals: Totals) -> None:

@@ -67,8 +67,8 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
-            f"the device has not enough memory ({first_line(error)}): a lower config.batch_size, with its learning "
-            "rate, or config.resident=false takes less"
+            f"the device has not enough memory ({first_line(error)}): config.resident=false takes less, or, in a new "
+            "workdir, a lower config.batch_size"
         ) from error
 
 

@@ -103,7 +103,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield scratch
         _sync(scratch)
         os.replace(scratch, path)
-        _sync(path.parent)
+        with contextlib.suppress(OSError):  # some file systems have no such thing; the file is there
+            _sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ from jaxnets.weight_files import spelled
 
 Weights = dict[str, Any]  # {'params', 'batch_stats'}
 MAX_STEPS = 100_000_000  # the learning rates of all are kept
-MAX_RECORDS = 500_000  # of training: each start reads them all
+MAX_RECORDS = 500_000  # of metrics.jsonl: each start reads them all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,10 +173,12 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         raise UserError(
             f"config.num_epochs={config.num_epochs} are {total_steps:,} steps: at most {MAX_STEPS:,} are taken"
         )
-    if total_steps // config.log_every_steps > MAX_RECORDS:
+    records = total_steps // config.log_every_steps + config.num_epochs + config.num_epochs // config.eval_every_epochs
+    if records > MAX_RECORDS:
         raise UserError(
-            f"config.log_every_steps={config.log_every_steps} would make {total_steps // config.log_every_steps:,} "
-            f"records of {total_steps:,} steps: at most {MAX_RECORDS:,} are kept"
+            f"config.num_epochs={config.num_epochs} with config.log_every_steps={config.log_every_steps} and "
+            f"config.eval_every_epochs={config.eval_every_epochs} would make {records:,} records: at most "
+            f"{MAX_RECORDS:,} are kept"
         )
     schedule = make_schedule(config, steps_per_epoch)
     of_the_rate = ("name", "learning_rate", "batch_scaling")

@@ -34,6 +34,7 @@ FREE_FIELDS = frozenset(
         "eval_batch_size",
         "eval_every_epochs",
         "checkpoint_every_epochs",
+        "checkpoint_every_steps",
         "keep_checkpoints",
         "log_every_steps",
         "deterministic",
@@ -162,6 +163,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         checks.require(field, "True or False", lambda value: isinstance(value, bool))
     checks.require("train_split", "a name", lambda value: isinstance(value, str))
     checks.require("resident", "auto, true or false", lambda value: str(value).lower() in ("auto", "true", "false"))
+    checks.require("checkpoint_every_steps", "a whole number, 0 for off", lambda value: _whole(value, 0, 2**31))
     checks.within("seed", 0, 2**32, "an integer from 0 to 2**32 - 1")
     checks.one_of("optimizer.name", optim.OPTIMIZERS)
     checks.one_of("schedule.name", optim.SCHEDULES)

@@ -60,6 +60,11 @@ def test_the_path_is_found_however_it_is_given(form):
         ("mnv2.py", "--config.learning_rat=1", "no field learning_rat"),
         ("mnv2.py", "--config.optimizer.learning_rat=1", "did you mean learning_rate"),
         ("mnv2.py", "--config.num_epochs=many", "num_epochs"),
+        (
+            "mnv2.py",
+            "--config.schedule.warmup_epoch=1",
+            "has no field schedule.warmup_epoch; did you mean warmup_epochs",
+        ),
         ("mnv2.py", "--num_epochs=3", "unexpected argument '--num_epochs=3'"),
         ("mnv2.py", "--config.num_epochs", "unexpected argument"),
     ],
@@ -85,7 +90,7 @@ def test_a_field_misspelt_in_a_file_is_one_sentence(tmp_path, line, says):
         f"def get_config():\n    config = default.get_config()\n    {line}\n    return config\n"
     )
     with pytest.raises(UserError, match=says) as caught:
-        config_file.load(str(file))
+        config_file.load(str(file), ["--config.num_epochs=3", "--config.optimizer.momentum=0.5"])
     assert "\n" not in str(caught.value)
 
 

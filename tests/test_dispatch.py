@@ -1,5 +1,7 @@
 """Calls end with their epoch, and feed every example once."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,23 @@ def test_every_length_of_a_call_is_known_before_the_first(tmp_path, at):
         taken = {(plan.training_size(first // 7), count) for first, count in calls}
         known = dispatch.call_lengths(plan, per_call, at)
         assert {(size, count) for size, counts in known.items() for count in counts} == taken
+
+
+def test_determinism_is_told_to_the_compiler_of_the_run_that_asks_for_it(tmp_path, monkeypatch):
+    """Two runs in one process, of which one asks: they have programs of their own."""
+    asked = []
+
+    class Lowered:
+        def compile(self, options):
+            asked.append(options)
+            return SimpleNamespace(memory_analysis=lambda: None)
+
+    monkeypatch.setattr(dispatch, "lower_train", lambda *_: Lowered())
+    config = small_digits()
+    config.data_dir, config.model.name = str(tmp_path), "mobilenet_v1_cifar"
+    for config.deterministic in (False, True, True, False):
+        dispatch.compile_train(make_plan(config), {}, 5, 16)
+    assert asked == [None, {"xla_gpu_deterministic_ops": True}]
 
 
 def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(tmp_path):

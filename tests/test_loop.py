@@ -171,6 +171,28 @@ def test_an_epoch_is_not_trained_again_where_its_evaluation_fails(finished, make
     assert_same_run(tmp_path / "run", finished[0])
 
 
+@pytest.mark.parametrize("every", slow_after(1, [2, 3]))
+def test_a_kill_within_an_epoch_costs_the_steps_since_the_last_checkpoint(make_config, tmp_path, monkeypatch, every):
+    """Two epochs of five steps, killed at the ninth: the run goes on from within the second."""
+    config = make_config(steps_per_call=1, checkpoint_every_steps=every)
+    loop.train(config, tmp_path / "whole")
+    add, steps = epochs.add, itertools.count(1)
+
+    def dies(*args):
+        if next(steps) == 9:
+            raise Stop
+        return add(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(epochs, "add", dies)
+        loop.train(config, tmp_path / "run")
+    at = 8 if every == 2 else 6
+    assert max(checkpoint.open_manager(tmp_path / "run").all_steps()) == at
+    assert timing.read(tmp_path / "run")[-1].last == at
+    loop.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_data_that_changed_are_not_gone_on_with(make_config, folder, tmp_path):
     """Two images more, of as many steps an epoch and evaluated on the same: nothing else would show them."""
     fields = {"train_split": "train[:-12]", "eval_split": "train[-12:]", "batch_size": 8}
@@ -326,7 +348,7 @@ def test_a_device_that_is_too_small_is_one_sentence(make_config, tmp_path, monke
 
     monkeypatch.setattr(loop, "fit", fails)
     with pytest.raises(
-        UserError, match=r"not enough memory \(RESOURCE_EXHAUSTED.*8 bytes.\): a lower config.batch_size"
+        UserError, match=r"not enough memory \(RESOURCE_EXHAUSTED.*8 bytes.\): config.resident=false takes less"
     ):
         loop.train(make_config(), tmp_path / "run")
 

@@ -1,5 +1,6 @@
 """Text files that are read only where they are plain, and files that are written whole."""
 
+import errno
 import os
 
 import pytest
@@ -44,6 +45,40 @@ def test_a_file_is_replaced_at_the_end_of_the_block_alone(tmp_path):
         scratch.write_text("new")
         assert file.read_text() == "old"
     assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    file, order = tmp_path / "file", []
+    sync, replace = os.fsync, os.replace
+
+    def note_sync(descriptor):
+        order.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def note_replace(*paths):
+        order.append("renamed")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    with plain_files.replacing(file) as scratch:
+        scratch.write_text("new")
+    assert order == [str(scratch), "renamed", str(tmp_path)]
+
+
+def test_a_folder_that_cannot_be_synced_is_as_good(tmp_path, monkeypatch):
+    """As on some file systems of networks: the file has its name by then."""
+    sync = os.fsync
+
+    def fails(descriptor):
+        if os.path.isdir(os.readlink(f"/proc/self/fd/{descriptor}")):
+            raise OSError(errno.EINVAL, "not here")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    with plain_files.replacing(tmp_path / "file") as scratch:
+        scratch.write_text("new")
+    assert (tmp_path / "file").read_text() == "new"
 
 
 def test_a_path_begins_at_home_where_it_says_so(monkeypatch):

@@ -30,10 +30,12 @@ def test_a_run_that_never_ends_is_refused(config):
 
 
 def test_more_records_than_can_be_read_again_are_refused(config):
+    """They are of every so many steps, of every epoch, and of its evaluation."""
     config.num_epochs, config.log_every_steps = 10**5, 1
-    with pytest.raises(
-        UserError, match="log_every_steps=1 would make [0-9,]+ records of [0-9,]+ steps: at most 500,000"
-    ):
+    with pytest.raises(UserError, match="with config.log_every_steps=1 .*make [0-9,]+ records: at most 500,000"):
+        plan.make_plan(config)
+    config.num_epochs, config.log_every_steps, config.eval_every_epochs = 260_000, 10**9, 1
+    with pytest.raises(UserError, match="would make 520,000 records"):
         plan.make_plan(config)
 
 

@@ -25,6 +25,8 @@ BAD = {
     "steps_per_call": [0],
     "eval_batch_size": [0],
     "checkpoint_every_epochs": [0],
+    "checkpoint_every_steps": [-1],
+    "resident": ["sometimes"],
     "log_every_steps": [0],
     "seed": [-1, 2**32],
     "optimizer__learning_rate": [0.0, -0.1, float("nan"), float("inf")],
