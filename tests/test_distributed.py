@@ -138,6 +138,13 @@ def test_every_process_writes_its_part_of_a_checkpoint(runs):
     assert all(written), written
 
 
+def test_they_save_within_an_epoch_together(start, tmp_path):
+    flags = "--config.num_epochs=1", "--config.steps_per_call=1", "--config.checkpoint_every_steps=2"
+    for status, _, err in end(start(tmp_path / "run", *flags, processes=2, devices=1)):
+        assert status == 0, err
+    assert sorted(checkpoint.open_manager(tmp_path / "run").all_steps()) == [2, 4, 5]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("wrote", "goes_on", "devices", "flags", "cluster"),
