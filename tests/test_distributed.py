@@ -163,7 +163,7 @@ def test_a_run_goes_on_with_other_processes_and_devices(runs, start, tmp_path, w
     assert_equal_runs(runs[1][0], workdir)
 
 
-LONG = ("--config.num_epochs=100000", "--config.eval_every_epochs=100", "--config.checkpoint_every_epochs=20")
+LONG = ("--config.num_epochs=50000", "--config.eval_every_epochs=100", "--config.checkpoint_every_epochs=20")
 
 
 def wait_for_checkpoint(workdir, children, after=0):

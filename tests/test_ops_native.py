@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+import jaxnets
 from jaxnets import ops
 from jaxnets.errors import UserError
 from jaxnets.ops import deferred, native, reference
@@ -331,6 +332,7 @@ def test_the_same_bits_whatever_the_threads(tmp_path, repository):
     """Of a training step, and of one image in evaluation, whose kernels and rows are shared out to threads."""
     code = """
 import os, sys, numpy as np, jax, jax.numpy as jnp
+import jaxnets
 from jaxnets import ops
 from tests.test_ops_fused import separable, separable_arrays
 from tests.test_ops_native import block_gradients, normal
@@ -360,3 +362,46 @@ print(len(os.listdir(tasks)) if os.path.isdir(tasks) else os.environ["NPROC"])
     for other in results[1:]:
         for name in results[0].files:
             np.testing.assert_array_equal(results[0][name], other[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "training", "evaluation"),
+    [
+        ("mobilenet_v1_cifar", 1, 14),
+        ("mobilenet_v2_cifar", 8, 26),
+        ("shufflenet_v1_g3_cifar", 4, 20),
+        ("shufflenet_v2_x1_0_cifar", 27, 21),
+        ("squeezenet1_1_cifar", 9, 9),
+    ],
+)
+def test_how_often_a_net_computes_what_could_wait_for_its_reader(name, training, evaluation, monkeypatch):
+    """Every further one is an array written and read, which nothing else shows: what comes out is the same."""
+    computed, compute = [], deferred.Deferred.__jax_array__
+
+    def note(self):
+        if not self.computed:
+            computed.append(type(self).__name__)
+        return compute(self)
+
+    monkeypatch.setattr(deferred.Deferred, "__jax_array__", note)
+    model = jaxnets.create_model(name)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
+    with ops.using("reference"):
+        variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    for train, expected in ((True, training), (False, evaluation)):
+        computed.clear()
+        mutable = ["batch_stats"] if train else False
+        apply = partial(model.apply, train=train, mutable=mutable, rngs={"dropout": jax.random.key(1)})
+        with ops.using("native"):
+            jax.eval_shape(apply, variables, images)
+        assert len(computed) == expected
+
+
+def test_a_deferred_array_of_its_own_type_is_itself():
+    """As a net casts to its dtype what may be of it already."""
+    x = np.ones((1, 4, 4, 8), np.float32)
+    with ops.using("native"):
+        convolution = ops.Convolution(x, np.ones((1, 1, 8, 8), np.float32), (1, 1), ops.NO_PADDING, 1)
+        y, _, _ = ops.conv_batch_norm(convolution, np.ones(8, np.float32), np.zeros(8, np.float32))
+    assert isinstance(y, ops.Normalized) and y.astype(np.float32) is y and not y.computed
+    assert y.astype(np.float16).dtype == np.float16

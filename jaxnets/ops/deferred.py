@@ -101,7 +101,7 @@ ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
 OPERATORS = (*ARITHMETIC, *(f"r{name}" for name in ARITHMETIC), "neg", "abs", "getitem")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 METHODS = (
-    *("all", "any", "argmax", "argmin", "astype", "clip", "copy", "cumsum", "dot", "flatten", "max", "mean", "min"),
+    *("all", "any", "argmax", "argmin", "clip", "copy", "cumsum", "dot", "flatten", "max", "mean", "min"),
     *("prod", "ravel", "repeat", "reshape", "round", "squeeze", "std", "sum", "swapaxes", "take", "transpose", "var"),
 )
 for _name in (*(f"__{name}__" for name in OPERATORS + COMPARISONS), *METHODS):
