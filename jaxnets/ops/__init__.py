@@ -23,7 +23,6 @@ pmap or shard_map there, or `reference`.
 
 import contextlib
 import contextvars
-import operator
 import os
 
 import jax
@@ -31,14 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.errors import UserError
-from jaxnets.ops import gpu, native, reference, xla
-from jaxnets.ops.deferred import Biased, Channels, Convolution, Deferred, Filtered, Normalized
+from jaxnets.ops import arguments, gpu, native, reference, xla
+from jaxnets.ops.deferred import Biased, Channels, Convolution, Filtered, Normalized
 from jaxnets.ops.native import library as native_library
 
 UNBOUNDED = (-float("inf"), float("inf"))
 FORMULATIONS = {"reference": reference, "xla": xla, "native": native, "gpu": gpu}
 NO_PADDING = ((0, 0), (0, 0))
-PADDING = (("top", "bottom"), ("left", "right"))
 
 _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
 
@@ -78,7 +76,7 @@ def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1
     Raises ValueError for other ranks, for two dtypes or one that is not floating, for channels that do not fit the
     kernel and its groups, for a kernel without height or width, and for a padding that crops more than there is.
     """
-    x, kernel, strides, padding, groups = _operands(x, kernel, strides, padding, feature_group_count)
+    x, kernel, strides, padding, groups = arguments.operands(x, kernel, strides, padding, feature_group_count)
     if groups == x.shape[3] > 1:
         return _formulations(x).depthwise_conv(x, kernel, strides, padding)
     if groups > 1:
@@ -93,14 +91,14 @@ def depthwise_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING):
 
     Output channel `c * multiplier + m` is the m-th of input channel c. ValueError as for `conv`.
     """
-    groups = _array("x", x).shape[3]
-    x, kernel, strides, padding, _ = _operands(x, kernel, strides, padding, groups)
+    groups = arguments.array("x", x).shape[3]
+    x, kernel, strides, padding, _ = arguments.operands(x, kernel, strides, padding, groups)
     return _formulations(x).depthwise_conv(x, kernel, strides, padding)
 
 
 def pointwise_conv(x, kernel, *, strides=(1, 1)):
     """1x1 convolution without padding, kernel `(1, 1, C, O)`. ValueError as for `conv`."""
-    x, kernel, strides, *_ = _operands(x, kernel, strides, NO_PADDING, 1)
+    x, kernel, strides, *_ = arguments.operands(x, kernel, strides, NO_PADDING, 1)
     if kernel.shape[:2] != (1, 1):
         raise ValueError(f"the kernel of a pointwise convolution must be 1x1, not {kernel.shape}")
     return _formulations(x).pointwise_conv(x, kernel, strides)
@@ -108,7 +106,7 @@ def pointwise_conv(x, kernel, *, strides=(1, 1)):
 
 def grouped_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count):
     """Convolution within each of `feature_group_count` groups of channels. ValueError as for `conv`."""
-    x, *how = _operands(x, kernel, strides, padding, feature_group_count)
+    x, *how = arguments.operands(x, kernel, strides, padding, feature_group_count)
     return _formulations(x).grouped_conv(x, *how)
 
 
@@ -128,8 +126,8 @@ def batch_norm(x, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None
 
     Raises ValueError for other shapes and dtypes that are not floating, and for bounds that are none.
     """
-    x, bounds = jnp.asarray(_array("x", x)), _bounds(bounds)
-    scale, bias = _array("scale", scale, x.shape[3:]), _array("bias", bias, x.shape[3:])
+    x, bounds = jnp.asarray(arguments.array("x", x)), arguments.bounds(bounds)
+    scale, bias = arguments.array("scale", scale, x.shape[3:]), arguments.array("bias", bias, x.shape[3:])
     return _formulations(x).batch_norm(x, scale, bias, epsilon, bounds, axis_name)
 
 
@@ -146,10 +144,10 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
       What `batch_norm` returns, but y may be `Normalized`: computed when `jnp.asarray` asks for it, or by the
       next convolution as it reads. ValueError as for `conv`, `batch_norm` and `channel_shuffle`.
     """
-    convolution, bounds = _fitting(convolution), _bounds(bounds)
+    convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
     channels = convolution.kernel.shape[3:]
-    scale, bias = _array("scale", scale, channels), _array("bias", bias, channels)
-    shuffle = _dividing("shuffle", shuffle, *channels)
+    scale, bias = arguments.array("scale", scale, channels), arguments.array("bias", bias, channels)
+    shuffle = arguments.dividing("shuffle", shuffle, *channels)
     if _is_native(convolution, scale, bias, shuffle=shuffle):
         return native.conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffle)
     y = conv(**convolution._asdict())
@@ -164,10 +162,10 @@ def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
     the 1x1 convolution, the sum, the concatenation or the max pooling that reads it. ValueError as for
     `conv_batch_norm`.
     """
-    convolution, bounds = _fitting(convolution), _bounds(bounds)
+    convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
     channels = convolution.kernel.shape[3:]
-    gain, bias = _array("gain", gain, channels), _array("bias", bias, channels)
-    shuffle = _dividing("shuffle", shuffle, *channels)
+    gain, bias = arguments.array("gain", gain, channels), arguments.array("bias", bias, channels)
+    shuffle = arguments.dividing("shuffle", shuffle, *channels)
     if _is_native(convolution, gain, bias, shuffle=shuffle):
         return native.conv_affine(convolution, gain, bias, bounds, shuffle)
     y = conv(**convolution._asdict())
@@ -179,8 +177,8 @@ def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
 
     May be `Biased`: computed when `jnp.asarray` asks for it, or by `concatenate` or `max_pool`.
     """
-    convolution, bounds = _fitting(convolution), _bounds(bounds)
-    bias = _array("bias", bias, convolution.kernel.shape[3:])
+    convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
+    bias = arguments.array("bias", bias, convolution.kernel.shape[3:])
     if _is_native(convolution, bias):
         return native.conv_bias(convolution, bias, bounds)
     y = conv(**convolution._asdict())
@@ -193,7 +191,7 @@ def add(x, y, *, bounds=UNBOUNDED):
     Both are `(N, H, W, C)` of one floating dtype, or what NumPy's rules broadcast and promote to that. Raises
     ValueError for shapes that do not broadcast, other dtypes and bounds that are none.
     """
-    x, y, bounds = _array("x", x, None), _array("y", y, None), _bounds(bounds)
+    x, y, bounds = arguments.array("x", x, None), arguments.array("y", y, None), arguments.bounds(bounds)
     if _takes_part(y, x) and y.bounds[-1] == UNBOUNDED:
         return native.evaluate(y, x, sum_bounds=bounds)
     if formulation() == "native" and _are_alike(x, y):
@@ -215,7 +213,7 @@ def max_pool(x, window, *, strides, padding=NO_PADDING):
     Raises ValueError for other ranks and dtypes that are not floating, for a window, strides (one integer each) or
     padding that are none, and where the padded image is smaller than the window.
     """
-    x, *how = _pooled(x, window, strides, padding)
+    x, *how = arguments.pooled(x, window, strides, padding)
     if parts := native.stem_parts(x):
         return native.pooled_stem(parts, *how)
     return _formulations(x).max_pool(jnp.asarray(x), *how)
@@ -226,7 +224,7 @@ def avg_pool(x, window, *, strides, padding=NO_PADDING):
 
     x as for `max_pool`, and ValueError.
     """
-    x, *how = _pooled(x, window, strides, padding)
+    x, *how = arguments.pooled(x, window, strides, padding)
     return _formulations(x).avg_pool(jnp.asarray(x), *how)
 
 
@@ -235,8 +233,8 @@ def concatenate(parts):
 
     Raises ValueError for other ranks and where N, H or W differ.
     """
-    parts = [_array("each part", part, floating=False) for part in parts]
-    parts = [_array("each part", part, (*parts[0].shape[:3], "C"), floating=False) for part in parts]
+    parts = [arguments.array("each part", part, floating=False) for part in parts]
+    parts = [arguments.array("each part", part, (*parts[0].shape[:3], "C"), floating=False) for part in parts]
     joined = all(isinstance(part, Biased) and part.plan.kind != "depthwise" for part in parts)
     if joined and len({part.bounds for part in parts}) == 1:
         return native.concatenate(parts)
@@ -248,8 +246,8 @@ def concatenate_shuffle(x, y):
 
     ValueError as for `concatenate` and `channel_shuffle`.
     """
-    x = _array("x", x, floating=False)
-    y = _array("y", y, (*x.shape[:3], "C"), floating=False)
+    x = arguments.array("x", x, floating=False)
+    y = arguments.array("y", y, (*x.shape[:3], "C"), floating=False)
     if _takes_part(y, x):
         return native.evaluate(y, x, interleaved=True)
     if formulation() == "native" and _are_alike(x, y):
@@ -262,8 +260,8 @@ def halves(x):
 
     Raises ValueError for an odd number, and where x is not `(N, H, W, C)`.
     """
-    x = jnp.asarray(_array("x", x, floating=False))
-    half = x.shape[3] // _dividing("groups", 2, x.shape[3])
+    x = jnp.asarray(arguments.array("x", x, floating=False))
+    half = x.shape[3] // arguments.dividing("groups", 2, x.shape[3])
     if formulation() == "native":
         return Channels(x, 0, half), Channels(x, half, half)
     return x[..., :half], x[..., half:]
@@ -274,8 +272,8 @@ def channel_shuffle(x, groups):
 
     Raises ValueError where the groups do not divide the channels, and where x is not `(N, H, W, C)`.
     """
-    x = _array("x", x, floating=False)
-    groups = _dividing("groups", groups, x.shape[3])
+    x = arguments.array("x", x, floating=False)
+    groups = arguments.dividing("groups", groups, x.shape[3])
     return _formulations(x).channel_shuffle(x, groups) if groups > 1 else x
 
 
@@ -306,105 +304,6 @@ def _checked(name, source):
     if name not in FORMULATIONS:
         raise UserError(f"{source} must be one of {', '.join(FORMULATIONS)}, not {name!r}")
     return name
-
-
-# ---- arguments, checked by their shapes and dtypes alone
-
-
-def _array(name, x, shape=("N", "H", "W", "C"), floating=True):
-    """x, as a JAX array unless it is deferred; ValueError for another shape or, if asked, a dtype that is not floating.
-
-    A letter in `shape` stands for any size, None for any shape.
-    """
-    x = x if isinstance(x, Deferred) else jnp.asarray(x)
-    if shape is not None:
-        sizes = [n if isinstance(wanted, str) else wanted for wanted, n in zip(shape, x.shape)]
-        if len(shape) != x.ndim or x.shape != tuple(sizes):
-            raise ValueError(f"{name} must be {_spelt(shape)}, not {x.shape}")
-    if floating and not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(f"{name} must be of a floating dtype, not {x.dtype}")
-    return x
-
-
-def _integers(name, value, form="an integer", least=1):
-    """`value` as ints in tuples, one for each word of `form`; ValueError for anything else or less than `least`."""
-
-    def read(value, form):
-        if not isinstance(form, str):
-            return tuple(read(*pair) for pair in zip(value, form, strict=True))
-        if least is not None and value < least:
-            raise ValueError
-        return operator.index(value)
-
-    try:
-        return read(value, form)
-    except (TypeError, ValueError):
-        kind = form if isinstance(form, str) else f"{_spelt(form)}, integers"
-        limit = "" if least is None else f" of at least {least}"
-        raise ValueError(f"{name} must be {kind}{limit}, not {value!r}") from None
-
-
-def _spelt(words):
-    return str(words).replace("'", "")
-
-
-def _bounds(bounds):
-    """As two floats, or ValueError."""
-    try:
-        low, high = map(float, bounds)
-        if low <= high:
-            return low, high
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"bounds must be (low, high), low no greater than high, not {bounds!r}")
-
-
-def _dividing(name, groups, channels):
-    """The number of groups, or ValueError where they do not divide the channels."""
-    groups = _integers(name, groups)
-    if channels % groups:
-        raise ValueError(f"{groups} groups must divide the {channels} channels")
-    return groups
-
-
-def _operands(x, *how):
-    """What `conv` takes, of an array x, or ValueError."""
-    return _fitting(Convolution(jnp.asarray(x), *how))
-
-
-def _fitting(convolution):
-    """The same, of JAX arrays but for an x that is deferred, and ints in tuples, or ValueError."""
-    x, kernel, strides, padding, groups = convolution
-    x, kernel = _array("x", x), _array("kernel", kernel, ("h", "w", "I", "O"))
-    strides = _integers("strides", strides, ("down", "across"))
-    padding = _integers("padding", padding, PADDING, least=None)
-    groups = _integers("feature_group_count", groups)
-    if x.dtype != kernel.dtype:
-        raise ValueError(f"a convolution takes one dtype, not x {x.dtype} and kernel {kernel.dtype}")
-    if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
-        raise ValueError(
-            f"a kernel {kernel.shape} with feature_group_count={groups} does not fit an input with "
-            f"{x.shape[3]} channels: it needs {kernel.shape[2]} of them for each group, and groups that divide "
-            f"its {kernel.shape[3]} outputs"
-        )
-    if 0 in kernel.shape[:2]:
-        raise ValueError(f"the kernel of a convolution must have a height and a width, not be {kernel.shape}")
-    if min(_padded_sides(x, padding)) < 0:
-        raise ValueError(f"padding {padding} must not crop more than there is of an image x {x.shape}")
-    return Convolution(x, kernel, strides, padding, groups)
-
-
-def _pooled(x, window, strides, padding):
-    """What `max_pool` takes, as `_fitting` gives what `conv` takes, or ValueError."""
-    x, window, strides = _array("x", x), _integers("window", window), _integers("strides", strides)
-    padding = _integers("padding", padding, PADDING, least=0)
-    if min(_padded_sides(x, padding)) < window:
-        raise ValueError(f"a window of {window}x{window} must fit an image x {x.shape} with padding {padding}")
-    return x, window, strides, padding
-
-
-def _padded_sides(x, padding):
-    return [side + low + high for side, (low, high) in zip(x.shape[1:3], padding)]
 
 
 __all__ = [
