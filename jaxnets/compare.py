@@ -92,9 +92,7 @@ def main(argv: list[str]) -> None:
     failed = compare_results.failures(comparison["nets"])
     runs = sum(len(net["runs"]) for net in comparison["nets"])
     print(json.dumps({"page": str(args.out / f"{compare_runs.STEM}.html"), "runs": runs, "failed": failed}))
-    if failed:
-        more = f"; and {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise UserError(f"not finished: {failed[0]}{more}")
+    compare_results.require_finished(failed)
 
 
 if __name__ == "__main__":

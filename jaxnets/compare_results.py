@@ -307,3 +307,10 @@ def _averaged(nets: Sequence[Record]) -> list[str]:
 def failures(nets: Sequence[Record]) -> list[str]:
     """What went wrong, a sentence each."""
     return [f"{net['label']}, {sentence}" for net in nets for sentence in net["failed"]]
+
+
+def require_finished(failed: Sequence[str]) -> None:
+    """UserError with the first of `failures`, if there is one, and how many more there are."""
+    if failed:
+        more = f"; and {len(failed) - 1} more" if len(failed) > 1 else ""
+        raise UserError(f"not finished: {failed[0]}{more}")

@@ -1,14 +1,13 @@
 """The runs of a comparison in PyTorch: the same net, first weights, data, order and recipe as `loop.train`'s.
 
-How an image is cropped, mirrored and cut out, and dropout, follow the same distributions by other draws. All of it is
-on the device, augmentation too, in whichever memory format trains faster. Needs PyTorch, pip install 'jaxnets[torch]'.
+Images are changed (`torch_augment`) and units dropped by the same distributions, by other draws. All of it is on the
+device, in whichever memory format trains faster. Needs PyTorch, pip install 'jaxnets[torch]'.
 """
 
 import collections
 import contextlib
 import copy
 import dataclasses
-import functools
 import math
 import pickle
 import time
@@ -31,6 +30,7 @@ from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
+from jaxnets.torch_augment import augment, normalize
 from jaxnets.torch_muon import Muon
 
 CHECKPOINT = "torch.pt"
@@ -360,52 +360,3 @@ def load_examples(split: data.Split, device: str) -> Examples:
         "image": torch.from_numpy(decoded["image"]).permute(0, 3, 1, 2).contiguous().to(device),
         "label": torch.from_numpy(decoded["label"].astype(np.int64)).to(device),
     }
-
-
-def normalize(images: torch.Tensor, config: ml_collections.ConfigDict) -> torch.Tensor:
-    """uint8 images `(N, 3, H, W)` as float32 with the run's mean and deviation taken out."""
-    mean, std = (by_channel(tuple(value), images.device) for value in (config.mean, config.std))
-    return (images.float() / 255 - mean) / std
-
-
-@functools.cache
-def by_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """The values on a device, `(1, C, 1, 1)`; copied once, since a copy waits for all that the device has to do."""
-    return torch.tensor(values, device=device).view(1, -1, 1, 1)
-
-
-def augment(images: torch.Tensor, config: ml_collections.ConfigDict, size: int) -> torch.Tensor:
-    """uint8 images `(N, 3, H, W)` cropped, mirrored, normalised, cut out and resized, `(N, 3, S, S)`.
-
-    As by `augment.augment`; draws from PyTorch's generator of the images' device.
-    """
-    count, _, height, width = images.shape
-    device, padding = images.device, config.augment.crop_padding
-    top, left = torch.randint(2 * padding + 1, (2, count, 1), device=device)
-    rows = top + torch.arange(height, device=device)
-    columns = left + torch.arange(width, device=device)
-    if config.augment.flip:
-        columns = torch.where(torch.rand(count, 1, device=device) < 0.5, columns.flip(1), columns)
-    if padding or config.augment.flip:
-        which = torch.arange(count, device=device)[:, None, None]
-        padded = F.pad(images, (padding,) * 4)
-        images = padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    images = normalize(images, config)
-    if config.augment.cutout:
-        images = cut_out(images, config.augment.cutout)
-    if (size, size) == (height, width):
-        return images
-    return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-
-
-def cut_out(images: torch.Tensor, size: int) -> torch.Tensor:
-    """A square of each image `(N, C, H, W)` set to 0, as by `augment.cut_out`."""
-
-    def inside(length):
-        first = torch.randint(length, (len(images), 1), device=images.device) - size // 2
-        positions = torch.arange(length, device=images.device)
-        return (positions >= first) & (positions < first + size)
-
-    height, width = images.shape[2:]
-    hole = inside(height)[:, :, None] & inside(width)[:, None, :]
-    return images.masked_fill(hole[:, None], 0)

@@ -206,7 +206,8 @@ def test_a_knob_is_compared_seed_by_seed(tmp_path, monkeypatch):
         def net(label, accuracies):
             runs = [{"seed": seed, "curve": [{"epoch": 1, "accuracy": a}]} for seed, a in accuracies.items()]
             results = {"accuracy": {"mean": 0.5}, "train_seconds": 1.0} if runs else {}
-            return {"label": label, "model": "m", "parameters": 1, "macs": 1, "results": results, "runs": runs}
+            net = {"label": label, "model": "m", "parameters": 1, "macs": 1, "results": results, "runs": runs}
+            return net | {"failed": []}
 
         return {"nets": [net("base", base), net("one", {1: 0.5, 2: 0.6}), net("all", {0: 0.1, 1: 0.5, 2: 0.7})]}
 
@@ -282,6 +283,22 @@ def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
     line = training.compute(facts | {"nets": nets})
     assert line.startswith("2 runs of 4 epochs on d\ufffd t at 24 px: 12.0 T MACs, 3.0 min of training")
     assert line.endswith("; a machine, 4 CPU cores, JAX 1, native operators (from 2026-01-02); not finished: a")
+
+
+def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, tmp_path, monkeypatch, capsys):
+    train = loop.train
+
+    def fail(config, directory):
+        if config.model.width == 2:
+            raise UserError("the loss became nan")
+        return train(config, directory)
+
+    monkeypatch.setattr(loop, "train", fail)
+    monkeypatch.setattr(width_tradeoff, "FAMILIES", {"one": ("tiny", "tiny:width=2")})
+    with pytest.raises(UserError, match="^not finished: tiny:width=2, seed 0: the loss became nan; and 1 more$"):
+        run("width_tradeoff", tmp_path, small)
+    assert "; not finished: tiny:width=2" in json.loads(capsys.readouterr().out.splitlines()[-1])["compute"]
+    assert (tmp_path / "width_tradeoff.png").exists()
 
 
 @pytest.mark.parametrize(

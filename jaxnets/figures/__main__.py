@@ -6,7 +6,8 @@ cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. recipe_k
 recipe_parts: what a recipe is without each of its parts.
 Nets are trained in a small setting that takes minutes; `--config.FIELD=VALUE` sets any field otherwise
 (`--config.train_split=train --config.num_epochs=60`). The same command again goes on where it was stopped. The last
-line on standard output is one JSON object.
+line on standard output is one JSON object. Where a run failed, the figure is of the others, and the command ends with
+status 1.
 """
 
 from jaxnets import huge_pages, interruption
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxnets import config_file, plots
+from jaxnets import compare_results, config_file, plots
 from jaxnets.compare_entries import DEFAULT, default_config
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.figures import (
@@ -87,7 +88,10 @@ def _parser() -> ArgumentParser:
 
 
 def main(argv: list[str]) -> None:
-    """Run the command; the last line it prints is the JSON result."""
+    """Run the command; the last line it prints is the JSON result.
+
+    Raises UserError for bad input, before any training, and at the end where a run failed.
+    """
     args, overrides = _parser().parse_known_args(argv[1:])
     config_file.check_overrides(overrides)
     if args.name not in TRAINED and (args.seeds or args.config or overrides):
@@ -100,6 +104,7 @@ def main(argv: list[str]) -> None:
     asked = {name: value for name, value in asked.items() if value is not None}
     data, files = make(args.name, Options(args.out, overrides=tuple(overrides), **asked))
     print(json.dumps({"figure": args.name, "files": [str(file) for file in files], "compute": data["compute"]}))
+    compare_results.require_finished(data.get("failed", ()))
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def measure(options: Options) -> dict[str, Any]:
     comparison = training.train(list(NETS.values()), options)
     nets = {net["label"]: training.net_data(net) for net in comparison["nets"]}
     found = {name: nets[label] for name, label in NETS.items()}
-    return {"nets": found, "seeds": options.seeds, "compute": training.compute(comparison)}
+    return {"nets": found, "seeds": options.seeds} | training.outcome(comparison)
 
 
 def draw(data: dict[str, Any]) -> Figure:

@@ -82,8 +82,7 @@ def differences(made: Sequence[compare_entries.Entry], options: Options) -> dict
         },
         "knobs": knobs,
         "seeds": len(accuracies),
-        "compute": training.compute(comparison),
-    }
+    } | training.outcome(comparison)
 
 
 def last_accuracies(net: dict[str, Any]) -> dict[int, float]:

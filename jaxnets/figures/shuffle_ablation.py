@@ -31,8 +31,7 @@ def measure(options: Options) -> dict[str, Any]:
         ],
         "width": WIDTH,
         "seeds": options.seeds,
-        "compute": training.compute(comparison),
-    }
+    } | training.outcome(comparison)
 
 
 def draw(data: dict[str, Any]) -> Figure:

@@ -40,6 +40,11 @@ def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str,
     return compare_runs.run(entries, options.seeds, options.out, latency_batch=0, command=options.command)
 
 
+def outcome(comparison: dict[str, Any]) -> dict[str, Any]:
+    """What a figure's data says of the runs behind it: what they cost, and which failed."""
+    return {"compute": compute(comparison), "failed": compare_results.failures(comparison["nets"])}
+
+
 def compute(comparison: dict[str, Any]) -> str:
     """What a comparison cost, in one line: runs, images, arithmetic, seconds, machine; and what did not finish."""
     config = comparison["nets"][0]["config"]

@@ -25,7 +25,9 @@ def measure(options: Options) -> dict[str, Any]:
     comparison = training.run(entries(options), options)
     nets = {net["label"]: training.net_data(net) for net in comparison["nets"]}
     families = {family: [nets[label] for label in labels] for family, labels in FAMILIES.items()}
-    return {"families": families, "seeds": options.seeds, "compute": training.compute(comparison) + GENTLER}
+    outcome = training.outcome(comparison)
+    outcome["compute"] += GENTLER
+    return {"families": families, "seeds": options.seeds} | outcome
 
 
 def entries(options: Options) -> list[compare_entries.Entry]:
