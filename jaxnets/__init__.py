@@ -41,9 +41,10 @@ def create_model(name: str, **fields) -> "nn.Module":
     A field given as None keeps the net's own value. `net.init(key, images, train=False)` and
     `net.apply(variables, images, train=False)` take normalised float images `(N, H, W, 3)`.
     The fields that nets share are those of `jaxnets.models.net.Net`; each class lists its own.
-    Raises UserError, a ValueError, for an unknown name or field, with a list of what exists, and for a bad value.
+    Raises UserError, a ValueError, for an unknown name or field, with a list of what exists, for a bad value, and for
+    one that would make a net of another name: depth 19 of "vgg16".
     """
-    from jaxnets.models import MODELS
+    from jaxnets.models import MODELS, NAMED
 
     if name not in MODELS:
         raise UserError(f"there is no net {name!r}; there are {_nearest_first(name, list_models())}")
@@ -53,7 +54,18 @@ def create_model(name: str, **fields) -> "nn.Module":
     for field in fields:
         if field not in known:
             raise UserError(f"{name} has no field {field!r}; it has {_nearest_first(field, known)}")
-    return make(**{field: value for field, value in fields.items() if value is not None})
+    changed = {field: value for field, value in fields.items() if value is not None}
+    own = make.keywords if isinstance(make, partial) else {}
+    for field in NAMED & own.keys() & changed.keys():
+        wanted = cls, own | {field: changed[field]}
+        alike = [
+            other
+            for other, made in MODELS.items()
+            if isinstance(made, partial) and (made.func, made.keywords) == wanted
+        ]
+        if alike and alike != [name]:
+            raise UserError(f"{name} has {field}={own[field]!r}; the net with {changed[field]!r} is {alike[0]}")
+    return make(**changed)
 
 
 def _nearest_first(word: str, words: Iterable[str]) -> str:

@@ -25,12 +25,13 @@ from jaxnets.errors import UserError
 
 MODES = ("train", "eval", "latency")
 CONTENDERS = ("jaxnets", "torch", "torch_compile", "flax")
-# The same on every machine; `environment` has the rest.
+# The same on every machine; `environment` has the rest. PyTorch gets huge pages, since our kernels' XLA has them.
+PYTORCH = {"OMP_PROC_BIND": "true", "THP_MEM_ALLOC_ENABLE": "1"}
 ENVIRONMENTS = {
     "jaxnets": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     "flax": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAXNETS_OPS": "reference"},
-    "torch": {"OMP_PROC_BIND": "true"},
-    "torch_compile": {"OMP_PROC_BIND": "true"},
+    "torch": PYTORCH,
+    "torch_compile": PYTORCH,
 }
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 5e-4
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Colours as matplotlib writes them, and the page's CSS variables that take their place.
-COLOURS = ("ink", "muted", "grid", *(f"series-{number}" for number in range(1, 9)))
+COLOURS = ("muted", "grid", *(f"series-{number}" for number in range(1, 9)))
 STYLE = {"font.size": 10}
 SIZE = (4.6, 2.7)  # inches, of 72 pixels each where a phone shows a chart
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.3)))  # of lines that share a colour, as the legend of a page has them too

@@ -25,7 +25,6 @@ from jaxnets.state import TrainState
 
 BEST_METRIC = "eval_accuracy"
 METRICS = "metrics"  # Orbax's name for the item, and for the file in it
-TOTALS = ("loss", "correct", "count")
 NUMBERS = "fiubV"  # kinds of NumPy's types; V is bfloat16
 # Seconds that a save may take. Orbax counts them by the time of day: one set forward by 20 minutes would end the run.
 PATIENCE = 10 * 365 * 86400
@@ -34,6 +33,9 @@ ADVICE = "a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=
 MAX_RECORD = 1 << 20  # bytes of a checkpoint's JSON files
 # Arrays compress, but not like this; what is smaller than the slack may.
 MAX_RATIO, MAX_SLACK = 16, 1 << 26
+
+Totals = dict[str, float]  # sums over the training examples since the last report
+NO_TOTALS: Totals = {"loss": 0.0, "correct": 0, "count": 0}
 
 
 class DamagedError(UserError):
@@ -153,7 +155,7 @@ def _json_digest(value: Any) -> str:
 def save(
     manager: ocp.CheckpointManager,
     state: TrainState,
-    totals: dict[str, float],
+    totals: Totals,
     metrics: dict[str, float] | None,
 ) -> None:
     """Write the state under its step, in the background; in place of what an interruption saved there.
@@ -297,7 +299,7 @@ def restore_state(
     state = template.replace(**variables, **values)
     record = _restore_record(manager, step)
     totals = record.get("totals")
-    if not isinstance(totals, dict) or not all(math.isfinite(totals.get(name, math.nan)) for name in TOTALS):
+    if not isinstance(totals, dict) or not all(math.isfinite(totals.get(name, math.nan)) for name in NO_TOTALS):
         raise DamagedError(f"{where} has no sums of the training examples beside it")
     if not _is_as_written(record, "totals", totals):
         raise DamagedError(f"{where} is damaged: the sums beside it differ from what was written")

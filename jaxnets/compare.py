@@ -23,6 +23,7 @@ from pathlib import Path
 
 from jaxnets import compare_results, compare_runs, config_file
 from jaxnets import summary as summaries
+from jaxnets.benchmark_worker import usable_cores
 from jaxnets.compare_entries import (
     DEFAULT,
     PRESETS,
@@ -68,8 +69,11 @@ def main(argv: list[str]) -> None:
     """
     args, overrides = _parser().parse_known_args(argv[1:])
     config_file.check_overrides(overrides)
-    if args.against:  # else XLA takes most of a GPU's memory at once, and keeps it
+    if args.against:
+        # Else XLA takes most of a GPU's memory at once, and keeps it.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        # Else PyTorch, which is imported later, has a thread for each core, where XLA has one for each of its threads.
+        os.environ.setdefault("OMP_NUM_THREADS", str(len(usable_cores())))
     if args.seeds < 1:
         raise UserError(f"--seeds={args.seeds} must be at least 1")
     if args.latency_batch < 0 or (args.latency_size is not None and args.latency_size < 1):

@@ -3,42 +3,12 @@
 import shlex
 import textwrap
 from collections.abc import Callable, Sequence
-from html import escape
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from jaxnets import compare_results, machine, plots
+from jaxnets import compare_results, machine, plots, report
 from jaxnets.compare_entries import TORCH
-
-CSS = """
-:root { color-scheme: light dark; --ink: #1b1c1d; --paper: #fff; --soft: #f3f4f5; --line: #d8dadc; --dim: #5c6166; }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --ink: #e7e8e9; --paper: #16181a; --soft: #212427; --line: #3a3f44; --dim: #a2a8ae;
-    --series-0: #4fb0f0; --series-1: #ff8b4a; --series-2: #3fcfa0; --series-3: #e78ac0; --series-4: #f2bf55;
-    --series-5: #8fd3ff; --series-6: #c79be0; --series-7: #b4b4b4; }
-}
-body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--paper); color: var(--ink);
-       font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; }
-p, li { max-width: 46rem; } .dim, li { color: var(--dim); font-size: .9rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: separate; border-spacing: 0; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid var(--line); }
-td { white-space: nowrap; } thead th { background: var(--soft); vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
-  min-width: 8rem; white-space: normal; overflow-wrap: break-word; }
-thead th:first-child { background: var(--soft); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2rem; }
-figure { margin: 0; min-width: 0; } figcaption { color: var(--dim); font-size: .9rem; }
-svg * { stroke-linejoin: round; }
-code { font-size: .85rem; } code span { display: inline-block; overflow-wrap: anywhere; max-width: 100%; }
-@media print {
-  :root { color-scheme: light; --ink: #000; --paper: #fff; --soft: #eee; --line: #bbb; --dim: #333; }
-  body { max-width: none; font-size: 9pt; } .wide { overflow: visible; } table { font-size: 7.5pt; }
-  th, td { padding: .15rem .3rem; } figure { break-inside: avoid; }
-}
-"""
 
 CHART_SIZE = (5.2, 3.6)  # inches; small, so that its text is still read on a phone
 POINTS_MARKED = 25  # of a curve, at most: of more evaluations not each
@@ -53,48 +23,26 @@ def html(comparison: Record) -> str:
     nets = comparison["nets"]
     of_torch = sum(net["framework"] == TORCH for net in nets)
     count = f"{len(nets) - of_torch} net{'s' * (len(nets) - of_torch != 1)}"
-    title = f"{count} on {comparison['dataset']}, compared{' with PyTorch' * bool(of_torch)}"
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="dim">{escape(comparison["date"])}<br><code>{_words(comparison["command"])}</code></p>',
-        _table(compare_results.table(comparison)),
-        "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in compare_results.notes(comparison)) + "</ul>",
-        *_charts(nets),
-        *_recipes(nets),
-        "<h2>Every run</h2>",
-        _table(runs_table(nets)),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
+    return report.fill_template(
+        "compare.html.jinja",
+        title=f"{count} on {comparison['dataset']}, compared{' with PyTorch' * bool(of_torch)}",
+        date=comparison["date"],
+        command=[shlex.quote(word) for word in shlex.split(comparison["command"])],
+        results=compare_results.table(comparison),
+        notes=compare_results.notes(comparison),
+        charts=_charts(nets),
+        recipes=recipes_table(nets),
+        runs=runs_table(nets),
     )
 
 
-def _words(command: str) -> str:
-    """A command that breaks between its arguments rather than at a hyphen."""
-    return " ".join(f"<span>{escape(shlex.quote(word))}</span>" for word in shlex.split(command))
-
-
-def _table(section: compare_results.Section) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in section.header)
-    rows = ""
-    for name, *cells in section.rows:
-        # A net's name breaks between its words and its fields.
-        name = escape(name).replace("_", "_<wbr>").replace(":", ":<wbr>")
-        rows += "<tr>" + "".join(f"<td>{cell}</td>" for cell in (name, *map(escape, cells))) + "</tr>\n"
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>'
-
-
-def _recipes(nets: Sequence[Record]) -> list[str]:
+def recipes_table(nets: Sequence[Record]) -> compare_results.Section | None:
+    """One row a net, with the fields in which the training of the nets differs; None where it does in none."""
     fields = compare_results.recipe_differences(nets)
     if not fields:
-        return []
+        return None
     rows = [(net["label"], *values) for net, values in zip(nets, zip(*(values for _, values in fields)))]
-    header = ("net", *(name for name, _ in fields))
-    return ["<h2>How they were trained</h2>", _table(compare_results.Section("", header, rows, text_columns=1))]
+    return compare_results.Section("", ("net", *(name for name, _ in fields)), rows, text_columns=1)
 
 
 def runs_table(nets: Sequence[Record]) -> compare_results.Section:
@@ -118,7 +66,8 @@ def runs_table(nets: Sequence[Record]) -> compare_results.Section:
     return compare_results.Section("", header, rows, text_columns=1)
 
 
-def _charts(nets: Sequence[Record]) -> list[str]:
+def _charts(nets: Sequence[Record]) -> list[dict[str, str]]:
+    """Title, drawing and caption of each chart; none where no net has a finished run."""
     finished = [(index, net) for index, net in enumerate(nets) if net["runs"]]
     if not finished:
         return []
@@ -138,11 +87,10 @@ def _charts(nets: Sequence[Record]) -> list[str]:
         sides = dict.fromkeys(str(net["latency"]["image_size"]) for _, net in timed)
         caption = f"{whose}, at {' or '.join(sides)} pixels; median."
         charts.append(("Accuracy against latency", caption, draw_latency, timed))
-    figures = [
-        f"<figure><h2>{title}</h2>{_chart(title, draw, shown)}<figcaption>{caption}</figcaption></figure>"
+    return [
+        {"title": title, "svg": _chart(title, draw, shown), "caption": caption}
         for title, caption, draw, shown in charts
     ]
-    return ['<div class="charts">', *figures, "</div>"]
 
 
 def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence[tuple[int, Record]]) -> str:

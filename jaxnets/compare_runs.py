@@ -17,7 +17,7 @@ from jaxnets import checkpoint, compare_latency, compare_page, compare_results, 
 from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
 from jaxnets.compare_entries import JAXNETS, TORCH, Entry, net_fields
-from jaxnets.errors import UserError, as_utf8, printable, writing
+from jaxnets.errors import UserError, as_utf8, first_line, printable, writing
 from jaxnets.plain_files import make_folder, read_own, replacing, user_path
 from jaxnets.runtime import logger
 
@@ -132,7 +132,7 @@ def noted(failed: dict[str, list[str]], entry: Entry, what: str) -> Iterator[Non
     try:
         yield
     except (UserError, RuntimeError, MemoryError) as error:
-        why = printable((str(error).splitlines() or [type(error).__name__])[0])
+        why = printable(first_line(error))
         logger.warning("%s, %s: %s", entry.label, what, why, exc_info=not isinstance(error, UserError))
         failed[entry.label].append(f"{what}: {why}")
 

@@ -48,6 +48,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"--against=torch: there is no {model.name} in PyTorch here; there are {', '.join(torch_nets.NETS)}"
         )
+    jaxnets.create_model(model.name, **net_fields(config))  # refuses what is no field
     plain = jaxnets.create_model(model.name)
     other = {
         **{f"model.{name}": getattr(plain, name) != value for name, value in net_fields(config).items()},

@@ -2,7 +2,8 @@
 
 IN is a file (.pth, .pt, .bin, .ckpt, .tar, .safetensors, or Keras's .h5, .hdf5, .keras) with --model, or the workdir
 of a run. OUT is a .pth, .pt or .safetensors file, or a new folder: a workdir whose one checkpoint holds the weights.
-Nothing that exists is written over.
+A .safetensors file also keeps the net's fields, and the size and normalisation of a run's images; those of a .pth
+or .pt file are logged. Nothing that exists is written over.
 """
 
 import argparse
@@ -24,8 +25,8 @@ from jaxnets.datasets import absolute, is_folder, read_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, scratch_of, user_path
-from jaxnets.predict import check_deviation, field, normalization_of, triple
-from jaxnets.weight_files import SUFFIXES, import_torch, metadata_of, spelled
+from jaxnets.predict import check_deviation, field, images_of, triple
+from jaxnets.weight_files import SUFFIXES, Images, import_torch, metadata_of, spelled
 from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")
@@ -35,8 +36,8 @@ NOT_WRITTEN = {*SUFFIXES, ".onnx", ".npz", ".msgpack", ".tflite"} - {*TORCH, SAF
 
 def read(
     source: Path, name: str | None, fields: dict[str, Any], which: str | None, ema: bool = False
-) -> tuple[nn.Module, torch_weights.Published]:
-    """The net and the weights of a file, as the net `name` with `fields`, or of a run's checkpoint; None: the best."""
+) -> tuple[str, nn.Module, torch_weights.Published]:
+    """A net's name, it and the weights of a file, as `name` with `fields`, or of a run's checkpoint; None: the best."""
     if not source.is_dir():
         if name is None:
             raise UserError(f"--model is missing: which net are the weights in {source}?")
@@ -45,34 +46,49 @@ def read(
         model = create_model(name, **fields)
         published = torch_weights.load_published(model, source)
         # What goes without saying in one code base does not in another.
-        return model, published._replace(normalization=normalization_of(name, model.num_classes, published))
+        normalization = images_of(name, model.num_classes, published).normalization
+        return name, model, published._replace(images=published.images._replace(normalization=normalization))
     if name is not None or fields:
         raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
     run = evaluate.load_run(source, which or "best", ema=ema)
-    return run.model, torch_weights.Published(run.variables, (tuple(run.config.mean), tuple(run.config.std)))
+    config = run.config
+    images = Images((tuple(config.mean), tuple(config.std)), config.image_size, config.crop)
+    return config.model.name, run.model, torch_weights.Published(run.variables, images)
 
 
-def write(path: Path, model: nn.Module, published: torch_weights.Published, layout: str | None) -> None:
-    """Write a `.pth`, `.pt` or `.safetensors` file with the names of `layout`, as `torch_weights.export`.
+def write(path: Path, name: str, model: nn.Module, published: torch_weights.Published, layout: str | None) -> None:
+    """Write a `.pth`, `.pt` or `.safetensors` file of the net `name` with the names of `layout`, as `export`.
 
-    A PyTorch file has no place for the mean and standard deviation of the images: they are logged.
+    A PyTorch file has no place for the net's fields and for what is known of its images: they are logged.
     """
     state_dict = torch_weights.export(model, published.variables, layout)
     with writing(path, ""):
         path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == SAFETENSORS:
-        known = metadata_of(published.normalization) if published.normalization else None
-        content = safetensors.numpy.save(state_dict, known)
+        content = safetensors.numpy.save(state_dict, metadata_of(published.images, torch_weights.fields_of(model)))
     else:
         torch = import_torch(f"writing {path}")
         buffer = io.BytesIO()
         torch.save({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}, buffer)
         content = buffer.getvalue()
-        if published.normalization:
-            runtime.logger.info("this net's images are normalised with %s", spelled(published.normalization))
+        runtime.logger.info("%s", _untold(name, model, published.images))
     # By Python, which says what hinders it as an OSError; the libraries raise errors of their own.
     with writing(path, ""), replacing(path) as scratch:
         scratch.write_bytes(content)
+
+
+def _untold(name: str, model: nn.Module, images: Images) -> str:
+    """What a PyTorch file does not tell: of the images, and, where the net's name does not tell it, of the net."""
+    usual = images_of(name, model.num_classes, torch_weights.Published({}))  # of a file that says nothing itself
+    told = f"this net's images are normalised with {spelled(images.normalization)}"
+    for what in ("image_size", "crop"):
+        if getattr(images, what) not in (None, getattr(usual, what)):
+            told += f"; their {what} is {getattr(images, what)}"
+    nets = model, create_model(name)
+    ours, its_names = ({"num_classes": net.num_classes} | torch_weights.fields_of(net) for net in nets)
+    if fields := {key: value for key, value in ours.items() if value != its_names[key]}:
+        told += f"; the net is {name} with {torch_weights.as_arguments(fields)}"
+    return told
 
 
 def write_workdir(
@@ -80,19 +96,19 @@ def write_workdir(
 ) -> None:
     """Make a workdir of the weights of `create_model(name, **fields)`, to be evaluated on `dataset`."""
     model = create_model(name, **fields)
-    side = default_image_size(name)
-    cifar = side == 32
+    cifar = default_image_size(name) == 32
     if not model.num_classes or model.features_only:
         raise UserError(f"{name} with num_classes=0 or features_only=True has no classes: OUT can be a file only")
-    mean, std = normalization_of(name, model.num_classes, published)
+    images = images_of(name, model.num_classes, published)
+    mean, std = images.normalization
     usual = ("cifar100" if model.num_classes == 100 else "cifar10") if cifar else "imagenet2012"
     config = ml_collections.ConfigDict(
         {
             "dataset": absolute(dataset) if dataset else usual,
             "data_dir": None,
             "eval_split": _eval_split(dataset, "test" if cifar else "validation"),
-            "image_size": side,
-            "crop": not cifar,
+            "image_size": images.image_size,
+            "crop": images.crop,
             "mean": mean,
             "std": std,
             "model": {"name": name, "dtype": "auto", "num_classes": model.num_classes, **fields},
@@ -104,6 +120,7 @@ def write_workdir(
             "compilation_cache": True,
         }
     )
+    settings.check_evaluation(config)
     with writing(folder, ""):
         folder.mkdir(parents=True)
         try:
@@ -171,13 +188,14 @@ def main(argv: list[str]) -> None:
     if args.dataset and to_file or args.layout and not to_file:
         name = "--dataset is for a new folder" if to_file else "--layout is for a file"
         raise UserError(f"{name}, which {args.target} is not")
-    model, published = read(args.source, args.model, fields, args.checkpoint, args.ema)
+    name, model, published = read(args.source, args.model, fields, args.checkpoint, args.ema)
     mean, std = published.normalization
-    published = published._replace(normalization=(args.mean or mean, args.std or std))
+    images = published.images._replace(normalization=(args.mean or mean, args.std or std))
+    published = published._replace(images=images)
     if to_file:
-        write(args.target, model, published, args.layout)
+        write(args.target, name, model, published, args.layout)
     else:
-        write_workdir(args.target, args.model, fields, published, args.dataset)
+        write_workdir(args.target, name, fields, published, args.dataset)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(published.variables["params"]))
     print(f"{args.target}: {type(model).__name__}, {count:,} parameters")
 

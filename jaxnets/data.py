@@ -205,8 +205,14 @@ def _fill(batch: Batch, start: int, split: Split, indices: np.ndarray, fit: Fit 
         try:
             image, batch["label"][position] = _decode_record(split, record)
             batch["image"][position] = np.asarray(fit(image, index) if fit else _fit(split, image))
+        except _NoLabel:
+            raise UserError(f"{split.name} {split.split} has no labels: TFDS says -1; choose another split") from None
         except Exception as error:  # PIL raises anything from OSError to SyntaxError for a bad image
             raise _record_error(split, index, error) from error
+
+
+class _NoLabel(Exception):
+    """A record of a split whose labels were never published, as ImageNet's test images'."""
 
 
 def _read_record(split: Split, index: int) -> bytes:
@@ -234,6 +240,8 @@ def _decode_record(split: Split, record: bytes | tuple[str, int]) -> tuple[Image
     # By hand: TFDS's own decoding takes three times as long, and would want OpenCV to be faster.
     feature = tf_example_pb2.Example.FromString(record).features.feature
     label = feature["label"].int64_list.value[0]
+    if label == -1:
+        raise _NoLabel
     if not 0 <= label < split.num_classes:
         raise ValueError(f"its label {label} is none of {split.num_classes} classes")
     image = image_files.open_image(io.BytesIO(feature["image"].bytes_list.value[0]))

@@ -152,12 +152,16 @@ class _Watch:
 
     def _alive(self) -> set[int]:
         """The processes that are there; waits for all of them to ask."""
-        with contextlib.suppress(_ProcessFailureError):
+
+        def ask():
             with multihost_utils.live_devices(self._devices) as alive:
                 pass
             return {device.process_index for device in alive}
-        with multihost_utils.live_devices(self._devices) as alive:
-            return {device.process_index for device in alive}
+
+        try:
+            return ask()
+        except _ProcessFailureError:  # the first question after a loss raises, the next one is told who is left
+            return ask()
 
     def _look(self) -> None:
         while not self._leaving.is_set():

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxnets import checkpoint, distributed, evaluate, interruption, state, step
+from jaxnets.checkpoint import NO_TOTALS, Totals
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plan import Plan
@@ -18,9 +19,6 @@ from jaxnets.progress import Progress
 from jaxnets.report import LivePage
 from jaxnets.runtime import logger
 from jaxnets.timing import Clock
-
-Totals = dict[str, float]  # sums over the training examples since the last report
-NO_TOTALS: Totals = {"loss": 0.0, "correct": 0, "count": 0}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ import ml_collections
 import numpy as np
 
 from jaxnets import checkpoint, data, distributed, ops, programs, runtime, settings, step, streaming
-from jaxnets.datasets import data_root, is_folder
+from jaxnets.datasets import data_root, is_folder, where_it_still_is
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.plain_files import user_path
 from jaxnets.workdir import CONFIG, class_names
@@ -255,10 +255,11 @@ def main(argv: list[str]) -> None:
     config = run.config
     if args.data_dir and is_folder(config.dataset):
         config.dataset = f"folder:{args.data_dir}"
-    elif args.data_dir or not Path(config.data_dir or "").is_dir():  # or the run was made elsewhere
-        if config.data_dir and not args.data_dir and not is_folder(config.dataset):
-            runtime.logger.warning("the run's data_dir %s is not there; in its place %s", config.data_dir, data_root())
+    elif args.data_dir:
         config.data_dir = args.data_dir
+    elif config.data_dir and not is_folder(config.dataset) and where_it_still_is(config.data_dir) is None:
+        runtime.logger.warning("the run's data_dir %s is not there; in its place %s", config.data_dir, data_root())
+        config.data_dir = None
     if args.batch_size is not None:
         config.eval_batch_size = args.batch_size
         settings.check_evaluation(config)

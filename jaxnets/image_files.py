@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, first_line
 from jaxnets.plain_files import open_at_once
 
 _one_large_image = threading.Lock()
@@ -97,7 +97,7 @@ def read(path: str, fit: Callable[[Image.Image], Image.Image] = lambda image: im
     except UserError:
         raise
     except Exception as error:  # for a damaged file PIL raises anything from OSError to struct.error
-        reason = getattr(error, "strerror", None) or str(error).split("\n")[0] or type(error).__name__
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(reason) from error
 
 

@@ -17,6 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTHING_TO_SAVE = "ended with nothing left to save; the same command takes it up again"
 
 _deferring = False  # whether a run is asked to end by being told so
+_said = False  # whether the log has the line of the end
 _logger = logging.getLogger("jaxnets")
 
 
@@ -74,9 +75,6 @@ def _watch(reader: int) -> None:
             if not _said:
                 _say(signum, NOTHING_TO_SAVE)
             os._exit(128 + signum)
-
-
-_said = False
 
 
 def _say(signum: int, what: str) -> None:

@@ -1,5 +1,6 @@
 """The numbers of a run: `metrics.jsonl`, one object a line, and TensorBoard events."""
 
+import itertools
 import json
 import os
 import sys
@@ -91,6 +92,18 @@ def read_strictly(workdir: Path) -> list[dict[str, Any]]:
     return records
 
 
+def _start_over(path: Path, records: list[dict[str, Any]]) -> None:
+    """Say what becomes of a run's records without its checkpoints; those of whole epochs may be all that is left."""
+    if not any("eval_loss" in record for record in records):
+        logger.warning(
+            "%s has no checkpoint yet: it starts over, and its %d records are made anew", path.parent, len(records)
+        )
+        return
+    kept = next(at for at in map(path.with_suffix, map(".{}.jsonl".format, itertools.count(1))) if not at.exists())
+    path.rename(kept)
+    logger.warning("%s has no checkpoint any more: it starts over; its records are now in %s", path.parent, kept.name)
+
+
 class Journal:
     """Appends records to `metrics.jsonl` and to TensorBoard; goes on from a given step.
 
@@ -109,16 +122,14 @@ class Journal:
             for record in records
             if record["step"] < step or record["step"] == step and (evaluated or "eval_loss" not in record)
         ]
-        if records and not step:
-            logger.warning(
-                "%s has no checkpoint yet: it starts over, and its %d records are made anew", workdir, len(records)
-            )
         self._workdir = workdir
         self._file = self._events = None
         if not distributed.is_primary():
             return
         path = workdir / FILE
         with writing(workdir):
+            if records and not step:
+                _start_over(path, records)
             with replacing(path) as scratch:
                 scratch.write_text("".join(json.dumps(record) + "\n" for record in self.records))
             self._file = path.open("a")

@@ -15,7 +15,7 @@ from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer
 from jaxnets.models.googlenet import GoogLeNet
 from jaxnets.models.mobilenet_v1 import MobileNetV1
-from jaxnets.models.mobilenet_v2 import MobileNetV2
+from jaxnets.models.mobilenet_v2 import CIFAR_STAGE_STRIDES, MobileNetV2
 from jaxnets.models.resnet import ResNet
 from jaxnets.models.shufflenet_v1 import ShuffleNetV1
 from jaxnets.models.shufflenet_v2 import ShuffleNetV2
@@ -46,6 +46,8 @@ class Layout:
     advised: dict[str, Any] = field(default_factory=dict)  # fields to try where the shapes do not fit
     required: dict[str, Any] = field(default_factory=dict)  # fields without which the weights mean another net
     usual: dict[str, Any] = field(default_factory=dict)  # fields of the published net, which may be changed
+    strides: dict[str, Any] = field(default_factory=dict)  # of the published net: see `check_strides`
+    classes: tuple[int, ...] = ()  # of the published nets, where another code base has the same names
     normalization: Normalization | None = None  # of the images of its published nets; None: their data set's usual
     # What channels of the file's layers are ours: see `megvii_weights.ChannelOrder`.
     channel_orders: Callable[[nn.Module, Layers], dict] = lambda model, layers: {}
@@ -74,13 +76,18 @@ class Layout:
                     f"these are {code_base}'s weights: they need {name}={value!r}, but the "
                     f"{type(model).__name__} has {name}={getattr(model, name)!r}"
                 )
-        differing = {name: value for name, value in self.usual.items() if getattr(model, name) != value}
-        if differing:
-            published, ours = (
-                ", ".join(f"{name}={pick(name)!r}" for name in differing)
-                for pick in (differing.get, lambda name: getattr(model, name))
-            )
-            logger.warning("the net of %s has %s, this one %s: its outputs will differ", code_base, published, ours)
+        _warn_of_differing(model, code_base, self.usual)
+
+
+def _warn_of_differing(model: nn.Module, code_base: str, fields: dict[str, Any]):
+    """A warning if the net has other values of these fields, which are the published net's."""
+    differing = {name: value for name, value in fields.items() if getattr(model, name) != value}
+    if differing:
+        published, ours = (
+            ", ".join(f"{name}={pick(name)!r}" for name in differing)
+            for pick in (differing.get, lambda name: getattr(model, name))
+        )
+        logger.warning("the net of %s has %s, this one %s: its outputs will differ", code_base, published, ours)
 
 
 def own_names(layers: Layers) -> Names:
@@ -172,13 +179,30 @@ def mobilenet_v2_kuangliu(layers: Layers) -> Names:
 
 
 def mobilenet_v2_keras(layers: Layers) -> Names:
-    outside = {"stem": ("Conv1", "bn_Conv1"), "head": ("Conv_1", "Conv_1_bn"), "classifier": "predictions"}
+    return _mobilenet_v2_keras(layers, "predictions")
+
+
+def mobilenet_v2_keras_logits(layers: Layers) -> Names:
+    # Its name for the classifier until about TensorFlow 2.0.
+    return _mobilenet_v2_keras(layers, "Logits")
+
+
+def _mobilenet_v2_keras(layers: Layers, classifier: str) -> Names:
+    outside = {"stem": ("Conv1", "bn_Conv1"), "head": ("Conv_1", "Conv_1_bn"), "classifier": classifier}
 
     def units(ours):
         block = "block_{index}" if "expand" in ours else "expanded_conv"
         return {unit: (f"{block}_{unit}", f"{block}_{unit}_BN") for unit in ("expand", "depthwise", "project")}
 
     return _names(layers, outside, "", units)
+
+
+def mobilenet_v2_keras_published(layers: Layers) -> Names:
+    # Keras reads its own files by the order of the layers, so that they still have the names of who made them.
+    outside = {"stem": ("Conv1", "bn_Conv1"), "head": ("Conv_1", "Conv_1_bn"), "classifier": "Logits"}
+    inside = ("expand", "depthwise", "project")
+    units = {unit: (f"mobl{{index}}_conv_{{index}}_{unit}", f"bn{{index}}_conv_{{index}}_bn_{unit}") for unit in inside}
+    return _names(layers, outside, "", lambda _: units)
 
 
 def keras_classes(layers: Layers) -> Names:
@@ -326,8 +350,17 @@ IDENTITY = {"shortcut": "identity"}
 KERAS_V1 = {"activation": "relu6", "bn_epsilon": 1e-3, "padding": "keras"}
 KERAS_V2 = {"activation": "relu6", "bn_epsilon": 1e-3, "padding": "same", "bottleneck": "linear"} | IDENTITY
 KERAS = {"writable": False, "normalization": FROM_MINUS_1_TO_1}
-TORCHVISION_MOBILENET_V2 = Layout(mobilenet_v2_torchvision, usual=RELU6 | MOBILENET_V2 | IDENTITY)
-TORCHVISION_SHUFFLENET_V2 = Layout(shufflenet_v2_torchvision, required={"variant": "torchvision"}, usual=RELU)
+# Their strides, which change no shape either.
+IMAGENET, CIFAR = {"stem_stride": 2}, {"stem_stride": 1}
+STAGES_V1 = {"stage_strides": MobileNetV1.stage_strides}
+IMAGENET_V1, CIFAR_V1 = IMAGENET | STAGES_V1, CIFAR | STAGES_V1
+IMAGENET_V2 = IMAGENET | {"stage_strides": MobileNetV2.stage_strides}
+CIFAR_V2 = CIFAR | {"stage_strides": CIFAR_STAGE_STRIDES}
+CIFAR_CLASSES = (10, 100)
+TORCHVISION_MOBILENET_V2 = Layout(mobilenet_v2_torchvision, usual=RELU6 | MOBILENET_V2 | IDENTITY, strides=IMAGENET_V2)
+TORCHVISION_SHUFFLENET_V2 = Layout(
+    shufflenet_v2_torchvision, required={"variant": "torchvision"}, usual=RELU, strides=IMAGENET
+)
 TORCHVISION_VGG = Layout(vgg_torchvision, bias_before_batch_norm=True, usual=RELU)
 # The first layout of each net is the one that `export` takes by itself.
 LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
@@ -342,43 +375,62 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
         )
     },
     MobileNetV1: {
-        "kuangliu": Layout(mobilenet_v1_kuangliu, usual=RELU | MOBILENET_V1),
-        "timm": Layout(mobilenet_v1_timm, usual=RELU6 | MOBILENET_V1, normalization=FROM_MINUS_1_TO_1),
-        "Keras": Layout(mobilenet_v1_keras, usual=KERAS_V1, convolutions={"classifier": 1}, **KERAS),
-        "Keras (by class)": Layout(keras_classes_mobilenet_v1, usual=KERAS_V1, convolutions={"classifier": 1}, **KERAS),
+        "kuangliu": Layout(mobilenet_v1_kuangliu, usual=RELU | MOBILENET_V1, strides=CIFAR_V1),
+        "timm": Layout(
+            mobilenet_v1_timm,
+            usual=RELU6 | MOBILENET_V1,
+            strides=IMAGENET_V1,
+            normalization=FROM_MINUS_1_TO_1,
+        ),
+        "Keras": Layout(
+            mobilenet_v1_keras, convolutions={"classifier": 1}, usual=KERAS_V1, strides=IMAGENET_V1, **KERAS
+        ),
+        "Keras (by class)": Layout(
+            keras_classes_mobilenet_v1, convolutions={"classifier": 1}, usual=KERAS_V1, strides=IMAGENET_V1, **KERAS
+        ),
     },
     MobileNetV2: {
         "torchvision": TORCHVISION_MOBILENET_V2,
-        "timm": Layout(mobilenet_v2_timm, usual=RELU6 | MOBILENET_V2 | IDENTITY),
-        "kuangliu": Layout(mobilenet_v2_kuangliu, usual=RELU | MOBILENET_V2 | {"shortcut": "projection"}),
-        "chenyaofo": TORCHVISION_MOBILENET_V2,
-        "Keras": Layout(mobilenet_v2_keras, usual=KERAS_V2, **KERAS),
-        "Keras (by class)": Layout(keras_classes, usual=KERAS_V2, **KERAS),
+        "timm": Layout(mobilenet_v2_timm, usual=RELU6 | MOBILENET_V2 | IDENTITY, strides=IMAGENET_V2),
+        "kuangliu": Layout(
+            mobilenet_v2_kuangliu, usual=RELU | MOBILENET_V2 | {"shortcut": "projection"}, strides=CIFAR_V2
+        ),
+        "chenyaofo": replace(TORCHVISION_MOBILENET_V2, strides=CIFAR_V2, classes=CIFAR_CLASSES),
+        "Keras": Layout(mobilenet_v2_keras, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
+        "Keras (Logits)": Layout(mobilenet_v2_keras_logits, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
+        "Keras (published)": Layout(mobilenet_v2_keras_published, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
+        "Keras (by class)": Layout(keras_classes, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
     },
     ResNet: {
         "torchvision": Layout(resnet_torchvision, usual=RELU),
         "timm": Layout(resnet_torchvision, usual=RELU),
         "kuangliu": Layout(resnet_kuangliu, usual=RELU),
     },
-    SqueezeNet: {"torchvision": Layout(squeezenet_torchvision, usual={"activation": "relu", "bypass": "none"})},
+    SqueezeNet: {
+        "torchvision": Layout(squeezenet_torchvision, usual={"activation": "relu", "bypass": "none"}, strides=IMAGENET)
+    },
     ShuffleNetV1: {
-        "kuangliu": Layout(shufflenet_v1_kuangliu, required={"variant": "kuangliu"}, usual=SHUFFLENET_V1),
+        "kuangliu": Layout(
+            shufflenet_v1_kuangliu, required={"variant": "kuangliu"}, usual=SHUFFLENET_V1, strides=CIFAR
+        ),
         "megvii": Layout(
             shufflenet_v1_megvii,
             classifier_bias=False,
             usual=SHUFFLENET_V1,
+            strides=IMAGENET,
             normalization=FROM_0_TO_255,
             channel_orders=megvii_weights.shufflenet_v1_orders,
         ),
     },
     ShuffleNetV2: {
         "torchvision": TORCHVISION_SHUFFLENET_V2,
-        "kuangliu": Layout(shufflenet_v2_kuangliu, required={"variant": "torchvision"}, usual=RELU),
-        "chenyaofo": TORCHVISION_SHUFFLENET_V2,
+        "kuangliu": Layout(shufflenet_v2_kuangliu, required={"variant": "torchvision"}, usual=RELU, strides=CIFAR),
+        "chenyaofo": replace(TORCHVISION_SHUFFLENET_V2, strides=CIFAR, classes=CIFAR_CLASSES),
         "megvii": Layout(
             shufflenet_v2_megvii,
             classifier_bias=False,
             usual=RELU,
+            strides=IMAGENET,
             normalization=FROM_0_TO_255,
             channel_orders=megvii_weights.shufflenet_v2_orders,
             advised={"variant": "megvii"},
@@ -396,3 +448,16 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
 def layouts_of(model: nn.Module) -> dict[str, Layout]:
     """The layouts known for a net, by name."""
     return LAYOUTS.get(type(model), {}) | {"jaxnets": Layout(own_names)}
+
+
+def check_strides(model: nn.Module, layout: Layout, classes: int | None):
+    """A warning if the net has other strides than the published net of this layout, which has so many `classes`.
+
+    `classes` is None for weights without a classifier. Only for weights that are read: whoever writes a net in a
+    layout, which may be the only one that has it, may give it any strides.
+    """
+    alike = [(name, other) for name, other in layouts_of(model).items() if other.names is layout.names]
+    if classes is None and len(alike) > 1:
+        return  # only the classes tell whose net it is
+    code_base, published = max(alike, key=lambda pair: classes in pair[1].classes)  # the first where none has them
+    _warn_of_differing(model, code_base, published.strides)

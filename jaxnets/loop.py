@@ -67,8 +67,8 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(
-            f"the device has not enough memory ({first_line(error)}): config.resident=false takes less, or, in a new "
-            "workdir, a lower config.batch_size"
+            f"the device has not enough memory ({first_line(error)}): config.resident=false or, in evaluation, a lower "
+            "config.eval_batch_size takes less, or, in a new workdir, a lower config.batch_size"
         ) from error
 
 
@@ -100,7 +100,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
         ThreadPoolExecutor(1) as background,
     ):
         saved = checkpoint.restore_agreed(manager, template) if before else None
-        start, totals = saved or (None, dict(epochs.NO_TOTALS))
+        start, totals = saved or (None, dict(checkpoint.NO_TOTALS))
         at = int(start.step) if saved else 0
         if at > plan.total_steps:
             raise UserError(
@@ -212,7 +212,7 @@ def fit(
     plan: Plan,
     at: int,
     start: Callable[[], state.TrainState],
-    totals: epochs.Totals,
+    totals: checkpoint.Totals,
     manager: ocp.CheckpointManager,
     journal: Journal,
     clock: Clock,
@@ -250,7 +250,7 @@ def fit(
             while at < plan.total_steps:
                 with clock.phase("train"):
                     current, at = epochs.train_epoch(run, current, at, totals)
-                totals = dict(epochs.NO_TOTALS)
+                totals = dict(checkpoint.NO_TOTALS)
                 epochs.finish_epoch(run, current, at)
             manager.wait_until_finished()  # before a signal may end it
             asked.raise_if_asked()

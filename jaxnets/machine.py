@@ -4,7 +4,6 @@ import datetime
 import functools
 import hashlib
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 
 from jaxnets import ops
+from jaxnets.benchmark_worker import usable_cores
 from jaxnets.errors import UserError, writing
 from jaxnets.plain_files import parse_json, read_text, replacing
 
@@ -31,7 +31,7 @@ def describe(*packages: str) -> dict[str, object]:
     return {
         "device": _processor() if devices[0].platform == "cpu" else devices[0].device_kind,
         "num_devices": len(devices),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(usable_cores()),
         "operators": ops.formulation(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions | {name: metadata.version(name) for name in counting},

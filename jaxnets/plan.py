@@ -50,9 +50,8 @@ class Plan:
     train_split: data.Split
     eval_split: data.Split
     model: nn.Module
-    schedule: optax.Schedule
     optimizer: optax.GradientTransformation
-    learning_rates: np.ndarray  # the schedule at every step, float32
+    learning_rates: np.ndarray  # at every step, float32
 
     @property
     def steps_per_epoch(self) -> int:
@@ -155,13 +154,14 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
                 f"config.augment.{field} pairs the images of a device, of which config.batch_size={config.batch_size} "
                 f"gives each of {len(devices)} only one"
             )
-    data.is_resident(config.resident, 0, config.resident_limit)  # refuses what it does not know
     # Of a prepared data set the first trace comes as soon; it is of image_size only.
     if config.progressive_sizes or find_prepared(config.dataset, config.data_dir) is None:
         check_net(config)
     open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size, crop=config.crop)
     train_split = open_split(config.dataset, config.train_split)
     eval_split = open_split(config.dataset, config.eval_split)
+    for split in (train_split, eval_split):  # what is streamed is read late: the evaluation's, after an epoch
+        data.read_batch(split, np.zeros(1, int))
     if config.batch_size > len(train_split):
         raise UserError(
             f"config.batch_size={config.batch_size} must be at most the {len(train_split)} examples "
@@ -188,7 +188,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
     # All at once and now: one by one, each would wait for the training steps in flight.
     learning_rates = rates(schedule, total_steps)
-    return Plan(config, devices, train_split, eval_split, model, schedule, optimizer, learning_rates)
+    return Plan(config, devices, train_split, eval_split, model, optimizer, learning_rates)
 
 
 def rates(schedule: optax.Schedule, steps: int) -> np.ndarray:

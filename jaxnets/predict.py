@@ -7,8 +7,9 @@ A run's net sees its images as the run's evaluation does. With --model and --wei
 middle 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation, or
 as the code base whose layout the file has does it (Keras's, megvii's, timm's MobileNetV1, torchvision's GoogLeNet);
 CIFAR nets the whole image resized to 32x32, with those of CIFAR-10 or, where it has 100 classes, of CIFAR-100. A
-.safetensors file that jaxnets.convert made of a run has the run's. Classes have the names of a run's data set, which
-its last evaluation keeps, or of --labels, and are numbers otherwise.
+.safetensors file that jaxnets.convert made of a run has the run's, with its image size and crop, and is refused for a
+net with other fields than the run's (--field). Classes have the names of a run's data set, which its last evaluation
+keeps, or of --labels, and are numbers otherwise.
 
 --format=json prints one object a line and image, in the order of the images: {"image": path, "predictions":
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
@@ -39,15 +40,13 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, torch_weights
+from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, settings, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import user_path
-from jaxnets.weight_files import Normalization, Triple, spelled
+from jaxnets.weight_files import Images, Normalization, Triple, spelled
 from jaxnets.workdir import class_names
-
-MAX_IMAGE_SIZE = 4096
 
 # Per channel, of images in [0, 1]: mean and standard deviation with which published weights were trained
 IMAGENET: Normalization = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -97,7 +96,7 @@ def _class_names(workdir: Path, config: ml_collections.ConfigDict) -> Sequence[s
     """
     if names := class_names(workdir):
         return names
-    data_dir = config.data_dir if Path(config.data_dir or "").is_dir() else None
+    data_dir = datasets.where_it_still_is(config.data_dir)
     try:
         if datasets.is_folder(config.dataset):
             return datasets.read_folder(config.dataset).class_names
@@ -118,9 +117,21 @@ def load_weights(name: str, weights: str | Path, **fields) -> Classifier:
     model = create_model(name, **fields)
     if not model.num_classes or model.features_only:
         raise UserError(f"{name} with num_classes=0 or features_only=True has no classes to predict")
-    image_size, published = default_image_size(name), torch_weights.load_published(model, weights)
-    mean, std = normalization_of(name, model.num_classes, published)
-    return Classifier(model, published.variables, image_size, image_size != 32, mean, std)
+    published = torch_weights.load_published(model, weights)
+    images = images_of(name, model.num_classes, published)
+    return Classifier(model, published.variables, images.image_size, images.crop, *images.normalization)
+
+
+def images_of(name: str, num_classes: int, published: torch_weights.Published) -> Images:
+    """What the images are for the net `name` with weights of a file: what the file says, else the usual.
+
+    UserError for larger ones than nets take.
+    """
+    side = default_image_size(name)
+    said = published.images
+    check_image_size(said.image_size or side, "the image_size that the weights want")
+    crop = side != 32 if said.crop is None else said.crop
+    return Images(normalization_of(name, num_classes, published), said.image_size or side, crop)
 
 
 def normalization_of(name: str, num_classes: int, published: torch_weights.Published) -> Normalization:
@@ -230,6 +241,12 @@ def triple(text: str) -> Triple:
     return red, green, blue
 
 
+def check_image_size(size: int, what: str) -> None:
+    """UserError for images that are too large."""
+    if size > (most := settings.LIMITS["image_size"]):
+        raise UserError(f"{what} must be at most {most} pixels, not {str(size):.20}")
+
+
 def check_deviation(std: Triple | None) -> None:
     """UserError for a `--std` that nothing can be divided by."""
     if std and min(std) <= 0:
@@ -293,8 +310,7 @@ def _load(args: argparse.Namespace) -> Classifier:
         runtime.enable_compilation_cache()
         classifier = load_weights(args.model, args.weights, **dict(args.field or []))
     changes = {name: getattr(args, name) for name in ("image_size", "mean", "std") if getattr(args, name)}
-    if changes.get("image_size", 1) > MAX_IMAGE_SIZE:
-        raise UserError(f"--image_size={args.image_size} must be at most {MAX_IMAGE_SIZE} pixels")
+    check_image_size(args.image_size or 1, "--image_size")
     check_deviation(args.std)
     if args.labels:
         changes["class_names"] = _labels(args.labels, classifier.model.num_classes)

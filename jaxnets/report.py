@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from jaxnets import data, journal, machine, predictions, report_errors, report_parts, runtime, settings, step, timing
-from jaxnets.errors import ArgumentParser, UserError, as_utf8, exit_on_user_error
+from jaxnets.errors import ArgumentParser, UserError, as_utf8, exit_on_user_error, writing
 from jaxnets.plain_files import replacing, user_path
 from jaxnets.report_parts import History
 from jaxnets.workdir import CONFIG
@@ -70,20 +70,23 @@ def _has_numbers(record: dict, *names: str) -> bool:
     return record.keys() >= {*names}
 
 
-def render(runs: Sequence[History]) -> str:
-    """The page of one run, or of several compared, as HTML."""
+def fill_template(name: str, **values) -> str:
+    """A template of this package, filled in; text among the values is no markup, except where the template says so."""
     import jinja2
 
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = importlib.resources.files("jaxnets").joinpath(name).read_text(encoding="utf-8")
+    return environment.from_string(template).render(values)
+
+
+def render(runs: Sequence[History]) -> str:
+    """The page of one run, or of several compared, as HTML."""
     several = len(runs) > 1
     drawn = [_run_parts(run, colour) for run, (colour, _) in zip(runs, report_parts.run_styles(len(runs)))]
     charts = report_parts.draw_charts(runs)
     longest = max((len(name) for run in drawn if run["errors"] for name in run["errors"]["class_names"]), default=0)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = importlib.resources.files("jaxnets").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    # What charts.py draws is markup already, and holds no text that comes from a file.
-    for part in [*charts, *(run["errors"] for run in drawn if run["errors"])]:
-        part |= {key: jinja2.utils.markupsafe.Markup(part[key]) for key in ("svg", "image") if part.get(key)}
-    return environment.from_string(template).render(
+    return fill_template(
+        "report.html.jinja",
         title=f"{len(runs)} runs compared" if several else runs[0].name,
         lede=", ".join(run.name for run in runs) if several else report_parts.lede(runs[0]),
         runs=drawn,
@@ -134,11 +137,8 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     # Folders of one name are told apart by their paths.
     runs = [load(w, str(w) if names.count(name) > 1 else name) for w, name in zip(workdirs, names)]
     page = render(runs)
-    try:
-        with replacing(out) as scratch:
-            scratch.write_text(as_utf8(page), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror}") from None
+    with writing(out, ""), replacing(out) as scratch:
+        scratch.write_text(as_utf8(page), encoding="utf-8")
     return out
 
 

@@ -13,6 +13,14 @@ from jaxnets.predictions import Evaluated
 
 SERIES = tuple(name for name in charts.COLOURS if name.startswith("series-"))
 TRAINING, EVALUATION, AVERAGED = SERIES[1], SERIES[0], SERIES[2]  # of a page with one run
+TIME_UNITS = ((1.0, "seconds", 180), (60.0, "minutes", 3 * 3600), (3600.0, "hours", np.inf))
+# Title, field of the train records, field of the eval records, and how its axis is made
+CHARTS = (
+    ("Loss", "loss", "eval_loss", {}),
+    ("Accuracy", "accuracy", "eval_accuracy", {"percent": True}),
+    ("Learning rate", "learning_rate", None, {"from_zero": True}),
+    ("Images a second, training", "images_per_second", None, {"from_zero": True}),
+)
 
 Record = dict[str, Any]
 
@@ -134,16 +142,6 @@ def draw_charts(runs: Sequence[History]) -> list[dict[str, str]]:
         axes.append(("time", unit, name))
     drawn = (_draw_chart(runs, axis, unit, label, *chart) for axis, unit, label in axes for chart in CHARTS)
     return [chart for chart in drawn if chart]
-
-
-TIME_UNITS = ((1.0, "seconds", 180), (60.0, "minutes", 3 * 3600), (3600.0, "hours", np.inf))
-# Title, field of the train records, field of the eval records, and how its axis is made
-CHARTS = (
-    ("Loss", "loss", "eval_loss", {}),
-    ("Accuracy", "accuracy", "eval_accuracy", {"percent": True}),
-    ("Learning rate", "learning_rate", None, {"from_zero": True}),
-    ("Images a second, training", "images_per_second", None, {"from_zero": True}),
-)
 
 
 def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: str, evaluated: str | None, look):

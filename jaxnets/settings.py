@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from flax.traverse_util import flatten_dict
 
 import jaxnets
 from jaxnets import optim
@@ -43,15 +44,9 @@ FREE_FIELDS = frozenset(
 )
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict[str, Any]) -> dict[str, Any]:
     """Nested fields by their dotted names, as `--config.` takes them."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
+    return flatten_dict(config, sep=".")
 
 
 def as_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:

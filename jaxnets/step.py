@@ -1,6 +1,6 @@
 """One training step and one evaluation step as pure functions, and their `pmap` over the devices.
 
-The only module that spreads arrays over devices.
+The only module that spreads a run's state and batches over devices.
 """
 
 from collections.abc import Callable

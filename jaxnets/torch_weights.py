@@ -4,7 +4,10 @@ Names of a known layout (`layouts`) decide which entry goes where; for all other
 which must be the order in which the net calls its layers. Every entry must find its place.
 """
 
+import logging
+import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,7 +19,7 @@ import numpy as np
 from jaxnets import create_model, keras_weights, weight_files
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer, layers_of
-from jaxnets.layouts import Layout, layouts_of
+from jaxnets.layouts import Layout, check_strides, layouts_of
 from jaxnets.megvii_weights import ChannelOrder
 from jaxnets.module_match import ANY, STATISTICS, TRACKED, Match, Module, explain_mismatch, find_match, group
 
@@ -25,14 +28,24 @@ Arrays = dict[str, np.ndarray]  # of one layer: kernel, bias, or scale, bias, me
 
 BATCH_NORM = dict(zip(("scale", "bias", "mean", "var"), STATISTICS))
 BATCH_STATS = ("mean", "var")
+# Fields in which a net may differ from that of a file: those of training and of precision, and those of the classifier,
+# whose shape decides.
+MAY_DIFFER = {"parent", "name", "dropout", "stochastic_depth", "bn_momentum", "bn_axis_name", "dtype"}
+MAY_DIFFER |= {"num_classes", "features_only"}
+
+logger = logging.getLogger(__name__)
 
 
 class Published(NamedTuple):
     """The weights of a file, and what it says of the images that the net wants."""
 
     variables: dict[str, Tree]
-    normalization: weight_files.Normalization | None = None
+    images: weight_files.Images = weight_files.Images()
     layout: Layout | None = None
+
+    @property
+    def normalization(self) -> weight_files.Normalization | None:
+        return self.images.normalization
 
 
 def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> dict[str, Tree]:
@@ -46,7 +59,9 @@ def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -
     folded into its running mean. `head="drop"`: where the number of classes differs, the file's classifier is
     left out and ours initialised.
 
-    Raises UserError (a ValueError) that names both sides if an entry is missing, left over, or of a wrong shape.
+    Raises UserError (a ValueError) that names both sides if an entry is missing, left over, or of a wrong shape, or if
+    the file says of its net that it has other fields; with `head="drop"`, of weights to be trained on, that is a
+    warning.
     """
     return load_published(model, source, head=head, **overrides).variables
 
@@ -59,14 +74,7 @@ def load_published(model: nn.Module | str, source, *, head: str = "strict", **ov
     weights = (keras_weights if keras_weights.is_keras_file(source) else weight_files).read(source)
     *body, classifier = _complete_layers(model)
     wanted = [*body, classifier] if _has_classifier(model) else layers_of(model)
-    candidates = [wanted]
-    if head == "drop":  # and what a net of features alone has not: VGG's hidden layers
-        candidates = [[*body, replace(classifier, shape=(*classifier.shape[:-1], ANY))], body]
-        candidates += [wanted] if len(wanted) < len(body) else []
-    modules = group(weights)
-    found = next(filter(None, (find_match(model, layers, weights, modules) for layers in candidates)), None)
-    if found is None:
-        raise UserError(explain_mismatch(model, candidates[0], weights, modules))
+    found = _match(model, weights, wanted, [*body, classifier], head)
     arrays = _arrays_of(model, found, weights.origin)
     variables: dict[str, Tree] = {"params": {}, "batch_stats": {}}
     for layer in wanted:
@@ -75,7 +83,35 @@ def load_published(model: nn.Module | str, source, *, head: str = "strict", **ov
             values = _initial(layer)
         _insert(variables, layer, values)
     variables = {collection: jax.tree.map(jnp.asarray, tree) for collection, tree in variables.items()}
-    return Published(variables, weights.normalization, found.layout)
+    return Published(variables, weights.images, found.layout)
+
+
+def _match(
+    model: nn.Module, weights: weight_files.Weights, wanted: Sequence[Layer], complete: Sequence[Layer], head: str
+) -> Match:
+    """The modules of a file for the `wanted` layers of a net, or for others of the `complete` one as `head` allows it.
+
+    UserError where they are of another net, by their names and shapes or by what the file says.
+    """
+    *body, classifier = complete
+    candidates = [wanted]
+    if head == "drop":  # and what a net of features alone has not: VGG's hidden layers
+        candidates = [[*body, replace(classifier, shape=(*classifier.shape[:-1], ANY))], body]
+        candidates += [wanted] if len(wanted) < len(body) else []
+    modules = group(weights)
+    found = next(filter(None, (find_match(model, layers, weights, modules) for layers in candidates)), None)
+    differences, remedy = _compare_fields(model, weights.fields)
+    if found is None:
+        reason = explain_mismatch(model, candidates[0], weights, modules)
+        raise UserError(f"{reason}; {differences}" if differences else reason)
+    if differences and head == "strict":
+        raise UserError(f"{weights.origin} fits, but {differences}: give this one the same, in a command {remedy}")
+    if differences:
+        logger.warning("%s fits, but %s: the outputs will differ", weights.origin, differences)
+    if found.layout and not weights.fields:  # which would say whether it is the published net
+        known = found.layers[-1].path == classifier.path
+        check_strides(model, found.layout, np.shape(found.modules[-1]["weight"])[0] if known else None)
+    return found
 
 
 def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = None) -> dict[str, np.ndarray]:
@@ -98,6 +134,30 @@ def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = No
         state_dict |= {f"{name}.{suffix}": np.array(value, order="C") for suffix, value in module.items()}
     _require_no_more(variables, layers)
     return state_dict
+
+
+def fields_of(model: nn.Module) -> dict[str, Any]:
+    """The fields of a net that decide its logits, but for the number of classes, as JSON gives them back."""
+    names = (field.name for field in dataclass_fields(model) if field.name not in MAY_DIFFER)
+    values = ((name, getattr(model, name)) for name in names)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
+
+
+def as_arguments(fields: Mapping[str, Any]) -> str:
+    """What gives a net these fields in a command, for the shell."""
+    words = (value if isinstance(value, str) and value.isidentifier() else repr(value) for value in fields.values())
+    return " ".join(shlex.quote(f"--field={name}={word}") for name, word in zip(fields, words))
+
+
+def _compare_fields(model: nn.Module, theirs: Mapping[str, Any]) -> tuple[str, str]:
+    """In what a net and that of a file, by the file's own words, differ; and the arguments that make them the same."""
+    ours = fields_of(model)
+    differing = {name: value for name, value in theirs.items() if name not in ours or ours[name] != value}
+    if not differing:
+        return "", ""
+    has = ", ".join(f"{name}={value!r}" for name, value in differing.items())
+    have = ", ".join(f"{name}={ours[name]!r}" if name in ours else f"no {name}" for name in differing)
+    return f"its net has {has}, this one {have}", as_arguments(differing)
 
 
 def _changed(model: nn.Module, fields: dict[str, Any]) -> nn.Module:

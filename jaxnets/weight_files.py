@@ -5,10 +5,10 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,14 +35,27 @@ SAFETENSORS_TYPES = {
     "I64": np.int64,
     "I32": np.int32,
 }
-NORMALIZATION = ("jaxnets.mean", "jaxnets.std")  # in a safetensors file's metadata
+# In a safetensors file's metadata
+NORMALIZATION = ("jaxnets.mean", "jaxnets.std")
+IMAGE_SIZE = "jaxnets.image_size"
+CROP = "jaxnets.crop"
+FIELDS = "jaxnets.fields"
 # Bounds on what strangers may send; no net here has a tenth of these.
 MAX_ENTRIES = 10_000
 MAX_NAME = 250  # characters
 MAX_HEADER = 1 << 23  # bytes, of a safetensors file
+MAX_VALUE = 2000  # characters of the JSON of one of the entries of the metadata; a net's fields have some 200
 MAX_OLD_FILE = 5 << 27  # bytes of PyTorch's format of before 2020, which cannot be mapped; VGG19 has 548 MiB
 
 logger = logging.getLogger(__name__)
+
+
+class Images(NamedTuple):
+    """What is known of the images that a net wants."""
+
+    normalization: Normalization | None = None
+    image_size: int | None = None  # pixels a side
+    crop: bool | None = None  # to the middle of the image; else all of it, squeezed to a square
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,8 @@ class Weights:
     entries: dict[str, Any]
     ordered: bool  # whether their order is the order of the modules in the net they come from
     origin: str  # for messages
-    normalization: Normalization | None = None  # of the images that the net wants, if the file says so
+    images: Images = Images()  # as far as the file says it
+    fields: Mapping[str, Any] = field(default_factory=dict)  # of the net, likewise
 
 
 def read(source: str | os.PathLike | Mapping) -> Weights:
@@ -68,8 +82,8 @@ def read(source: str | os.PathLike | Mapping) -> Weights:
     require_file(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
-        entries, normalization = _read_safetensors(path)
-        return Weights(unwrap(entries, str(path)), False, str(path), normalization)  # sorted by name
+        entries, images, fields = _read_safetensors(path)
+        return Weights(unwrap(entries, str(path)), False, str(path), images, fields)  # sorted by name
     if suffix in TORCH_SUFFIXES:
         return Weights(unwrap(_read_torch(path), str(path)), True, str(path))
     raise UserError(f"{path} is no weight file: its name must end in one of {', '.join(SUFFIXES)}")
@@ -130,7 +144,7 @@ def import_torch(purpose: str):
     return torch
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Normalization | None]:
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Images, dict[str, Any]]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -139,12 +153,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Normalization 
             with safetensors.safe_open(path, framework="numpy"):  # raises unless all shapes, types and places fit
                 header = json.loads(file.read(length))
         mapped = np.memmap(path, np.uint8, "r")[8 + length :]  # only what is used takes memory
-        normalization = normalization_in(header.pop("__metadata__", None) or {}, str(path))
+        images, fields = metadata_in(header.pop("__metadata__", None) or {}, str(path))
         entries = {
             name: mapped[slice(*entry["data_offsets"])].view(SAFETENSORS_TYPES[entry["dtype"]]).reshape(entry["shape"])
             for name, entry in header.items()
         }
-        return entries, normalization
+        return entries, images, fields
     except UserError:
         raise
     except KeyError as error:
@@ -159,13 +173,23 @@ def spelled(normalization: Normalization) -> str:
     return f"mean {mean}; standard deviation {std}"
 
 
-def metadata_of(normalization: Normalization) -> dict[str, str]:
-    """Mean and standard deviation as a safetensors file keeps them: text."""
-    return {name: json.dumps(list(values)) for name, values in zip(NORMALIZATION, normalization)}
+def metadata_of(images: Images, fields: Mapping[str, Any]) -> dict[str, str]:
+    """What a safetensors file keeps beside the weights, as text: what is known of the images, and the net's fields."""
+    normalization = dict(zip(NORMALIZATION, images.normalization or ()))
+    known = normalization | {IMAGE_SIZE: images.image_size, CROP: images.crop, FIELDS: fields}
+    return {name: json.dumps(value) for name, value in known.items() if value is not None}
 
 
-def normalization_in(metadata: Mapping[str, str], origin: str) -> Normalization | None:
-    """What `metadata_of` made, None where it is not there; UserError for what is no mean and deviation."""
+def metadata_in(metadata: Mapping[str, str], origin: str) -> tuple[Images, dict[str, Any]]:
+    """What `metadata_of` made, as far as it is there; UserError for what no images and no fields can be."""
+    image_size = _value_in(metadata, IMAGE_SIZE, origin, "a whole number from 1 on", _is_size)
+    crop = _value_in(metadata, CROP, origin, "true or false", lambda value: isinstance(value, bool))
+    of_fields = f"an object of numbers, words and lists of them, in at most {MAX_VALUE} characters"
+    fields = _value_in(metadata, FIELDS, origin, of_fields, _are_fields)
+    return Images(_normalization_in(metadata, origin), image_size, crop), fields or {}
+
+
+def _normalization_in(metadata: Mapping[str, str], origin: str) -> Normalization | None:
     if not metadata.keys() >= {*NORMALIZATION}:
         return None
     try:
@@ -175,6 +199,30 @@ def normalization_in(metadata: Mapping[str, str], origin: str) -> Normalization 
     if not (len(mean) == len(std) == 3 and all(map(math.isfinite, mean + std)) and min(std) > 0):
         raise UserError(f"{origin}: {' and '.join(NORMALIZATION)} must be three numbers each, the latter above 0")
     return mean, std
+
+
+def _value_in(metadata: Mapping[str, str], name: str, origin: str, must: str, ok: Callable[[Any], bool]) -> Any:
+    """The value of the JSON in one entry, None where there is none; UserError unless it is `ok`."""
+    if (text := metadata.get(name)) is None:
+        return None
+    try:
+        value = parse_json(text) if len(text) <= MAX_VALUE else None
+    except ValueError:
+        value = None
+    if not ok(value):
+        raise UserError(f"{origin}: {name} must be {must}, not {text!r:.60}")
+    return value
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_fields(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    items = (item for entry in value.values() for item in (entry if isinstance(entry, list) else [entry]))
+    return all(item is None or isinstance(item, (int, float, str)) for item in items)
 
 
 def is_array(value) -> bool:

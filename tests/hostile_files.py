@@ -524,10 +524,10 @@ INFO = {
 }
 
 
-def dataset(path: Path, features=FEATURES, info=INFO, extra=()) -> None:
+def dataset(path: Path, features=FEATURES) -> None:
     directory = path / "strange" / "1.0.0"
     directory.mkdir(parents=True)
-    (directory / "dataset_info.json").write_text(json.dumps(info))
+    (directory / "dataset_info.json").write_text(json.dumps(INFO))
     (directory / "features.json").write_text(features if isinstance(features, str) else json.dumps(features))
     for split in ("train", "test"):
         (directory / f"strange-{split}.array_record-00000-of-00001").write_bytes(bytes(100))

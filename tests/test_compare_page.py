@@ -25,8 +25,8 @@ def page():
         ]
         nets.append(make_net(label, runs, latency))
     nets.append(make_net("never_finished", []) | {"failed": ["seed 0: the loss became nan"]})
-    facts = {"command": "python -m jaxnets.compare", "date": "2026-01-02", "dataset": "digits"}
-    return compare_page.html(facts | {"eval_split": "test", "seeds": 2, "torch": None, "note": "", "nets": nets})
+    facts = {"command": f"compare --note='{NAME}'", "date": "2026-01-02", "dataset": NAME, "note": NAME}
+    return compare_page.html(facts | {"eval_split": "test", "seeds": 2, "torch": None, "nets": nets})
 
 
 class Tags(HTMLParser):
@@ -61,9 +61,17 @@ def test_it_is_well_formed_and_shows_everything(page):
     tags = Tags(page)
     text = " ".join(tags.text)
     assert tags.tags.count("svg") == 3 and tags.tags.count("table") == 2
-    for shown in (NAME, "second", "81.00 ± 1.41 (n=2)", "the loss became nan", "a machine", "2026-01-02"):
+    for shown in ("second", "81.00 ± 1.41 (n=2)", "the loss became nan", "a machine", "2026-01-02"):
         assert shown in text
-    assert "b" not in tags.tags  # a name is text
+
+
+def test_nothing_in_a_record_becomes_markup(page):
+    tags = Tags(page)
+    assert "b" not in tags.tags
+    title = f"3 nets on {NAME}, compared"
+    assert tags.text.count(title) == 2
+    for place in (NAME, f"'--note={NAME}'", f"Accuracy: test of {NAME}, after"):
+        assert any(text.startswith(place) for text in tags.text)
 
 
 def test_nets_of_several_recipes_and_machines_say_which_had_which():
@@ -73,9 +81,10 @@ def test_nets_of_several_recipes_and_machines_say_which_had_which():
         runs = [make_run(0.5, {}) | {"seed": 0, "curve": [{"seconds": 1.0, "accuracy": 0.3}], "machines": where}]
         nets.append(make_net(label, runs))
     nets[1]["config"] = {"num_epochs": 7, "augment": {"flip": False, "cutout": 8}, "model": {"name": "m"}}
-    assert compare_page._recipes(nets[:1]) == []
-    text = " ".join(Tags("".join(compare_page._recipes(nets))).text).split()
-    assert " ".join(text) == "How they were trained net num_epochs augment.cutout a 3 0 b 7 8"
+    assert compare_page.recipes_table(nets[:1]) is None
+    recipes = compare_page.recipes_table(nets)
+    assert recipes.header == ("net", "num_epochs", "augment.cutout")
+    assert recipes.rows == [("a", "3", "0"), ("b", "7", "8")]
     assert [row[-1] for row in compare_page.runs_table(nets).rows] == ["1", "2"]
     assert compare_page.runs_table(nets).header[-1] == "machine"
     assert compare_page.runs_table(nets[:1]).header[-1] == "s of training"

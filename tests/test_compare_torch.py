@@ -246,6 +246,12 @@ def test_what_pytorch_does_not_have_is_refused_before_any_work(fields, says, con
     assert not (tmp_path / "out").exists()
 
 
+def test_a_misspelt_field_of_a_net_is_one_sentence(config):
+    entries = compare_entries.make_entries({"digits": config}, ["tiny:widht=0.5"])
+    with pytest.raises(UserError, match="tiny has no field 'widht'; it has width"):
+        compare_torch.check(entries[0].config)
+
+
 @pytest.mark.parametrize(
     "path", ["mnv1.py:quick", "mnv2.py:quick", "shufflenet_v2.py:reference", "squeezenet.py", "mnv2.py:tutorial"]
 )

@@ -1,6 +1,7 @@
 """Weights pass between PyTorch, safetensors and workdirs bit for bit, and nothing is written over."""
 
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -12,8 +13,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from jaxnets import checkpoint, convert, create_model, evaluate, predict, settings, torch_weights
+from jaxnets import checkpoint, convert, create_model, evaluate, predict, settings, torch_weights, weight_files
 from jaxnets.errors import UserError
+from tests.test_models import random_variables
 from tests.torch_twins import megvii
 
 WIDTH = "--field=width=0.25"
@@ -196,6 +198,7 @@ def test_weights_of_other_classes_are_not_evaluated_on_a_folder(pth, tmp_path):
         (["net.pth", "out.pt", *NET, "--std=1,0,1"], "must be greater than 0"),
         (["folder", "out.pt", "--mean=0,0,0"], "--mean and --std are for a file"),
         (["net.pth", "out", "--model=mobilenet_v2", WIDTH, "--field=num_classes=0"], "net.pth"),
+        (["net.pth", "out", *NET, "--field=dtype=float16"], "model.dtype must be one of auto, float32, bfloat16"),
         (["net.pth", "net.pth/out", *NET], "net.pth/out cannot be written: Not a directory$"),
         (["net.pth", "net.pth/out.pt", *NET], "net.pth/out.pt cannot be written: File exists$"),
     ],
@@ -227,7 +230,8 @@ def test_a_run_gives_its_averaged_weights_when_asked(theirs, tmp_path, monkeypat
     model = create_model("mobilenet_v2", width=0.25, num_classes=7)
     both = {ema: torch_weights.load(model, theirs.state_dict()) for ema in (False, True)}
     both[True]["params"]["classifier"]["bias"] += 1
-    asked, config = [], ml_collections.ConfigDict({"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.6, 0.7)})
+    asked, config = [], ml_collections.ConfigDict({"model": {"name": "mobilenet_v2"}, "image_size": 96, "crop": False})
+    config.mean, config.std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
 
     def load_run(workdir, which, *, ema):
         asked.append((workdir, which, ema))
@@ -245,3 +249,70 @@ def test_a_run_gives_its_averaged_weights_when_asked(theirs, tmp_path, monkeypat
         again = settings.read(tmp_path / f"back{ema}" / "config.json")
         assert (list(again.mean), list(again.std)) == ([0.1, 0.2, 0.3], [0.5, 0.6, 0.7])
     assert asked == [(tmp_path, "best", False), (tmp_path, "best", True)]
+
+
+@pytest.fixture
+def squeezed(tmp_path):
+    """The workdir of a narrow net with other fields and images than those of its name, and the net's variables."""
+    fields = {"width": 0.1, "bypass": "simple", "activation": "silu"}
+    model = create_model("squeezenet1_1_cifar", **fields)
+    variables = random_variables(model)
+    images = weight_files.Images(((0.1, 0.2, 0.3), (0.5, 0.6, 0.7)), 48, True)
+    published = torch_weights.Published({"batch_stats": {}} | variables, images)
+    convert.write_workdir(tmp_path / "run", "squeezenet1_1_cifar", fields, published, "digits")
+    return tmp_path / "run", variables
+
+
+THEIR_FIELDS = "--field=width=0.1 --field=activation=silu --field=bypass=simple"
+
+
+def test_a_file_made_of_a_run_is_refused_for_a_net_of_other_fields(squeezed, tmp_path):
+    file = tmp_path / "net.safetensors"
+    run(squeezed[0], file)
+    wrong = ["--model=squeezenet1_1_cifar", "--field=width=0.1", "--field=bypass=simple"]
+    refusal = f"{file} fits, but its net has activation='silu', this one activation='relu': .* --field=activation=silu$"
+    with pytest.raises(UserError, match=refusal):
+        run(file, tmp_path / "back", *wrong)
+    with pytest.raises(UserError, match=refusal):
+        predict.load_weights("squeezenet1_1_cifar", file, width=0.1, bypass="simple")
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_file_made_of_a_run_has_its_images(squeezed, tmp_path):
+    """There and back, and in between to predict with."""
+    file = tmp_path / "net.safetensors"
+    run(squeezed[0], file)
+    run(file, tmp_path / "again.safetensors", "--model=squeezenet1_1_cifar", *THEIR_FIELDS.split())
+    first, second = (weight_files.read(tmp_path / f"{name}.safetensors") for name in ("net", "again"))
+    assert (first.images, first.fields) == (second.images, second.fields)
+    run(file, tmp_path / "back", "--model=squeezenet1_1_cifar", *THEIR_FIELDS.split(), "--dataset=digits")
+    before, after = (settings.read(folder / "config.json") for folder in (squeezed[0], tmp_path / "back"))
+    assert before == after and (after.image_size, after.crop, after.model.activation) == (48, True, "silu")
+    made = predict.load_weights("squeezenet1_1_cifar", file, width=0.1, bypass="simple", activation="silu")
+    assert (made.image_size, made.crop, made.mean, made.std) == (48, True, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
+    jax.tree.map(np.testing.assert_array_equal, made.variables["params"], squeezed[1]["params"])
+
+
+def test_what_a_pytorch_file_cannot_tell_is_logged(squeezed, pth, tmp_path, caplog):
+    """And nothing of what the net's name tells."""
+    usual = "normalised with mean 0.485, 0.456, 0.406; standard deviation 0.229, 0.224, 0.225"
+    with caplog.at_level(logging.INFO):
+        run(squeezed[0], tmp_path / "narrow.pth")
+        run(pth, tmp_path / "usual.pth", *NET)
+    told = [message for message in caplog.messages if "normalised" in message]
+    assert told == [
+        "this net's images are normalised with mean 0.1, 0.2, 0.3; standard deviation 0.5, 0.6, 0.7; their "
+        f"image_size is 48; their crop is True; the net is squeezenet1_1_cifar with {THEIR_FIELDS}",
+        f"this net's images are {usual}; the net is mobilenet_v2 with --field=num_classes=7 --field=width=0.25",
+    ]
+
+
+@pytest.mark.parametrize("size", ["5000", "1" + 1000 * "0"], ids=["large", "huge"])
+def test_images_that_no_net_takes_are_one_sentence(squeezed, tmp_path, size):
+    run(squeezed[0], tmp_path / "whole.safetensors")
+    content = safetensors.numpy.load_file(tmp_path / "whole.safetensors")
+    safetensors.numpy.save_file(content, tmp_path / "net.safetensors", {"jaxnets.image_size": size})
+    for target in ("out", "out.pth"):
+        with pytest.raises(UserError, match="that the weights want must be at most 4096 pixels, not [015]+$"):
+            run(tmp_path / "net.safetensors", tmp_path / target, "--model=squeezenet1_1_cifar", *THEIR_FIELDS.split())
+        assert not (tmp_path / target).exists()

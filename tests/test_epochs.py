@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from jaxnets import epochs, evaluate, interruption, journal, loop, step, timing
+from jaxnets import checkpoint, epochs, evaluate, interruption, journal, loop, step, timing
 from jaxnets.errors import UserError
 from jaxnets.progress import Progress
 from tests.chaos import runs
@@ -126,5 +126,5 @@ def test_the_speed_is_that_of_the_devices_to_the_last_call(tmp_path, monkeypatch
             interruption=interruption.Interruption(),
         )
         for at in (0, 5):
-            assert epochs.train_epoch(run, None, at, dict(epochs.NO_TOTALS)) == (None, at + 5)
+            assert epochs.train_epoch(run, None, at, dict(checkpoint.NO_TOTALS)) == (None, at + 5)
     assert [record["images_per_second"] for record in journal.read(tmp_path)] == [config.batch_size] * 10

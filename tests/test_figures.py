@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 from functools import partial
 from types import SimpleNamespace
 
@@ -94,8 +93,11 @@ def test_the_costs_of_mobilenet_v1_are_the_papers(monkeypatch):
     assert data["shares"]["time"] == pytest.approx([100 * n / 28 for n in (13, 13, 1, 1)])
     with plots.style():
         figure = cost_breakdown.draw(json.loads(json.dumps(data)))
-    widths = [sum(bar.get_width() for bar in figure.axes[0].patches[row::5]) for row in (0, 1, 4)]
-    assert len(figure.axes[0].patches) == 20 and math.fsum(widths) > 0
+    bars = [bar.get_width() for bar in figure.axes[0].patches]
+    paper_macs = sum(data["paper"]["macs"])  # as printed there
+    widths = [sum(bars[at : at + 4]) for at in range(0, 20, 4)]
+    assert widths == pytest.approx([100, 100, paper_macs, 100, 100], abs=0.02)
+    assert len(bars) == 20 and paper_macs == pytest.approx(99.29)
 
 
 def test_a_layer_alone_is_the_layer_of_the_net():

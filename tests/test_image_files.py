@@ -235,9 +235,9 @@ def test_squeeze_keeps_the_whole_image_and_what_fits_as_it_is():
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8))
 
 
-def crop_of(draw, least_area=0.08, image=PHOTO):
-    """The crop of one trial, and where torchvision would cut the same."""
-    return np.asarray(image_files.random_resized_crop(image, 16, least_area, np.array([draw])))
+def crop_of(draw):
+    """The crop of one trial."""
+    return np.asarray(image_files.random_resized_crop(PHOTO, 16, 0.08, np.array([draw])))
 
 
 def test_a_random_resized_crop_cuts_and_resizes_as_torchvision_does():

@@ -67,7 +67,16 @@ def test_starting_over_is_said(workdir, caplog):
     assert not caplog.text
     journal.Journal(workdir, 0, False).close()
     assert "has no checkpoint yet: it starts over, and its 1 records are made anew" in caplog.text
-    assert journal.read(workdir) == []
+    assert journal.read(workdir) == [] and not list(workdir.glob("metrics.*.jsonl"))
+
+
+def test_evaluations_are_kept_where_the_checkpoints_are_gone(workdir, caplog):
+    (workdir / "metrics.1.jsonl").write_text("of another time\n")
+    text = (workdir / "metrics.jsonl").read_text()
+    journal.Journal(workdir, 0, False).close()
+    assert "has no checkpoint any more: it starts over; its records are now in metrics.2.jsonl" in caplog.text
+    assert (workdir / "metrics.2.jsonl").read_text() == text and journal.read(workdir) == []
+    assert (workdir / "metrics.1.jsonl").read_text() == "of another time\n"
 
 
 def test_the_last_evaluation_is_that_of_the_step(workdir):

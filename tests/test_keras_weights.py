@@ -27,6 +27,15 @@ V2_BLOCK = ["depthwise", "depthwise_BN", "project", "project_BN"]
 V2_NAMES = ["Conv1", "bn_Conv1", *(f"expanded_conv_{part}" for part in V2_BLOCK)]
 V2_NAMES += [f"block_{i}_{part}" for i in range(1, 17) for part in ["expand", "expand_BN", *V2_BLOCK]]
 V2_NAMES += ["Conv_1", "Conv_1_bn", "predictions"]
+# Those in the files that Keras itself loads.
+V2_PUBLISHED = ["Conv1", "bn_Conv1"]
+V2_PUBLISHED += [
+    name
+    for i in range(17)
+    for part in ("expand", "depthwise", "project")[i == 0 :]
+    for name in (f"mobl{i}_conv_{i}_{part}", f"bn{i}_conv_{i}_bn_{part}")
+]
+V2_PUBLISHED += ["Conv_1", "Conv_1_bn", "Logits"]
 V1_NAMES = ["conv1", "conv1_bn"]
 V1_NAMES += [f"conv_{part}_{i}{bn}" for i in range(1, 14) for part in ("dw", "pw") for bn in ("", "_bn")]
 V1_NAMES += ["conv_preds"]
@@ -94,12 +103,12 @@ def keras_variables(module):
     return "conv2d", {"kernel": values["weight"].transpose(2, 3, 1, 0)} | bias
 
 
-def write_h5(path, layers):
-    """As `model.save_weights` did before Keras 3: by the layers' names."""
+def write_h5(path, layers, root=""):
+    """As `model.save_weights` did before Keras 3: by the layers' names; as `model.save` with a `root`."""
     with h5py.File(path, "w") as file:
         for name, (_, variables) in sorted(layers.items()):
             for variable, value in variables.items():
-                file[f"{name}/{name}/{variable}:0"] = value
+                file[f"{root}{name}/{name}/{variable}:0"] = value
 
 
 def write_keras(path, layers, extra=()):
@@ -135,6 +144,7 @@ def test_logits_are_those_of_the_net_with_keras_padding(published, tmp_path, cap
         variables, _, layout = torch_weights.load_published(name, tmp_path / f"net{suffix}", **fields, **activation)
     assert layout.normalization == ((0.5,) * 3, (0.5,) * 3)  # Keras's nets see images from -1 to 1
     assert ("activation='relu6'" in caplog.text) == (name == "mobilenet_v1")
+    assert "stride" not in caplog.text
     # In float64, where only BatchNorm's vectors round: in float32 the sums of either side take 1e-5 of the largest.
     net = copy.deepcopy(net).double()
     with jax.enable_x64(True), ops.using("reference"):
@@ -151,6 +161,40 @@ def test_pytorchs_padding_is_warned_of(published, tmp_path, caplog):
     write_h5(tmp_path / "net.h5", conv_classifier(layers))
     torch_weights.load(name, tmp_path / "net.h5", width=0.25, num_classes=10)
     assert re.search(r"the net of Keras has .*bn_epsilon=0.001, padding='(same|keras)', this one", caplog.text)
+
+
+def test_another_stride_is_warned_of(published, tmp_path, caplog):
+    name, fields, _, layers = published
+    write_h5(tmp_path / "net.h5", conv_classifier(layers))
+    torch_weights.load(name, tmp_path / "net.h5", **fields, stem_stride=1)
+    assert "the net of Keras has stem_stride=2, this one stem_stride=1: its outputs will differ" in caplog.text
+
+
+@pytest.mark.parametrize("published", ["mobilenet_v2"], indirect=True)
+@pytest.mark.parametrize(
+    ("names", "layout", "top"),
+    [
+        (V2_PUBLISHED, "Keras (published)", True),
+        (V2_PUBLISHED, "Keras (published)", False),
+        ([*V2_NAMES[:-1], "Logits"], "Keras (Logits)", True),
+    ],
+)
+def test_older_names_mean_the_same_layers(published, tmp_path, caplog, names, layout, top):
+    name, fields, _, layers = published
+    older = dict(zip(names, layers.values(), strict=True))
+    if not top:
+        fields = fields | {"num_classes": 0}
+        layers, older = (dict(list(named.items())[:-1]) for named in (layers, older))
+    write_h5(tmp_path / "today.h5", layers)
+    write_h5(tmp_path / "older.h5", older, "" if top else "model_weights/")
+    with caplog.at_level(logging.WARNING):
+        expected = torch_weights.load(name, tmp_path / "today.h5", **fields)
+        found = torch_weights.load_published(name, tmp_path / "older.h5", **fields)
+        assert not caplog.text
+        torch_weights.load(name, tmp_path / "older.h5", **fields, stem_stride=1)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, expected)
+    assert found.layout.normalization == ((0.5,) * 3, (0.5,) * 3)
+    assert f"the net of {layout} has stem_stride=2, this one stem_stride=1" in caplog.text
 
 
 def test_another_layer_or_one_less_is_refused(published, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torchvision.ops import SqueezeExcitation
 
 from jaxnets.models.layers import (
+    ACTIVATIONS,
     BatchNorm,
     Conv,
     ConvBN,
@@ -161,6 +162,14 @@ def test_conv_starts_with_unit_gain_in_every_grouping():
         y = conv.apply(conv.init(jax.random.key(0), x), x)
         # He's variance: 2, which the ReLU halves; less at the zeros of the border.
         assert 1.4 < float(jnp.var(y)) < 2.4
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+def test_activations_are_pytorchs(activation):
+    x = np.linspace(-8, 8, 401, dtype=np.float32)
+    pytorchs = {"silu": F.silu, "hard_swish": F.hardswish, "tanh": torch.tanh, "identity": lambda x: x}
+    expected = (pytorchs.get(activation) or getattr(F, activation))(torch.from_numpy(x))
+    np.testing.assert_allclose(ACTIVATIONS[activation](x), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("activation", ["identity", "relu", "relu6", "selu", "silu"])

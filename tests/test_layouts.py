@@ -128,6 +128,100 @@ def test_what_the_shapes_of_another_net_do_not_show_is_warned_of(caplog, name, f
     assert (f"the net of torchvision has {theirs}, this one {ours}" in caplog.text) if theirs else not caplog.text
 
 
+SMALL = {"width": 0.125, "num_classes": 7}
+OF_CIFAR = {"stem_stride": 1, "stage_strides": (1, 1, 2, 2, 1, 2, 1)}
+OF_IMAGENET = {"stem_stride": 2, "stage_strides": (1, 2, 2, 2, 1, 2, 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "layout", "ours", "theirs"),
+    [
+        ("mobilenet_v1_cifar", {"width": 0.125}, "kuangliu", {"stem_stride": 2}, {"stem_stride": 1}),
+        (
+            "mobilenet_v1",
+            SMALL | {"activation": "relu6"},
+            "timm",
+            {"stage_strides": (1, 1, 2, 2, 2)},
+            {"stage_strides": (1, 2, 2, 2, 2)},
+        ),
+        ("mobilenet_v2", SMALL, "torchvision", {"stem_stride": 1}, {"stem_stride": 2}),
+        ("mobilenet_v2", SMALL | OF_CIFAR | {"num_classes": 10}, "chenyaofo", OF_IMAGENET, OF_CIFAR),
+        ("mobilenet_v2", SMALL, "timm", OF_CIFAR, OF_IMAGENET),
+        ("mobilenet_v2_cifar", {"width": 0.125}, "kuangliu", {"stem_stride": 2}, {"stem_stride": 1}),
+        (
+            "shufflenet_v1_g2_cifar",
+            {"width": 0.25, "variant": "kuangliu"},
+            "kuangliu",
+            {"stem_stride": 2},
+            {"stem_stride": 1},
+        ),
+        ("shufflenet_v1_g3", {"width": 0.25}, "megvii", {"stem_stride": 1}, {"stem_stride": 2}),
+        ("shufflenet_v2_x0_5", {}, "torchvision", {"stem_stride": 1}, {"stem_stride": 2}),
+        ("shufflenet_v2_x0_5_cifar", {}, "chenyaofo", {"stem_stride": 2}, {"stem_stride": 1}),
+        ("shufflenet_v2_x0_5_cifar", {}, "kuangliu", {"stem_stride": 2}, {"stem_stride": 1}),
+        ("shufflenet_v2_x0_5", {}, "megvii", {"stem_stride": 1}, {"stem_stride": 2}),
+        ("squeezenet1_1", {"width": 0.125}, "torchvision", {"stem_stride": 1}, {"stem_stride": 2}),
+    ],
+)
+def test_other_strides_than_the_published_nets_are_warned_of_where_weights_are_read(
+    caplog, name, fields, layout, ours, theirs
+):
+    model = jaxnets.create_model(name, **fields)
+    variables = random_variables(model)
+    with caplog.at_level(logging.WARNING):
+        state_dict = torch_weights.export(model.clone(**ours), variables, layout)
+        torch_weights.load(model, state_dict)
+        assert not caplog.text
+        torch_weights.load(model, state_dict, **ours)
+    has, instead = (", ".join(f"{field}={value}" for field, value in side.items()) for side in (theirs, ours))
+    assert f"the net of {layout} has {has}, this one {instead}: its outputs will differ" in caplog.text
+
+
+@pytest.mark.parametrize(("classes", "warned"), [(10, True), (100, True), (1000, False)])
+def test_the_classes_of_the_file_tell_the_cifar_net_from_imagenets(caplog, classes, warned):
+    model = jaxnets.create_model("shufflenet_v2_x0_5", num_classes=classes)
+    state_dict = torch_weights.export(model, random_variables(model), "torchvision")
+    with caplog.at_level(logging.WARNING):
+        torch_weights.load(model, state_dict, head="drop", num_classes=10 if classes == 1000 else 1000)
+    expected = ["the net of chenyaofo has stem_stride=1, this one stem_stride=2: its outputs will differ"]
+    assert caplog.messages == (expected if warned else [])
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "shufflenet_v2_x0_5_cifar"])
+def test_without_classes_either_net_may_be_meant(caplog, name):
+    model = jaxnets.create_model(name)
+    variables = random_variables(model)
+    del variables["params"]["classifier"]
+    features = model.clone(num_classes=0)
+    with caplog.at_level(logging.WARNING):
+        torch_weights.load(features, torch_weights.export(features, variables, "torchvision"))
+    assert not caplog.text
+
+
+def test_our_own_layout_is_no_published_nets(caplog):
+    model = jaxnets.create_model("mobilenet_v1", **SMALL)
+    state_dict = torch_weights.export(model, random_variables(model), "jaxnets")
+    with caplog.at_level(logging.WARNING):
+        torch_weights.load(model, state_dict, stem_stride=1, stage_strides=(1, 1, 2, 2, 2))
+    assert not caplog.text
+
+
+def test_published_files_go_without_a_warning_into_their_own_nets_only(shared_dir, caplog):
+    pytest.importorskip("torch")
+    cifar = next((shared_dir / "weights").glob("cifar10_shufflenetv2_x0_5*.pt"))
+    imagenet = next((shared_dir / "weights").glob("squeezenet1_1*.pth"))
+    with caplog.at_level(logging.WARNING):
+        torch_weights.load("shufflenet_v2_x0_5_cifar", cifar)
+        torch_weights.load("squeezenet1_1", imagenet)
+        assert not caplog.text
+        torch_weights.load("shufflenet_v2_x0_5", cifar, num_classes=10)
+        torch_weights.load("squeezenet1_1_cifar", imagenet, num_classes=1000)
+    assert caplog.messages == [
+        "the net of chenyaofo has stem_stride=1, this one stem_stride=2: its outputs will differ",
+        "the net of torchvision has stem_stride=2, this one stem_stride=1: its outputs will differ",
+    ]
+
+
 def test_a_googlenet_with_larger_kernels_is_none_of_torchvisions():
     model = jaxnets.create_model("googlenet", num_classes=5, large_kernel=5)
     with pytest.raises(UserError, match="need large_kernel=3"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from jaxnets import checkpoint, loop, models, ops, plan, settings, torch_weights, workdir
+from jaxnets import checkpoint, data, loop, models, ops, plan, settings, torch_weights, workdir
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
@@ -43,8 +43,24 @@ def test_the_length_of_a_run_leaves_out_incomplete_batches(config):
     config.batch_size, config.num_epochs = 100, 3
     made = plan.make_plan(config)
     assert made.steps_per_epoch == 14 and made.total_steps == 42
-    assert made.schedule(41) < made.schedule(21) and made.schedule(21) == pytest.approx(0.05)
-    np.testing.assert_allclose(made.learning_rates, [made.schedule(at) for at in range(42)], rtol=1e-6)
+    assert made.learning_rates[41] < made.learning_rates[21] == pytest.approx(0.05)
+    schedule = plan.make_schedule(config, 14)
+    np.testing.assert_allclose(made.learning_rates, [schedule(at) for at in range(42)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_records_that_cannot_be_read_are_noticed_before_the_first_step(config, monkeypatch, split):
+    """One of each split is read: of those that are streamed the evaluation's would be, after an epoch."""
+    unread = data.read_batch
+
+    def read(opened, indices):
+        if opened.split.startswith(split):
+            raise UserError(f"{split} has no labels")
+        return unread(opened, indices)
+
+    monkeypatch.setattr(data, "read_batch", read)
+    with pytest.raises(UserError, match=f"{split} has no labels"):
+        plan.make_plan(config)
 
 
 @pytest.mark.parametrize("prepared", [True, False])
@@ -59,7 +75,7 @@ def test_a_net_that_cannot_take_the_images_is_refused_with_and_without_data(conf
 def test_the_learning_rate_is_scaled_to_the_batch(config):
     config.batch_size, config.optimizer.batch_scaling = 64, "sqrt"
     config.schedule.update(name="constant", warmup_epochs=0.0)
-    assert plan.make_plan(config).schedule(0) == pytest.approx(0.05 / 2)
+    assert plan.make_plan(config).learning_rates[0] == pytest.approx(0.05 / 2)
 
 
 def test_sizes_that_the_net_cannot_take_are_refused(config):

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -12,30 +13,23 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import jaxnets
-from configs import digits
-from jaxnets import checkpoint, data, evaluate, loop, models, predict, settings, torch_weights
+from jaxnets import checkpoint, data, evaluate, loop, models, predict, settings, torch_weights, weight_files
 from jaxnets.augment import normalize
 from jaxnets.errors import UserError, exit_on_user_error
 from tests.test_models import random_variables
-from tests.tiny_net import TinyNet
+from tests.tiny_net import TinyNet, small_digits
 
 SIZE = 16  # pixels a side, in the run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A workdir of three short epochs on digits, whose best checkpoint is not the latest; the result and splits."""
-    config = digits.get_config()
+    """A workdir of two short epochs on digits, and their result."""
+    config = small_digits()
     config.data_dir = str(tmp_path_factory.mktemp("tfds"))
-    config.train_split, config.eval_split = "train[:160]", "test[:50]"
-    config.image_size = SIZE
-    config.augment.crop_padding = 1
-    config.model.name, config.model.stem_stride, config.model.width = "tiny", None, None
-    config.batch_size, config.eval_batch_size, config.num_epochs = 32, 16, 2
-    config.num_workers = 0
     config.compilation_cache = False  # the suite's own is set in conftest.py
     config.ema_decay = 0.5
     models.MODELS["tiny"] = TinyNet
@@ -226,6 +220,20 @@ def test_a_small_net_sees_the_whole_image_normalised(mini, photograph, overridde
     np.testing.assert_allclose([p["probability"] for p in found], -np.sort(-expected), rtol=1e-4, atol=1e-7)
 
 
+def test_a_file_may_say_how_large_its_images_are_and_whether_they_are_cropped(mini, photograph, tmp_path):
+    """And --image_size is of more weight."""
+    said = weight_files.metadata_of(weight_files.Images(image_size=24, crop=True), {})
+    save_file(load_file(mini[2]), tmp_path / "told.safetensors", said)
+    made = predict.load_weights("mobilenet_v2_mini", tmp_path / "told.safetensors", width=0.5)
+    assert (made.image_size, made.crop, made.mean, made.std) == (24, True, *predict.CIFAR10)
+    arguments = ["--model=mobilenet_v2_mini", "--field=width=0.5", photograph, "--format=json"]
+    for size, extra in ((24, []), (20, ["--image_size=20"])):
+        (expected,) = predict.predict(dataclasses.replace(made, image_size=size), [str(photograph)])
+        _, out, _ = command(*arguments, f"--weights={tmp_path / 'told.safetensors'}", *extra)
+        assert [p["class"] for p in objects(out)[0]["predictions"]] == list(expected.classes)
+        assert [p["probability"] for p in objects(out)[0]["predictions"]] == pytest.approx(expected.probabilities)
+
+
 def test_labels_name_the_classes(mini, photograph, tmp_path):
     labels = tmp_path / "labels.txt"
     names = [f"class-{i} of ten, numéro {i}" for i in range(10)]
@@ -258,7 +266,7 @@ def test_labels_name_the_classes(mini, photograph, tmp_path):
         (["--workdir=RUN", "--std=1,0,1", "x.png"], "greater than 0"),
         (["--workdir=RUN", "--std=1,nan,1", "x.png"], "three numbers"),
         (["--workdir=RUN", "--image_size=0", "x.png"], "from 1 on"),
-        (["--workdir=RUN", "--image_size=1000000", "x.png"], "at most"),
+        (["--workdir=RUN", "--image_size=1000000", "x.png"], "--image_size must be at most 4096 pixels, not 1000000"),
         (["--workdir=RUN", "--labels=missing.txt", "x.png"], "missing.txt"),
         (["--workdir=RUN", "--labels=MINI", "x.png"], "--labels"),
         (["--workdir=RUN", "--top=0", "x.png"], "--top"),

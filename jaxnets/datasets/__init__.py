@@ -3,7 +3,7 @@
 from jaxnets.datasets.cifar import Cifar10, Cifar100
 from jaxnets.datasets.digits import Digits
 from jaxnets.datasets.folder import ImageFiles, absolute, is_folder, read_folder
-from jaxnets.datasets.locate import BUILDERS, data_root, find_prepared, open_builder
+from jaxnets.datasets.locate import BUILDERS, data_root, find_prepared, open_builder, where_it_still_is
 
 __all__ = [
     "BUILDERS",
@@ -17,4 +17,5 @@ __all__ = [
     "is_folder",
     "open_builder",
     "read_folder",
+    "where_it_still_is",
 ]

@@ -36,6 +36,11 @@ def data_root(data_dir: str | os.PathLike | None = None) -> Path:
     return user_path(chosen).absolute()
 
 
+def where_it_still_is(data_dir: str | None) -> str | None:
+    """A run's data_dir, or None, `data_root`'s own choice, where that is no folder of this machine."""
+    return data_dir if data_dir and Path(data_dir).is_dir() else None
+
+
 def open_builder(dataset: str, data_dir: str | os.PathLike | None = None) -> tfds.core.DatasetBuilder:
     """A builder whose data is prepared and can be read at random; prepares cifar10, cifar100 and digits.
 

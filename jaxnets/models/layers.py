@@ -20,7 +20,7 @@ ACTIVATIONS: dict[str, Callable] = {
     "leaky_relu": nn.leaky_relu,
     "elu": nn.elu,
     "selu": nn.selu,
-    "gelu": nn.gelu,
+    "gelu": partial(nn.gelu, approximate=False),  # as PyTorch and Keras compute it
     "silu": nn.silu,
     "hard_swish": nn.hard_swish,
     "tanh": nn.tanh,

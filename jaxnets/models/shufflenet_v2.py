@@ -95,10 +95,13 @@ class ShuffleNetV2(Net):
         if self.stage_features is not None:
             require_features(self, "stage_features", 4, multiple_of=2)
         super().__post_init__()
-        if self.variant == "megvii":  # its first unit adds to the stem's channels
-            stage2, *_ = self.stage_features or features_at(self.width)
-            allowed = f"'torchvision' where stage 2 has no more than the stem's {STEM_FEATURES} channels"
-            require(self, "variant", stage2 > STEM_FEATURES, allowed)
+        if self.variant == "megvii":  # the first unit of a stage adds to the channels that come
+            *stages, _ = self.stage_features or features_at(self.width)
+            grows = all(before < after for before, after in zip((STEM_FEATURES, *stages), stages))
+            allowed = (
+                f"'torchvision' where a stage has no more channels than the one before (the stem: {STEM_FEATURES})"
+            )
+            require(self, "variant", grows, allowed)
 
     @nn.compact
     def __call__(self, images, train: bool = False):

@@ -33,10 +33,9 @@ from jaxnets.errors import UserError
 from jaxnets.ops import arguments, gpu, native, reference, xla
 from jaxnets.ops.deferred import Biased, Channels, Convolution, Filtered, Normalized
 from jaxnets.ops.native import library as native_library
+from jaxnets.ops.reference import NO_PADDING, UNBOUNDED
 
-UNBOUNDED = (-float("inf"), float("inf"))
 FORMULATIONS = {"reference": reference, "xla": xla, "native": native, "gpu": gpu}
-NO_PADDING = ((0, 0), (0, 0))
 
 _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
 

@@ -52,7 +52,7 @@ max_pool.defvjp(xla.max_pool_forward, _max_pool_backward)
 
 def add_bias(x, bias, bounds):
     """See `reference.add_bias`; the bias's gradient is a sum of `gpu_sums`."""
-    return _add_bias(*align(x, bias), tuple(bounds))
+    return _add_bias(*align(x, bias), bounds)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -20,7 +20,7 @@ def depthwise_conv(x, kernel, strides, padding):
     if features != x.shape[-1] or height * width > MAX_TAPS:
         return reference.depthwise_conv(x, kernel, strides, padding)
     x, kernel = align(x, kernel.reshape(height, width, features))
-    return _depthwise(x, kernel, tuple(strides), tuple(map(tuple, padding)))
+    return _depthwise(x, kernel, strides, padding)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

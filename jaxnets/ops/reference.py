@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+NO_PADDING = ((0, 0), (0, 0))
+UNBOUNDED = (-float("inf"), float("inf"))
 
 
 def conv(x, kernel, strides, padding):
@@ -33,7 +35,7 @@ def depthwise_conv(x, kernel, strides, padding):
 
 def pointwise_conv(x, kernel, strides):
     """A 1x1 kernel, no padding."""
-    return conv(x, kernel, strides, ((0, 0), (0, 0)))
+    return conv(x, kernel, strides, NO_PADDING)
 
 
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
@@ -45,7 +47,7 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     var = jnp.square(x32 - mean).mean((0, 1, 2))
     if axis_name is not None:
         var = lax.pmean(var, axis_name)
-    y = clip((x32 - mean) * (scale * lax.rsqrt(var + epsilon)) + bias, tuple(bounds))
+    y = clip((x32 - mean) * (scale * lax.rsqrt(var + epsilon)) + bias, bounds)
     return y.astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
@@ -56,7 +58,7 @@ def add_bias(x, bias, bounds):
 
 def clip(x, bounds):
     """x within `(low, high)`; no gradient passes where it is at a bound."""
-    if bounds == (-jnp.inf, jnp.inf):
+    if bounds == UNBOUNDED:
         return x
     low, high = (jnp.asarray(bound, x.dtype) for bound in bounds)
     return lax.clamp(low, x, high)

@@ -8,7 +8,7 @@ from jax import lax
 
 def pad(x, padding):
     """x `(N, H, W, C)` with `((top, bottom), (left, right))` rows and columns of zeros; negative ones crop."""
-    edges = ((0, 0, 0), *((int(low), int(high), 0) for low, high in padding), (0, 0, 0))
+    edges = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 

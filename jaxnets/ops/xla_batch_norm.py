@@ -19,7 +19,7 @@ from jaxnets.ops.reference import clip, within
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     """See `jaxnets.ops.batch_norm`."""
     x, scale, bias = align(x, scale, bias)
-    y, mean, var = _batch_norm(x, scale, bias, epsilon, tuple(bounds), axis_name)
+    y, mean, var = _batch_norm(x, scale, bias, epsilon, bounds, axis_name)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 

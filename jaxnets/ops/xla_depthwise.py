@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops.manual_axes import align
+from jaxnets.ops.reference import NO_PADDING
 from jaxnets.ops.windows import output_size, pad, taps, window
 
 GROUP = 8  # images whose products the kernel gradient adds up in registers
@@ -20,7 +21,7 @@ def depthwise_conv(x, kernel, strides, padding):
     if multiplier != 1:
         x = jnp.repeat(x, multiplier, axis=-1)
     x, kernel = align(x, kernel.reshape(height, width, features))
-    return _depthwise(x, kernel, tuple(strides), tuple(map(tuple, padding)))
+    return _depthwise(x, kernel, strides, padding)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -83,7 +84,7 @@ def _input_gradient_of_many_taps(dy, kernel, strides, padding, size):
         for extent, n, have, stride, (low, _) in zip(kernel.shape, size, spread, strides, padding)
     ]
     padded = lax.pad(dy, jnp.zeros((), dy.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    return _forward(padded, kernel[::-1, ::-1], (1, 1), ((0, 0), (0, 0)))[0]
+    return _forward(padded, kernel[::-1, ::-1], (1, 1), NO_PADDING)[0]
 
 
 def _place(x, steps, size):

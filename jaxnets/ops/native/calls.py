@@ -7,8 +7,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxnets.errors import UserError
 
-UNBOUNDED = (-float("inf"), float("inf"))
-
 
 def nothing():
     """What a kernel is given in place of an array that it does without."""

@@ -10,8 +10,9 @@ from jaxnets.ops import reference, xla
 from jaxnets.ops.deferred import Normalized
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import library
-from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
+from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.normalization import affine_gradient
+from jaxnets.ops.reference import UNBOUNDED
 
 
 def channel_shuffle(x, groups):

@@ -12,7 +12,7 @@ from jaxnets.ops import reference, xla
 from jaxnets.ops.deferred import Biased, Convolution, Normalized
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import library
-from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
+from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.normalization import (
     affine_gradient,
     affine_of,
@@ -22,6 +22,7 @@ from jaxnets.ops.native.normalization import (
     normalize,
     shift_by,
 )
+from jaxnets.ops.reference import NO_PADDING, UNBOUNDED
 
 DEPTHWISE_SIZES = ((3, 3), (5, 5))
 
@@ -66,7 +67,6 @@ class Together(NamedTuple):
 def plan_of(convolution, moments=False, shuffle=1):
     """The `Plan`, or None for what no kernel computes."""
     x, kernel, strides, padding, groups = convolution
-    padding = tuple((int(low), int(high)) for low, high in padding)
     if x.dtype != jnp.float32 or strides[0] != strides[1]:
         return None
     if 0 in (*x.shape[1:], *kernel.shape, *convolution.shape[1:]):  # no image, channel or output: nothing to speed up
@@ -80,7 +80,7 @@ def plan_of(convolution, moments=False, shuffle=1):
         kind = "dense" if groups == 1 else None
     if shuffle > 1 and kind != "pointwise":
         return None
-    return kind and Plan(kind, int(strides[0]), padding, groups, moments, UNBOUNDED, shuffle)
+    return kind and Plan(kind, strides[0], padding, groups, moments, UNBOUNDED, shuffle)
 
 
 def conv(x, kernel, strides, padding):
@@ -92,7 +92,7 @@ def pointwise_conv(x, kernel, strides):
     """See `jaxnets.ops.pointwise_conv`."""
     if strides != (1, 1):
         x = x[:, :: strides[0], :: strides[1]]
-    return _plain(x, kernel, (1, 1), ((0, 0), (0, 0)), 1, lambda x, kernel, *_: xla.pointwise_conv(x, kernel, (1, 1)))
+    return _plain(x, kernel, (1, 1), NO_PADDING, 1, lambda x, kernel, *_: xla.pointwise_conv(x, kernel, (1, 1)))
 
 
 def grouped_conv(x, kernel, strides, padding, feature_group_count):
@@ -121,7 +121,7 @@ def conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffl
     y, moments = products(plan_of(convolution, True, shuffle), convolution.x, convolution.kernel)
     scale, bias = (reference.channel_shuffle(vector, shuffle) for vector in (scale, bias))
     affine, mean, var = affine_of(moments, scale, bias, epsilon, axis_name)
-    z = Normalized(*align(y, affine), tuple(map(float, bounds)), normalize)
+    z = Normalized(*align(y, affine), bounds, normalize)
     # Its own inverse, with as many groups as there were channels in each.
     mean, var = (reference.channel_shuffle(vector, vector.size // shuffle) for vector in (mean, var))
     return z, lax.stop_gradient(mean), lax.stop_gradient(var)
@@ -232,7 +232,7 @@ def conv_bias(convolution, bias, bounds):
     """See `jaxnets.ops.conv_bias`, for what has a plan; `Biased`."""
     library.require()
     convolution = convolution._replace(x=jnp.asarray(convolution.x))
-    return Biased(convolution, bias, plan_of(convolution), tuple(map(float, bounds)), concatenate)
+    return Biased(convolution, bias, plan_of(convolution), bounds, concatenate)
 
 
 def concatenate(parts):

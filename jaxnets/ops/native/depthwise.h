@@ -303,8 +303,7 @@ void DepthwiseBackward(ffi::ThreadPool& pool, DepthwiseWindow window, ReadGradie
         float* dx_row = dx + in.row(image, i) + first;
         InputGradientRow<K, STRIDE>(rows_of_dy, window, left, i, kernel, dx_row, in, block);
         if (reading.affine) {
-          gradient_sums[task].Apply(reading, x + in.row(image, i) + first, in.channels, dx_row, in.channels, in.width,
-                                    0, block.count);
+          gradient_sums[task].Apply(reading, x + in.row(image, i) + first, in.channels, dx_row, in.channels, in.width);
         }
       }
       rows_of_dy.LoadThrough(out.height - 1, read_dy, add_to_kernel);

@@ -15,7 +15,7 @@ from jaxnets.ops import reference
 from jaxnets.ops.deferred import Channels, Filtered
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import channels, library, normalization
-from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
+from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.convolution import (
     ALONE,
     INTERLEAVED,
@@ -28,6 +28,7 @@ from jaxnets.ops.native.convolution import (
     products,
     window_of,
 )
+from jaxnets.ops.reference import UNBOUNDED
 
 
 class Evaluation(NamedTuple):
@@ -43,7 +44,7 @@ class Evaluation(NamedTuple):
 def conv_affine(convolution, gain, bias, bounds, shuffle):
     """See `jaxnets.ops.conv_affine`, for what has a plan; `Filtered`."""
     library.require()
-    x, plan, bounds = convolution.x, plan_of(convolution, shuffle=shuffle), tuple(map(float, bounds))
+    x, plan = convolution.x, plan_of(convolution, shuffle=shuffle)
     layer = (convolution.kernel, jnp.stack([jnp.zeros_like(bias), gain, bias]))
     if plan.kind == "pointwise" and shuffle == 1 and isinstance(x, Filtered) and x.depthwise and not x.computed:
         return Filtered(x.x, (*x.layers, layer), (*x.plans, plan), (*x.bounds, bounds), evaluate)
@@ -62,7 +63,7 @@ def evaluate(filtered, other=None, interleaved=False, sum_bounds=UNBOUNDED):
     join = ALONE if other is None else INTERLEAVED if interleaved else SUM
     other, other_first = (nothing(), 0) if other is None else _place(other)
     together = Together(join, first, other_first)
-    how = Evaluation(filtered.plans, filtered.bounds, filtered.x.shape[3], together, tuple(map(float, sum_bounds)))
+    how = Evaluation(filtered.plans, filtered.bounds, filtered.x.shape[3], together, sum_bounds)
     return _evaluate(how, *align(x, other, *(array for layer in filtered.layers for array in layer)))
 
 

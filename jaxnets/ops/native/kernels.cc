@@ -240,8 +240,8 @@ ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input 
     gradient_sums[task] = GradientSums(channels);
     const Index at = from * channels, size = (to - from) * channels;
     if (dx->typed_data() != dz.typed_data()) std::copy_n(dz.typed_data() + at, size, dx->typed_data() + at);
-    gradient_sums[task].Apply(reading, x.typed_data() + at, channels, dx->typed_data() + at, channels, to - from, 0,
-                              channels, sum ? sum + at : nullptr, d ? d + at : nullptr);
+    gradient_sums[task].Apply(reading, x.typed_data() + at, channels, dx->typed_data() + at, channels, to - from,
+                              sum ? sum + at : nullptr, d ? d + at : nullptr);
   });
   GradientSums::Finish(gradient_sums.data(), tasks, channels, sums->typed_data(), channels);
   return ffi::Error::Success();
@@ -301,8 +301,8 @@ ffi::Error InterleaveGradients(ffi::ThreadPool pool, float low, float high, floa
         left[i] = d[2 * i];
         right[i] = d[2 * i + 1];
       }
-      if (read_a.affine) of_a[task].Apply(read_a, a.typed_data() + at, channels, left, channels, count, 0, channels);
-      if (read_b.affine) of_b[task].Apply(read_b, b.typed_data() + at, channels, right, channels, count, 0, channels);
+      if (read_a.affine) of_a[task].Apply(read_a, a.typed_data() + at, channels, left, channels, count);
+      if (read_b.affine) of_b[task].Apply(read_b, b.typed_data() + at, channels, right, channels, count);
     }
   });
   if (read_a.affine) GradientSums::Finish(of_a.data(), tasks, channels, a_sums->typed_data(), channels);

@@ -110,19 +110,19 @@ class GradientSums {
   GradientSums() = default;
   explicit GradientSums(Index channels) : channels_(channels), sums_(2 * channels), totals_(2 * channels) {}
 
-  // In place, `rows` rows of dz become the gradient of x: dz where z was not clipped, times the gain. Their channels
-  // are `count` of the reading's, from `first` on. If x was not all that was clipped, `sum` is: what came out. Of
-  // what that was added to x, the gradient is `d_added`, if there is one. Both are as dz is.
-  void Apply(Reading reading, const float* x, Index x_pitch, float* dz, Index pitch, Index rows, Index first,
-             Index count, const float* sum = nullptr, float* d_added = nullptr) {
+  // In place, `rows` rows of dz become the gradient of x: dz where z was not clipped, times the gain. If x was not all
+  // that was clipped, `sum` is: what came out. Of what that was added to x, the gradient is `d_added`, if there is one.
+  // Both are as dz is.
+  void Apply(Reading reading, const float* x, Index x_pitch, float* dz, Index pitch, Index rows,
+             const float* sum = nullptr, float* d_added = nullptr) {
     for (Index from = 0; from < rows; from += kChunk) {
       const Index to = std::min(rows, from + kChunk);
       if (pending_ + to - from > kChunk) Flush();
       ForGroups(from, to, [&](auto group, Index r) {
-        ForVectors(count, [&](auto width, Index c) {
+        ForVectors(channels_, [&](auto width, Index c) {
           constexpr int B = width;
-          const Affine<B> z(reading.affine, reading.channels, first + c);
-          float *sums = &sums_[first + c], *products = sums + channels_;
+          const Affine<B> z(reading.affine, reading.channels, c);
+          float *sums = &sums_[c], *products = sums + channels_;
           auto total = Load<B>(sums), product = Load<B>(products);
           for (Index i = r; i < r + group; ++i) {
             const auto v = Load<B>(x + i * x_pitch + c);

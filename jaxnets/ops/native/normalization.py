@@ -14,7 +14,8 @@ from jaxnets.ops import xla
 from jaxnets.ops.deferred import Normalized
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import library
-from jaxnets.ops.native.calls import UNBOUNDED, attributes_of, call, nothing
+from jaxnets.ops.native.calls import attributes_of, call, nothing
+from jaxnets.ops.reference import UNBOUNDED
 
 
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
@@ -23,7 +24,7 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
         return xla.batch_norm(x, scale, bias, epsilon, bounds, axis_name)
     library.require()
     affine, mean, var = affine_of(moments_of(x), scale, bias, epsilon, axis_name)
-    z = normalize(x, affine, tuple(map(float, bounds)))
+    z = normalize(x, affine, bounds)
     return z, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
@@ -131,4 +132,4 @@ def add(x, y, bounds):
         y, affine = y.raw, y.affine
     else:
         affine = as_it_is(y.shape[-1])
-    return normalize(y, affine, tuple(map(float, bounds)), jnp.asarray(x))
+    return normalize(y, affine, bounds, jnp.asarray(x))

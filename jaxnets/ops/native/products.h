@@ -404,7 +404,7 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
                          products);
       }
       if (reading.affine) {
-        gradient_sums[task].Apply(reading, x + from * channels, channels, of_chunk, channels, to - from, 0, channels);
+        gradient_sums[task].Apply(reading, x + from * channels, channels, of_chunk, channels, to - from);
       }
     }
   });
