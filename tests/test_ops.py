@@ -94,6 +94,31 @@ def test_bfloat16_average_pooling_rounds_once(name):
     np.testing.assert_allclose(np.float32(got), exact, rtol=2**-8 * 1.001)  # half of the last of 8 bits
 
 
+@pytest.mark.parametrize("kernel_shape", [(1, 5, 2, 3), (1, 5, 1, 2)])
+@pytest.mark.parametrize("padding", [(-1, 1), (1, -1), (-1, -1), (5, 0), (0, 6)])
+def test_what_is_cropped_is_cropped(kernel_shape, padding):
+    """Against the image cropped and padded by hand, for every set of formulations and their gradients."""
+    x, kernel = random(0, 1, 2, 8, 2), random(1, *kernel_shape)
+    groups, (low, high) = 2 // kernel_shape[2], padding
+
+    def convolve(x, kernel, padding):
+        return ops.conv(x, kernel, padding=((0, 0), padding), feature_group_count=groups)
+
+    def by_hand(x, kernel):
+        x = x[:, :, max(-low, 0) : 8 - max(-high, 0)]
+        return convolve(jnp.pad(x, ((0, 0), (0, 0), (max(low, 0), max(high, 0)), (0, 0))), kernel, (0, 0))
+
+    def outputs(function):
+        y, vjp = jax.vjp(function, x, kernel)
+        return y, *vjp(random(2, *y.shape))
+
+    with ops.using("xla"):
+        expected = outputs(by_hand)
+    for name in ("reference", *PORTABLE):
+        with ops.using(name):
+            assert_close(outputs(lambda x, kernel: convolve(x, kernel, padding)), expected)
+
+
 @settings(max_examples=10, deadline=None)
 @given(
     portable=st.sampled_from(PORTABLE),

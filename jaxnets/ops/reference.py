@@ -6,6 +6,8 @@ Every other formulation is tested against these, and has their signatures.
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.ops.windows import pad
+
 DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 NO_PADDING = ((0, 0), (0, 0))
 UNBOUNDED = (-float("inf"), float("inf"))
@@ -18,6 +20,9 @@ def conv(x, kernel, strides, padding):
 
 def grouped_conv(x, kernel, strides, padding, feature_group_count):
     """`lax.conv_general_dilated`."""
+    # XLA for CPUs computes a padding of -1 and 1 as none. So what crops, itself or in its gradient, is done before.
+    if not all(0 <= edge < extent for extent, edges in zip(kernel.shape, padding) for edge in edges):
+        x, padding = pad(x, padding), NO_PADDING
     return lax.conv_general_dilated(
         x,
         kernel,
