@@ -10,11 +10,12 @@ torch          eager PyTorch with the memory format, and in evaluation the fused
 torch_compile  torch.compile; in evaluation with frozen weights on a CPU, with CUDA graphs on a GPU
 flax           our net with plain flax convolutions and BatchNorm: JAXNETS_OPS=reference
 
-On a GPU all compute in bfloat16. The floor of a step is the larger of two times. Memory: every convolution and dense
-layer reads its input and writes its output once, in training their gradients too, at the bandwidth of a large copy;
-parameters are read once, in training they and their momenta are read and written. Arithmetic: two operations a
-multiply-accumulate, in training three times that less the image's gradient, at the rate of a large product of
-matrices. Both are measured in the same run, with the same threads, and the better of the libraries' figures taken.
+On a CPU PyTorch is given huge pages, which our kernels use, unless THP_MEM_ALLOC_ENABLE=0. On a GPU all compute in
+bfloat16. The floor of a step is the larger of two times. Memory: every convolution and dense layer reads its input and
+writes its output once, in training their gradients too, at the bandwidth of a large copy; parameters are read once, in
+training they and their momenta are read and written. Arithmetic: two operations a multiply-accumulate, in training
+three times that less the image's gradient, at the rate of a large product of matrices. Both are measured in the same
+run, with the same threads, and the better of the libraries' figures taken.
 The floor is no bound for maps that stay in a cache.
 """
 
@@ -67,7 +68,7 @@ CIFAR_BATCH_SIZE = 128
 PACKAGES = ("jaxnets", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
 # Beginnings of the names of the environment variables that change how fast something runs.
 VARIABLES = ("JAX", "XLA_", "GLIBC_", "MALLOC_", "LD_PRELOAD", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "PYTORCH_")
-VARIABLES += ("CUDA_", "NVIDIA_", "NCCL_", "CUBLAS", "CUDNN")
+VARIABLES += ("CUDA_", "NVIDIA_", "NCCL_", "CUBLAS", "CUDNN", "THP_")
 FORMATS = ("table", "markdown", "json")
 
 

@@ -25,8 +25,10 @@ from jaxnets.errors import UserError
 
 MODES = ("train", "eval", "latency")
 CONTENDERS = ("jaxnets", "torch", "torch_compile", "flax")
-# The same on every machine; `environment` has the rest. PyTorch gets huge pages, since our kernels' XLA has them.
-PYTORCH = {"OMP_PROC_BIND": "true", "THP_MEM_ALLOC_ENABLE": "1"}
+# PyTorch gets huge pages unless it is told otherwise: our kernels' XLA has them.
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+PYTORCH = {"OMP_PROC_BIND": "true", HUGE_PAGES: os.environ.get(HUGE_PAGES, "1")}
+# The same on every machine; `environment` has the rest.
 ENVIRONMENTS = {
     "jaxnets": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     "flax": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAXNETS_OPS": "reference"},
