@@ -1,6 +1,6 @@
 """Draw the ratios to PyTorch that `python -m jaxnets.benchmark --out=FILE` kept, one bar a net and mode.
 
-python benchmarks/plot.py benchmarks/results/cpu-avx512-*.json --out=benchmarks/results/cpu.svg
+python benchmarks/plot.py benchmarks/results/cpu-avx512-{training,evaluation,latency}.json --out=PICTURE
 
 Where eager and compiled PyTorch took part, the bar is against the faster of them. The line across a bar's end reaches
 from the lowest to the highest round.

@@ -179,30 +179,29 @@ def mobilenet_v2_kuangliu(layers: Layers) -> Names:
 
 
 def mobilenet_v2_keras(layers: Layers) -> Names:
-    return _mobilenet_v2_keras(layers, "predictions")
+    return _mobilenet_v2_keras(layers, "predictions", _keras_units)
 
 
 def mobilenet_v2_keras_logits(layers: Layers) -> Names:
     # Its name for the classifier until about TensorFlow 2.0.
-    return _mobilenet_v2_keras(layers, "Logits")
-
-
-def _mobilenet_v2_keras(layers: Layers, classifier: str) -> Names:
-    outside = {"stem": ("Conv1", "bn_Conv1"), "head": ("Conv_1", "Conv_1_bn"), "classifier": classifier}
-
-    def units(ours):
-        block = "block_{index}" if "expand" in ours else "expanded_conv"
-        return {unit: (f"{block}_{unit}", f"{block}_{unit}_BN") for unit in ("expand", "depthwise", "project")}
-
-    return _names(layers, outside, "", units)
+    return _mobilenet_v2_keras(layers, "Logits", _keras_units)
 
 
 def mobilenet_v2_keras_published(layers: Layers) -> Names:
     # Keras reads its own files by the order of the layers, so that they still have the names of who made them.
-    outside = {"stem": ("Conv1", "bn_Conv1"), "head": ("Conv_1", "Conv_1_bn"), "classifier": "Logits"}
     inside = ("expand", "depthwise", "project")
     units = {unit: (f"mobl{{index}}_conv_{{index}}_{unit}", f"bn{{index}}_conv_{{index}}_bn_{unit}") for unit in inside}
-    return _names(layers, outside, "", lambda _: units)
+    return _mobilenet_v2_keras(layers, "Logits", lambda _: units)
+
+
+def _mobilenet_v2_keras(layers: Layers, classifier: str, units: Callable[[list[str]], dict]) -> Names:
+    outside = {"stem": ("Conv1", "bn_Conv1"), "head": ("Conv_1", "Conv_1_bn"), "classifier": classifier}
+    return _names(layers, outside, "", units)
+
+
+def _keras_units(ours: list[str]) -> dict[str, Pair]:
+    block = "block_{index}" if "expand" in ours else "expanded_conv"
+    return {unit: (f"{block}_{unit}", f"{block}_{unit}_BN") for unit in ("expand", "depthwise", "project")}
 
 
 def keras_classes(layers: Layers) -> Names:

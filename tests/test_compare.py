@@ -8,7 +8,7 @@ import pytest
 
 from jaxnets import compare, loop, models
 from jaxnets.errors import UserError
-from tests.tiny_net import TinyNet
+from tests.tiny_net import TinyNet, diverging_at
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -39,14 +39,7 @@ def test_the_table_is_printed_and_written(repository, tmp_path, monkeypatch, cap
 
 def test_a_run_that_failed_is_told_below_the_table(repository, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
-    train = loop.train
-
-    def fail(config, directory):
-        if config.model.width == 0.5:
-            raise UserError("the loss became nan")
-        return train(config, directory)
-
-    monkeypatch.setattr(loop, "train", fail)
+    monkeypatch.setattr(loop, "train", diverging_at(0.5, loop.train))
     command = [f"--out={tmp_path / 'out'}", "--models=tiny:width=0.5,tiny", "--seeds=2", "--latency_batch=0"]
     small = [f"--config={repository}/configs/digits.py", f"--config.data_dir={tmp_path}", *SMALL]
     with pytest.raises(UserError, match="^not finished: tiny:width=0.5, seed 0: the loss became nan; and 1 more$"):

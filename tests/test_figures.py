@@ -29,7 +29,7 @@ from jaxnets.figures import (
 from jaxnets.figures.options import Options
 from jaxnets.models import layers, mobilenet_v2
 from tests.test_compare import SMALL
-from tests.tiny_net import TinyNet
+from tests.tiny_net import TinyNet, diverging_at
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -288,14 +288,7 @@ def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
 
 
 def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, tmp_path, monkeypatch, capsys):
-    train = loop.train
-
-    def fail(config, directory):
-        if config.model.width == 2:
-            raise UserError("the loss became nan")
-        return train(config, directory)
-
-    monkeypatch.setattr(loop, "train", fail)
+    monkeypatch.setattr(loop, "train", diverging_at(2, loop.train))
     monkeypatch.setattr(width_tradeoff, "FAMILIES", {"one": ("tiny", "tiny:width=2")})
     with pytest.raises(UserError, match="^not finished: tiny:width=2, seed 0: the loss became nan; and 1 more$"):
         run("width_tradeoff", tmp_path, small)

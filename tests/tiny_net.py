@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from configs import digits
+from jaxnets.errors import UserError
 from jaxnets.models.net import Net
 
 
@@ -30,3 +31,14 @@ def small_digits():
     config.sync_batch_norm = True
     config.num_workers = 0
     return config
+
+
+def diverging_at(width, train):
+    """`train(config, directory)`, which fails for nets of a width."""
+
+    def fail(config, directory):
+        if config.model.width == width:
+            raise UserError("the loss became nan")
+        return train(config, directory)
+
+    return fail
