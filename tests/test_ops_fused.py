@@ -248,6 +248,64 @@ def test_concatenation_of_convolutions_with_bias(name, left, right, groups):
     )
 
 
+def side_by_side(geometry):
+    """Two convolutions with a bias, the second of 1x1, in one array."""
+
+    def function(x, kernel, bias, pointwise):
+        first = ops.conv_bias(Convolution(x, kernel, *geometry, 1), bias, bounds=RELU)
+        image = jnp.ones((*first.shape[:3], pointwise.shape[2])) * x.mean()
+        second = ops.conv_bias(Convolution(image, pointwise, (1, 1), ops.NO_PADDING, 1), bias[:3], bounds=RELU)
+        return ops.concatenate([second, first])
+
+    return function
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_dense_convolution_of_any_geometry(data):
+    """What windows of other rows, and of the next task, add to the gradient of an image."""
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    draw = lambda least, most: data.draw(st.integers(least, most))  # noqa: E731
+    stride, kernel = draw(1, 3), (draw(1, 5), draw(1, 5))
+    padding = (draw(-2, 4), draw(-2, 4)), (draw(-2, 4), draw(-2, 4))
+    height, width = (draw(max(1, extent - sum(pads)), 24) for extent, pads in zip(kernel, padding))
+    arrays = normal(0, draw(1, 4), height, width, draw(1, 20)), normal(2, draw(3, 40))
+    kernels = normal(1, *kernel, arrays[0].shape[3], arrays[1].size), normal(3, 1, 1, 2, 3)
+    function = side_by_side(((stride, stride), padding))
+    compare("native", function, arrays[0], kernels[0], arrays[1], kernels[1], tolerance=2e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 61, 40), (40, 8, 8), (3, 1, 700), (300, 2, 3)])
+def test_gradient_of_images_that_tasks_share(shape):
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+    arrays = normal(0, *shape, 5), normal(1, 5, 3, 5, 20), normal(2, 20), normal(3, 1, 1, 2, 3)
+    compare("native", side_by_side(((1, 1), ((2, 2), (1, 1)))), *arrays, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_gradient_of_a_net_s_images_is_computed_only_where_it_is_asked_for(normalized):
+    if not ops.native_library.available():
+        pytest.skip("no C++")
+
+    @jax.jit
+    def loss(x, kernel, bias):
+        convolution = Convolution(x, kernel, (2, 2), ((1, 1), (1, 1)), 1)
+        y = conv_bn(x, kernel, bias, bias) if normalized else ops.conv_bias(convolution, bias, bounds=RELU)
+        return jnp.sum(jnp.asarray(y))
+
+    arrays = jnp.asarray(normal(0, 2, 7, 5, 3)), jnp.asarray(normal(1, 3, 3, 3, 8)), jnp.ones(8)
+
+    def written(argnums):
+        with ops.using("native"):
+            program = str(jax.make_jaxpr(jax.grad(loss, argnums))(*arrays))
+        call = next(line for line in program.splitlines() if "f32[3,3,3,8]" in line and "= ffi_call" in line)
+        return "f32[2,7,5,3]" in call.split("=")[0]
+
+    assert written((0, 1)) and not written(1)
+
+
 def test_convolutions_with_bias_are_computed_into_one_array():
     if not ops.native_library.available():
         pytest.skip("no C++")

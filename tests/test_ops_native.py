@@ -329,12 +329,12 @@ def test_few_rows_that_an_affine_reads(rows):
 
 
 def test_the_same_bits_whatever_the_threads(tmp_path, repository):
-    """Of a training step, and of one image in evaluation, whose kernels and rows are shared out to threads."""
+    """Of training steps, and of one image in evaluation, whose kernels and rows are shared out to threads."""
     code = """
 import os, sys, numpy as np, jax, jax.numpy as jnp
 import jaxnets
 from jaxnets import ops
-from tests.test_ops_fused import separable, separable_arrays
+from tests.test_ops_fused import separable, separable_arrays, side_by_side
 from tests.test_ops_native import block_gradients, normal
 
 arrays = normal(0, 33, 16, 16, 70), normal(1, 3, 3, 1, 70), normal(2, 70) + 2, normal(3, 70)
@@ -344,7 +344,10 @@ for other in runs[1:]:
     assert all((np.asarray(a) == np.asarray(b)).all() for a, b in zip(runs[0], other))
 with ops.using("native"):
     image = jax.jit(lambda *a: jnp.asarray(separable(1)(*a)))(*separable_arrays(1, 13, 11, 60, 160))
-np.savez(sys.argv[1], image, *runs[0])
+    convolution = side_by_side(((1, 1), ((2, 2), (1, 1))))
+    dense_gradients = jax.jit(jax.grad(lambda *a: jnp.asarray(convolution(*a)).sum(), (0, 1, 2, 3)))
+    dense = dense_gradients(normal(4, 3, 29, 23, 5), normal(5, 5, 3, 5, 20), normal(6, 20), normal(7, 1, 1, 2, 3))
+np.savez(sys.argv[1], image, *dense, *runs[0])
 tasks = "/proc/self/task"
 print(len(os.listdir(tasks)) if os.path.isdir(tasks) else os.environ["NPROC"])
 """

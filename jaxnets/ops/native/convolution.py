@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxnets.ops import reference, xla
 from jaxnets.ops.deferred import Biased, Convolution, Normalized
@@ -16,11 +17,10 @@ from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.normalization import (
     affine_gradient,
     affine_of,
-    apply_correction,
-    as_it_is,
     correction_of,
     normalize,
     shift_by,
+    unclipped_gradient,
 )
 from jaxnets.ops.reference import NO_PADDING, UNBOUNDED
 
@@ -142,42 +142,78 @@ def _conv_moments(x, affine, kernel, plan):
 
 
 def _conv_moments_forward(x, affine, kernel, plan):
+    wanted = _if_wanted(x)
+    x, affine, kernel = _values(x, affine, kernel)
     y, moments = _conv_moments(x, affine, kernel, plan)
-    return (y, moments), (x, affine, kernel, y, moments)
+    return (y, moments), (x, affine, kernel, y, moments, wanted)
 
 
 def _conv_moments_backward(plan, saved, cotangents):
-    x, affine, kernel, y, moments = saved
-    dy, dmoments = cotangents
-    correction = correction_of(y, moments, dmoments) if plan.moments else nothing()
+    x, affine, kernel, y, moments, wanted = saved
+    dy, dmoments = map(_array, cotangents)
+    y, correction = (y, correction_of(y, moments, dmoments)) if plan.moments else (nothing(), nothing())
     if plan.kind == "dense":
-        return _dense_gradients(plan, dy, y, correction, x, affine, kernel)
-    shapes = [x.shape, (2, x.shape[-1]) if affine.size else (2, 0), kernel.shape]
-    arrays = align(dy, y, correction, x, affine, kernel)
-    dx, sums, dkernel = call(f"{plan.kind}_gradients", shapes, *arrays, **_attributes(plan))
+        dx, dkernel, _ = _dense_gradients(plan, wanted, dy, y, correction, x, kernel)
+        return dx, affine, dkernel
+    run = _depthwise_gradients if plan.kind == "depthwise" else _pointwise_gradients
+    dx, sums, dkernel, *_ = run(plan, dy, y, correction, x, affine, kernel)
     return dx, affine_gradient(affine, sums), dkernel
 
 
-_conv_moments.defvjp(_conv_moments_forward, _conv_moments_backward)
+_conv_moments.defvjp(_conv_moments_forward, _conv_moments_backward, symbolic_zeros=True)
 
 
-def _dense_gradients(plan, dy, y, correction, x, affine, kernel):
-    if plan.moments:
-        dy = dy + apply_correction(y, correction)
-    arrays = align(dy, x)
-    (dkernel,) = call("dense_kernel_gradient", [kernel.shape], *arrays, **window_of(plan))
-    if plan.stride == 1:
-        # Another convolution: of dy, with the kernel turned around.
-        padding = tuple(
-            (extent - 1 - low, extent - 1 - high) for extent, (low, high) in zip(kernel.shape, plan.padding)
-        )
-        turned = jnp.swapaxes(kernel[::-1, ::-1], 2, 3)
-        none = nothing()
-        dx = forward(plan._replace(padding=padding, moments=False), *align(dy, none, turned))[0]
-    else:
-        strides = (plan.stride,) * 2
-        (dx,) = jax.linear_transpose(lambda x: reference.conv(x, kernel, strides, plan.padding), x)(dy)
-    return dx, affine, dkernel
+class Part(NamedTuple):
+    """What dy and y hold of a convolution with a bias; hashable."""
+
+    to: int = 0  # its first channel
+    bias: int = 0  # how many it has, or 0: no bias
+    bounds: tuple[float, float] = UNBOUNDED  # that y was clipped to
+
+    def attributes(self):
+        """As a kernel wants them."""
+        return {"to": np.int64(self.to), **output_attributes(self.bounds)}
+
+
+WHOLE = Part()
+
+# Gradients take dy and, or `nothing`: y with the `correction_of` its moments, or y alone, as it came out after the
+# bias and the clipping. They give those of x, of what it was read as (see `affine_gradient`), kernel and bias. x's is
+# None if it is not wanted.
+
+
+def _dense_gradients(plan, wanted, dy, y, correction, x, kernel, part=WHOLE):
+    shapes = [(0,) if wanted is None else x.shape, kernel.shape, (part.bias,)]
+    arrays = align(dy, y, correction, x, kernel)
+    dx, *rest = call("dense_gradients", shapes, *arrays, **_attributes(plan), **part.attributes())
+    return None if wanted is None else dx, *rest
+
+
+def _pointwise_gradients(plan, dy, y, correction, x, affine, kernel, part=WHOLE):
+    shapes = [x.shape, (2, affine.size and x.shape[-1]), kernel.shape, (part.bias,)]
+    arrays = align(dy, y, correction, x, affine, kernel)
+    return call("pointwise_gradients", shapes, *arrays, **_attributes(plan), **part.attributes())
+
+
+def _depthwise_gradients(plan, dy, y, correction, x, affine, kernel):
+    shapes = [x.shape, (2, affine.size and x.shape[-1]), kernel.shape]
+    return call("depthwise_gradients", shapes, *align(dy, y, correction, x, affine, kernel), **_attributes(plan))
+
+
+def _values(*primals):
+    return [primal.value for primal in primals]
+
+
+def _if_wanted(primal):
+    """What is saved of whether the gradient is asked for, which is not for the images that a net's stem reads.
+
+    None or an empty tuple: known as the gradient is traced.
+    """
+    return () if primal.perturbed else None
+
+
+def _array(cotangent):
+    return jnp.zeros(cotangent.shape, cotangent.dtype) if isinstance(cotangent, SymbolicZero) else cotangent
 
 
 def forward(plan, x, affine, kernel, output=None, bounds=UNBOUNDED, together=None, other=None):
@@ -253,24 +289,28 @@ def _conv_biases(plans, bounds, *operands):
 
 
 def _conv_biases_forward(plans, bounds, *operands):
+    wanted = tuple(map(_if_wanted, operands[::3]))
+    operands = _values(*operands)
     z = _conv_biases(plans, bounds, *operands)
-    return z, (operands, z)
+    return z, (operands, z, wanted)
 
 
 def _conv_biases_backward(plans, bounds, saved, dz):
-    operands, z = saved
-    # Where z lies between the bounds is where it was not clipped: it stands for what it was before.
-    arrays = align(dz, z, as_it_is(z.shape[-1]), nothing())
-    shapes = [z.shape, (2, z.shape[-1]), (0,)]
-    dy, sums, _ = call("normalize_gradient", shapes, *arrays, aliases={0: 0}, **attributes_of(bounds))
+    operands, z, wanted = saved
+    dz, none = _array(dz), nothing()
     gradients, to = [], 0
-    for plan, x, kernel, bias in zip(plans, operands[::3], operands[1::3], operands[2::3]):
-        part = dy[..., to : to + bias.size]
-        unread, moments = align(nothing(), jnp.zeros((3, 0), jnp.float32), x)[:2]
-        dx, _, dkernel = _conv_moments_backward(plan, (x, unread, kernel, part, moments), (part, moments))
-        gradients += [dx, dkernel, sums[0, to : to + bias.size]]
+    for plan, x, kernel, bias, x_wanted in zip(plans, operands[::3], operands[1::3], operands[2::3], wanted):
+        part = Part(to, bias.size, bounds)
+        if plan.kind == "dense":
+            dx, dkernel, dbias = _dense_gradients(plan, x_wanted, dz, z, none, x, kernel, part)
+        elif plan.kind == "pointwise":
+            dx, _, dkernel, dbias = _pointwise_gradients(plan, dz, z, none, x, none, kernel, part)
+        else:
+            dy, dbias = unclipped_gradient(dz, z, bounds)
+            dx, _, dkernel = _depthwise_gradients(plan, dy, none, none, x, none, kernel)
+        gradients += [dx, dkernel, dbias]
         to += bias.size
     return tuple(gradients)
 
 
-_conv_biases.defvjp(_conv_biases_forward, _conv_biases_backward)
+_conv_biases.defvjp(_conv_biases_forward, _conv_biases_backward, symbolic_zeros=True)

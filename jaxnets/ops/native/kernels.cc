@@ -6,6 +6,8 @@
 //
 // An optional operand is an array without elements where it is not given.
 
+#include <optional>
+
 #include "buffers.h"
 #include "depthwise.h"
 #include "moments.h"
@@ -107,19 +109,25 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index fi
   return ffi::Error::Success();
 }
 
-ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, Index shuffle, float low, float high, Input dy,
-                              Input y, Input correction, Input x, Input affine, Input kernel, Output dx, Output sums,
-                              Output dkernel) {
-  const Index rows = RowsOf(x.dimensions()), in = LastOf(x.dimensions()), out = LastOf(dy.dimensions());
+// Of so many channels from `first` on: see GradientRows.
+GradientRows GradientOf(const Input& dy, const Input& y, const Input& correction, Index first, Bounds bounds, Side side,
+                        const std::vector<int32_t>& order = {}) {
+  const float* from_y = Optional(y);
+  return {dy.typed_data() + first, from_y ? from_y + first : nullptr, Optional(correction), bounds,
+          LastOf(dy.dimensions()), side, order.empty() ? nullptr : order.data()};
+}
+
+// dy and y from channel `to` on, as `Pointwise` wrote y.
+ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, Index shuffle, Index to, float low, float high,
+                              float out_low, float out_high, Input dy, Input y, Input correction, Input x, Input affine,
+                              Input kernel, Output dx, Output sums, Output dkernel, Output dbias) {
+  const Index rows = RowsOf(x.dimensions()), in = LastOf(x.dimensions()), out = LastOf(kernel.dimensions());
   const auto order = shuffle > 1 ? ShuffledOrder(out, shuffle) : std::vector<int32_t>();
   const Side depth{groups, in / groups}, width{groups, out / groups};
-  const Reading reading = ReadingOf(affine, in, low, high);
-  Panels panels(kernel.typed_data(), true, width, depth);
-  panels.Pack(pool);
-  const GradientRows gradient{dy.typed_data(), y.typed_data(), Optional(correction), width,
-                              order.empty() ? nullptr : order.data()};
-  ProductGradients(pool, MatrixRows{x.typed_data(), in, depth, reading}, depth, gradient, rows, &panels, reading,
-                   x.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data());
+  const MatrixRows matrix{x.typed_data(), in, depth, ReadingOf(affine, in, low, high)};
+  MatrixGradients of_rows(pool, kernel.typed_data(), width, matrix, dx->typed_data(), sums->typed_data());
+  ProductGradients(pool, matrix, depth, GradientOf(dy, y, correction, to, {out_low, out_high}, width, order), rows,
+                   &of_rows, dkernel->typed_data(), Optional(dbias));
   return ffi::Error::Success();
 }
 
@@ -172,14 +180,19 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Inde
   return ffi::Error::Success();
 }
 
-ffi::Error DenseKernelGradient(ffi::ThreadPool pool, Index stride, Index top, Index left, Input dy, Input x,
-                               Output dkernel) {
+// dy and y from channel `to` on, as `Dense` wrote y.
+ffi::Error DenseGradients(ffi::ThreadPool pool, Index stride, Index top, Index left, Index to, float out_low,
+                          float out_high, Input dy, Input y, Input correction, Input x, Input kernel, Output dx,
+                          Output dkernel, Output dbias) {
   const Index rows = RowsOf(dy.dimensions());
+  if (!rows) return Clear(dx), Clear(dkernel), Clear(dbias), ffi::Error::Success();
   const auto windows =
-      WindowsOf(x.typed_data(), x.dimensions(), dy.dimensions(), dkernel->dimensions(), stride, top, left);
-  const GradientRows gradient{dy.typed_data(), nullptr, nullptr, {1, LastOf(dy.dimensions())}};
-  ProductGradients(pool, windows, Side{1, windows.length()}, gradient, rows, nullptr, Reading{}, nullptr, nullptr,
-                   nullptr, dkernel->typed_data());
+      WindowsOf(x.typed_data(), x.dimensions(), dy.dimensions(), kernel.dimensions(), stride, top, left);
+  const Side depth{1, windows.length()}, width{1, LastOf(kernel.dimensions())};
+  std::optional<WindowGradients> of_rows;
+  if (float* to_x = Optional(dx)) of_rows.emplace(pool, kernel.typed_data(), width, windows, rows, to_x);
+  ProductGradients(pool, windows, depth, GradientOf(dy, y, correction, to, {out_low, out_high}, width), rows,
+                   of_rows ? &*of_rows : nullptr, dkernel->typed_data(), Optional(dbias));
   return ffi::Error::Success();
 }
 
@@ -325,10 +338,10 @@ ffi::Error MaximumPool(ffi::ThreadPool pool, Index window, Index stride, Index t
 }
 
 ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride, Index top, Index left, Input dy,
-                               Input x, Output dx) {
+                               Input x, Input y, Output dx) {
   if (!dx->element_count()) return ffi::Error::Success();
   MaxPoolGradient(pool, PoolingOf(x.dimensions(), dy.dimensions(), window, stride, top, left), dy.typed_data(),
-                  x.typed_data(), dx->typed_data());
+                  x.typed_data(), y.typed_data(), dx->typed_data());
   return ffi::Error::Success();
 }
 
@@ -373,10 +386,11 @@ using Input = ffi::Buffer<ffi::F32>;
 HANDLER(depthwise, Depthwise, BIND.WINDOW.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
 HANDLER(depthwise_gradients, DepthwiseGradients, BIND.WINDOW.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
 HANDLER(pointwise, Pointwise, BIND.GROUPS.SHUFFLE.FIRST.TO.OTHER.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET);
-HANDLER(pointwise_gradients, PointwiseGradients, BIND.GROUPS.SHUFFLE.BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
+HANDLER(pointwise_gradients, PointwiseGradients,
+        BIND.GROUPS.SHUFFLE.TO.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET.RET.RET.RET);
 HANDLER(separable, Separable, BIND.WINDOW.GROUPS.OTHER.BOUNDS.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.ARG.RET);
 HANDLER(dense, Dense, BIND.WINDOW.TO.OTHER.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.RET.RET);
-HANDLER(dense_kernel_gradient, DenseKernelGradient, BIND.WINDOW.ARG.ARG.RET);
+HANDLER(dense_gradients, DenseGradients, BIND.WINDOW.TO.OUTPUT_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET.RET);
 HANDLER(moments, Moments, BIND.ARG.RET);
 HANDLER(normalize, Normalize, BIND.BOUNDS.ARG.ARG.ARG.RET);
 HANDLER(normalize_gradient, NormalizeGradient, BIND.BOUNDS.ARG.ARG.ARG.ARG.RET.RET.RET);
@@ -386,7 +400,7 @@ HANDLER(interleave_gradients, InterleaveGradients,
         BIND.BOUNDS.OTHER_BOUNDS.ARG.ARG.ARG.ARG.ARG.RET.RET.RET.RET);
 HANDLER(stem, Stem, BIND.MAP.WINDOW.Attr<int64_t>("pool_window").POOL_WINDOW.OUTPUT_BOUNDS.ARG.ARG.ARG.RET);
 HANDLER(max_pool, MaximumPool, BIND.POOLING.ARG.RET);
-HANDLER(max_pool_gradient, MaximumPoolGradient, BIND.POOLING.ARG.ARG.RET);
+HANDLER(max_pool_gradient, MaximumPoolGradient, BIND.POOLING.ARG.ARG.ARG.RET);
 
 // Keeps XLA's large buffers from now on; whether it could. See buffers.h.
 extern "C" bool keep_buffers() {

@@ -25,7 +25,7 @@ from jaxnets.switches import is_off
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 HANDLERS = (
-    *("depthwise", "depthwise_gradients", "pointwise", "pointwise_gradients", "dense", "dense_kernel_gradient"),
+    *("depthwise", "depthwise_gradients", "pointwise", "pointwise_gradients", "dense", "dense_gradients"),
     *("moments", "normalize", "normalize_gradient", "shuffle", "interleave", "interleave_gradients"),
     *("max_pool", "max_pool_gradient", "separable", "stem"),
 )

@@ -104,6 +104,36 @@ class MomentSums {
   std::vector<double> totals_;  // of the differences to the origin, and of their squares
 };
 
+// The sums by column of one task's rows.
+class ColumnSums {
+ public:
+  ColumnSums() = default;
+  explicit ColumnSums(Index columns) : totals_(columns) {}
+
+  void Add(const float* rows, Index count, Index pitch) {
+    const Index columns = totals_.size();
+    for (; count > 0; rows += kChunk * pitch, count -= kChunk) {
+      ForVectors(columns, [&](auto width, Index c) {
+        Vector<width> sum = {};
+        for (Index r = 0; r < std::min(count, kChunk); ++r) sum += Load<width>(rows + r * pitch + c);
+        float sums[width];
+        Store<width>(sums, sum);
+        for (int i = 0; i < width; ++i) totals_[c + i] += sums[i];
+      });
+    }
+  }
+
+  // Of all tasks together, the sum of a column.
+  static double Total(const std::vector<ColumnSums>& tasks, Index column) {
+    double total = 0;
+    for (const ColumnSums& task : tasks) total += task.totals_[column];
+    return total;
+  }
+
+ private:
+  std::vector<double> totals_;
+};
+
 // The gradients of one task's Reading: the sums of dz where z was not clipped, and of that times x - mean.
 class GradientSums {
  public:

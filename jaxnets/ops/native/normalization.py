@@ -119,6 +119,15 @@ def _normalize_backward(bounds, saved, dz):
 _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
+def unclipped_gradient(dz, z, bounds):
+    """dz where z, which came out, was not clipped, in dz's memory; and its sum by channel."""
+    # What lies between the bounds stands for what it was before.
+    arrays = align(dz, z, as_it_is(z.shape[-1]), nothing())
+    shapes = [z.shape, (2, z.shape[-1]), (0,)]
+    dy, sums, _ = call("normalize_gradient", shapes, *arrays, aliases={0: 0}, **attributes_of(bounds))
+    return dy, sums[0]
+
+
 @jax.jit
 def affine_gradient(affine, sums):
     """From the sums of dz where it was not clipped, and of that times x - mean; `affine` itself if it is empty."""

@@ -16,7 +16,7 @@ struct Pooling {
   Index FirstRow(Index i) const { return std::max<Index>(i * stride - top, 0); }
   Index EndRow(Index i) const { return std::min(i * stride - top + window, height); }
 
-  // body(number of the tap, index of its first channel) for the taps of output (i, j) inside the image, in order.
+  // body(index of its first channel) for the taps of output (i, j) inside the image, in order.
   template <class Body>
   INLINE void ForTaps(Index image, Index i, Index j, Body body) const {
     for (Index k = 0; k < window; ++k) {
@@ -25,7 +25,7 @@ struct Pooling {
       for (Index l = 0; l < window; ++l) {
         const Index column = j * stride - left + l;
         if (column < 0 || column >= width) continue;
-        body(k * window + l, ((image * height + row) * width + column) * channels);
+        body(((image * height + row) * width + column) * channels);
       }
     }
   }
@@ -81,39 +81,42 @@ inline void MaxPool(ffi::ThreadPool& pool, const Pooling& p, const float* x, flo
   });
 }
 
-// To the first greatest value of each window goes all of its gradient.
-inline void MaxPoolGradient(ffi::ThreadPool& pool, const Pooling& p, const float* dy, const float* x, float* dx) {
+// To the first greatest value of each window, which is y's, goes all of its gradient.
+inline void MaxPoolGradient(ffi::ThreadPool& pool, const Pooling& p, const float* dy, const float* x, const float* y,
+                            float* dx) {
   constexpr Index kBlock = 64;
   const Index blocks = DivideUp(p.channels, kBlock);
   Parallel(pool, p.images * blocks, [&](Index task) {
     const Index image = task / blocks, first = task % blocks * kBlock, count = std::min(kBlock, p.channels - first);
-    for (Index i = 0; i < p.height * p.width; ++i) {
-      std::fill_n(dx + (image * p.height * p.width + i) * p.channels + first, count, 0.f);
-    }
+    Index cleared = 0;  // rows of dx
+    auto clear_to = [&](Index end) {
+      for (Index i = (image * p.height + cleared) * p.width; cleared < end; ++cleared) {
+        for (Index j = 0; j < p.width; ++j, ++i) std::fill_n(dx + i * p.channels + first, count, 0.f);
+      }
+    };
+    std::vector<Index> taps;
+    taps.reserve(p.window * p.window);
     for (Index i = 0; i < p.out_height; ++i) {
+      clear_to(p.EndRow(i));
       for (Index j = 0; j < p.out_width; ++j) {
-        const float* d = dy + p.Output(image, i, j) + first;
+        taps.clear();
+        p.ForTaps(image, i, j, [&](Index at) { taps.push_back(at + first); });
+        const Index of_window = p.Output(image, i, j) + first;
         ForVectors(count, [&](auto width, Index c) {
           constexpr int B = width;
-          Vector<B> best = Vector<B>{} - std::numeric_limits<float>::infinity();
-          Mask<B> chosen = {};
-          bool any = false;
-          p.ForTaps(image, i, j, [&](Index tap, Index at) {
-            const auto v = Load<B>(x + at + first + c);
-            const Mask<B> greater = Greater<B>(v, best) | (Mask<B>{} - (any ? 0 : 1));
-            best = greater ? v : best;
-            chosen = greater ? Mask<B>{} + int32_t(tap) : chosen;
-            any = true;
-          });
-          const auto of_window = Load<B>(d + c);
-          p.ForTaps(image, i, j, [&](Index tap, Index at) {
-            float* to = dx + at + first + c;
-            const Vector<B> zero = {};
-            Store<B>(to, Load<B>(to) + (chosen == int32_t(tap) ? of_window : zero));
-          });
+          const auto greatest = Load<B>(y + of_window + c), d = Load<B>(dy + of_window + c);
+          const Vector<B> zero = {};
+          Mask<B> open = Mask<B>{} - 1;  // where the greatest was not met yet
+          for (Index at : taps) {
+            const auto v = Load<B>(x + at + c);
+            const Mask<B> here = open & ((v == greatest) | (v != v));
+            open &= ~here;
+            Store<B>(dx + at + c, Load<B>(dx + at + c) + (here ? d : zero));
+          }
         });
       }
     }
+    clear_to(p.height);
   });
 }
 

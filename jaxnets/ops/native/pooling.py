@@ -32,11 +32,17 @@ def _max_pool(x, window, strides, padding):
     return call("max_pool", [shape], x, **attributes_of(window, strides, padding))[0]
 
 
-def _max_pool_backward(window, strides, padding, x, dy):
-    return tuple(call("max_pool_gradient", [x.shape], *align(dy, x), **attributes_of(window, strides, padding)))
+def _max_pool_forward(x, *how):
+    y = _max_pool(x, *how)
+    return y, (x, y)
 
 
-_max_pool.defvjp(lambda x, *where: (_max_pool(x, *where), x), _max_pool_backward)
+def _max_pool_backward(window, strides, padding, saved, dy):
+    x, y = saved
+    return tuple(call("max_pool_gradient", [x.shape], *align(dy, x, y), **attributes_of(window, strides, padding)))
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def output_shape(shape, window, strides, padding):

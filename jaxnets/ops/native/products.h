@@ -15,6 +15,7 @@
 namespace jaxnets {
 
 constexpr Index kFewRows = 256;
+constexpr Index kTaskRows = 128;  // at least, of a task with sums of its own, where there are tasks enough
 constexpr Index kAhead = 12;  // rows of a kernel from what is read to what is fetched
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 
@@ -371,45 +372,123 @@ class KernelSums {
   bool begun_ = false;
 };
 
-// The kernel's gradient, and that of x if there are `panels`, the transposed kernel: dx (rows, depth), through `in`'s
-// reading if it has one, whose sums are `sums` (2, channels).
-template <class Rows>
+// Where the gradient of a matrix's rows goes: to dx, through the rows' reading, whose sums are `sums` (2, channels), if
+// they have one.
+class MatrixGradients {
+ public:
+  MatrixGradients(ffi::ThreadPool& pool, const float* kernel, Side width, const MatrixRows& in, float* dx, float* sums)
+      : panels_(kernel, true, width, in.side), in_(in), dx_(dx), sums_(sums) {
+    panels_.Pack(pool);
+  }
+
+  void Begin(Index tasks) { tasks_.resize(tasks); }
+  void BeginTask(Index task, Index, Index) {
+    if (in_.reading.affine) tasks_[task] = GradientSums(in_.side.channels());
+  }
+  void Add(Index task, Staged gradient, Index from, Index to) {
+    const Index channels = in_.side.channels();
+    float *products = Scratch<1>((to - from) * kPanel), *of_chunk = dx_ + from * channels;
+    for (Index panel = 0; panel < panels_.count(); ++panel) {
+      panels_.Multiply(gradient, to - from, panel, {of_chunk, channels}, products);
+    }
+    if (!in_.reading.affine) return;
+    tasks_[task].Apply(in_.reading, in_.x + from * channels, channels, of_chunk, channels, to - from);
+  }
+  void Finish() {
+    const Index channels = in_.side.channels();
+    if (in_.reading.affine) GradientSums::Finish(tasks_.data(), tasks_.size(), channels, sums_, channels);
+  }
+
+ private:
+  Panels panels_;
+  const MatrixRows& in_;
+  float *dx_, *sums_;
+  std::vector<GradientSums> tasks_;
+};
+
+// Where the gradient of windows goes: each to what it met of the images, dx. A task has the rows from the first that it
+// meets to the first that the next task does; what it has to add to later rows waits `beyond` until all are done.
+class WindowGradients {
+ public:
+  WindowGradients(ffi::ThreadPool& pool, const float* kernel, Side width, const WindowRows& in, Index rows, float* dx)
+      : panels_(kernel, true, width, {1, in.length()}), in_(in), rows_(rows), dx_(dx) {
+    panels_.Pack(pool);
+  }
+
+  void Begin(Index tasks) { tasks_.resize(tasks); }
+  void BeginTask(Index task, Index from, Index to) {
+    Task& own = tasks_[task];
+    const Index first = from ? in_.FirstMet(from) : 0;
+    own.end = to < rows_ ? in_.FirstMet(to) : rows_ / (in_.out_height * in_.out_width) * in_.image_height;
+    own.beyond.assign(std::max<Index>(in_.EndMet(to - 1) - own.end, 0) * row_size(), 0.f);
+    std::fill(dx_ + first * row_size(), dx_ + own.end * row_size(), 0.f);
+  }
+  void Add(Index task, Staged gradient, Index from, Index to) {
+    Task& own = tasks_[task];
+    float* products = Scratch<1>((to - from) * Aligned(in_.length()));
+    panels_.Multiply(gradient, to - from, products);
+    in_.AddGradients(from, to, products, [&](Index row) {
+      return row < own.end ? dx_ + row * row_size() : &own.beyond[(row - own.end) * row_size()];
+    });
+  }
+  void Finish() {
+    for (const Task& task : tasks_) {
+      float* to = dx_ + task.end * row_size();
+      for (size_t i = 0; i < task.beyond.size(); ++i) to[i] += task.beyond[i];
+    }
+  }
+
+ private:
+  struct Task {
+    Index end;  // of its rows
+    std::vector<float> beyond;
+  };
+
+  Index row_size() const { return in_.image_width * in_.channels; }
+
+  Panels panels_;
+  const WindowRows& in_;
+  Index rows_;
+  float* dx_;
+  std::vector<Task> tasks_;
+};
+
+// Of a product, the kernel's gradient, that of a bias if there is room for it, and that of the rows: `of_rows`, if it is
+// wanted.
+template <class Rows, class OfRows>
 void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const GradientRows& gradient, Index rows,
-                      const Panels* panels, const Reading& reading, const float* x, float* dx, float* sums,
-                      float* dkernel) {
+                      OfRows* of_rows, float* dkernel, float* dbias) {
   const Side width = gradient.side;
   const Index chunk = ChunkRows(2 * depth.pitch() + width.pitch());
+  // Each task has sums of its own, which are as much work as the products of some 10 rows.
   const Index weights = depth.pitch() * width.aligned(), most = std::clamp<Index>((2 << 20) / weights, 8, 64);
-  const Index tasks = std::min(DivideUp(rows, 2 * kRows), most), channels = depth.channels();
+  const Index tasks = std::min(std::max(std::min<Index>(DivideUp(rows, 2 * kRows), 8), DivideUp(rows, kTaskRows)), most);
   std::vector<KernelSums> kernel_sums(tasks);
-  std::vector<GradientSums> gradient_sums(tasks);
+  std::vector<ColumnSums> bias_sums(tasks);
+  if (of_rows) of_rows->Begin(tasks);
   Parallel(pool, tasks, [&](Index task) {
-    kernel_sums[task] = KernelSums(depth, width);
-    if (reading.affine) gradient_sums[task] = GradientSums(channels);
-    float *staged = Scratch<0>(chunk * depth.pitch()), *products = Scratch<1>(chunk * kPanel);
-    float* staged_gradient = Scratch<2>(chunk * width.pitch());
     // Tasks of the same size, in chunks of the same size.
     const Index tiles = DivideUp(rows, kRows), begin = Cut(tiles, task, tasks), end = Cut(tiles, task + 1, tasks);
     const Index chunks = DivideUp((end - begin) * kRows, chunk);
+    kernel_sums[task] = KernelSums(depth, width);
+    if (dbias) bias_sums[task] = ColumnSums(width.groups * width.aligned());
+    if (of_rows) of_rows->BeginTask(task, begin * kRows, std::min(rows, end * kRows));
+    float *staged = Scratch<0>(chunk * depth.pitch()), *staged_gradient = Scratch<2>(chunk * width.pitch());
     for (Index c = 0; c < chunks; ++c) {
       const Index from = (begin + Cut(end - begin, c, chunks)) * kRows;
       const Index to = std::min(rows, (begin + Cut(end - begin, c + 1, chunks)) * kRows);
       gradient.Stage(from, to, staged_gradient);
       in.Stage(from, to, staged);
       kernel_sums[task].Add(staged, staged_gradient, to - from);
-      if (!panels) continue;
-      float* of_chunk = dx + from * channels;
-      for (Index panel = 0; panel < panels->count(); ++panel) {
-        panels->Multiply({staged_gradient, width.pitch(), width.aligned()}, to - from, panel, {of_chunk, channels},
-                         products);
-      }
-      if (reading.affine) {
-        gradient_sums[task].Apply(reading, x + from * channels, channels, of_chunk, channels, to - from);
-      }
+      if (dbias) bias_sums[task].Add(staged_gradient, to - from, width.pitch());
+      if (of_rows) of_rows->Add(task, {staged_gradient, width.pitch(), width.aligned()}, from, to);
     }
   });
   KernelSums::Finish(pool, kernel_sums, depth, width, dkernel);
-  if (reading.affine) GradientSums::Finish(gradient_sums.data(), tasks, channels, sums, channels);
+  for (Index c = 0; dbias && c < width.channels(); ++c) {
+    dbias[c] = ColumnSums::Total(bias_sums, c / width.count * width.aligned() + c % width.count);
+  }
+  if (of_rows) of_rows->Finish();
 }
 
 }  // namespace jaxnets

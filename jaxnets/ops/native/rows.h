@@ -79,24 +79,27 @@ struct MatrixRows {
   }
 };
 
-// The rows of what a gradient dy is together with that of y's moments: dy + (y - mean) * slope + offset, `correction`
-// being mean, slope and offset; or dy where there is no correction. Channels are where `order` says, if there is one.
+// The rows of a gradient dy, `pitch` apart. With a `correction`, which is mean, slope and offset, together with the
+// gradient of y's moments: dy + (y - mean) * slope + offset. With y alone, which is what came out after clipping, dy
+// where that was not clipped. Channels are where `order` says, if there is one.
 struct GradientRows {
   const float *dy, *y, *correction;
+  Bounds bounds;
+  Index pitch;
   Side side;
   const int32_t* order = nullptr;
 
   void Stage(Index from, Index to, float* out) const {
-    float* corrected = order ? Scratch<3>(side.channels()) : nullptr;
+    float* read = order ? Scratch<3>(side.channels()) : nullptr;
     for (Index r = from; r < to; ++r, out += side.pitch()) {
-      if (corrected) Correct(r, 0, side.channels(), corrected);
+      if (read) Read(r, 0, side.channels(), read);
       for (Index group = 0; group < side.groups; ++group) {
         const Index first = group * side.count;
         float* out_row = out + group * side.aligned();
-        if (corrected) {
-          for (Index c = 0; c < side.count; ++c) out_row[c] = corrected[order[first + c]];
+        if (read) {
+          for (Index c = 0; c < side.count; ++c) out_row[c] = read[order[first + c]];
         } else {
-          Correct(r, first, side.count, out_row);
+          Read(r, first, side.count, out_row);
         }
         std::fill(out_row + side.count, out_row + side.aligned(), 0.f);
       }
@@ -105,17 +108,20 @@ struct GradientRows {
 
  private:
   // `count` channels of a row from `first` on.
-  void Correct(Index row, Index first, Index count, float* out) const {
-    const Index at = row * side.channels() + first;
-    if (!correction) {
-      std::copy(dy + at, dy + at + count, out);
-      return;
+  void Read(Index row, Index first, Index count, float* out) const {
+    const float *from_dy = dy + row * pitch + first, *from_y = y + row * pitch + first;
+    if (!y) {
+      std::copy(from_dy, from_dy + count, out);
+    } else if (!correction) {
+      ForVectors(count, [&](auto width, Index c) {
+        Store<width>(out + c, OfUnclipped<width>(Load<width>(from_dy + c), Load<width>(from_y + c), bounds));
+      });
+    } else {
+      ForVectors(count, [&](auto width, Index c) {
+        const Affine<width> of_moments(correction, side.channels(), first + c);
+        Store<width>(out + c, Load<width>(from_dy + c) + of_moments(Load<width>(from_y + c)));
+      });
     }
-    ForVectors(count, [&](auto width, Index c) {
-      constexpr int B = width;
-      const Affine<B> of_moments(correction, side.channels(), first + c);
-      Store<B>(out + c, Load<B>(dy + at + c) + of_moments(Load<B>(y + at + c)));
-    });
   }
 };
 
@@ -159,12 +165,46 @@ struct WindowRows {
   // Floats that this needs.
   Index StripSize() const { return std::max(strip() * pitch(), window.height * padded()); }
 
+  // Adds gradients of windows, in rows as those of Stage, to that of what they met: to `row(r)`, a row of an image, its
+  // number among those of all.
+  template <class Row>
+  void AddGradients(Index from, Index to, const float* gradients, Row row) const {
+    const Index step = Aligned(length());
+    Index image = from / (out_height * out_width), i = from / out_width % out_height, j = from % out_width;
+    for (Index r = from; r < to; ++r, gradients += step) {
+      const Index left = j * window.stride - window.left, top = i * window.stride - window.top;
+      const Index first = std::clamp<Index>(-left, 0, window.width);
+      const Index count = (std::clamp(image_width - left, first, window.width) - first) * channels;
+      const Index first_row = std::max<Index>(-top, 0), end_row = std::min(image_height - top, window.height);
+      for (Index k = first_row; k < end_row; ++k) {
+        const float* of_row = gradients + (k * window.width + first) * channels;
+        float* to_row = row(image * image_height + top + k) + (left + first) * channels;
+        ForVectors(count, [&](auto width, Index c) {
+          Store<width>(to_row + c, Load<width>(to_row + c) + Load<width>(of_row + c));
+        });
+      }
+      if (++j < out_width) continue;
+      j = 0;
+      if (++i == out_height) i = 0, ++image;
+    }
+  }
+  // Of the rows of all images, the first that the r-th window meets, or would if its image were as high as that, and the
+  // one after the last.
+  Index FirstMet(Index r) const { return Met(r, 0); }
+  Index EndMet(Index r) const { return Met(r, window.height); }
+
   void Stage(Index from, Index to, float* out) const {
     if (window.width * channels == 9) return StageRows<9>(from, to, out);  // 3x3 of 3 channels
     StageRows<0>(from, to, out);
   }
 
  private:
+  // The k-th row of the r-th window, or the nearest of its image.
+  Index Met(Index r, Index k) const {
+    const Index row = r / out_width % out_height * window.stride - window.top + k;
+    return r / (out_height * out_width) * image_height + std::clamp<Index>(row, 0, image_height);
+  }
+
   // Floats of an image's row that a strip meets.
   Index padded() const { return ((strip() - 1) * window.stride + window.width) * channels; }
 
