@@ -38,8 +38,8 @@ from typing import Any
 
 import jax
 
-from jaxnets import benchmark_report, benchmark_worker, create_model, machine, runtime
-from jaxnets.benchmark_worker import CONTENDERS, MODES, Task, Worker, usable_cores
+from jaxnets import benchmark_report, benchmark_worker, cores, create_model, machine, runtime
+from jaxnets.benchmark_worker import CONTENDERS, MODES, Task, Worker
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.layer_list import layers_of
 from jaxnets.models import default_image_size
@@ -111,7 +111,7 @@ def task_of(model: str, mode: str, batch_size: int | None = None, image_size: in
         batch_size = BATCH_SIZE if own_size > IMAGE_SIZE else CIFAR_BATCH_SIZE
     if mode == "train" and batch_size == 1:
         raise UserError("--batch_size=1 leaves BatchNorm one value a channel in training; it must be at least 2")
-    return Task(model, mode, batch_size, image_size, net.num_classes, len(usable_cores()))
+    return Task(model, mode, batch_size, image_size, net.num_classes, len(cores.usable()))
 
 
 def floor_of(task: Task, rates: dict[str, float], float_bytes: int) -> Floor:
@@ -244,7 +244,7 @@ def measure_rates(contenders: Sequence[str]) -> tuple[dict[str, float], dict[str
             continue
         runtime.logger.info("%s measures how fast this machine copies and multiplies", library)
         with benchmark_worker.start(contender) as worker:
-            answers[library] = worker.ask("rates", threads=len(usable_cores()))
+            answers[library] = worker.ask("rates", threads=len(cores.usable()))
     best = {
         key: max(answer[key] for answer in answers.values()) for key in ("copy_bytes_per_second", "flops_per_second")
     }
@@ -263,7 +263,7 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m jaxnets.benchmark", *argv[1:]]),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": len(usable_cores()),
+        "cores": len(cores.usable()),
         "versions": versions,
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
         "contender_environments": {name: benchmark_worker.environment(name) for name in CONTENDERS},

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from jaxnets import cores
 from jaxnets.errors import UserError
 
 MODES = ("train", "eval", "latency")
@@ -48,11 +49,6 @@ class Task:
     image_size: int
     num_classes: int
     threads: int  # CPU cores to use
-
-
-def usable_cores() -> set[int]:
-    """The CPU cores that this process may run on, by their numbers."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 class Contender(Protocol):
@@ -131,7 +127,7 @@ def environment(contender: str) -> dict[str, str]:
     if contender != "torch_compile":
         return ENVIRONMENTS[contender]
     # Else it compiles on as many cores as OpenMP has left to the thread that asks: one.
-    return ENVIRONMENTS[contender] | {"TORCHINDUCTOR_COMPILE_THREADS": str(len(usable_cores()))}
+    return ENVIRONMENTS[contender] | {"TORCHINDUCTOR_COMPILE_THREADS": str(len(cores.usable()))}
 
 
 def peak_bytes() -> int:
@@ -214,10 +210,10 @@ def main(contender: str) -> None:
 
         serve(benchmark_jax.prepare, benchmark_jax.rates, sys.stdin, answers)
     else:
-        cores = usable_cores()  # before OpenMP binds this thread to one of them
+        own = cores.usable()  # before OpenMP binds this thread to one of them
         from jaxnets import benchmark_torch
 
-        prepare = partial(benchmark_torch.prepare, compiled=contender == "torch_compile", cores=cores)
+        prepare = partial(benchmark_torch.prepare, compiled=contender == "torch_compile", cores=own)
         serve(prepare, benchmark_torch.rates, sys.stdin, answers)
 
 

@@ -21,9 +21,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from jaxnets import compare_results, compare_runs, config_file
+from jaxnets import compare_results, compare_runs, config_file, cores
 from jaxnets import summary as summaries
-from jaxnets.benchmark_worker import usable_cores
 from jaxnets.compare_entries import (
     DEFAULT,
     PRESETS,
@@ -73,7 +72,7 @@ def main(argv: list[str]) -> None:
         # Else XLA takes most of a GPU's memory at once, and keeps it.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         # Else PyTorch, which is imported later, has a thread for each core, where XLA has one for each of its threads.
-        os.environ.setdefault("OMP_NUM_THREADS", str(len(usable_cores())))
+        os.environ.setdefault("OMP_NUM_THREADS", str(len(cores.usable())))
     if args.seeds < 1:
         raise UserError(f"--seeds={args.seeds} must be at least 1")
     if args.latency_batch < 0 or (args.latency_size is not None and args.latency_size < 1):

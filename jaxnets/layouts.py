@@ -1,18 +1,17 @@
-"""What the layers of each net are called in the code bases that publish weights for it."""
+"""The code bases that publish weights, net by net: how each names its layers, and in what its net differs from ours."""
 
 import logging
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import Any
 
 import flax.linen as nn
 
+from jaxnets import layout_names as named
 from jaxnets import megvii_weights
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer
+from jaxnets.layout_names import Layers, Names
 from jaxnets.models.googlenet import GoogLeNet
 from jaxnets.models.mobilenet_v1 import MobileNetV1
 from jaxnets.models.mobilenet_v2 import CIFAR_STAGE_STRIDES, MobileNetV2
@@ -22,11 +21,6 @@ from jaxnets.models.shufflenet_v2 import ShuffleNetV2
 from jaxnets.models.squeezenet import SqueezeNet
 from jaxnets.models.vgg import VGG
 from jaxnets.weight_files import Normalization
-
-Layers = Sequence[Layer]
-Names = list[str] | None
-Pair = tuple[str, str]  # a convolution and its BatchNorm
-PLACE = r"stage(\d+)_block(\d+)"
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +40,7 @@ class Layout:
     advised: dict[str, Any] = field(default_factory=dict)  # fields to try where the shapes do not fit
     required: dict[str, Any] = field(default_factory=dict)  # fields without which the weights mean another net
     usual: dict[str, Any] = field(default_factory=dict)  # fields of the published net, which may be changed
-    strides: dict[str, Any] = field(default_factory=dict)  # of the published net: see `check_strides`
+    strides: dict[str, Any] = field(default_factory=dict)  # of the published net: see `warn_unless_published`
     classes: tuple[int, ...] = ()  # of the published nets, where another code base has the same names
     normalization: Normalization | None = None  # of the images of its published nets; None: their data set's usual
     # What channels of the file's layers are ours: see `megvii_weights.ChannelOrder`.
@@ -68,273 +62,14 @@ class Layout:
         """Whether every net of our kind, trained or not, can be written in this layout."""
         return self.classifier_bias and all(getattr(model, k) == value for k, value in self.required.items())
 
-    def check(self, model: nn.Module, code_base: str):
-        """UserError if the net lacks a required field; a warning for other values than the usual ones."""
+    def require_fields(self, model: nn.Module, code_base: str):
+        """UserError if the net lacks a required field."""
         for name, value in self.required.items():
             if getattr(model, name) != value:
                 raise UserError(
                     f"these are {code_base}'s weights: they need {name}={value!r}, but the "
                     f"{type(model).__name__} has {name}={getattr(model, name)!r}"
                 )
-        _warn_of_differing(model, code_base, self.usual)
-
-
-def _warn_of_differing(model: nn.Module, code_base: str, fields: dict[str, Any]):
-    """A warning if the net has other values of these fields, which are the published net's."""
-    differing = {name: value for name, value in fields.items() if getattr(model, name) != value}
-    if differing:
-        published, ours = (
-            ", ".join(f"{name}={pick(name)!r}" for name in differing)
-            for pick in (differing.get, lambda name: getattr(model, name))
-        )
-        logger.warning("the net of %s has %s, this one %s: its outputs will differ", code_base, published, ours)
-
-
-def own_names(layers: Layers) -> Names:
-    """Our own module paths, for nets that no other code base has."""
-    return [layer.name for layer in layers]
-
-
-def _names(layers: Layers, outside: dict[str, str | Pair], prefix: str, units: Callable[[list[str]], dict]) -> Names:
-    """The names of all layers, given those outside the blocks and, after a prefix, those of a block's units.
-
-    The latter may mention {stage}, {block} (in its stage), its {letter}, and {index} (over all blocks), from 0,
-    and {count} and {previous}, the next index and the stage before. None if a layer is left without a name.
-    """
-    names = _flat(outside)
-    blocks = [(name, list(members)) for name, members in groupby(layers, lambda layer: layer.path[0])]
-    placed = [(name, members) for name, members in blocks if re.fullmatch(PLACE, name)]
-    for index, (name, members) in enumerate(placed):
-        stage, block = map(int, re.fullmatch(PLACE, name).groups())
-        places = {"stage": stage, "block": block, "index": index, "count": index + 1, "previous": stage - 1}
-        places["letter"] = "abcdefgh"[block % 8]
-        inside = units(list(dict.fromkeys(layer.path[1] for layer in members)))
-        names |= {f"{name}.{ours}": (prefix + theirs).format(**places) for ours, theirs in _flat(inside).items()}
-    found = [names.get(layer.name) for layer in layers]
-    return None if None in found else found
-
-
-def _flat(names: dict[str, str | Pair]) -> dict[str, str]:
-    """Every layer on its own, in place of pairs."""
-    flat = {}
-    for ours, theirs in names.items():
-        if isinstance(theirs, str):
-            flat[ours] = theirs
-        else:
-            flat[f"{ours}.conv"], flat[f"{ours}.bn"] = theirs
-    return flat
-
-
-def _numbered(units: list[str]) -> dict[str, Pair]:
-    """conv1, bn1, conv2, bn2, ... in the order of the units."""
-    return {unit: (f"conv{i}", f"bn{i}") for i, unit in enumerate(units, start=1)}
-
-
-def mobilenet_v1_kuangliu(layers: Layers) -> Names:
-    return _names(layers, {"stem": ("conv1", "bn1"), "classifier": "linear"}, "layers.{index}.", _numbered)
-
-
-def mobilenet_v1_timm(layers: Layers) -> Names:
-    outside = {"stem": ("conv_stem", "bn1"), "classifier": "classifier"}
-    units = {"depthwise": ("conv_dw", "bn1"), "pointwise": ("conv_pw", "bn2")}
-    return _names(layers, outside, "blocks.{stage}.{block}.", lambda _: units)
-
-
-def mobilenet_v1_keras(layers: Layers) -> Names:
-    outside = {"stem": ("conv1", "conv1_bn"), "classifier": "conv_preds"}
-    units = {"depthwise": ("dw_{count}", "dw_{count}_bn"), "pointwise": ("pw_{count}", "pw_{count}_bn")}
-    return _names(layers, outside, "conv_", lambda _: units)
-
-
-def mobilenet_v2_torchvision(layers: Layers) -> Names:
-    outside = {"stem": ("features.0.0", "features.0.1"), "classifier": "classifier.1"}
-    outside["head"] = ("features.18.0", "features.18.1")
-
-    def units(ours):
-        last = len(ours) - 1
-        names = {unit: (f"conv.{i}.0", f"conv.{i}.1") for i, unit in enumerate(ours[:-1])}
-        return names | {"project": (f"conv.{last}", f"conv.{last + 1}")}
-
-    return _names(layers, outside, "features.{count}.", units)
-
-
-def mobilenet_v2_timm(layers: Layers) -> Names:
-    outside = {"stem": ("conv_stem", "bn1"), "head": ("conv_head", "bn2"), "classifier": "classifier"}
-
-    def units(ours):
-        convs = ("conv_pw", "conv_dw", "conv_pwl") if "expand" in ours else ("conv_dw", "conv_pw")
-        return {unit: (conv, f"bn{i}") for i, (unit, conv) in enumerate(zip(ours, convs), start=1)}
-
-    return _names(layers, outside, "blocks.{stage}.{block}.", units)
-
-
-def mobilenet_v2_kuangliu(layers: Layers) -> Names:
-    outside = {"stem": ("conv1", "bn1"), "head": ("conv2", "bn2"), "classifier": "linear"}
-
-    def units(ours):
-        # That code base expands the first block too.
-        return _numbered(ours) | {"shortcut": ("shortcut.0", "shortcut.1")} if "expand" in ours else {}
-
-    return _names(layers, outside, "layers.{index}.", units)
-
-
-def mobilenet_v2_keras(layers: Layers) -> Names:
-    return _mobilenet_v2_keras(layers, "predictions", _keras_units)
-
-
-def mobilenet_v2_keras_logits(layers: Layers) -> Names:
-    # Its name for the classifier until about TensorFlow 2.0.
-    return _mobilenet_v2_keras(layers, "Logits", _keras_units)
-
-
-def mobilenet_v2_keras_published(layers: Layers) -> Names:
-    # Keras reads its own files by the order of the layers, so that they still have the names of who made them.
-    inside = ("expand", "depthwise", "project")
-    units = {unit: (f"mobl{{index}}_conv_{{index}}_{unit}", f"bn{{index}}_conv_{{index}}_bn_{unit}") for unit in inside}
-    return _mobilenet_v2_keras(layers, "Logits", lambda _: units)
-
-
-def _mobilenet_v2_keras(layers: Layers, classifier: str, units: Callable[[list[str]], dict]) -> Names:
-    outside = {"stem": ("Conv1", "bn_Conv1"), "head": ("Conv_1", "Conv_1_bn"), "classifier": classifier}
-    return _names(layers, outside, "", units)
-
-
-def _keras_units(ours: list[str]) -> dict[str, Pair]:
-    block = "block_{index}" if "expand" in ours else "expanded_conv"
-    return {unit: (f"{block}_{unit}", f"{block}_{unit}_BN") for unit in ("expand", "depthwise", "project")}
-
-
-def keras_classes(layers: Layers) -> Names:
-    """Keras's names for layers in a `.keras` file: their classes, numbered in the order of their calls."""
-    numbers: Counter[str] = Counter()
-    names = []
-    for layer in layers:
-        depthwise = layer.kind == "conv" and layer.shape[-2] == 1
-        name = {"conv": "conv2d", "batch_norm": "batch_normalization", "dense": "dense"}[layer.kind]
-        name = "depthwise_conv2d" if depthwise else name
-        names.append(f"{name}_{numbers[name]}" if numbers[name] else name)
-        numbers[name] += 1
-    return names
-
-
-def keras_classes_mobilenet_v1(layers: Layers) -> Names:
-    # Keras's classifier is a 1x1 convolution there.
-    return keras_classes([replace(layer, kind="conv") if layer.kind == "dense" else layer for layer in layers])
-
-
-def googlenet_torchvision(layers: Layers) -> Names:
-    outside = {f"stem{i}": (f"conv{i}.conv", f"conv{i}.bn") for i in (1, 2, 3)} | {"classifier": "fc"}
-    branches = {"conv1x1": "1", "reduce3x3": "2.0", "conv3x3": "2.1", "reduce_large": "3.0", "conv_large": "3.1"}
-    branches["pool_project"] = "4.1"
-    units = {unit: (f"{place}.conv", f"{place}.bn") for unit, place in branches.items()}
-    return _names(layers, outside, "inception{stage}{letter}.branch", lambda _: units)
-
-
-def resnet_torchvision(layers: Layers) -> Names:
-    return _resnet(layers, "downsample", "fc")
-
-
-def resnet_kuangliu(layers: Layers) -> Names:
-    return _resnet(layers, "shortcut", "linear")
-
-
-def _resnet(layers: Layers, shortcut: str, classifier: str) -> Names:
-    def units(ours):
-        return _numbered(ours) | {"shortcut": (f"{shortcut}.0", f"{shortcut}.1")}
-
-    return _names(layers, {"stem": ("conv1", "bn1"), "classifier": classifier}, "layer{stage}.{block}.", units)
-
-
-def vgg_torchvision(layers: Layers) -> Names:
-    hidden = [layer.name for layer in layers if layer.path[0].startswith("hidden")]
-    names = {name: f"classifier.{3 * i}" for i, name in enumerate(hidden)}
-    return _vgg(layers, names | {"classifier": f"classifier.{3 * len(hidden)}"}) if hidden else None
-
-
-def vgg_timm(layers: Layers) -> Names:
-    *_, last = (layer for layer in layers if layer.kind == "conv")
-    hidden = [layer for layer in layers if layer.path[0].startswith("hidden")]
-    if len(hidden) != 2 or hidden[0].shape[0] != 7 * 7 * last.shape[-1]:
-        return None
-    return _vgg(layers, {"hidden0": "pre_logits.fc1", "hidden1": "pre_logits.fc2", "classifier": "head.fc"})
-
-
-def vgg_kuangliu(layers: Layers) -> Names:
-    return _vgg(layers, {"classifier": "classifier"})
-
-
-def _vgg(layers: Layers, outside: dict[str, str]) -> Names:
-    """The convolutions numbered as in one sequence with BatchNorms, activations and pools."""
-    names, number, stage = dict(outside), 0, "stage1"
-    for layer in layers:
-        if layer.kind == "conv":
-            number += layer.path[0].partition("_")[0] != stage  # a pool
-            stage = layer.path[0].partition("_")[0]
-            names[layer.name] = f"features.{number}"
-            if layer.normalised:
-                names[layer.path[0] + ".bn"] = f"features.{number + 1}"
-            number += 3 if layer.normalised else 2
-    found = [names.get(layer.name) for layer in layers]
-    return None if None in found else found
-
-
-def squeezenet_torchvision(layers: Layers) -> Names:
-    # The pools, which hold no weights, are counted too.
-    numbers = (3, 4, 5, 7, 8, 9, 10, 12) if layers[0].shape[0] == 7 else (3, 4, 6, 7, 9, 10, 11, 12)
-    names = {"stem": "features.0", "classifier": "classifier.1"}
-    for fire, number in enumerate(numbers, start=2):
-        for conv in ("squeeze", "expand1x1", "expand3x3"):
-            names[f"fire{fire}.{conv}"] = f"features.{number}.{conv}"
-    found = [names.get(layer.name) for layer in layers]
-    return None if None in found else found
-
-
-def shufflenet_v1_kuangliu(layers: Layers) -> Names:
-    return _names(layers, {"stem": ("conv1", "bn1"), "classifier": "linear"}, "layer{previous}.{block}.", _numbered)
-
-
-def shufflenet_v1_megvii(layers: Layers) -> Names:
-    outside = {"stem": ("first_conv.0", "first_conv.1"), "classifier": "classifier.0"}
-    units = {
-        "pointwise1": ("1.0", "1.1"),
-        "depthwise": ("1.3", "1.4"),
-        "pointwise2": ("2.0", "2.1"),
-    }
-    return _names(layers, outside, "features.{index}.branch_main_", lambda _: units)
-
-
-def shufflenet_v2_torchvision(layers: Layers) -> Names:
-    outside = {"stem": ("conv1.0", "conv1.1"), "conv5": ("conv5.0", "conv5.1"), "classifier": "fc"}
-    units = {
-        "left_depthwise": ("branch1.0", "branch1.1"),
-        "left_pointwise": ("branch1.2", "branch1.3"),
-        "pointwise1": ("branch2.0", "branch2.1"),
-        "depthwise": ("branch2.3", "branch2.4"),
-        "pointwise2": ("branch2.5", "branch2.6"),
-    }
-    return _names(layers, outside, "stage{stage}.{block}.", lambda _: units)
-
-
-def shufflenet_v2_kuangliu(layers: Layers) -> Names:
-    outside = {"stem": ("conv1", "bn1"), "conv5": ("conv2", "bn2"), "classifier": "linear"}
-
-    def units(ours):
-        return {} if "se" in ours else _numbered(ours)
-
-    return _names(layers, outside, "layer{previous}.{block}.", units)
-
-
-def shufflenet_v2_megvii(layers: Layers) -> Names:
-    outside = {"stem": ("first_conv.0", "first_conv.1"), "conv5": ("conv_last.0", "conv_last.1")}
-    outside["classifier"] = "classifier.0"
-    units = {
-        "left_depthwise": ("proj.0", "proj.1"),
-        "left_pointwise": ("proj.2", "proj.3"),
-        "pointwise1": ("main.0", "main.1"),
-        "depthwise": ("main.3", "main.4"),
-        "pointwise2": ("main.5", "main.6"),
-    }
-    return _names(layers, outside, "features.{index}.branch_", lambda _: units)
 
 
 FROM_MINUS_1_TO_1 = (0.5,) * 3, (0.5,) * 3
@@ -356,17 +91,19 @@ IMAGENET_V1, CIFAR_V1 = IMAGENET | STAGES_V1, CIFAR | STAGES_V1
 IMAGENET_V2 = IMAGENET | {"stage_strides": MobileNetV2.stage_strides}
 CIFAR_V2 = CIFAR | {"stage_strides": CIFAR_STAGE_STRIDES}
 CIFAR_CLASSES = (10, 100)
-TORCHVISION_MOBILENET_V2 = Layout(mobilenet_v2_torchvision, usual=RELU6 | MOBILENET_V2 | IDENTITY, strides=IMAGENET_V2)
-TORCHVISION_SHUFFLENET_V2 = Layout(
-    shufflenet_v2_torchvision, required={"variant": "torchvision"}, usual=RELU, strides=IMAGENET
+TORCHVISION_MOBILENET_V2 = Layout(
+    named.mobilenet_v2_torchvision, usual=RELU6 | MOBILENET_V2 | IDENTITY, strides=IMAGENET_V2
 )
-TORCHVISION_VGG = Layout(vgg_torchvision, bias_before_batch_norm=True, usual=RELU)
+TORCHVISION_SHUFFLENET_V2 = Layout(
+    named.shufflenet_v2_torchvision, required={"variant": "torchvision"}, usual=RELU, strides=IMAGENET
+)
+TORCHVISION_VGG = Layout(named.vgg_torchvision, bias_before_batch_norm=True, usual=RELU)
 # The first layout of each net is the one that `export` takes by itself.
 LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
     GoogLeNet: {
         # Whose published net has its `transform_input` make these of ImageNet's.
         "torchvision": Layout(
-            googlenet_torchvision,
+            named.googlenet_torchvision,
             training_only=("aux1", "aux2"),
             required={"large_kernel": 3},
             usual={"activation": "relu", "bn_epsilon": 1e-3},
@@ -374,46 +111,52 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
         )
     },
     MobileNetV1: {
-        "kuangliu": Layout(mobilenet_v1_kuangliu, usual=RELU | MOBILENET_V1, strides=CIFAR_V1),
+        "kuangliu": Layout(named.mobilenet_v1_kuangliu, usual=RELU | MOBILENET_V1, strides=CIFAR_V1),
         "timm": Layout(
-            mobilenet_v1_timm,
+            named.mobilenet_v1_timm,
             usual=RELU6 | MOBILENET_V1,
             strides=IMAGENET_V1,
             normalization=FROM_MINUS_1_TO_1,
         ),
         "Keras": Layout(
-            mobilenet_v1_keras, convolutions={"classifier": 1}, usual=KERAS_V1, strides=IMAGENET_V1, **KERAS
+            named.mobilenet_v1_keras, convolutions={"classifier": 1}, usual=KERAS_V1, strides=IMAGENET_V1, **KERAS
         ),
         "Keras (by class)": Layout(
-            keras_classes_mobilenet_v1, convolutions={"classifier": 1}, usual=KERAS_V1, strides=IMAGENET_V1, **KERAS
+            named.keras_classes_mobilenet_v1,
+            convolutions={"classifier": 1},
+            usual=KERAS_V1,
+            strides=IMAGENET_V1,
+            **KERAS,
         ),
     },
     MobileNetV2: {
         "torchvision": TORCHVISION_MOBILENET_V2,
-        "timm": Layout(mobilenet_v2_timm, usual=RELU6 | MOBILENET_V2 | IDENTITY, strides=IMAGENET_V2),
+        "timm": Layout(named.mobilenet_v2_timm, usual=RELU6 | MOBILENET_V2 | IDENTITY, strides=IMAGENET_V2),
         "kuangliu": Layout(
-            mobilenet_v2_kuangliu, usual=RELU | MOBILENET_V2 | {"shortcut": "projection"}, strides=CIFAR_V2
+            named.mobilenet_v2_kuangliu, usual=RELU | MOBILENET_V2 | {"shortcut": "projection"}, strides=CIFAR_V2
         ),
         "chenyaofo": replace(TORCHVISION_MOBILENET_V2, strides=CIFAR_V2, classes=CIFAR_CLASSES),
-        "Keras": Layout(mobilenet_v2_keras, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
-        "Keras (Logits)": Layout(mobilenet_v2_keras_logits, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
-        "Keras (published)": Layout(mobilenet_v2_keras_published, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
-        "Keras (by class)": Layout(keras_classes, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
+        "Keras": Layout(named.mobilenet_v2_keras, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
+        "Keras (Logits)": Layout(named.mobilenet_v2_keras_logits, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
+        "Keras (published)": Layout(named.mobilenet_v2_keras_published, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
+        "Keras (by class)": Layout(named.keras_classes, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
     },
     ResNet: {
-        "torchvision": Layout(resnet_torchvision, usual=RELU),
-        "timm": Layout(resnet_torchvision, usual=RELU),
-        "kuangliu": Layout(resnet_kuangliu, usual=RELU),
+        "torchvision": Layout(named.resnet_torchvision, usual=RELU),
+        "timm": Layout(named.resnet_torchvision, usual=RELU),
+        "kuangliu": Layout(named.resnet_kuangliu, usual=RELU),
     },
     SqueezeNet: {
-        "torchvision": Layout(squeezenet_torchvision, usual={"activation": "relu", "bypass": "none"}, strides=IMAGENET)
+        "torchvision": Layout(
+            named.squeezenet_torchvision, usual={"activation": "relu", "bypass": "none"}, strides=IMAGENET
+        )
     },
     ShuffleNetV1: {
         "kuangliu": Layout(
-            shufflenet_v1_kuangliu, required={"variant": "kuangliu"}, usual=SHUFFLENET_V1, strides=CIFAR
+            named.shufflenet_v1_kuangliu, required={"variant": "kuangliu"}, usual=SHUFFLENET_V1, strides=CIFAR
         ),
         "megvii": Layout(
-            shufflenet_v1_megvii,
+            named.shufflenet_v1_megvii,
             classifier_bias=False,
             usual=SHUFFLENET_V1,
             strides=IMAGENET,
@@ -423,10 +166,12 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
     },
     ShuffleNetV2: {
         "torchvision": TORCHVISION_SHUFFLENET_V2,
-        "kuangliu": Layout(shufflenet_v2_kuangliu, required={"variant": "torchvision"}, usual=RELU, strides=CIFAR),
+        "kuangliu": Layout(
+            named.shufflenet_v2_kuangliu, required={"variant": "torchvision"}, usual=RELU, strides=CIFAR
+        ),
         "chenyaofo": replace(TORCHVISION_SHUFFLENET_V2, strides=CIFAR, classes=CIFAR_CLASSES),
         "megvii": Layout(
-            shufflenet_v2_megvii,
+            named.shufflenet_v2_megvii,
             classifier_bias=False,
             usual=RELU,
             strides=IMAGENET,
@@ -437,8 +182,10 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
     },
     VGG: {
         "torchvision": TORCHVISION_VGG,
-        "timm": Layout(vgg_timm, bias_before_batch_norm=True, convolutions={"hidden0": 7, "hidden1": 1}, usual=RELU),
-        "kuangliu": Layout(vgg_kuangliu, bias_before_batch_norm=True, usual=RELU),
+        "timm": Layout(
+            named.vgg_timm, bias_before_batch_norm=True, convolutions={"hidden0": 7, "hidden1": 1}, usual=RELU
+        ),
+        "kuangliu": Layout(named.vgg_kuangliu, bias_before_batch_norm=True, usual=RELU),
         "chenyaofo": TORCHVISION_VGG,
     },
 }
@@ -446,17 +193,27 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
 
 def layouts_of(model: nn.Module) -> dict[str, Layout]:
     """The layouts known for a net, by name."""
-    return LAYOUTS.get(type(model), {}) | {"jaxnets": Layout(own_names)}
+    return LAYOUTS.get(type(model), {}) | {"jaxnets": Layout(named.own_names)}
 
 
-def check_strides(model: nn.Module, layout: Layout, classes: int | None):
-    """A warning if the net has other strides than the published net of this layout, which has so many `classes`.
+def warn_of_differing(model: nn.Module, code_base: str, fields: dict[str, Any]):
+    """A warning if the net has other values of these fields, which are those of the code base's net."""
+    differing = {name: value for name, value in fields.items() if getattr(model, name) != value}
+    if differing:
+        published, ours = (
+            ", ".join(f"{name}={pick(name)!r}" for name in differing)
+            for pick in (differing.get, lambda name: getattr(model, name))
+        )
+        logger.warning("the net of %s has %s, this one %s: its outputs will differ", code_base, published, ours)
 
-    `classes` is None for weights without a classifier. Only for weights that are read: whoever writes a net in a
-    layout, which may be the only one that has it, may give it any strides.
+
+def warn_unless_published(model: nn.Module, layout: Layout, classes: int | None):
+    """A warning if weights of this layout were read for a net that is not the published one.
+
+    They have so many `classes`, or None: no classifier. Strides count too, but not for what is written: the layout may
+    be the only one that has the net.
     """
     alike = [(name, other) for name, other in layouts_of(model).items() if other.names is layout.names]
-    if classes is None and len(alike) > 1:
-        return  # only the classes tell whose net it is
+    unsure = classes is None and len(alike) > 1  # only the classes would tell whose strides these are
     code_base, published = max(alike, key=lambda pair: classes in pair[1].classes)  # the first where none has them
-    _warn_of_differing(model, code_base, published.strides)
+    warn_of_differing(model, code_base, published.usual | ({} if unsure else published.strides))

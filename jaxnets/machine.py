@@ -10,8 +10,7 @@ from pathlib import Path
 
 import jax
 
-from jaxnets import ops
-from jaxnets.benchmark_worker import usable_cores
+from jaxnets import cores, ops
 from jaxnets.errors import UserError, writing
 from jaxnets.plain_files import parse_json, read_text, replacing
 
@@ -31,7 +30,7 @@ def describe(*packages: str) -> dict[str, object]:
     return {
         "device": _processor() if devices[0].platform == "cpu" else devices[0].device_kind,
         "num_devices": len(devices),
-        "cores": len(usable_cores()),
+        "cores": len(cores.usable()),
         "operators": ops.formulation(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions | {name: metadata.version(name) for name in counting},

@@ -80,7 +80,7 @@ def find_match(model: nn.Module, layers: Sequence[Layer], weights: Weights, modu
             needed = {name for name in stripped if name.partition(".")[0] not in layout.training_only}
             if names and set(names) == needed:
                 if not weights.fields:  # which say what net it is
-                    layout.check(model, code_base)
+                    layout.require_fields(model, code_base)
                 ordered = [stripped[name] for name in names]
                 if not _misfits(layout.expected(layers), names, ordered):
                     return Match(layers, ordered, layout)

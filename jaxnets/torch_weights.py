@@ -19,7 +19,7 @@ import numpy as np
 from jaxnets import create_model, keras_weights, weight_files
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer, layers_of
-from jaxnets.layouts import Layout, check_strides, layouts_of
+from jaxnets.layouts import Layout, layouts_of, warn_of_differing, warn_unless_published
 from jaxnets.megvii_weights import ChannelOrder
 from jaxnets.module_match import ANY, STATISTICS, TRACKED, Match, Module, explain_mismatch, find_match, group
 
@@ -110,7 +110,7 @@ def _match(
         logger.warning("%s fits, but %s: the outputs will differ", weights.origin, differences)
     if found.layout and not weights.fields:  # which would say whether it is the published net
         known = found.layers[-1].path == classifier.path
-        check_strides(model, found.layout, np.shape(found.modules[-1]["weight"])[0] if known else None)
+        warn_unless_published(model, found.layout, np.shape(found.modules[-1]["weight"])[0] if known else None)
     return found
 
 
@@ -183,7 +183,8 @@ def _choose_layout(model: nn.Module, layers: Sequence[Layer], name: str | None) 
         name = next(key for key in names if known[key].fits(model))
     if name not in names:
         raise UserError(f"layout={name!r} has no such {type(model).__name__}: take one of {', '.join(names)}")
-    known[name].check(model, name)
+    known[name].require_fields(model, name)
+    warn_of_differing(model, name, known[name].usual)
     return known[name], names[name]
 
 

@@ -15,7 +15,7 @@ import optax
 import pytest
 import torch
 
-from jaxnets import benchmark, benchmark_jax, benchmark_report, benchmark_torch, benchmark_worker, machine
+from jaxnets import benchmark, benchmark_jax, benchmark_report, benchmark_torch, benchmark_worker, cores, machine
 from jaxnets.benchmark import Race, floor_of, task_of
 from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Worker
 from jaxnets.errors import UserError
@@ -239,7 +239,7 @@ def test_pytorch_trains():
 def test_pytorch_races_in_its_fastest_form(monkeypatch):
     monkeypatch.setattr(benchmark_torch, "TRIAL_SECONDS", 0.05)
     task = dataclasses.replace(task_of("squeezenet1_1_cifar", "latency"), threads=1)
-    contender = benchmark_torch.prepare(task, compiled=False, cores=benchmark_worker.usable_cores())
+    contender = benchmark_torch.prepare(task, compiled=False, cores=cores.usable())
     tried = contender.report["tried"]
     assert set(tried) == {a + b for a in ("channels_last", "NCHW") for b in ("", ", fused", ", TorchScript")}
     assert contender.report["form"] == min(tried, key=tried.get)
@@ -250,20 +250,20 @@ def test_pytorch_races_in_its_fastest_form(monkeypatch):
 def test_the_compiler_has_all_cores_though_openmp_binds_the_thread_that_asks(repository):
     code = """if True:
         import os
-        from jaxnets import benchmark_worker
-        cores = benchmark_worker.usable_cores()
+        from jaxnets import cores
+        usable = cores.usable()
         from jaxnets import benchmark_torch
         import torch, torch._inductor.config
         torch.ones(1 << 20).sum()
         bound = os.sched_getaffinity(0)
-        with benchmark_torch._unbound(cores):
+        with benchmark_torch._unbound(usable):
             free = os.sched_getaffinity(0)
-        print(len(cores), len(free), os.sched_getaffinity(0) == bound, torch._inductor.config.compile_threads)
+        print(len(usable), len(free), os.sched_getaffinity(0) == bound, torch._inductor.config.compile_threads)
     """
     worker = benchmark_worker.environment("torch_compile")
     printed = subprocess.run([sys.executable, "-c", code], cwd=repository, env=os.environ | worker, capture_output=True)
-    cores = len(benchmark_worker.usable_cores())
-    assert printed.stdout.decode().split() == [str(cores), str(cores), "True", str(cores)], printed.stderr
+    count = str(len(cores.usable()))
+    assert printed.stdout.decode().split() == [count, count, "True", count], printed.stderr
 
 
 BAD = {

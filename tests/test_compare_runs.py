@@ -10,10 +10,10 @@ import signal
 import jax
 import pytest
 
-from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, models, workdir
+from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, workdir
 from jaxnets.errors import UserError
 from tests.slow import slow_after
-from tests.tiny_net import TinyNet, small_digits
+from tests.tiny_net import registered, small_digits
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -23,13 +23,12 @@ MODELS = ("tiny", "tiny:width=0.5")
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
     """The digits' configuration, made small."""
-    models.MODELS["tiny"] = TinyNet
     config = small_digits()
     config.data_dir = str(tmp_path_factory.mktemp("tfds"))
     config.eval_split = "test[:48]"
     config.compilation_cache = False  # the suite's own is set in conftest.py
-    yield {"digits": config}
-    del models.MODELS["tiny"]
+    with registered():
+        yield {"digits": config}
 
 
 @pytest.fixture

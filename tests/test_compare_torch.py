@@ -26,7 +26,7 @@ from jaxnets import (
 )
 from jaxnets.errors import UserError
 from tests.slow import mark_slow, slow_after
-from tests.tiny_net import TinyNet, small_digits
+from tests.tiny_net import TinyNet, registered, small_digits
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -47,10 +47,10 @@ class TinyTorch(nn.Module):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    models.MODELS["tiny"] = TinyNet
     torch_nets.NETS["tiny"] = TinyTorch
-    yield str(tmp_path_factory.mktemp("tfds"))
-    del models.MODELS["tiny"], torch_nets.NETS["tiny"]
+    with registered():
+        yield str(tmp_path_factory.mktemp("tfds"))
+    del torch_nets.NETS["tiny"]
 
 
 @pytest.fixture

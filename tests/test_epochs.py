@@ -16,13 +16,13 @@ from jaxnets import checkpoint, epochs, evaluate, interruption, journal, loop, s
 from jaxnets.errors import UserError
 from jaxnets.progress import Progress
 from tests.chaos import runs
-from tests.tiny_net import small_digits
+from tests.tiny_net import registered, small_digits
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory, undrawn):
     """The configuration of two epochs of five steps, a call each."""
-    with runs.tiny_net():
+    with registered():
         yield partial(runs.make_config, tmp_path_factory.mktemp("data"), steps_per_call=5)
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxnets
-from jaxnets import config_file, loop, models, optim, plots, settings, summary
+from jaxnets import config_file, loop, optim, plots, settings, summary
 from jaxnets.errors import UserError
 from jaxnets.figures import __main__ as command
 from jaxnets.figures import (
@@ -29,7 +29,7 @@ from jaxnets.figures import (
 from jaxnets.figures.options import Options
 from jaxnets.models import layers, mobilenet_v2
 from tests.test_compare import SMALL
-from tests.tiny_net import TinyNet, diverging_at
+from tests.tiny_net import diverging_at, registered
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -119,10 +119,9 @@ def test_a_layer_alone_is_the_layer_of_the_net():
 @pytest.fixture(scope="module")
 def small(repository, tmp_path_factory):
     """Arguments with which a figure's nets are trained in seconds, on `tiny`."""
-    models.MODELS["tiny"] = TinyNet
     overrides = [f"--config.data_dir={tmp_path_factory.mktemp('tfds')}", *SMALL]
-    yield [f"--config={repository}/configs/digits.py", *overrides]
-    del models.MODELS["tiny"]
+    with registered():
+        yield [f"--config={repository}/configs/digits.py", *overrides]
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from jaxnets import (
     evaluate,
     journal,
     loop,
-    models,
     predictions,
     report,
     streaming,
@@ -29,14 +28,13 @@ from jaxnets import (
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan
 from tests.slow import slow_after
-from tests.tiny_net import TinyNet, small_digits
+from tests.tiny_net import registered, small_digits
 
 
 @pytest.fixture(scope="module")
 def make_config(tmp_path_factory):
     """Two epochs of five steps of a tiny net on a few small digits."""
     data_dir = str(tmp_path_factory.mktemp("tfds"))
-    models.MODELS["tiny"] = TinyNet
 
     def make(**fields):
         config = small_digits()
@@ -46,8 +44,8 @@ def make_config(tmp_path_factory):
         config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
         return config
 
-    yield make
-    del models.MODELS["tiny"]
+    with registered():
+        yield make
 
 
 def numbers(workdir):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from jaxnets import ops
+from tests.kernels import NATIVE
 from tests.slow import each_once, mark_slow
 
 FORMULATIONS = [name for name in ops.FORMULATIONS if name != "native" or ops.native_library.available()]
@@ -80,11 +81,9 @@ def test_bfloat16_depthwise_convolution_rounds_once(portable, kernel_size, strid
         np.testing.assert_allclose(np.float64(a), b, rtol=2**-8, atol=2**-8 * np.abs(b).max() * 0.5)
 
 
-@pytest.mark.parametrize("name", [*PORTABLE, "native"])
+@pytest.mark.parametrize("name", [*PORTABLE, NATIVE])
 def test_bfloat16_average_pooling_rounds_once(name):
     """A ninth itself would be rounded to .1113."""
-    if name == "native" and not ops.native_library.available():
-        pytest.skip("no C++")
     x = jnp.asarray(random(0, 2, 8, 8, 5) + 3, jnp.bfloat16)
     with ops.using(name):
         got = ops.avg_pool(x, 3, strides=2, padding=((1, 1), (1, 1)))
@@ -222,11 +221,9 @@ NO_MAPS = [
 ]
 
 
-@pytest.mark.parametrize("name", [*PORTABLE, "native"])
+@pytest.mark.parametrize("name", [*PORTABLE, NATIVE])
 @pytest.mark.parametrize(("shape", "kernel_shape", "pad", "groups"), NO_MAPS)
 def test_no_channels_no_image_or_no_outputs(name, shape, kernel_shape, pad, groups):
-    if name == "native" and not ops.native_library.available():
-        pytest.skip("no C++")
     function = convolution((1, 1), ((pad, pad), (pad, pad)), groups)
     got, expected = both(name, function, random(0, *shape), random(1, *kernel_shape))
     assert_close(got, expected)

@@ -9,15 +9,11 @@ from hypothesis import strategies as st
 
 from jaxnets import ops
 from jaxnets.ops import Biased, Channels, Convolution, Filtered, Normalized
+from tests.kernels import NATIVE, needs_kernels
 from tests.slow import each_once
 
 INF = float("inf")
-FORMULATIONS = [
-    pytest.param(
-        name, marks=pytest.mark.skipif(name == "native" and not ops.native_library.available(), reason="no C++")
-    )
-    for name in ("xla", "native")
-]
+FORMULATIONS = ["xla", NATIVE]
 TRAINING = [*FORMULATIONS, "gpu"]  # which in evaluation computes what xla does
 RELU, RELU6 = (0.0, INF), (0.0, 6.0)
 
@@ -95,6 +91,7 @@ def test_bottleneck_of_many_rows_and_full_vectors(name):
     compare(name, bottleneck(1, ops.UNBOUNDED), *bottleneck_arrays(6, 16, 16, 16, 64, 5), tolerance=2e-5)
 
 
+@needs_kernels
 @settings(max_examples=4, deadline=None)
 @given(
     st.tuples(st.integers(1, 3), st.integers(2, 9), st.integers(2, 9), st.integers(1, 20), st.integers(2, 50)),
@@ -102,8 +99,6 @@ def test_bottleneck_of_many_rows_and_full_vectors(name):
     st.sampled_from([3, 5]),
 )
 def test_bottleneck_of_any_shape(shape, stride, size):
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     arrays = bottleneck_arrays(shape[0] + 1, *shape[1:], size)
     compare("native", bottleneck(stride, ops.UNBOUNDED), *arrays, tolerance=1e-4)
 
@@ -171,10 +166,8 @@ def test_1x1_whose_channels_are_shuffled_in_evaluation(name, groups, shuffle, ch
     (compare if image[0] > 1 else compare_values)(name, function, *arrays)
 
 
+@needs_kernels
 def test_a_shuffle_is_part_of_the_1x1_kernel():
-    if not ops.native_library.available():
-        pytest.skip("no C++")
-
     def function(x, kernel):
         convolution = Convolution(x, kernel, (1, 1), ops.NO_PADDING, 2)
         return jnp.asarray(ops.conv_batch_norm(convolution, jnp.ones(8), jnp.zeros(8), shuffle=2)[0]).sum()
@@ -203,6 +196,7 @@ def test_dense_convolution_with_bias_or_batch_norm(name, size, stride, padding):
     compare(name, function, *arrays, normal(3, 3, 3, 18, 9), normal(4, 9) + 2, normal(5, 9))
 
 
+@needs_kernels
 @each_once(
     {
         "size, stride, width, padding": [(3, 1, 16, 1), (3, 2, 32, 1), (7, 2, 48, 3), (2, 2, 16, 0)],
@@ -211,8 +205,6 @@ def test_dense_convolution_with_bias_or_batch_norm(name, size, stride, padding):
 )
 def test_a_stem_whose_rows_are_tiles(size, stride, width, padding, channels):
     """Windows of whole rows overlap in the caches; 300 rows and more are several chunks."""
-    if not ops.native_library.available():
-        pytest.skip("no C++")
 
     def function(x, kernel, scale, bias):
         convolution = Convolution(x, kernel, (stride, stride), ((padding, padding), (padding, padding)), 1)
@@ -260,12 +252,11 @@ def side_by_side(geometry):
     return function
 
 
+@needs_kernels
 @settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_dense_convolution_of_any_geometry(data):
     """What windows of other rows, and of the next task, add to the gradient of an image."""
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     draw = lambda least, most: data.draw(st.integers(least, most))  # noqa: E731
     stride, kernel = draw(1, 3), (draw(1, 5), draw(1, 5))
     padding = (draw(-2, 4), draw(-2, 4)), (draw(-2, 4), draw(-2, 4))
@@ -276,40 +267,56 @@ def test_dense_convolution_of_any_geometry(data):
     compare("native", function, arrays[0], kernels[0], arrays[1], kernels[1], tolerance=2e-5)
 
 
+@needs_kernels
 @pytest.mark.parametrize("shape", [(1, 61, 40), (40, 8, 8), (3, 1, 700), (300, 2, 3)])
 def test_gradient_of_images_that_tasks_share(shape):
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     arrays = normal(0, *shape, 5), normal(1, 5, 3, 5, 20), normal(2, 20), normal(3, 1, 1, 2, 3)
     compare("native", side_by_side(((1, 1), ((2, 2), (1, 1)))), *arrays, tolerance=2e-5)
 
 
-@pytest.mark.parametrize("normalized", [False, True])
-def test_the_gradient_of_a_net_s_images_is_computed_only_where_it_is_asked_for(normalized):
-    if not ops.native_library.available():
-        pytest.skip("no C++")
+def of_stem(kind):
+    """A net's stem, without more."""
 
-    @jax.jit
     def loss(x, kernel, bias):
-        convolution = Convolution(x, kernel, (2, 2), ((1, 1), (1, 1)), 1)
-        y = conv_bn(x, kernel, bias, bias) if normalized else ops.conv_bias(convolution, bias, bounds=RELU)
-        return jnp.sum(jnp.asarray(y))
+        if kind == "normalised":
+            return jnp.sum(jnp.asarray(conv_bn(x, kernel, bias, bias, stride=2)))
+        y = ops.conv_bias(Convolution(x, kernel, (2, 2), ((1, 1), (1, 1)), 1), bias, bounds=RELU)
+        return jnp.sum(ops.max_pool(y, 2, strides=1) if kind == "pooled" else jnp.asarray(y))
 
-    arrays = jnp.asarray(normal(0, 2, 7, 5, 3)), jnp.asarray(normal(1, 3, 3, 3, 8)), jnp.ones(8)
+    return loss
 
-    def written(argnums):
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["biased", "pooled", "normalised"])
+def test_the_gradient_of_a_net_s_images_is_computed_only_where_it_is_asked_for(kind):
+    arrays = jnp.asarray(normal(0, 2, 7, 5, 3)), jnp.asarray(normal(1, 3, 3, 3, 24)), jnp.ones(24)
+
+    def calls(argnums):
         with ops.using("native"):
-            program = str(jax.make_jaxpr(jax.grad(loss, argnums))(*arrays))
-        call = next(line for line in program.splitlines() if "f32[3,3,3,8]" in line and "= ffi_call" in line)
-        return "f32[2,7,5,3]" in call.split("=")[0]
+            program = jax.jit(jax.grad(of_stem(kind), argnums)).lower(*arrays).compile().as_text()
+        return program.count('custom_call_target="jaxnets_dense_gradients"')
 
-    assert written((0, 1)) and not written(1)
+    assert (calls((0, 1, 2)), calls((1, 2)), calls(0)) == (2, 1, 1)
 
 
+@needs_kernels
+@pytest.mark.parametrize("kind", ["biased", "pooled", "normalised"])
+@pytest.mark.parametrize("channels", [3, 8])
+def test_a_function_jitted_once_has_every_gradient_that_is_asked_for(kind, channels):
+    """Of its first argument alone, of its second alone, and of both, in turns."""
+    x, kernel, bias = normal(0, 2, 7, 5, channels), normal(1, 3, 3, channels, 24), np.ones(24, np.float32)
+    with ops.using("native"):
+        loss = jax.jit(of_stem(kind))
+        _, of_both = jax.vjp(lambda x, kernel: loss(x, kernel, bias), x, kernel)
+        _, of_kernel = jax.vjp(lambda kernel: loss(x, kernel, bias), kernel)
+        _, of_image = jax.vjp(lambda x: loss(x, kernel, bias), x)
+        found = of_both(1.0), of_image(1.0) + of_kernel(1.0)
+    assert all(np.abs(gradient).max() > 0 for gradient in found[0])
+    jax.tree.map(np.testing.assert_array_equal, *found)
+
+
+@needs_kernels
 def test_convolutions_with_bias_are_computed_into_one_array():
-    if not ops.native_library.available():
-        pytest.skip("no C++")
-
     def function(x, kernel, bias):
         parts = [ops.conv_bias(Convolution(x, kernel, (1, 1), ops.NO_PADDING, 1), b) for b in (bias, 2 * bias)]
         assert all(isinstance(part, Biased) for part in parts)
@@ -321,9 +328,8 @@ def test_convolutions_with_bias_are_computed_into_one_array():
     assert program.count("jaxnets_pointwise") == 2 and "concatenate" not in program
 
 
+@needs_kernels
 def test_what_is_deferred_is_like_an_array():
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     x, y = (jnp.asarray(normal(seed, 2, 3, 3, 4)) for seed in (0, 1))
     halves = Channels(x, 2, 2)
     np.testing.assert_array_equal(halves, x[..., 2:])
@@ -473,6 +479,7 @@ def test_depthwise_and_1x1_in_evaluation(name, stride, size, groups, channels, f
     compare_values(name, separable(stride, groups, ops.UNBOUNDED, RELU), *arrays)
 
 
+@needs_kernels
 @settings(max_examples=8, deadline=None)
 @given(
     shape=st.tuples(st.integers(0, 3), *[st.integers(1, 12)] * 2, *[st.integers(1, 40)] * 2),
@@ -480,11 +487,10 @@ def test_depthwise_and_1x1_in_evaluation(name, stride, size, groups, channels, f
     size=st.sampled_from([3, 5]),
 )
 def test_depthwise_and_1x1_of_any_shape(shape, stride, size):
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     compare_values("native", separable(stride), *separable_arrays(*shape, size))
 
 
+@needs_kernels
 @settings(max_examples=12, deadline=None)
 @given(
     image=st.tuples(*[st.integers(1, 17)] * 2),
@@ -496,8 +502,6 @@ def test_depthwise_and_1x1_of_any_shape(shape, stride, size):
 )
 def test_products_of_few_rows(image, groups, channels, features, size, join):
     """Of one image, whose kernels are packed by the thread that wants them."""
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     groups, features = (groups, groups * features) if size == 1 else (1, 3 * features)
 
     def function(x, kernel, gain, bias, other):
@@ -510,18 +514,16 @@ def test_products_of_few_rows(image, groups, channels, features, size, join):
     )
 
 
+@needs_kernels
 @pytest.mark.parametrize("height", [5, 16, 17])
 def test_depthwise_and_many_columns(height):
     """Of a few positions, which are computed before the products, and of more than that."""
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     compare_values("native", separable(1), *separable_arrays(1, height, 16, 33, 240))
 
 
+@needs_kernels
 def test_depthwise_is_left_to_the_1x1_that_reads_it():
     """One kernel; and without such a reader, the array."""
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     x, kernel, gain, bias, *rest = map(jnp.asarray, separable_arrays(2, 4, 4, 6, 6))
     with ops.using("native"):
         program = str(jax.make_jaxpr(lambda *arrays: jnp.asarray(separable(1)(*arrays)))(x, kernel, gain, bias, *rest))
@@ -538,10 +540,9 @@ def test_depthwise_is_left_to_the_1x1_that_reads_it():
     np.testing.assert_array_equal(jax.tree.map(lambda a: a, filtered), array)
 
 
+@needs_kernels
 @each_once({"bad": [np.nan, INF], "place": [(0, 0, 0, 0), (1, 4, 5, 17)]})
 def test_what_is_not_finite_passes_depthwise_and_1x1_as_in_the_reference(bad, place):
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     x, *rest = separable_arrays(2, 6, 6, 20, 18)
     x[place] = bad
     results = []
@@ -627,6 +628,7 @@ def stem_arrays(batch, height, width, channels, features, size):
 ONE = ((1, 1), (1, 1))
 
 
+@needs_kernels
 @pytest.mark.parametrize(
     ("shape", "stride", "pads", "window", "pool_stride", "pool_pads"),
     [
@@ -645,8 +647,6 @@ ONE = ((1, 1), (1, 1))
     ],
 )
 def test_a_stem_and_its_pooling(shape, stride, pads, window, pool_stride, pool_pads):
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     function, arrays = stem(stride, pads, window, pool_stride, pool_pads), stem_arrays(*shape)
     compare("native", function, *arrays)
     with ops.using("native"):
@@ -654,9 +654,8 @@ def test_a_stem_and_its_pooling(shape, stride, pads, window, pool_stride, pool_p
     assert program.count("jaxnets_stem") == 2 and "jaxnets_dense" not in program
 
 
+@needs_kernels
 def test_a_stem_under_transformations():
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     function = stem(2, ONE, 3, 2, ONE)
     x, *rest = map(jnp.asarray, stem_arrays(4, 33, 36, 3, 24, 3))
     mesh = jax.sharding.Mesh(jax.devices()[:4], "i")
@@ -684,9 +683,8 @@ def test_a_stem_under_transformations():
                 np.testing.assert_allclose(got, gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max())
 
 
+@needs_kernels
 def test_a_bias_where_64_bits_are_on():
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     x, kernel, _, bias = stem_arrays(1, 20, 20, 3, 5, 3)
     with jax.enable_x64(True), ops.using("native"):
         convolution = Convolution(jnp.asarray(x), jnp.asarray(kernel), (1, 1), ONE, 1)
@@ -696,10 +694,8 @@ def test_a_bias_where_64_bits_are_on():
         np.testing.assert_array_equal(pooled, ops.max_pool(jnp.asarray(y), 2, strides=2))
 
 
+@needs_kernels
 def test_a_large_kernel_and_a_map_that_was_computed_before_are_not_pooled_as_a_stem():
-    if not ops.native_library.available():
-        pytest.skip("no C++")
-
     def of_computed(x, kernel, bias):
         y = ops.conv_bias(Convolution(x, kernel, (1, 1), ((1, 1), (1, 1)), 1), bias)
         return jnp.asarray(y).sum() + ops.max_pool(y, 2, strides=2).sum()
@@ -712,10 +708,9 @@ def test_a_large_kernel_and_a_map_that_was_computed_before_are_not_pooled_as_a_s
         assert "jaxnets_stem" not in str(jax.make_jaxpr(of_computed)(x, kernel, bias))
 
 
+@needs_kernels
 @each_once({"bad": [np.nan, INF, -INF], "place": [(0, 0, 0, 0), (1, 16, 20, 2), (1, 32, 35, 1)]})
 def test_what_is_not_finite_passes_a_stem_as_in_the_reference(bad, place):
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     x, *rest = map(np.array, stem_arrays(2, 33, 36, 3, 24, 3))
     x[place] = bad
     results = []
@@ -733,6 +728,15 @@ def test_the_first_maximum_has_the_gradient(name):
     np.testing.assert_array_equal(gradient[0, :, :, 0], np.kron(np.ones((2, 2)), [[1, 0], [0, 0]]))
 
 
+@pytest.mark.parametrize("name", FORMULATIONS)
+def test_the_first_of_what_is_not_a_number_has_the_gradient(name):
+    x = np.arange(9, dtype=np.float32).reshape(1, 3, 3, 1)
+    x[0, 0, 1], x[0, 2, 0] = np.nan, np.nan
+    with ops.using(name):
+        gradient = jax.grad(lambda x: ops.max_pool(x, 3, strides=1).sum())(jnp.asarray(x))
+    np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1, 0], [0, 0, 0], [0, 0, 0]])
+
+
 @pytest.mark.parametrize("name", ["reference", *FORMULATIONS])
 def test_infinity_and_nan_pass_a_maximum(name):
     x = np.full((1, 4, 6, 3), -INF, np.float32)
@@ -742,10 +746,9 @@ def test_infinity_and_nan_pass_a_maximum(name):
     np.testing.assert_array_equal(y, [[INF, -INF, -INF], [-INF, np.nan, 1]])
 
 
+@needs_kernels
 @each_once({"bad": [np.nan, INF], "kernel": [(1, 1, 20, 18), (3, 3, 20, 18), (1, 1, 10, 18)]})
 def test_what_is_not_finite_spreads_as_in_the_reference(bad, kernel):
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     x, weights = normal(0, 2, 6, 5, 20), normal(1, *kernel)
     x[1, 2, 3, 4] = bad
     pad, groups = (kernel[0] - 1) // 2, 20 // kernel[2]
@@ -758,11 +761,10 @@ def test_what_is_not_finite_spreads_as_in_the_reference(bad, kernel):
         np.testing.assert_allclose(g, e, rtol=1e-4, atol=1e-4)
 
 
+@needs_kernels
 @pytest.mark.parametrize(("mean", "std"), [(1e3, 1.0), (1e4, 1e-1), (-1e6, 1.0)])
 def test_moments_of_products_with_a_large_mean_and_a_small_variance(mean, std):
     """A 1x1 convolution by the identity, so that its outputs are known to the last bit."""
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     x = (mean + std * np.random.default_rng(0).normal(size=(8, 12, 12, 20))).astype(np.float32)
     convolution = Convolution(jnp.asarray(x), jnp.eye(20)[None, None], (1, 1), ops.NO_PADDING, 1)
     with ops.using("native"):
@@ -794,9 +796,8 @@ def test_an_empty_batch(name):
     assert not np.asarray(gradient).any()
 
 
+@needs_kernels
 def test_normalized_acts_as_its_array():
-    if not ops.native_library.available():
-        pytest.skip("no C++")
     x = jnp.asarray(normal(0, 2, 4, 4, 6))
     with ops.using("native"):
         y = conv_bn(x, jnp.asarray(normal(1, 1, 1, 6, 6)), jnp.ones(6), jnp.zeros(6), bounds=RELU)

@@ -21,17 +21,14 @@ from jaxnets.errors import UserError
 from jaxnets.ops import deferred, native, reference
 from jaxnets.ops.deferred import Convolution
 from jaxnets.ops.native import convolution, normalization
-from jaxnets.ops.native import library as native_library
+from tests.kernels import needs_kernels
 from tests.slow import each_once, mark_slow
 
 INF = float("inf")
 BOUNDS = [(-INF, INF), (0.0, INF), (0.0, 6.0), (-INF, 0.5)]
 
 
-@pytest.fixture(autouse=True)
-def _kernels():
-    if not native_library.available():
-        pytest.skip("needs a C++ compiler")
+pytestmark = needs_kernels
 
 
 def normal(seed, *shape):
@@ -306,6 +303,30 @@ def test_shard_map(axis_name, check_vma):
         return jax.jit(jax.shard_map(of_share, mesh=mesh, check_vma=check_vma, **specs))(*block_arrays(8))
 
     assert_same(run("native"), run("xla"))
+
+
+def test_shard_map_that_is_not_jitted():
+    """Dense and 1x1 convolutions with a bias, and one with BatchNorm."""
+    mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
+    pad = ((1, 1), (1, 1))
+
+    def loss(x, kernel, bias):
+        y = ops.conv_bias(Convolution(x, kernel, (1, 1), pad, 1), bias, bounds=(0.0, INF))
+        z, *_ = ops.conv_batch_norm(Convolution(jnp.asarray(y), kernel, (1, 1), pad, 1), bias, bias)
+        return (jnp.asarray(z) * jnp.cos(jnp.arange(z.size).reshape(z.shape))).mean()
+
+    def run(name):
+        def of_share(x, *params):
+            dx, *gradients = jax.grad(loss, (0, 1, 2))(x, *params)
+            return dx, lax.pmean(gradients, "devices")
+
+        share = jax.shard_map(
+            of_share, mesh=mesh, in_specs=(P("devices"), P(), P()), out_specs=(P("devices"), P()), check_vma=False
+        )
+        with ops.using(name):
+            return share(normal(0, 4, 6, 5, 8), normal(1, 3, 3, 8, 8), normal(2, 8) + 2)
+
+    assert_same(run("native"), run("xla"), rtol=1e-3)
 
 
 def test_second_derivatives_name_the_way_out():

@@ -16,11 +16,11 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import jaxnets
-from jaxnets import checkpoint, data, evaluate, loop, models, predict, settings, torch_weights, weight_files
+from jaxnets import checkpoint, data, evaluate, loop, predict, settings, torch_weights, weight_files
 from jaxnets.augment import normalize
 from jaxnets.errors import UserError, exit_on_user_error
 from tests.test_models import random_variables
-from tests.tiny_net import TinyNet, small_digits
+from tests.tiny_net import registered, small_digits
 
 SIZE = 16  # pixels a side, in the run
 
@@ -32,10 +32,9 @@ def run(tmp_path_factory):
     config.data_dir = str(tmp_path_factory.mktemp("tfds"))
     config.compilation_cache = False  # the suite's own is set in conftest.py
     config.ema_decay = 0.5
-    models.MODELS["tiny"] = TinyNet
     workdir = tmp_path_factory.mktemp("run") / "run"
-    yield workdir, loop.train(config, workdir)
-    del models.MODELS["tiny"]
+    with registered():
+        yield workdir, loop.train(config, workdir)
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +83,17 @@ def test_a_run_predicts_what_it_evaluates(run, files, which):
         np.testing.assert_allclose(ranked, -np.sort(-probabilities), rtol=1e-5)
 
 
-def test_the_best_checkpoint_is_the_default_and_as_accurate_as_its_record(run, files):
+def test_the_best_checkpoint_is_the_default_and_as_accurate_as_its_record(run, files, monkeypatch):
     workdir, (folder, labels) = run[0], files
+    loaded = []  # this run's best is its latest too
+    load = evaluate.load_run
+    monkeypatch.setattr(evaluate, "load_run", lambda *args, **kw: loaded.append(args) or load(*args, **kw))
     _, out, _ = command(f"--workdir={workdir}", folder, "--format=json", "--top=1")
     first = [entry["predictions"][0]["class"] for entry in objects(out)]
     manager = checkpoint.open_manager(workdir)
     recorded = manager.metrics(checkpoint.find_step(manager, "best"))["eval_accuracy"]
     assert np.mean(np.array(first) == labels) == pytest.approx(recorded)
+    assert [which for _, which in loaded] == ["best"]
 
 
 def test_averaged_weights_are_others(run, files):

@@ -1,8 +1,12 @@
 """A net of two convolutions: statistics, depthwise kernels, dropout, and nothing that takes long to compile."""
 
+import contextlib
+from collections.abc import Iterator
+
 import flax.linen as nn
 
 from configs import digits
+from jaxnets import models
 from jaxnets.errors import UserError
 from jaxnets.models.net import Net
 
@@ -15,6 +19,16 @@ class TinyNet(Net):
         x = self.conv_bn(8, 3, 2)(self.prepare(images), train)
         x = self.conv_bn(8, 3, feature_group_count=8)(x, train)
         return self.classify(x, train)
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """The net is known as "tiny" for a while."""
+    models.MODELS["tiny"] = TinyNet
+    try:
+        yield
+    finally:
+        del models.MODELS["tiny"]
 
 
 def small_digits():

@@ -3,13 +3,13 @@
 import pytest
 
 from jaxnets import report
-from tests.chaos import runs
+from tests.tiny_net import registered
 
 
 @pytest.fixture(scope="module")
 def tiny():
     """The tiny net by its name, and no pages: half a second each."""
-    with runs.tiny_net(), pytest.MonkeyPatch.context() as patch:
+    with registered(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "write", lambda workdirs: None)
         yield
 

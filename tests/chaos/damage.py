@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jaxnets import epochs, loop
 from tests.chaos import campaign, runs
+from tests.tiny_net import registered
 
 NEWEST = 15  # steps, of the run in `make_runs`
 BEFORE = 10
@@ -95,7 +96,7 @@ def main() -> None:
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="jaxnets-damage-"))
     tally = campaign.Tally()
-    with runs.tiny_net():
+    with registered():
         reference, killed = make_runs(folder, folder / "data")
         number = len(files(killed))
         cases = [(file, way) for file in files(killed) for way in WAYS]

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jaxnets import data, journal, loop, timing
 from tests.chaos import campaign, runs
+from tests.tiny_net import registered
 
 STEPS = 10  # of the tiny run
 PARTS = ("params", "batch_stats", "opt_state")
@@ -168,7 +169,7 @@ def main() -> None:
     rng = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="jaxnets-faults-"))
     tally = campaign.Tally()
-    with runs.tiny_net():
+    with registered():
         prepare(folder)
         for number in range(args.count):
             kind, wrong = attempt(BREAKS[number % len(BREAKS)], folder, rng)

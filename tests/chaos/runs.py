@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxnets import checkpoint, journal, loop, models, runtime
+from jaxnets import checkpoint, journal, loop, runtime
 from jaxnets.errors import UserError
-from tests.tiny_net import TinyNet, small_digits
+from tests.tiny_net import small_digits
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_FILES = (
@@ -33,16 +32,6 @@ def make_config(data_dir: Path, **fields: Any) -> ml_collections.ConfigDict:
     config.steps_per_call = config.log_every_steps = 1
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return config
-
-
-@contextlib.contextmanager
-def tiny_net() -> Iterator[None]:
-    """The net called "tiny" is there for a while."""
-    models.MODELS["tiny"] = TinyNet
-    try:
-        yield
-    finally:
-        del models.MODELS["tiny"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ import psutil
 
 from jaxnets import epochs, loop
 from tests.chaos import runs
+from tests.tiny_net import registered
 
 EVERY = 5  # epochs between evaluations, each with a checkpoint and the page
 SAMPLES = 200
@@ -97,7 +98,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2000)
     parser.add_argument("--streamed", action="store_true", help="read the images anew every epoch, in threads")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="jaxnets-soak-") as folder, runs.tiny_net():
+    with tempfile.TemporaryDirectory(prefix="jaxnets-soak-") as folder, registered():
         samples = soak(Path(folder), args.epochs, resident="false" if args.streamed else "true")
     for number, quarter in enumerate(quarters(samples), 1):
         print(f"quarter {number}: {quarter}")

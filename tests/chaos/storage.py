@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.chaos import campaign, runs
+from tests.tiny_net import registered
 
 DISK = 8 << 20  # bytes, ten times what the tiny run leaves
 PAGE = 4096
@@ -99,7 +100,7 @@ def main() -> None:
     disks = can_mount(folder / "disk")
     tally = campaign.Tally()
     for number in range(args.count):
-        with runs.tiny_net():
+        with registered():
             if disks and number % 2:
                 with small_disk(folder / "disk") as disk:
                     room = rng.randrange(2 * PAGE, used)

@@ -2,13 +2,14 @@
 
 import pytest
 
-from tests.chaos import runs, soak
+from tests.chaos import soak
+from tests.tiny_net import registered
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("resident", ["true", "false"])
 def test_what_a_run_holds_does_not_grow(tmp_path, resident):
-    with runs.tiny_net():
+    with registered():
         samples = soak.soak(tmp_path, 32, every=2, num_samples=16, resident=resident)
     assert [one.epoch for one in samples] == list(range(2, 33, 2))
     assert all(one.resident > 0 and one.device > 0 and one.arrays and one.files and one.threads for one in samples)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from jaxnets.ops import reference, xla
 from jaxnets.ops.deferred import Biased, Convolution, Normalized
@@ -25,6 +24,7 @@ from jaxnets.ops.native.normalization import (
 from jaxnets.ops.reference import NO_PADDING, UNBOUNDED
 
 DEPTHWISE_SIZES = ((3, 3), (5, 5))
+IMAGE_CHANNELS = 4
 
 
 class Plan(NamedTuple):
@@ -142,25 +142,23 @@ def _conv_moments(x, affine, kernel, plan):
 
 
 def _conv_moments_forward(x, affine, kernel, plan):
-    wanted = _if_wanted(x)
-    x, affine, kernel = _values(x, affine, kernel)
     y, moments = _conv_moments(x, affine, kernel, plan)
-    return (y, moments), (x, affine, kernel, y, moments, wanted)
+    return (y, moments), (x, affine, kernel, y if plan.moments else nothing(), moments)
 
 
 def _conv_moments_backward(plan, saved, cotangents):
-    x, affine, kernel, y, moments, wanted = saved
-    dy, dmoments = map(_array, cotangents)
-    y, correction = (y, correction_of(y, moments, dmoments)) if plan.moments else (nothing(), nothing())
+    x, affine, kernel, y, moments = saved
+    dy, dmoments = cotangents
+    correction = correction_of(y, moments, dmoments) if plan.moments else nothing()
     if plan.kind == "dense":
-        dx, dkernel, _ = _dense_gradients(plan, wanted, dy, y, correction, x, kernel)
+        dx, dkernel, _ = _dense_gradients(plan, dy, y, correction, x, kernel)
         return dx, affine, dkernel
     run = _depthwise_gradients if plan.kind == "depthwise" else _pointwise_gradients
     dx, sums, dkernel, *_ = run(plan, dy, y, correction, x, affine, kernel)
     return dx, affine_gradient(affine, sums), dkernel
 
 
-_conv_moments.defvjp(_conv_moments_forward, _conv_moments_backward, symbolic_zeros=True)
+_conv_moments.defvjp(_conv_moments_forward, _conv_moments_backward)
 
 
 class Part(NamedTuple):
@@ -178,15 +176,18 @@ class Part(NamedTuple):
 WHOLE = Part()
 
 # Gradients take dy and, or `nothing`: y with the `correction_of` its moments, or y alone, as it came out after the
-# bias and the clipping. They give those of x, of what it was read as (see `affine_gradient`), kernel and bias. x's is
-# None if it is not wanted.
+# bias and the clipping. They give those of x, of what it was read as (see `affine_gradient`), kernel and bias.
 
 
-def _dense_gradients(plan, wanted, dy, y, correction, x, kernel, part=WHOLE):
-    shapes = [(0,) if wanted is None else x.shape, kernel.shape, (part.bias,)]
-    arrays = align(dy, y, correction, x, kernel)
-    dx, *rest = call("dense_gradients", shapes, *arrays, **_attributes(plan), **part.attributes())
-    return None if wanted is None else dx, *rest
+def _dense_gradients(plan, dy, y, correction, x, kernel, part=WHOLE):
+    arrays, attributes = align(dy, y, correction, x, kernel), {**_attributes(plan), **part.attributes()}
+    of_x, others, none = [x.shape], [kernel.shape, (part.bias,)], [(0,)]
+    if x.shape[-1] > IMAGE_CHANNELS:
+        return call("dense_gradients", of_x + others, *arrays, **attributes)
+    # A net's images: nothing asks for their gradient, and XLA leaves out what is a call of its own.
+    dx, *_ = call("dense_gradients", of_x + 2 * none, *arrays, **attributes)
+    _, *rest = call("dense_gradients", none + others, *arrays, **attributes)
+    return dx, *rest
 
 
 def _pointwise_gradients(plan, dy, y, correction, x, affine, kernel, part=WHOLE):
@@ -198,22 +199,6 @@ def _pointwise_gradients(plan, dy, y, correction, x, affine, kernel, part=WHOLE)
 def _depthwise_gradients(plan, dy, y, correction, x, affine, kernel):
     shapes = [x.shape, (2, affine.size and x.shape[-1]), kernel.shape]
     return call("depthwise_gradients", shapes, *align(dy, y, correction, x, affine, kernel), **_attributes(plan))
-
-
-def _values(*primals):
-    return [primal.value for primal in primals]
-
-
-def _if_wanted(primal):
-    """What is saved of whether the gradient is asked for, which is not for the images that a net's stem reads.
-
-    None or an empty tuple: known as the gradient is traced.
-    """
-    return () if primal.perturbed else None
-
-
-def _array(cotangent):
-    return jnp.zeros(cotangent.shape, cotangent.dtype) if isinstance(cotangent, SymbolicZero) else cotangent
 
 
 def forward(plan, x, affine, kernel, output=None, bounds=UNBOUNDED, together=None, other=None):
@@ -289,28 +274,25 @@ def _conv_biases(plans, bounds, *operands):
 
 
 def _conv_biases_forward(plans, bounds, *operands):
-    wanted = tuple(map(_if_wanted, operands[::3]))
-    operands = _values(*operands)
     z = _conv_biases(plans, bounds, *operands)
-    return z, (operands, z, wanted)
+    return z, (operands, nothing() if bounds == UNBOUNDED else z)
 
 
 def _conv_biases_backward(plans, bounds, saved, dz):
-    operands, z, wanted = saved
-    dz, none = _array(dz), nothing()
-    gradients, to = [], 0
-    for plan, x, kernel, bias, x_wanted in zip(plans, operands[::3], operands[1::3], operands[2::3], wanted):
+    operands, z = saved
+    gradients, to, none = [], 0, nothing()
+    for plan, x, kernel, bias in zip(plans, operands[::3], operands[1::3], operands[2::3]):
         part = Part(to, bias.size, bounds)
         if plan.kind == "dense":
-            dx, dkernel, dbias = _dense_gradients(plan, x_wanted, dz, z, none, x, kernel, part)
+            dx, dkernel, dbias = _dense_gradients(plan, dz, z, none, x, kernel, part)
         elif plan.kind == "pointwise":
             dx, _, dkernel, dbias = _pointwise_gradients(plan, dz, z, none, x, none, kernel, part)
         else:
-            dy, dbias = unclipped_gradient(dz, z, bounds)
+            dy, dbias = unclipped_gradient(dz, z if z.size else dz, bounds)
             dx, _, dkernel = _depthwise_gradients(plan, dy, none, none, x, none, kernel)
         gradients += [dx, dkernel, dbias]
         to += bias.size
     return tuple(gradients)
 
 
-_conv_biases.defvjp(_conv_biases_forward, _conv_biases_backward, symbolic_zeros=True)
+_conv_biases.defvjp(_conv_biases_forward, _conv_biases_backward)

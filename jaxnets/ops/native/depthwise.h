@@ -94,7 +94,7 @@ struct ReadValues {
   static constexpr float kNone[kLanes] = {};
 };
 
-// How PaddedRows reads a gradient together with that of the moments: see GradientRows.
+// How PaddedRows reads a gradient, or it together with that of the moments, as GradientRows do.
 struct ReadGradient {
   const float *dy, *y;
   Reading correction;  // of the block's channels; no bounds

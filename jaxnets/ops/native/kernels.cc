@@ -2,7 +2,7 @@
 //
 // Where tasks have sums, the work is cut by the arrays' shapes alone, and these are added in the tasks' order: results
 // are the same bits whatever the number of threads. Zeros of the padding are multiplied like any other value, so that
-// NaN and infinity spread as they do in lax.
+// NaN and infinity spread as they do in lax; only a dense convolution's gradient of its image has no such zeros.
 //
 // An optional operand is an array without elements where it is not given.
 
@@ -180,7 +180,7 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Inde
   return ffi::Error::Success();
 }
 
-// dy and y from channel `to` on, as `Dense` wrote y.
+// dy and y from channel `to` on, as `Dense` wrote y; dx, and dkernel with dbias, where there is room for them.
 ffi::Error DenseGradients(ffi::ThreadPool pool, Index stride, Index top, Index left, Index to, float out_low,
                           float out_high, Input dy, Input y, Input correction, Input x, Input kernel, Output dx,
                           Output dkernel, Output dbias) {
@@ -192,7 +192,7 @@ ffi::Error DenseGradients(ffi::ThreadPool pool, Index stride, Index top, Index l
   std::optional<WindowGradients> of_rows;
   if (float* to_x = Optional(dx)) of_rows.emplace(pool, kernel.typed_data(), width, windows, rows, to_x);
   ProductGradients(pool, windows, depth, GradientOf(dy, y, correction, to, {out_low, out_high}, width), rows,
-                   of_rows ? &*of_rows : nullptr, dkernel->typed_data(), Optional(dbias));
+                   of_rows ? &*of_rows : nullptr, Optional(dkernel), Optional(dbias));
   return ffi::Error::Success();
 }
 

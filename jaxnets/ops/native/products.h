@@ -15,7 +15,7 @@
 namespace jaxnets {
 
 constexpr Index kFewRows = 256;
-constexpr Index kTaskRows = 128;  // at least, of a task with sums of its own, where there are tasks enough
+constexpr Index kTaskRows = 128;  // of a task with sums of its own, or more, where that leaves tasks enough
 constexpr Index kAhead = 12;  // rows of a kernel from what is read to what is fetched
 constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
 
@@ -453,16 +453,16 @@ class WindowGradients {
   std::vector<Task> tasks_;
 };
 
-// Of a product, the kernel's gradient, that of a bias if there is room for it, and that of the rows: `of_rows`, if it is
-// wanted.
+// Of a product, the gradients of the kernel and of a bias, if there is room for them, and that of the rows: `of_rows`,
+// if it is wanted.
 template <class Rows, class OfRows>
 void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const GradientRows& gradient, Index rows,
                       OfRows* of_rows, float* dkernel, float* dbias) {
   const Side width = gradient.side;
   const Index chunk = ChunkRows(2 * depth.pitch() + width.pitch());
-  // Each task has sums of its own, which are as much work as the products of some 10 rows.
+  // Each task has sums of its own, which are as much work as some 10 rows of the product.
   const Index weights = depth.pitch() * width.aligned(), most = std::clamp<Index>((2 << 20) / weights, 8, 64);
-  const Index tasks = std::min(std::max(std::min<Index>(DivideUp(rows, 2 * kRows), 8), DivideUp(rows, kTaskRows)), most);
+  const Index tasks = std::min(std::max(std::min<Index>(DivideUp(rows, 2 * kRows), 8), rows / kTaskRows), most);
   std::vector<KernelSums> kernel_sums(tasks);
   std::vector<ColumnSums> bias_sums(tasks);
   if (of_rows) of_rows->Begin(tasks);
@@ -470,7 +470,7 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
     // Tasks of the same size, in chunks of the same size.
     const Index tiles = DivideUp(rows, kRows), begin = Cut(tiles, task, tasks), end = Cut(tiles, task + 1, tasks);
     const Index chunks = DivideUp((end - begin) * kRows, chunk);
-    kernel_sums[task] = KernelSums(depth, width);
+    if (dkernel) kernel_sums[task] = KernelSums(depth, width);
     if (dbias) bias_sums[task] = ColumnSums(width.groups * width.aligned());
     if (of_rows) of_rows->BeginTask(task, begin * kRows, std::min(rows, end * kRows));
     float *staged = Scratch<0>(chunk * depth.pitch()), *staged_gradient = Scratch<2>(chunk * width.pitch());
@@ -478,13 +478,15 @@ void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const G
       const Index from = (begin + Cut(end - begin, c, chunks)) * kRows;
       const Index to = std::min(rows, (begin + Cut(end - begin, c + 1, chunks)) * kRows);
       gradient.Stage(from, to, staged_gradient);
-      in.Stage(from, to, staged);
-      kernel_sums[task].Add(staged, staged_gradient, to - from);
+      if (dkernel) {
+        in.Stage(from, to, staged);
+        kernel_sums[task].Add(staged, staged_gradient, to - from);
+      }
       if (dbias) bias_sums[task].Add(staged_gradient, to - from, width.pitch());
       if (of_rows) of_rows->Add(task, {staged_gradient, width.pitch(), width.aligned()}, from, to);
     }
   });
-  KernelSums::Finish(pool, kernel_sums, depth, width, dkernel);
+  if (dkernel) KernelSums::Finish(pool, kernel_sums, depth, width, dkernel);
   for (Index c = 0; dbias && c < width.channels(); ++c) {
     dbias[c] = ColumnSums::Total(bias_sums, c / width.count * width.aligned() + c % width.count);
   }

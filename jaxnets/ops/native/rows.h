@@ -109,10 +109,13 @@ struct GradientRows {
  private:
   // `count` channels of a row from `first` on.
   void Read(Index row, Index first, Index count, float* out) const {
-    const float *from_dy = dy + row * pitch + first, *from_y = y + row * pitch + first;
+    const float* from_dy = dy + row * pitch + first;
     if (!y) {
       std::copy(from_dy, from_dy + count, out);
-    } else if (!correction) {
+      return;
+    }
+    const float* from_y = y + row * pitch + first;
+    if (!correction) {
       ForVectors(count, [&](auto width, Index c) {
         Store<width>(out + c, OfUnclipped<width>(Load<width>(from_dy + c), Load<width>(from_y + c), bounds));
       });
@@ -165,7 +168,7 @@ struct WindowRows {
   // Floats that this needs.
   Index StripSize() const { return std::max(strip() * pitch(), window.height * padded()); }
 
-  // Adds gradients of windows, in rows as those of Stage, to that of what they met: to `row(r)`, a row of an image, its
+  // Adds gradients of windows, rows of Aligned(length()), to that of what they met: to `row(r)`, a row of an image, its
   // number among those of all.
   template <class Row>
   void AddGradients(Index from, Index to, const float* gradients, Row row) const {
