@@ -118,9 +118,15 @@ def _set_damaged_evaluations_aside(directory: Path) -> None:
 
 def exists(workdir: Path) -> bool:
     """Whether a workdir has a finished checkpoint, whole or not."""
+    return latest_step(workdir) is not None
+
+
+def latest_step(workdir: Path) -> int | None:
+    """The step of a workdir's latest finished checkpoint, whole or not; None where it has none."""
     directory = workdir / "checkpoints"
     # What was to be replaced may still lie among the deleted ones, from where it comes back.
-    return any(path.name.isdecimal() for place in (directory, directory / DELETED) for path in place.glob("*"))
+    names = (path.name for place in (directory, directory / DELETED) for path in place.glob("*"))
+    return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def _score(metrics: dict[str, float]) -> float:

@@ -36,6 +36,7 @@ from jaxnets.compare_entries import (
 )
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.plain_files import user_path
+from jaxnets.settings import LIMITS
 
 
 def _parser() -> ArgumentParser:
@@ -75,8 +76,10 @@ def main(argv: list[str]) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(len(cores.usable())))
     if args.seeds < 1:
         raise UserError(f"--seeds={args.seeds} must be at least 1")
-    if args.latency_batch < 0 or (args.latency_size is not None and args.latency_size < 1):
-        raise UserError("--latency_batch must be 0 or more and --latency_size at least 1 pixel")
+    for name, least, most in (("latency_batch", 0, "eval_batch_size"), ("latency_size", 1, "image_size")):
+        value = getattr(args, name)
+        if value is not None and not least <= value <= LIMITS[most]:
+            raise UserError(f"--{name}={value} must be from {least} to {LIMITS[most]}")
     preset = PRESETS.get(args.preset, Preset((), ()))
     models = preset.models if args.models is None else split_models(args.models)
     # What the user sets comes last, and counts.

@@ -26,13 +26,18 @@ class Entry:
 
     @property
     def folder(self) -> str:
-        return re.sub(r"[^\w.,=-]+", "_", self.label)
+        return folder_of(self.label)
 
     def at_seed(self, number: int) -> ml_collections.ConfigDict:
         """The configuration of the `number`-th seed, from 0."""
         config = self.config.copy_and_resolve_references()
         config.seed += number
         return config
+
+
+def folder_of(label: str) -> str:
+    """The folder in OUT/runs of the net with this label."""
+    return re.sub(r"[^\w.,=-]+", "_", label)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +106,14 @@ def split_models(text: str) -> list[str]:
 def load_configs(
     paths: Sequence[str], overrides: Sequence[str], models: Sequence[str] = ()
 ) -> dict[str, ml_collections.ConfigDict]:
-    """The configurations by name; UserError for a field of one net where `models` names several."""
+    """The configurations by name; UserError for a field of one net where there are `models`, which have their own."""
     for override in overrides:
         field = override.split("=")[0].removeprefix(config_file.PREFIX)
         if models and field.startswith("model.") and field != "model.dtype":
-            raise UserError(f"--config.{field} belongs to one net: --models=NAME:{field.removeprefix('model.')}=VALUE")
+            raise UserError(
+                f"--config.{field} belongs to one net, and here are {', '.join(models)}, each with fields of its own, "
+                "as in mobilenet_v2_cifar:width=0.5"
+            )
     names = [config_file.name_of(path) for path in paths]
     for name in names:
         if names.count(name) > 1:

@@ -10,10 +10,12 @@ from matplotlib.axes import Axes
 from jaxnets import compare_results, machine, plots, report
 from jaxnets.compare_entries import TORCH
 
-CHART_SIZE = (5.2, 3.6)  # inches; small, so that its text is still read on a phone
+# Small, with large text: a phone shows it at about its own size.
+CHART_SIZE = (4.4, 3.3)  # inches
+LARGE_TEXT = dict.fromkeys(("axes.labelsize", "legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 10)  # points
 POINTS_MARKED = 25  # of a curve, at most: of more evaluations not each
-TWO_COLUMNS = 36  # characters of a label that leave room for another beside it
-LEGEND_WIDTH = 70  # characters of the longest line of a label
+TWO_COLUMNS = 20  # characters of a label that leave room for another beside it
+LEGEND_WIDTH = 44  # characters of the longest line of a label
 
 Record = dict[str, Any]
 
@@ -94,13 +96,15 @@ def _charts(nets: Sequence[Record]) -> list[dict[str, str]]:
 
 
 def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence[tuple[int, Record]]) -> str:
-    with plots.style():
+    with plots.style(LARGE_TEXT):
         width, height = CHART_SIZE
         # Broken between fields, which end in a colon.
         labels = [textwrap.fill(net["label"].replace(":", ": "), LEGEND_WIDTH).replace(": ", ":") for _, net in nets]
+        # matplotlib leaves labels out that begin with an underscore.
+        labels = [f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label for label in labels]
         columns = 2 if max(map(len, labels)) <= TWO_COLUMNS else 1
         lines = -(-sum(label.count("\n") + 1 for label in labels) // columns)
-        figure = plots.new_figure(width, height + 0.18 * lines)
+        figure = plots.new_figure(width, height + 0.2 * lines)
         axes = figure.subplots()
         for (index, net), label in zip(nets, labels):
             draw(axes, index, net | {"label": label})

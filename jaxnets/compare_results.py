@@ -249,8 +249,8 @@ def notes(comparison: Record) -> list[str]:
         found.append(f"The nets were not trained alike: they differ in {', '.join(fields)}.")
     if comparison["torch"] is not None:
         found.append(
-            f"PyTorch {comparison['torch'] or 'as installed'}: the same first weights, order of images and recipe, in "
-            "the faster of channels_last and NCHW; crops, mirroring, cutout and dropout drawn anew."
+            f"PyTorch {comparison['torch'] or 'as installed'}, eager: the same first weights, order of images and "
+            "recipe, in the faster of channels_last and NCHW; crops, mirroring, cutout and dropout drawn anew."
         )
     if reached(nets):
         found.append(

@@ -11,18 +11,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import ml_collections
 
-from jaxnets import checkpoint, compare_latency, compare_page, compare_results, loop, plan, runtime, settings
+from jaxnets import checkpoint, compare_latency, compare_page, compare_results, journal, loop, plan, runtime, settings
 from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
-from jaxnets.compare_entries import JAXNETS, TORCH, Entry, net_fields
+from jaxnets.compare_entries import JAXNETS, TORCH, Entry, folder_of, net_fields
 from jaxnets.errors import UserError, as_utf8, first_line, printable, writing
-from jaxnets.plain_files import make_folder, read_own, replacing, user_path
+from jaxnets.layer_list import layers_of
+from jaxnets.plain_files import make_folder, read_own, replacing, set_aside, user_path
 from jaxnets.runtime import logger
 
 STEM = "compare"
 FORMATS = ("json", "md", "csv", "html")  # the first says whose the others are
+HIGH_RATE = 0.05  # of SGD, for a net without BatchNorm
 MAX_BYTES = 1 << 28  # of a table as JSON, which holds every run's curve
 
 
@@ -88,18 +91,60 @@ def check_length(directory: Path, before: ml_collections.ConfigDict | None, conf
             )
 
 
-def check_out(entries: Sequence[Entry], out: Path) -> None:
-    """UserError where a table would take the place of what is none of ours; says what an older one had besides."""
-    files = [out / f"{STEM}.{ending}" for ending in FORMATS]
-    labels = read_own(files, "jaxnets.compare table", lambda table: [net["label"] for net in table["nets"]], MAX_BYTES)
-    if gone := [label for label in labels or () if label not in {entry.label for entry in entries}]:
-        logger.info("the table in %s no longer shows %s; their runs stay", out, printable(", ".join(gone)))
+def files_of(out: Path) -> list[Path]:
+    """The table in each of its `FORMATS`, and the page."""
+    return [out / f"{STEM}.{ending}" for ending in FORMATS]
+
+
+def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> list[Path]:
+    """Those workdirs of an older table's runs that are no longer there; says what else it had besides.
+
+    UserError where a table would take the place of what is none of ours.
+    """
+
+    def runs_of(table: dict[str, Any]) -> list[tuple[str, int]]:
+        return [(net["label"], run["seed"]) for net in table["nets"] for run in net["runs"]]
+
+    runs = read_own(files_of(out), "jaxnets.compare table", runs_of, MAX_BYTES) or []
+    workdir_at = {(label, seed): out / "runs" / folder_of(label) / f"seed{seed}" for label, seed in runs}
+    there = {run for run, directory in workdir_at.items() if (directory / journal.FILE).exists()}
+    shown = {(entry.label, entry.config.seed + number) for entry in entries for number in range(num_seeds)}
+    labels = {label for label, _ in shown}
+    gone = [(label, seed) for label, seed in runs if (label, seed) in there - shown]
+    if gone := dict.fromkeys(f"{label}, seed {seed}" if label in labels else label for label, seed in gone):
+        logger.info("the table in %s no longer shows %s; their runs stay", out, printable("; ".join(gone)))
+    return [directory for run, directory in workdir_at.items() if run not in there]
+
+
+def keep_table(out: Path, lost: Sequence[Path]) -> None:
+    """Set an older table aside, of which these workdirs are `lost`: it cannot be made again."""
+    kept = set_aside(files_of(out))
+    logger.warning(
+        "%s is no longer there, nor %d more of the runs behind the table in %s: that is kept as %s",
+        *(printable(str(lost[0])), len(lost) - 1, out, ", ".join(path.name for path in kept)),
+    )
+
+
+def is_finished(entry: Entry, number: int, out: Path) -> bool:
+    """Whether the run with the `number`-th seed has come to its end, and its last checkpoint, if any, was saved."""
+    directory, config = workdir_of(out, entry, number), entry.at_seed(number)
+    run = compare_results.read_run(directory, config)
+    if not run or entry.framework == TORCH:
+        return bool(run)
+    # A disk may have been full; checkpoints that were all deleted are no reason to train it again.
+    saved = checkpoint.latest_step(directory)
+    return saved is None or saved * config.batch_size >= run["train_images"]
 
 
 def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
     """The workdirs of the entry's runs that have come to their end."""
     workdir_at = {number: workdir_of(out, entry, number) for number in range(num_seeds)}
     return [path for number, path in workdir_at.items() if compare_results.read_run(path, entry.at_seed(number))]
+
+
+def begun(entry: Entry, num_seeds: int, out: Path) -> bool:
+    """Whether all of the entry's runs have a checkpoint to go on from."""
+    return all(checkpoint.exists(workdir_of(out, entry, number)) for number in range(num_seeds))
 
 
 def train_all(
@@ -114,7 +159,7 @@ def train_all(
     for number in range(num_seeds):
         for entry in entries:
             config, directory = entry.at_seed(number), workdir_of(out, entry, number)
-            if compare_results.read_run(directory, config):
+            if is_finished(entry, number, out):
                 logger.info("%s, seed %d: finished before", entry.label, config.seed)
                 continue
             logger.info("%s, seed %d:", entry.label, config.seed)
@@ -146,21 +191,38 @@ class Net:
     macs: int
 
     @classmethod
-    def of(cls, entry: Entry, finished: Sequence[Path] = ()) -> "Net":
+    def of(cls, entry: Entry, finished: Sequence[Path] = (), begun: bool = False) -> "Net":
         """Opens and builds all that the entry's runs need, and compares it with the workdirs of those `finished`.
 
-        UserError, with the entry's label, where that does not fit.
+        `begun`: whether all of them have weights. UserError, with the entry's label, where something does not fit.
         """
         config = entry.config
         with named(entry):
             planned = plan.make_plan(entry.at_seed(0))
             if entry.framework == TORCH:
                 torch_side().check_resident(planned)
+            if config.init_from and not begun:
+                plan.load_initial_weights(planned)
             for directory in finished:
                 require_same_images(planned, directory)
+            warn_of_rate(entry, planned.model)
             fields = net_fields(config) | {"num_classes": planned.model.num_classes}
             counted = summaries.summarize(config.model.name, config.image_size, **fields)
         return cls(fields, counted.parameters, counted.macs)
+
+
+def warn_of_rate(entry: Entry, model: nn.Module) -> None:
+    """A warning for a net without BatchNorm at a rate at which it learns nothing; the recipes of its family know."""
+    optimizer = entry.config.optimizer
+    if optimizer.name != "sgd" or optimizer.clip_norm or optimizer.learning_rate < HIGH_RATE:
+        return
+    if not any(layer.normalised for layer in layers_of(model)):
+        logger.warning(
+            "%s has no BatchNorm, and may learn nothing at config.optimizer.learning_rate=%g: such nets take a tenth, "
+            "and config.optimizer.clip_norm=1",
+            entry.label,
+            optimizer.learning_rate,
+        )
 
 
 def require_same_images(planned: plan.Plan, directory: Path) -> None:
@@ -230,8 +292,8 @@ def write_files(comparison: dict[str, Any], out: Path) -> None:
         "html": compare_page.html(comparison),
     }
     with writing(out):
-        for ending in FORMATS:
-            with replacing(out / f"{STEM}.{ending}") as scratch:
+        for ending, file in zip(FORMATS, files_of(out)):
+            with replacing(file) as scratch:
                 scratch.write_text(as_utf8(texts[ending]), encoding="utf-8")
 
 
@@ -255,8 +317,8 @@ def run(
         runtime.make_deterministic()
     runtime.require_device()
     check(entries, num_seeds, out)
-    check_out(entries, out)
-    nets = [Net.of(entry, finished(entry, num_seeds, out)) for entry in entries]
+    lost = check_out(entries, num_seeds, out)
+    nets = [Net.of(entry, finished(entry, num_seeds, out), begun(entry, num_seeds, out)) for entry in entries]
     timed = [
         compare_latency.timed(entry, latency_size, latency_batch, net.fields["num_classes"])
         if latency_batch and entry.framework == JAXNETS
@@ -264,6 +326,8 @@ def run(
         for entry, net in zip(entries, nets)
     ]
     make_folder(out)
+    if lost:
+        keep_table(out, lost)
 
     def write(failed: dict[str, list[str]]) -> dict[str, Any]:
         records = [
@@ -281,5 +345,5 @@ def run(
                 compare_latency.measure(what, out)
     comparison = write(failed)
     if not any(net["runs"] for net in comparison["nets"]):
-        raise UserError(f"no run was finished; the first: {next(iter(filter(None, failed.values())))[0]}")
+        raise UserError(f"no run was finished; the first: {next(filter(None, failed.values()))[0]}")
     return comparison

@@ -23,11 +23,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import jaxnets
-from jaxnets import data, machine, plan, settings, torch_nets, torch_weights, workdir
+from jaxnets import data, journal, machine, plan, settings, torch_nets, torch_weights, workdir
 from jaxnets.benchmark_torch import FORMATS, synchronize
 from jaxnets.compare_entries import net_fields
 from jaxnets.errors import UserError
-from jaxnets.journal import Journal
 from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
 from jaxnets.torch_augment import augment, normalize
@@ -96,22 +95,29 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
             )
         if saved:
             plan.require_same_data(made, directory)
+        if at == made.total_steps and not any("eval_accuracy" in record for record in journal.read(directory)):
+            raise UserError(
+                f"the run in {directory} is at its end, but its evaluations are no longer in {journal.FILE}; delete "
+                "its folder to train that net anew"
+            )
         run = set_up(made, saved)
         workdir.keep(directory, config)
         workdir.keep_data(directory, made.data)
         if at < made.total_steps:
             machine.note(directory, "torch")
-        with contextlib.closing(Journal(directory, at, evaluated=True)) as journal:
+        with contextlib.closing(journal.Journal(directory, at, evaluated=True)) as records:
             for epoch in range(at // made.steps_per_epoch, config.num_epochs):
                 record = train_epoch(run, epoch)
-                journal.write(record)
+                records.write(record)
                 logger.info(
                     f"PyTorch, epoch {record['epoch']}: loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}, "
                     f"{record['images_per_second']:.0f} images/s"
                 )
                 if (epoch + 1) % config.eval_every_epochs == 0 or epoch + 1 == config.num_epochs:
                     metrics = evaluate(run)
-                    journal.write({name: record[name] for name in ("step", "epoch")} | metrics)
+                    if not math.isfinite(metrics["eval_loss"]):
+                        raise UserError(f"PyTorch's evaluation loss became {metrics['eval_loss']} in epoch {epoch + 1}")
+                    records.write({name: record[name] for name in ("step", "epoch")} | metrics)
                     logger.info(f"PyTorch, epoch {record['epoch']}: accuracy {metrics['eval_accuracy']:.2%}")
                 save(run, directory / CHECKPOINT, record["step"])
 

@@ -1,6 +1,5 @@
 """The numbers of a run: `metrics.jsonl`, one object a line, and TensorBoard events."""
 
-import itertools
 import json
 import os
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 from jaxnets import distributed
 from jaxnets.errors import UserError, writing
-from jaxnets.plain_files import parse_json, read_text, replacing
+from jaxnets.plain_files import parse_json, read_text, replacing, set_aside
 from jaxnets.runtime import logger
 
 FILE = "metrics.jsonl"
@@ -99,8 +98,7 @@ def _start_over(path: Path, records: list[dict[str, Any]]) -> None:
             "%s has no checkpoint yet: it starts over, and its %d records are made anew", path.parent, len(records)
         )
         return
-    kept = next(at for at in map(path.with_suffix, map(".{}.jsonl".format, itertools.count(1))) if not at.exists())
-    path.rename(kept)
+    (kept,) = set_aside([path])
     logger.warning("%s has no checkpoint any more: it starts over; its records are now in %s", path.parent, kept.name)
 
 

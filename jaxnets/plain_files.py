@@ -1,6 +1,7 @@
 """Small text files that may come from strangers, of bounded length and depth; and files written whole or not at all."""
 
 import contextlib
+import itertools
 import json
 import os
 import stat
@@ -68,6 +69,18 @@ def make_folder(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out} cannot be made a folder: {error.strerror}") from None
+
+
+def set_aside(files: Sequence[Path]) -> list[Path]:
+    """Rename the files that are there, `NAME.json` to `NAME.1.json` or the next free number; their new paths."""
+    there = [file for file in files if file.exists()]
+    for number in itertools.count(1):
+        moved = [file.with_suffix(f".{number}{file.suffix}") for file in there]
+        if not any(file.exists() for file in moved):
+            break
+    for file, kept in zip(there, moved):
+        file.rename(kept)
+    return moved
 
 
 def user_path(text: str | Path) -> Path:

@@ -4,9 +4,11 @@ import contextlib
 import io
 import re
 import textwrap
+import types
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -44,6 +46,7 @@ SETTINGS = {
     "lines.linewidth": 1.6,
     "lines.markersize": 5,
     "text.color": INK,
+    "text.parse_math": False,  # names of files may have a $
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
     "xtick.color": INK,
@@ -55,9 +58,9 @@ SETTINGS = {
 
 
 @contextlib.contextmanager
-def style() -> Iterator[None]:
-    """Draw, and save, with `SETTINGS`."""
-    with matplotlib.rc_context(SETTINGS):
+def style(others: Mapping[str, Any] = types.MappingProxyType({})) -> Iterator[None]:
+    """Draw, and save, with `SETTINGS`, and `others` in place of some of them."""
+    with matplotlib.rc_context({**SETTINGS, **others}):
         yield
 
 

@@ -94,7 +94,8 @@ def _cell(share: float, right: bool) -> dict[str, str]:
     shade = 90 * math.sqrt(share)
     # Half up; 29 in 200 are 14.499999999999998 in binary.
     percent = math.floor(round(100 * share, 6) + 0.5)
-    kinds = {"right": right, "strong": shade > 60, "none": not percent}
+    # From where on the text that the ground of a page has is read worse: a dark ground's, a light ground's.
+    kinds = {"right": right, "strong": shade > 60, "stronger": right and shade > 82, "none": not percent}
     kind = " ".join(name for name, holds in kinds.items() if holds)
     return {"text": str(percent or "·"), "shade": f"{shade:.0f}", "kind": kind}
 

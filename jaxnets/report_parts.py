@@ -107,7 +107,7 @@ def tiles(run: History) -> list[dict[str, str]]:
     if speeds := [record["images_per_second"] for record in run.throughput]:
         made.append(tile("throughput", f"{np.median(speeds):,.0f}", "training images a second, median"))
     if run.spans:
-        made.append(tile("time", duration(sum(timing.totals(run.spans).values())), "all included"))
+        made.append(tile("time", duration(sum(timing.totals(run.spans).values())), "with compiling and evaluating"))
     return made
 
 
@@ -183,7 +183,8 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
 def evaluations(run: History) -> dict[str, list]:
     """A row for each evaluation, with the last training report before it."""
     seconds = run.seconds(run.evaluations)
-    columns = ["epoch", "step", "time", "learning rate", "training loss", "accuracy", "evaluation loss", "accuracy"]
+    columns = ["epoch", "step", "time", "learning rate"]
+    columns += ["training loss", "training accuracy", "evaluation loss", "evaluation accuracy"]
     averaged = any("ema_eval_accuracy" in record for record in run.evaluations)
     reports = sorted(run.trained, key=lambda record: record["step"])
     steps = [record["step"] for record in reports]

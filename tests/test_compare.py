@@ -49,6 +49,18 @@ def test_a_run_that_failed_is_told_below_the_table(repository, tmp_path, monkeyp
     assert "the loss became nan" in (tmp_path / "out" / "compare.html").read_text()
 
 
+def test_the_users_fields_come_after_the_presets(repository, tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(compare.compare_runs, "run", lambda entries, *_, **how: asked.update(entries=entries, **how))
+    monkeypatch.setattr(compare.compare_results, "table", lambda comparison: exit(0))
+    command = [f"--out={tmp_path}", "--preset=classic", f"--config={repository}/configs/default.py"]
+    with pytest.raises(SystemExit):
+        compare.main(["compare", *command, "--config.num_epochs=1"])
+    assert [entry.label for entry in asked["entries"]] == list(compare.PRESETS["classic"].models)
+    assert {(entry.config.num_epochs, entry.config.batch_size) for entry in asked["entries"]} == {(1, 100)}
+    assert asked["latency_size"] == 224
+
+
 @pytest.mark.parametrize("command", ["compare", "figures", "report"])
 def test_a_signal_ends_a_command_from_its_imports_on(command, repository):
     code = (
@@ -70,7 +82,12 @@ def test_outside_a_checkout_a_configuration_has_to_be_named(tmp_path, monkeypatc
     ("arguments", "says"),
     [
         (["--seeds=0"], "--seeds=0"),
-        (["--models=mobilenet_v2_mini", "--config.model.width=0.5"], "--models=NAME:width=VALUE"),
+        (
+            ["--models=mobilenet_v2_mini", "--config.model.width=0.5"],
+            "--config.model.width belongs to one net, and here are mobilenet_v2_mini",
+        ),
+        (["--latency_batch=99999999999"], "--latency_batch=99999999999 must be from 0 to 1048576"),
+        (["--latency_size=0"], "--latency_size=0 must be from 1 to 4096"),
         (["--models=no_such_net"], "no net 'no_such_net'"),
         (["--models=no_net,no_net"], "no net 'no_net'"),
         (["--models=,"], "--models=',' names no net"),

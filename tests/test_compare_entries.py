@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from jaxnets import compare_entries, compare_runs, config_file
+from jaxnets import compare_entries, compare_runs
 from jaxnets.errors import UserError
 from jaxnets.models import MODELS
 from tests.tiny_net import TinyNet, small_digits
@@ -96,8 +96,3 @@ def test_a_preset_can_be_trained(name, repository, tmp_path):
         compare_runs.Net.of(entry)
     assert [entry.config.model.name for entry in entries] == list(preset.models)
     assert {entry.config.num_epochs for entry in entries} == {3}
-
-
-def test_the_users_fields_come_after_the_presets(repository):
-    overrides = [*compare_entries.PRESETS["classic"].overrides, "--config.num_epochs=1"]
-    assert config_file.load(f"{repository}/configs/default.py", overrides).num_epochs == 1

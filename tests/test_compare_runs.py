@@ -8,9 +8,12 @@ import shutil
 import signal
 
 import jax
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, workdir
+import jaxnets
+from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, torch_weights, workdir
 from jaxnets.errors import UserError
 from tests.slow import slow_after
 from tests.tiny_net import registered, small_digits
@@ -263,11 +266,61 @@ def test_a_file_that_is_no_table_of_ours_is_not_overwritten(name, text, configs,
     assert trained == [] and (tmp_path / name).read_text() == text
 
 
+@pytest.mark.parametrize(("model", "warned"), [("squeezenet1_1_cifar", True), ("tiny", False)])
+def test_a_rate_at_which_a_net_without_batch_norm_learns_nothing_is_remarked_on(model, warned, configs, caplog):
+    config = configs["digits"].copy_and_resolve_references()
+    config.image_size = 32
+    config.optimizer.update(name="sgd", learning_rate=0.1, clip_norm=0.0)
+    (entry,) = compare_entries.make_entries({"digits": config}, [model])
+    compare_runs.Net.of(entry)
+    assert ("squeezenet1_1_cifar has no BatchNorm, and may learn nothing at" in caplog.text) == warned
+    caplog.clear()
+    entry.config.optimizer.clip_norm = 1.0
+    compare_runs.Net.of(entry)
+    assert not caplog.text
+
+
 def test_a_table_of_fewer_nets_says_so(finished, configs, tmp_path, caplog):
     out = shutil.copytree(finished, tmp_path / "copy")
     with caplog.at_level("INFO"):
         compare_runs.run(compare_entries.make_entries(configs, MODELS[:1]), 2, out)
+        compare_runs.run(compare_entries.make_entries(configs, MODELS[:1]), 1, out)
+    assert caplog.text.count("no longer shows") == 2 and not list(out.glob("compare.1.*"))
     assert "no longer shows tiny:width=0.5; their runs stay" in caplog.text
+    assert "no longer shows tiny, seed 1; their runs stay" in caplog.text
+
+
+def test_a_table_whose_runs_are_gone_is_kept(finished, configs, tmp_path, caplog):
+    out = shutil.copytree(finished, tmp_path / "copy")
+    before = {path.suffix: path.read_bytes() for path in out.glob("compare.*")}
+    shutil.rmtree(out / "runs" / "tiny" / "seed1")
+    compare_runs.run(compare_entries.make_entries(configs, MODELS), 1, out)
+    assert {path.suffix: path.read_bytes() for path in out.glob("compare.1.*")} == before and len(before) == 4
+    assert "seed1 is no longer there, nor 0 more of the runs behind the table" in caplog.text
+    assert len(json.loads((out / "compare.json").read_text())["nets"][0]["runs"]) == 1
+
+
+def test_a_run_whose_last_checkpoint_was_not_saved_is_finished_by_the_same_call(finished, configs, trained, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "copy")
+    checkpoints = out / "runs" / "tiny" / "seed0" / "checkpoints"
+    shutil.rmtree(checkpoints / "5", ignore_errors=True)
+    (checkpoints / "10").rename(checkpoints / "5")
+    shutil.rmtree(out / "runs" / "tiny" / "seed1" / "checkpoints")  # to make room: nothing is trained again for that
+    entries = compare_entries.make_entries(configs, MODELS)
+    assert [compare_runs.is_finished(entries[0], number, out) for number in range(3)] == [False, True, False]
+
+
+def test_first_weights_that_do_not_fit_a_net_are_refused_before_training(configs, trained, tmp_path):
+    config = configs["digits"].copy_and_resolve_references()
+    config.init_from = str(tmp_path / "weights.safetensors")
+    model = jaxnets.create_model("tiny", num_classes=10)
+    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)
+    save_file(torch_weights.export(model, variables), config.init_from)
+    with pytest.raises(UserError, match="^mobilenet_v2_mini: config.init_from=.* does not fit MobileNetV2"):
+        compare_runs.run(
+            compare_entries.make_entries({"digits": config}, ["tiny", "mobilenet_v2_mini"]), 1, tmp_path / "out"
+        )
+    assert trained == [] and not (tmp_path / "out").exists()
 
 
 def test_damaged_records_of_any_seed_are_refused_before_training(finished, configs, trained, tmp_path):

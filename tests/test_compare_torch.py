@@ -156,6 +156,23 @@ def test_a_run_goes_on_as_if_nothing_had_stopped_it(config, tmp_path, monkeypatc
     assert lasting("stopped") == lasting("whole") and len(first) == 2
 
 
+def test_a_finished_run_without_its_records_has_to_be_deleted(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_torch, "fastest", lambda trials: "NCHW")
+    config = changed(config, num_epochs=1)
+    compare_torch.train(config, tmp_path)
+    (tmp_path / journal.FILE).unlink()
+    with pytest.raises(UserError, match="is at its end, but its evaluations are no longer in metrics.jsonl; delete"):
+        compare_torch.train(config, tmp_path)
+
+
+def test_an_evaluation_that_is_not_finite_ends_a_run(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_torch, "fastest", lambda trials: "NCHW")
+    monkeypatch.setattr(compare_torch, "evaluate", lambda *_: {"eval_loss": float("nan"), "eval_accuracy": 0.1})
+    with pytest.raises(UserError, match="PyTorch's evaluation loss became nan in epoch 1"):
+        compare_torch.train(config, tmp_path)
+    assert not any("eval_accuracy" in record for record in journal.read(tmp_path))
+
+
 def test_the_fastest_format_is_by_the_epochs_of_each_size(config, monkeypatch):
     """By the fastest step of each: one that was held up tells nothing."""
     config = changed(config, progressive_sizes=(8, 8, 16), num_epochs=3)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 from functools import partial
 from types import SimpleNamespace
 
@@ -163,6 +164,18 @@ def test_shuffle_ablation(small, tmp_path, monkeypatch, capsys):
     assert "3 runs of 2 epochs on digits train[:160] at 16 px" in result["compute"]
 
 
+def test_a_figure_whose_runs_are_gone_is_kept(small, untrained, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(width_tradeoff, "FAMILIES", {"one": ("tiny", "tiny:width=2")})
+    first = run("width_tradeoff", tmp_path, ["--seeds=2", *small])
+    run("width_tradeoff", tmp_path, ["--seeds=2", *small])
+    assert not list(tmp_path.glob("*.1.*"))
+    shutil.rmtree(tmp_path / "width_tradeoff")
+    second = run("width_tradeoff", tmp_path, ["--seeds=1", *small])
+    assert (first["seeds"], second["seeds"]) == (2, 1)
+    assert json.loads((tmp_path / "width_tradeoff.1.json").read_text()) == first
+    assert "no longer there: it is kept as width_tradeoff.1.json, width_tradeoff.1.png" in caplog.text
+
+
 def test_bottleneck_ablation(small, untrained, tmp_path, monkeypatch):
     nets = {name: f"tiny:dropout=0.{at}" for at, name in enumerate(bottleneck_ablation.NETS, start=1)}
     monkeypatch.setattr(bottleneck_ablation, "NETS", nets)
@@ -319,13 +332,13 @@ def test_a_file_that_is_no_figure_of_ours_is_not_overwritten(tmp_path, monkeypat
         assert (tmp_path / mine).read_text() == "[]"
         (tmp_path / mine).unlink()
     (tmp_path / "relu_collapse.json").write_text('{"compute": "of an older one"}')
-    command.check_out(tmp_path, "relu_collapse")
+    command.check_out(tmp_path / "relu_collapse.json", [])
 
 
 @pytest.mark.parametrize(
     ("typo", "says"),
     [
-        ("--config=configs/nothing.py", "no such file"),
+        ("--config=configs/digits.py", "--config is given twice"),
         ("--config.num_epoch=1", "no field num_epoch"),
         ("--config.train_split=no_such", "split 'no_such' of digits does not exist"),
     ],

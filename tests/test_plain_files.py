@@ -47,6 +47,24 @@ def test_a_file_is_replaced_at_the_end_of_the_block_alone(tmp_path):
     assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
 
 
+def test_files_are_set_aside_together_and_replace_nothing(tmp_path):
+    files = [tmp_path / f"table.{ending}" for ending in ("json", "md", "csv")]
+    for file in (*files[:2], tmp_path / "table.1.csv", tmp_path / "table.2.md"):
+        file.write_text(file.name)
+    moved = plain_files.set_aside(files)
+    assert [path.name for path in moved] == ["table.1.json", "table.1.md"]
+    files[1].write_text("again")
+    assert [path.name for path in plain_files.set_aside(files)] == ["table.3.md"]
+    contents = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert contents == {
+        "table.1.json": "table.json",
+        "table.1.md": "table.md",
+        "table.1.csv": "table.1.csv",
+        "table.2.md": "table.2.md",
+        "table.3.md": "again",
+    }
+
+
 def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):
     file, order = tmp_path / "file", []
     sync, replace = os.fsync, os.replace

@@ -50,7 +50,7 @@ class Page(html.parser.HTMLParser):
 
 
 def make_run(workdir, names=NAMES, seed=0, **fields):
-    """A workdir as a run of three epochs of ten steps leaves it; the net is mostly right, more so the higher `seed`."""
+    """A workdir as a run of three epochs of ten steps leaves it; the net is mostly right. `seed` is its mistakes'."""
     workdir.mkdir()
     config = {"model": {"name": "tiny", "width": None}, "dataset": "pets", "num_epochs": 3, "batch_size": 32}
     (workdir / "config.json").write_text(json.dumps(config | {"augment": {"flip": True}} | fields))

@@ -21,11 +21,12 @@ import datetime
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxnets import compare_results, config_file, plots
+from jaxnets import compare_results, config_file, plots, runtime
 from jaxnets.compare_entries import DEFAULT, default_config
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.figures import (
@@ -38,7 +39,7 @@ from jaxnets.figures import (
     width_tradeoff,
 )
 from jaxnets.figures.options import Options
-from jaxnets.plain_files import make_folder, read_own, replacing, user_path
+from jaxnets.plain_files import make_folder, read_own, replacing, set_aside, user_path
 
 FIGURES: dict[str, ModuleType] = {
     "relu_collapse": relu_collapse,
@@ -57,25 +58,30 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
     """Measure, write and draw a figure in `options.out`; its data and its files."""
     figure = FIGURES[name]
     out = options.out
-    check_out(out, name)
+    path, files = out / f"{name}.json", plots.files_of(out / name)
+    check_out(path, files)
+    # What trained it is gone: it cannot be made again.
+    lost = path.exists() and name in TRAINED and not (out / name / "runs").is_dir()
     if name not in TRAINED:  # else the comparison makes it, once it has found nothing to refuse
         make_folder(out)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"command": options.command, "date": today}
     data = figure.measure(dataclasses.replace(options, out=out / name)) | made
-    path = out / f"{name}.json"
-    with writing(out), replacing(path) as scratch:
-        scratch.write_text(json.dumps(data) + "\n")
+    with writing(out):
+        if lost:
+            kept = ", ".join(file.name for file in set_aside([path, *files]))
+            runtime.logger.warning("%s: the runs behind this figure were no longer there: it is kept as %s", out, kept)
+        with replacing(path) as scratch:
+            scratch.write_text(json.dumps(data) + "\n")
     with plots.style():
         drawn = figure.draw(data)
     with writing(out):
         return data, [path, *plots.save(drawn, out / name)]
 
 
-def check_out(out: Path, name: str) -> None:
-    """UserError where the figure would take the place of a file that is none of ours."""
-    path = out / f"{name}.json"
-    read_own([path, *plots.files_of(out / name)], "jaxnets.figures data", lambda data: data["compute"], MAX_BYTES)
+def check_out(path: Path, files: Sequence[Path]) -> None:
+    """UserError where the figure, whose data are at `path`, would take the place of a file that is none of ours."""
+    read_own([path, *files], "jaxnets.figures data", lambda data: data["compute"], MAX_BYTES)
 
 
 def _parser() -> ArgumentParser:
@@ -83,7 +89,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("name", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES))
     parser.add_argument("--out", type=user_path, required=True, help="folder of the figure, and of the runs behind it")
     parser.add_argument("--seeds", type=int, help="runs of each net that is trained; default: 2")
-    parser.add_argument("--config", help=f"configuration of nets that are trained; default: {DEFAULT}")
+    parser.add_argument("--config", action="append", help=f"configuration of nets that are trained; default: {DEFAULT}")
     return parser
 
 
@@ -98,8 +104,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.name} trains no net: it takes --out alone")
     if args.seeds is not None and args.seeds < 1:
         raise UserError(f"--seeds={args.seeds} must be at least 1")
+    if args.config and len(args.config) > 1:
+        raise UserError("--config is given twice: a figure's nets are trained by one configuration")
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
-    config = args.config or (default_config() if args.name in TRAINED else None)
+    (config,) = args.config or [default_config() if args.name in TRAINED else None]
     asked = {"seeds": args.seeds, "config": config, "command": command}
     asked = {name: value for name, value in asked.items() if value is not None}
     data, files = make(args.name, Options(args.out, overrides=tuple(overrides), **asked))

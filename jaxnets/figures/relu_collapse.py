@@ -98,8 +98,8 @@ def draw(data: dict[str, Any]) -> Figure:
     axes = bottom.subplots()
     n = [point["n"] for point in data["sweep"]]
     shown = (
-        ("error", r"$T^{+}\,\mathrm{ReLU}(T x)$"),
-        ("scaled_error", r"after the best scaling, $\alpha\,T^{+}\,\mathrm{ReLU}(T x)$"),
+        ("error", "T⁺ ReLU(T x)"),
+        ("scaled_error", "after the best scaling, α T⁺ ReLU(T x)"),
     )
     for index, (field, label) in enumerate(shown):
         low, middle, high = np.asarray([point[field] for point in data["sweep"]]).T
