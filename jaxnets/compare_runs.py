@@ -1,6 +1,7 @@
 """The runs of a comparison: refused or trained, gone on with, and written down after each of them.
 
-Every run has a workdir in OUT/runs, from which all that is known of it is read. OUT holds compare.{md,json,csv,html}.
+Every run has a workdir in OUT/runs, from which all that is known of it is read. OUT holds compare.{md,json,csv,html},
+and as compare.1.* what an earlier one said of runs that are no longer there.
 """
 
 import contextlib
@@ -14,7 +15,18 @@ from typing import Any
 import flax.linen as nn
 import ml_collections
 
-from jaxnets import checkpoint, compare_latency, compare_page, compare_results, journal, loop, plan, runtime, settings
+from jaxnets import (
+    checkpoint,
+    compare_latency,
+    compare_page,
+    compare_results,
+    journal,
+    loop,
+    optim,
+    plan,
+    runtime,
+    settings,
+)
 from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
 from jaxnets.compare_entries import JAXNETS, TORCH, Entry, folder_of, net_fields
@@ -68,7 +80,7 @@ def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
             check_length(directory, workdirs.check(directory, entry.at_seed(number)), entry.config)
             compare_results.read_run(directory, entry.at_seed(number))
             source = entry.config.init_from
-            if source and not checkpoint.exists(directory) and not user_path(source).exists():
+            if source and not has_begun(entry, number, out) and not user_path(source).exists():
                 raise UserError(f"{entry.label}: config.init_from={source!r}: there is no such file or workdir")
 
 
@@ -103,7 +115,10 @@ def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> list[Path]
     """
 
     def runs_of(table: dict[str, Any]) -> list[tuple[str, int]]:
-        return [(net["label"], run["seed"]) for net in table["nets"] for run in net["runs"]]
+        runs = [(net["label"], run["seed"]) for net in table["nets"] for run in net["runs"]]
+        if not all(isinstance(label, str) and isinstance(seed, int) for label, seed in runs):
+            raise TypeError
+        return runs
 
     runs = read_own(files_of(out), "jaxnets.compare table", runs_of, MAX_BYTES) or []
     workdir_at = {(label, seed): out / "runs" / folder_of(label) / f"seed{seed}" for label, seed in runs}
@@ -116,13 +131,11 @@ def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> list[Path]
     return [directory for run, directory in workdir_at.items() if run not in there]
 
 
-def keep_table(out: Path, lost: Sequence[Path]) -> None:
-    """Set an older table aside, of which these workdirs are `lost`: it cannot be made again."""
-    kept = set_aside(files_of(out))
-    logger.warning(
-        "%s is no longer there, nor %d more of the runs behind the table in %s: that is kept as %s",
-        *(printable(str(lost[0])), len(lost) - 1, out, ", ".join(path.name for path in kept)),
-    )
+def keep(files: Sequence[Path]) -> None:
+    """Set aside what was made of runs that are no longer there: it cannot be made again."""
+    if kept := set_aside(files):
+        names = ", ".join(path.name for path in kept)
+        logger.warning("%s was made of runs that are no longer there: it is kept as %s", files[0], names)
 
 
 def is_finished(entry: Entry, number: int, out: Path) -> bool:
@@ -142,9 +155,9 @@ def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
     return [path for number, path in workdir_at.items() if compare_results.read_run(path, entry.at_seed(number))]
 
 
-def begun(entry: Entry, num_seeds: int, out: Path) -> bool:
-    """Whether all of the entry's runs have a checkpoint to go on from."""
-    return all(checkpoint.exists(workdir_of(out, entry, number)) for number in range(num_seeds))
+def has_begun(entry: Entry, number: int, out: Path) -> bool:
+    """Whether the run with the `number`-th seed needs no first weights: it has a checkpoint, or is finished."""
+    return checkpoint.exists(workdir_of(out, entry, number)) or is_finished(entry, number, out)
 
 
 def train_all(
@@ -162,7 +175,9 @@ def train_all(
             if is_finished(entry, number, out):
                 logger.info("%s, seed %d: finished before", entry.label, config.seed)
                 continue
-            logger.info("%s, seed %d:", entry.label, config.seed)
+            ended = compare_results.read_run(directory, config)
+            why = " it has come to its end, but its last checkpoint was not saved" if ended else ""
+            logger.info("%s, seed %d:%s", entry.label, config.seed, why)
             with noted(failed, entry, f"seed {config.seed}"):
                 (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
             if entry.framework == TORCH:
@@ -203,9 +218,10 @@ class Net:
                 torch_side().check_resident(planned)
             if config.init_from and not begun:
                 plan.load_initial_weights(planned)
+            if not begun:
+                warn_of_rate(entry, planned.model)
             for directory in finished:
                 require_same_images(planned, directory)
-            warn_of_rate(entry, planned.model)
             fields = net_fields(config) | {"num_classes": planned.model.num_classes}
             counted = summaries.summarize(config.model.name, config.image_size, **fields)
         return cls(fields, counted.parameters, counted.macs)
@@ -214,14 +230,15 @@ class Net:
 def warn_of_rate(entry: Entry, model: nn.Module) -> None:
     """A warning for a net without BatchNorm at a rate at which it learns nothing; the recipes of its family know."""
     optimizer = entry.config.optimizer
-    if optimizer.name != "sgd" or optimizer.clip_norm or optimizer.learning_rate < HIGH_RATE:
+    rate = optim.scale_rate(optimizer.learning_rate, entry.config.batch_size, optimizer.batch_scaling)
+    if optimizer.name != "sgd" or optimizer.clip_norm or rate < HIGH_RATE:
         return
     if not any(layer.normalised for layer in layers_of(model)):
         logger.warning(
-            "%s has no BatchNorm, and may learn nothing at config.optimizer.learning_rate=%g: such nets take a tenth, "
-            "and config.optimizer.clip_norm=1",
+            "%s has no BatchNorm, and may learn nothing at a learning rate of %g: such nets take a tenth, and "
+            "config.optimizer.clip_norm=1",
             entry.label,
-            optimizer.learning_rate,
+            rate,
         )
 
 
@@ -306,11 +323,12 @@ def run(
     latency_batch: int = 0,
     command: str = "",
     note: str = "",
+    further: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Train, time and write down a whole comparison, or go on with it; its record.
 
-    `latency_batch=0` times nothing. Raises UserError where a run cannot be, before any is started, and where none
-    was finished.
+    `latency_batch=0` times nothing. `further` files are made of the same runs, and kept as the table is. Raises
+    UserError where a run cannot be, before any is started, and where none was finished.
     """
     runtime.configure_logging()
     if any(entry.config.deterministic for entry in entries):
@@ -318,7 +336,8 @@ def run(
     runtime.require_device()
     check(entries, num_seeds, out)
     lost = check_out(entries, num_seeds, out)
-    nets = [Net.of(entry, finished(entry, num_seeds, out), begun(entry, num_seeds, out)) for entry in entries]
+    begun = [all(has_begun(entry, number, out) for number in range(num_seeds)) for entry in entries]
+    nets = [Net.of(entry, finished(entry, num_seeds, out), each) for entry, each in zip(entries, begun)]
     timed = [
         compare_latency.timed(entry, latency_size, latency_batch, net.fields["num_classes"])
         if latency_batch and entry.framework == JAXNETS
@@ -326,8 +345,10 @@ def run(
         for entry, net in zip(entries, nets)
     ]
     make_folder(out)
-    if lost:
-        keep_table(out, lost)
+    with writing(out):
+        if lost or not files_of(out)[0].exists():
+            keep(files_of(out))
+            keep(further)
 
     def write(failed: dict[str, list[str]]) -> dict[str, Any]:
         records = [

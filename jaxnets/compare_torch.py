@@ -95,9 +95,11 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
             )
         if saved:
             plan.require_same_data(made, directory)
-        if at == made.total_steps and not any("eval_accuracy" in record for record in journal.read(directory)):
+        if at == made.total_steps and not any(
+            record["step"] == at and "eval_accuracy" in record for record in journal.read_strictly(directory)
+        ):
             raise UserError(
-                f"the run in {directory} is at its end, but its evaluations are no longer in {journal.FILE}; delete "
+                f"the run in {directory} is at its end, but its last evaluation is no longer in {journal.FILE}; delete "
                 "its folder to train that net anew"
             )
         run = set_up(made, saved)

@@ -78,7 +78,7 @@ def set_aside(files: Sequence[Path]) -> list[Path]:
         moved = [file.with_suffix(f".{number}{file.suffix}") for file in there]
         if not any(file.exists() for file in moved):
             break
-    for file, kept in zip(there, moved):
+    for file, kept in reversed(list(zip(there, moved))):  # `read_own` knows them by the first
         file.rename(kept)
     return moved
 

@@ -227,6 +227,7 @@ def test_a_run_that_has_begun_needs_its_first_weights_no_longer(finished, config
     config.init_from = "gone.pth"
     for path in out.glob("runs/*/*/config.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"init_from": config.init_from}))
+    shutil.rmtree(out / "runs" / "tiny" / "seed1" / "checkpoints")
     compare_runs.run(compare_entries.make_entries({"digits": config}, MODELS), 2, out)
     assert trained == []
 
@@ -258,7 +259,15 @@ def test_a_net_that_cannot_be_timed_does_not_keep_the_others(finished, configs, 
     assert [net["latency"] for net in compare_runs.run(entries, 2, out)["nets"]] == [None, None]
 
 
-@pytest.mark.parametrize(("name", "text"), [("compare.csv", "mine"), ("compare.json", "{}"), ("compare.json", "[1]")])
+NO_TABLES = [
+    "{}",
+    "[1]",
+    '{"nets": [{"label": 5, "runs": [{"seed": 0}]}]}',
+    '{"nets": [{"label": "a", "runs": [{"seed": []}]}]}',
+]
+
+
+@pytest.mark.parametrize(("name", "text"), [("compare.csv", "mine"), *(("compare.json", text) for text in NO_TABLES)])
 def test_a_file_that_is_no_table_of_ours_is_not_overwritten(name, text, configs, trained, tmp_path):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=f"{name} exists, but compare.json is no jaxnets.compare table"):
@@ -266,11 +275,16 @@ def test_a_file_that_is_no_table_of_ours_is_not_overwritten(name, text, configs,
     assert trained == [] and (tmp_path / name).read_text() == text
 
 
-@pytest.mark.parametrize(("model", "warned"), [("squeezenet1_1_cifar", True), ("tiny", False)])
-def test_a_rate_at_which_a_net_without_batch_norm_learns_nothing_is_remarked_on(model, warned, configs, caplog):
+@pytest.mark.parametrize(
+    ("model", "scaling", "warned"),
+    [("squeezenet1_1_cifar", "none", True), ("squeezenet1_1_cifar", "linear", False), ("tiny", "none", False)],
+)
+def test_a_rate_at_which_a_net_without_batch_norm_learns_nothing_is_remarked_on(
+    model, scaling, warned, configs, caplog
+):
     config = configs["digits"].copy_and_resolve_references()
     config.image_size = 32
-    config.optimizer.update(name="sgd", learning_rate=0.1, clip_norm=0.0)
+    config.optimizer.update(name="sgd", learning_rate=0.1, clip_norm=0.0, batch_scaling=scaling)
     (entry,) = compare_entries.make_entries({"digits": config}, [model])
     compare_runs.Net.of(entry)
     assert ("squeezenet1_1_cifar has no BatchNorm, and may learn nothing at" in caplog.text) == warned
@@ -296,18 +310,24 @@ def test_a_table_whose_runs_are_gone_is_kept(finished, configs, tmp_path, caplog
     shutil.rmtree(out / "runs" / "tiny" / "seed1")
     compare_runs.run(compare_entries.make_entries(configs, MODELS), 1, out)
     assert {path.suffix: path.read_bytes() for path in out.glob("compare.1.*")} == before and len(before) == 4
-    assert "seed1 is no longer there, nor 0 more of the runs behind the table" in caplog.text
+    assert "compare.json was made of runs that are no longer there: it is kept as compare.1.json, com" in caplog.text
     assert len(json.loads((out / "compare.json").read_text())["nets"][0]["runs"]) == 1
 
 
-def test_a_run_whose_last_checkpoint_was_not_saved_is_finished_by_the_same_call(finished, configs, trained, tmp_path):
+def test_a_run_whose_last_checkpoint_was_not_saved_is_finished_by_the_same_call(
+    finished, configs, tmp_path, monkeypatch
+):
+    started = []
+    monkeypatch.setattr(loop, "train", lambda config, directory: started.append(directory.name))
     out = shutil.copytree(finished, tmp_path / "copy")
     checkpoints = out / "runs" / "tiny" / "seed0" / "checkpoints"
     shutil.rmtree(checkpoints / "5", ignore_errors=True)
     (checkpoints / "10").rename(checkpoints / "5")
     shutil.rmtree(out / "runs" / "tiny" / "seed1" / "checkpoints")  # to make room: nothing is trained again for that
-    entries = compare_entries.make_entries(configs, MODELS)
+    entries = compare_entries.make_entries(configs, MODELS[:1])
     assert [compare_runs.is_finished(entries[0], number, out) for number in range(3)] == [False, True, False]
+    compare_runs.run(entries, 2, out)
+    assert started == ["seed0"]
 
 
 def test_first_weights_that_do_not_fit_a_net_are_refused_before_training(configs, trained, tmp_path):

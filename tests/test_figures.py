@@ -164,16 +164,28 @@ def test_shuffle_ablation(small, tmp_path, monkeypatch, capsys):
     assert "3 runs of 2 epochs on digits train[:160] at 16 px" in result["compute"]
 
 
+def interrupt(config, directory):
+    raise KeyboardInterrupt
+
+
 def test_a_figure_whose_runs_are_gone_is_kept(small, untrained, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(width_tradeoff, "FAMILIES", {"one": ("tiny", "tiny:width=2")})
     first = run("width_tradeoff", tmp_path, ["--seeds=2", *small])
     run("width_tradeoff", tmp_path, ["--seeds=2", *small])
     assert not list(tmp_path.glob("*.1.*"))
     shutil.rmtree(tmp_path / "width_tradeoff")
+    train = loop.train
+    monkeypatch.setattr(loop, "train", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("width_tradeoff", tmp_path, ["--seeds=1", *small])
+    monkeypatch.setattr(loop, "train", train)
     second = run("width_tradeoff", tmp_path, ["--seeds=1", *small])
     assert (first["seeds"], second["seeds"]) == (2, 1)
     assert json.loads((tmp_path / "width_tradeoff.1.json").read_text()) == first
-    assert "no longer there: it is kept as width_tradeoff.1.json, width_tradeoff.1.png" in caplog.text
+    assert "width_tradeoff.json was made of runs that are no longer there: it is kept as width_trad" in caplog.text
+    shutil.rmtree(next((tmp_path / "width_tradeoff" / "runs").iterdir()))  # one net's
+    run("width_tradeoff", tmp_path, ["--seeds=1", *small])
+    assert json.loads((tmp_path / "width_tradeoff.2.json").read_text()) == second
 
 
 def test_bottleneck_ablation(small, untrained, tmp_path, monkeypatch):
@@ -340,6 +352,7 @@ def test_a_file_that_is_no_figure_of_ours_is_not_overwritten(tmp_path, monkeypat
     [
         ("--config=configs/digits.py", "--config is given twice"),
         ("--config.num_epoch=1", "no field num_epoch"),
+        ("--config.init_from=nothing.pth", "there is no such file or workdir"),
         ("--config.train_split=no_such", "split 'no_such' of digits does not exist"),
     ],
 )

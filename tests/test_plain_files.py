@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -63,6 +64,16 @@ def test_files_are_set_aside_together_and_replace_nothing(tmp_path):
         "table.2.md": "table.2.md",
         "table.3.md": "again",
     }
+
+
+def test_the_first_of_the_files_that_are_set_aside_goes_last(tmp_path, monkeypatch):
+    """By it a command knows the others for its own, should it be killed between them."""
+    files, order = [tmp_path / "table.json", tmp_path / "table.md"], []
+    for file in files:
+        file.touch()
+    monkeypatch.setattr(Path, "rename", lambda path, _: order.append(path))
+    plain_files.set_aside(files)
+    assert order == files[::-1]
 
 
 def test_a_file_is_on_disk_before_it_takes_its_name(tmp_path, monkeypatch):

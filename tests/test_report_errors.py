@@ -25,6 +25,15 @@ def test_a_share_is_rounded_half_up(share, text):
     assert (cell["text"], "none" in cell["kind"]) == (text, text == "·")
 
 
+@pytest.mark.parametrize(
+    ("share", "right", "kinds"),
+    [(0.4, True, ""), (0.5, True, "strong"), (0.9, True, "strong stronger"), (0.9, False, "strong")],
+)
+def test_light_text_is_for_dark_cells(share, right, kinds):
+    """Where a page is dark itself, its text is dark on strong colours from an earlier shade on."""
+    assert report_errors._cell(share, right)["kind"].removeprefix("right").strip() == kinds
+
+
 def test_the_hardest_class_of_all_runs_comes_first(tmp_path):
     """The mean of the runs counts, not the first one."""
     runs = [report.load(make_run(tmp_path / name)) for name in ("one", "two")]

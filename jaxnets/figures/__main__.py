@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxnets import compare_results, config_file, plots, runtime
+from jaxnets import compare_results, config_file, plots
 from jaxnets.compare_entries import DEFAULT, default_config
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.figures import (
@@ -39,7 +39,7 @@ from jaxnets.figures import (
     width_tradeoff,
 )
 from jaxnets.figures.options import Options
-from jaxnets.plain_files import make_folder, read_own, replacing, set_aside, user_path
+from jaxnets.plain_files import make_folder, read_own, replacing, user_path
 
 FIGURES: dict[str, ModuleType] = {
     "relu_collapse": relu_collapse,
@@ -60,19 +60,13 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
     out = options.out
     path, files = out / f"{name}.json", plots.files_of(out / name)
     check_out(path, files)
-    # What trained it is gone: it cannot be made again.
-    lost = path.exists() and name in TRAINED and not (out / name / "runs").is_dir()
     if name not in TRAINED:  # else the comparison makes it, once it has found nothing to refuse
         make_folder(out)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"command": options.command, "date": today}
-    data = figure.measure(dataclasses.replace(options, out=out / name)) | made
-    with writing(out):
-        if lost:
-            kept = ", ".join(file.name for file in set_aside([path, *files]))
-            runtime.logger.warning("%s: the runs behind this figure were no longer there: it is kept as %s", out, kept)
-        with replacing(path) as scratch:
-            scratch.write_text(json.dumps(data) + "\n")
+    data = figure.measure(dataclasses.replace(options, out=out / name, files=(path, *files))) | made
+    with writing(out), replacing(path) as scratch:
+        scratch.write_text(json.dumps(data) + "\n")
     with plots.style():
         drawn = figure.draw(data)
     with writing(out):

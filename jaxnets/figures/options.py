@@ -15,3 +15,4 @@ class Options:
     config: str = DEFAULT
     overrides: tuple[str, ...] = ()  # `--config.FIELD=VALUE`
     command: str = "python -m jaxnets.figures"  # as it was given
+    files: tuple[Path, ...] = ()  # what is made of the runs

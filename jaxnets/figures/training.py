@@ -37,7 +37,9 @@ def entries(models: Sequence[str], options: Options) -> list[compare_entries.Ent
 
 def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
     """The comparison of what is to be trained, or go on with it."""
-    return compare_runs.run(entries, options.seeds, options.out, latency_batch=0, command=options.command)
+    return compare_runs.run(
+        entries, options.seeds, options.out, latency_batch=0, command=options.command, further=options.files
+    )
 
 
 def outcome(comparison: dict[str, Any]) -> dict[str, Any]:
