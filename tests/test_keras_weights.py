@@ -167,7 +167,7 @@ def test_another_stride_is_warned_of(published, tmp_path, caplog):
     name, fields, _, layers = published
     write_h5(tmp_path / "net.h5", conv_classifier(layers))
     torch_weights.load(name, tmp_path / "net.h5", **fields, stem_stride=1)
-    assert "the net of Keras has stem_stride=2, this one stem_stride=1: its outputs will differ" in caplog.text
+    assert re.search(r"the net of Keras has .*stem_stride=2, this one .*stem_stride=1: its outputs will", caplog.text)
 
 
 @pytest.mark.parametrize("published", ["mobilenet_v2"], indirect=True)
