@@ -111,8 +111,7 @@ def load_configs(
         field = override.split("=")[0].removeprefix(config_file.PREFIX)
         if models and field.startswith("model.") and field != "model.dtype":
             raise UserError(
-                f"--config.{field} belongs to one net, and here are {', '.join(models)}, each with fields of its own, "
-                "as in mobilenet_v2_cifar:width=0.5"
+                f"--config.{field} belongs to one net, which is named with its fields: mobilenet_v2_cifar:width=0.5"
             )
     names = [config_file.name_of(path) for path in paths]
     for name in names:

@@ -84,7 +84,7 @@ def test_outside_a_checkout_a_configuration_has_to_be_named(tmp_path, monkeypatc
         (["--seeds=0"], "--seeds=0"),
         (
             ["--models=mobilenet_v2_mini", "--config.model.width=0.5"],
-            "--config.model.width belongs to one net, and here are mobilenet_v2_mini",
+            "--config.model.width belongs to one net, which is named with its fields",
         ),
         (["--latency_batch=99999999999"], "--latency_batch=99999999999 must be from 0 to 1048576"),
         (["--latency_size=0"], "--latency_size=0 must be from 1 to 4096"),
