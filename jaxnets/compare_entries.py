@@ -24,10 +24,6 @@ class Entry:
     config: ml_collections.ConfigDict
     framework: str = JAXNETS  # or TORCH
 
-    @property
-    def folder(self) -> str:
-        return folder_of(self.label)
-
     def at_seed(self, number: int) -> ml_collections.ConfigDict:
         """The configuration of the `number`-th seed, from 0."""
         config = self.config.copy_and_resolve_references()
@@ -139,9 +135,9 @@ def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence
                 changed.unlock()
                 changed.model = dict.fromkeys(config.model) | {"dtype": config.model.dtype} | fields
                 entries.append(Entry(label if len(configs) == 1 else f"{label} ({as_utf8(config_name)})", changed))
-    folders = [entry.folder.lower() for entry in entries]
-    for entry in entries:
-        if folders.count(entry.folder.lower()) > 1:
+    folders = [folder_of(entry.label).lower() for entry in entries]
+    for entry, folder in zip(entries, folders):
+        if folders.count(folder) > 1:
             raise UserError(f"the net {entry.label!r} is to be compared twice; name it once")
     return entries
 

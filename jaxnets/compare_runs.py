@@ -54,7 +54,12 @@ def torch_side():
 
 def workdir_of(out: Path, entry: Entry, number: int) -> Path:
     """Where an entry's run with its `number`-th seed lives."""
-    return out / "runs" / entry.folder / f"seed{entry.config.seed + number}"
+    return workdir_at(out, entry.label, entry.config.seed + number)
+
+
+def workdir_at(out: Path, label: str, seed: int) -> Path:
+    """Where the run of the net with this label and seed lives."""
+    return out / "runs" / folder_of(label) / f"seed{seed}"
 
 
 def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
@@ -108,8 +113,8 @@ def files_of(out: Path) -> list[Path]:
     return [out / f"{STEM}.{ending}" for ending in FORMATS]
 
 
-def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> list[Path]:
-    """Those workdirs of an older table's runs that are no longer there; says what else it had besides.
+def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> bool:
+    """Whether all runs of an older table, and there is one, are still there; says what it had besides.
 
     UserError where a table would take the place of what is none of ours.
     """
@@ -120,15 +125,16 @@ def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> list[Path]
             raise TypeError
         return runs
 
-    runs = read_own(files_of(out), "jaxnets.compare table", runs_of, MAX_BYTES) or []
-    workdir_at = {(label, seed): out / "runs" / folder_of(label) / f"seed{seed}" for label, seed in runs}
-    there = {run for run, directory in workdir_at.items() if (directory / journal.FILE).exists()}
+    runs = read_own(files_of(out), "jaxnets.compare table", runs_of, MAX_BYTES)
+    if runs is None:
+        return False
+    there = {(label, seed) for label, seed in runs if (workdir_at(out, label, seed) / journal.FILE).exists()}
     shown = {(entry.label, entry.config.seed + number) for entry in entries for number in range(num_seeds)}
     labels = {label for label, _ in shown}
     gone = [(label, seed) for label, seed in runs if (label, seed) in there - shown]
     if gone := dict.fromkeys(f"{label}, seed {seed}" if label in labels else label for label, seed in gone):
         logger.info("the table in %s no longer shows %s; their runs stay", out, printable("; ".join(gone)))
-    return [directory for run, directory in workdir_at.items() if run not in there]
+    return there == set(runs)
 
 
 def keep(files: Sequence[Path]) -> None:
@@ -157,7 +163,8 @@ def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
 
 def has_begun(entry: Entry, number: int, out: Path) -> bool:
     """Whether the run with the `number`-th seed needs no first weights: it has a checkpoint, or is finished."""
-    return checkpoint.exists(workdir_of(out, entry, number)) or is_finished(entry, number, out)
+    directory = workdir_of(out, entry, number)
+    return checkpoint.exists(directory) or bool(compare_results.read_run(directory, entry.at_seed(number)))
 
 
 def train_all(
@@ -335,7 +342,7 @@ def run(
         runtime.make_deterministic()
     runtime.require_device()
     check(entries, num_seeds, out)
-    lost = check_out(entries, num_seeds, out)
+    all_there = check_out(entries, num_seeds, out)
     begun = [all(has_begun(entry, number, out) for number in range(num_seeds)) for entry in entries]
     nets = [Net.of(entry, finished(entry, num_seeds, out), each) for entry, each in zip(entries, begun)]
     timed = [
@@ -346,7 +353,7 @@ def run(
     ]
     make_folder(out)
     with writing(out):
-        if lost or not files_of(out)[0].exists():
+        if not all_there:
             keep(files_of(out))
             keep(further)
 

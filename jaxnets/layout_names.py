@@ -233,13 +233,7 @@ def shufflenet_v1_megvii(layers: Layers) -> Names:
 
 def shufflenet_v2_torchvision(layers: Layers) -> Names:
     outside = {"stem": ("conv1.0", "conv1.1"), "conv5": ("conv5.0", "conv5.1"), "classifier": "fc"}
-    units = {
-        "left_depthwise": ("branch1.0", "branch1.1"),
-        "left_pointwise": ("branch1.2", "branch1.3"),
-        "pointwise1": ("branch2.0", "branch2.1"),
-        "depthwise": ("branch2.3", "branch2.4"),
-        "pointwise2": ("branch2.5", "branch2.6"),
-    }
+    units = _shufflenet_v2_units("branch1", "branch2")
     return _names(layers, outside, "stage{stage}.{block}.", lambda _: units)
 
 
@@ -255,11 +249,12 @@ def shufflenet_v2_kuangliu(layers: Layers) -> Names:
 def shufflenet_v2_megvii(layers: Layers) -> Names:
     outside = {"stem": ("first_conv.0", "first_conv.1"), "conv5": ("conv_last.0", "conv_last.1")}
     outside["classifier"] = "classifier.0"
-    units = {
-        "left_depthwise": ("proj.0", "proj.1"),
-        "left_pointwise": ("proj.2", "proj.3"),
-        "pointwise1": ("main.0", "main.1"),
-        "depthwise": ("main.3", "main.4"),
-        "pointwise2": ("main.5", "main.6"),
-    }
+    units = _shufflenet_v2_units("proj", "main")
     return _names(layers, outside, "features.{index}.branch_", lambda _: units)
+
+
+def _shufflenet_v2_units(left: str, right: str) -> dict[str, Pair]:
+    """By the names of a block's two sequences, in which ReLUs are counted too."""
+    first = {"left_depthwise": (left, 0), "left_pointwise": (left, 2)}
+    first |= {"pointwise1": (right, 0), "depthwise": (right, 3), "pointwise2": (right, 5)}
+    return {unit: (f"{branch}.{at}", f"{branch}.{at + 1}") for unit, (branch, at) in first.items()}

@@ -24,7 +24,7 @@ from jaxnets.ops.native.normalization import (
 from jaxnets.ops.reference import NO_PADDING, UNBOUNDED
 
 DEPTHWISE_SIZES = ((3, 3), (5, 5))
-IMAGE_CHANNELS = 4
+IMAGE_CHANNELS = 4  # or fewer, and it is taken for a net's images
 
 
 class Plan(NamedTuple):
