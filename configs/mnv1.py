@@ -3,7 +3,7 @@
 from configs import default, recipes
 
 WIDTHS = {"x0_25": 0.25, "x0_5": 0.5, "x0_75": 0.75, "x1_0": 1.0}
-QUICK_EPOCHS = {"x0_25": 20, "x0_5": 16, "x0_75": 12, "x1_0": 8}
+QUICK_EPOCHS = {"x0_25": 60, "x0_5": 32, "x0_75": 18, "x1_0": 12}
 
 
 def get_config(words: str = ""):

@@ -3,7 +3,7 @@
 from configs import default, recipes
 
 WIDTHS = {"x0_35": 0.35, "x0_5": 0.5, "x0_75": 0.75, "x1_0": 1.0, "x1_3": 1.3, "x1_4": 1.4}
-QUICK_EPOCHS = {"x0_35": 10, "x0_5": 8, "x0_75": 4, "x1_0": 4, "x1_3": 2, "x1_4": 2}
+QUICK_EPOCHS = {"x0_35": 13, "x0_5": 8, "x0_75": 4, "x1_0": 4, "x1_3": 1, "x1_4": 1}
 
 
 def get_config(words: str = ""):

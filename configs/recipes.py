@@ -31,10 +31,11 @@ def reference(config: ml_collections.ConfigDict) -> None:
 
 
 def quick(config: ml_collections.ConfigDict) -> None:
-    """As many epochs as fit into 10 minutes of a laptop's 4 CPU cores; how many is the family's.
+    """As many epochs as two CPU cores train in 10 minutes (machine F of README's Results); how many is the family's.
 
     Three quarters of them, as far as they divide, see images of 16 pixels, at a quarter of the cost and less: not a
-    single epoch, and not VGG's. The numbers of epochs follow from the time of single steps, BUILD.md says which.
+    single epoch, and not VGG's. ResNets and VGG-19, an epoch of which takes longer, see a part of the images. The
+    numbers follow from the time of single steps, BUILD.md says which.
     """
     config.batch_size = 128
     config.schedule.update(name="linear", warmup_epochs=1.0, end_factor=0.0)
