@@ -349,6 +349,54 @@ def test_few_rows_that_an_affine_reads(rows):
     assert_near(convolution.products(plan, normalized, kernel)[:1], [expected], 2e-6)
 
 
+@each_once(
+    {
+        "shape": [(1, 8, 8, 16), (2, 13, 11, 24), (3, 6, 7, 33), (1, 27, 27, 140)],
+        "features": [16, 48, 50, 130],
+        "padding": [((1, 1), (1, 1)), ((0, 0), (0, 0)), ((2, 1), (0, 3)), ((1, 2), (-1, 1))],
+        "bounds": BOUNDS,
+        "joined": [False, True],
+    }
+)
+def test_3x3_convolutions_in_tiles_are_as_near_as_sums_can_be(shape, features, padding, bounds, joined):
+    """Winograd's: odd and even sides, channels that fill no vector, paddings of any kind, a sum with a shortcut."""
+    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[3], features) / np.sqrt(9 * shape[3], dtype=np.float32)
+    gain, bias = 1 + normal(2, features) / 4, normal(3, features)
+    other = normal(4, *Convolution(x, kernel, (1, 1), padding, 1).shape) if joined else None
+
+    def output(x, kernel, gain, bias, other=None):
+        of_conv = ops.UNBOUNDED if joined else bounds
+        y = ops.conv_affine(Convolution(x, kernel, (1, 1), padding, 1), gain, bias, bounds=of_conv)
+        return jnp.asarray(ops.add(other, y, bounds=bounds) if joined else y)
+
+    operands = (x, kernel, gain, bias, *([other] if joined else []))
+    with jax.enable_x64(), ops.using("reference"):
+        expected = output(*wide(*operands))
+    with ops.using("native"):
+        got = output(*operands)
+    assert_near([got], [expected], 3e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, INF, -INF])
+@pytest.mark.parametrize("of_kernel", [False, True])
+def test_what_is_not_finite_spreads_no_further_in_tiles(bad, of_kernel):
+    x, kernel = normal(0, 1, 9, 10, 20), normal(1, 3, 3, 20, 40)
+    if of_kernel:
+        kernel[1, 2, 3, 17] = bad
+    else:
+        x[0, 4, 5, 7] = bad
+    convolution = Convolution(x, kernel, (1, 1), ((1, 1), (1, 1)), 1)
+    values = []
+    for formulation in ("reference", "native"):
+        with ops.using(formulation):
+            values.append(np.asarray(ops.conv_bias(convolution, np.zeros(40, np.float32))))
+    expected, got = values
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(got[~finite], expected[~finite])
+    np.testing.assert_allclose(got[finite], expected[finite], rtol=1e-4, atol=1e-4)
+
+
 def test_the_same_bits_whatever_the_threads(tmp_path, repository):
     """Of training steps, and of one image in evaluation, whose kernels and rows are shared out to threads."""
     code = """
@@ -368,7 +416,11 @@ with ops.using("native"):
     convolution = side_by_side(((1, 1), ((2, 2), (1, 1))))
     dense_gradients = jax.jit(jax.grad(lambda *a: jnp.asarray(convolution(*a)).sum(), (0, 1, 2, 3)))
     dense = dense_gradients(normal(4, 3, 29, 23, 5), normal(5, 5, 3, 5, 20), normal(6, 20), normal(7, 1, 1, 2, 3))
-np.savez(sys.argv[1], image, *dense, *runs[0])
+    x = normal(8, 2, 13, 11, 24)
+    x[1, 5, 5, 3] = np.nan
+    tiles = ops.conv_bias(ops.Convolution(x, normal(9, 3, 3, 24, 50), (1, 1), ((1, 1), (1, 1)), 1), normal(10, 50))
+    tiles = jnp.asarray(tiles)
+np.savez(sys.argv[1], image, tiles, *dense, *runs[0])
 tasks = "/proc/self/task"
 print(len(os.listdir(tasks)) if os.path.isdir(tasks) else os.environ["NPROC"])
 """

@@ -17,6 +17,24 @@ inline std::vector<int32_t> ShuffledOrder(Index channels, Index groups) {
   return order;
 }
 
+// A row of channels, so shuffled.
+template <Index GROUPS>
+NOINLINE void ShuffleRow(const float* __restrict row, Index count, float* __restrict to) {
+  for (Index j = 0; j < count; ++j) {
+    for (Index i = 0; i < GROUPS; ++i) to[j * GROUPS + i] = row[i * count + j];
+  }
+}
+
+inline void ShuffleRow(const float* row, Index groups, Index count, float* to) {
+  if (groups == 2) return ShuffleRow<2>(row, count, to);
+  if (groups == 3) return ShuffleRow<3>(row, count, to);
+  if (groups == 4) return ShuffleRow<4>(row, count, to);
+  if (groups == 8) return ShuffleRow<8>(row, count, to);
+  for (Index i = 0; i < groups; ++i) {
+    for (Index j = 0; j < count; ++j) to[j * groups + i] = row[i * count + j];
+  }
+}
+
 inline void Copy(const float* from, Index count, float* to) {
   ForVectors(count, [&](auto width, Index c) { Store<width>(to + c, Load<width>(from + c)); });
 }
@@ -34,6 +52,7 @@ struct Delivery {
   float* y;
   Index pitch;                     // between rows
   const int32_t* order = nullptr;  // a row's channels go to these, if not one beside another
+  Index shuffle = 1;               // groups of the shuffle that makes the order
   const float* other = nullptr;    // rows that are added; or, if `interleaved`, whose channels go between
   Index other_pitch = 0;
   bool interleaved = false;

@@ -38,7 +38,9 @@ class PaddedRows {
       : shape_(shape), block_(block), kept_(kept), left_(left), length_(padded_width * block.count),
         first_(std::clamp<Index>(-left, 0, shape.width)),
         last_(std::clamp<Index>(padded_width - left, first_, shape.width)),
-        memory_((kept + 1) * length_) {}
+        memory_(NewFloats((kept + 1) * length_)) {
+    std::fill_n(memory_.get(), (kept + 1) * length_, 0.f);
+  }
 
   // Begins a new image: the next rows asked for are `row` and those below.
   void Begin(Index image, Index row) {
@@ -71,7 +73,7 @@ class PaddedRows {
   Shape shape_;
   Channels block_;
   Index kept_, left_, length_, first_, last_;
-  std::vector<float> memory_;
+  Floats memory_;
   Index image_ = 0, next_ = 0;
 };
 

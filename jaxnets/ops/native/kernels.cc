@@ -17,6 +17,7 @@
 #include "stem.h"
 #include "tasks.h"
 #include "vectors.h"
+#include "winograd.h"
 
 namespace jaxnets {
 namespace {
@@ -100,7 +101,7 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index fi
   if (!rows) return NoMoments(moments), ffi::Error::Success();
   const auto order = shuffle > 1 ? ShuffledOrder(out, shuffle) : std::vector<int32_t>();
   Delivery delivery = DeliveryOf(y, to, join, other, other_first);
-  if (!order.empty()) delivery.order = order.data();
+  if (!order.empty()) delivery.order = order.data(), delivery.shuffle = shuffle;
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const MatrixRows matrix{x.typed_data() + first, LastOf(x.dimensions()), depth, ReadingOf(affine, in, low, high)};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
@@ -175,8 +176,13 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Inde
       WindowsOf(x.typed_data(), x.dimensions(), y->dimensions(), kernel.dimensions(), stride, top, left);
   const Side depth{1, windows.length()}, width{1, out};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
-  Product(pool, windows, rows, Panels(kernel.typed_data(), false, depth, width, reading), width,
-          DeliveryOf(y, to, join, other, other_first), Optional(moments));
+  const Delivery delivery = DeliveryOf(y, to, join, other, other_first);
+  if (reading.affine && !Optional(moments) && !delivery.interleaved && SuitsWinograd(windows, rows, out)) {
+    WinogradForward(pool, windows, rows, kernel.typed_data(), out, reading, delivery);
+    return ffi::Error::Success();
+  }
+  Product(pool, windows, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, delivery,
+          Optional(moments));
   return ffi::Error::Success();
 }
 

@@ -211,10 +211,11 @@ class Panels {
   void Multiply(Staged a, Index rows, Index panel, float* out, Index out_pitch, bool add, Coming coming = {}) const {
     const Index group = Group(panel), columns = Columns(panel), length = depth_.count / a.segments;
     const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
-    // Of a panel, as much at a time as stays in the nearest cache.
-    for (Index k = 0; k < length; k += kDepth) {
-      const Depth some{std::min(kDepth, length - k), a.segments, a.segment_pitch};
-      const bool first = !k, last = k + kDepth >= length;
+    // Of a panel, as much at a time as stays in the nearest cache, and the same every time.
+    const Index step = DivideUp(length, std::max<Index>(1, DivideUp(length, kDepth)));
+    for (Index k = 0; k < length; k += step) {
+      const Depth some{std::min(step, length - k), a.segments, a.segment_pitch};
+      const bool first = !k, last = k + step >= length;
       const float* b = At(panel) + k * columns;
       const Around around{add || !first, first ? bias : nullptr, bias && last, output_.bounds};
       auto tile = [&](auto count, Index r) {
@@ -290,7 +291,11 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
   const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
   const Index chunk = in.Whole(std::min(ChunkRows(in.pitch() + width.pitch()), most)), chunks = DivideUp(rows, chunk);
   const Index tasks = std::min<Index>(chunks, 64), channels = width.channels();
-  const Index parts = moments ? 1 : std::clamp<Index>(DivideUp(16, tasks), 1, panels.count());
+  // Each of the parts stages the rows for itself: no more than keep all threads at work. What is shuffled leaves in
+  // whole rows.
+  const Index threads = pool.num_threads();
+  const bool whole = moments || delivery.order || threads == 1;
+  const Index parts = whole ? 1 : std::clamp<Index>(DivideUp(4 * threads, tasks), 1, panels.count());
   std::vector<MomentSums> sums(moments ? tasks : 0);
   Parallel(pool, tasks * parts, [&](Index index) {
     const Index task = index / parts, part = index % parts;
@@ -301,8 +306,13 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
       const Index from = c * chunk, to = std::min(rows, from + chunk);
       const Delivery of_chunk = delivery.From(from);
       const Staged a = in.StageForProduct(from, to, staged);
+      const Delivery in_order{delivery.order ? Scratch<5>(chunk * channels) : nullptr, channels};
       for (Index panel = from_panel; panel < to_panel; ++panel) {
-        panels.Multiply(a, to - from, panel, of_chunk, products);
+        panels.Multiply(a, to - from, panel, delivery.order ? in_order : of_chunk, products);
+      }
+      const Index shuffled = channels / delivery.shuffle;
+      for (Index r = 0; delivery.order && r < to - from; ++r) {
+        ShuffleRow(in_order.y + r * channels, delivery.shuffle, shuffled, of_chunk.y + r * delivery.pitch);
       }
       if (moments) sums[task].Add(of_chunk.y, to - from, channels);
     }

@@ -24,7 +24,7 @@ struct Side {
   Index pitch() const { return groups * aligned() + (groups * aligned() % 64 ? 0 : kAlign); }
 };
 
-constexpr Index kDepth = 192;  // what is multiplied at a time
+constexpr Index kDepth = kLanes == 16 ? 128 : 192;  // what is multiplied at a time: of a panel, as fits the nearest cache
 
 // Rows as they lie in the caches: `strip` of them, `pitch` apart, then others; a row's depth in groups or in segments,
 // which must be no longer than kDepth.

@@ -18,9 +18,9 @@ constexpr int kFilterVectors = K * K + 3;
 
 // Of each vector of channels the kernel's taps and the affine that follows them, as a filter takes them.
 template <int K>
-std::vector<float> PackFilters(const float* kernel, Side side, Reading output) {
+Floats PackFilters(const float* kernel, Side side, Reading output) {
   constexpr int kVectors = kFilterVectors<K>;
-  std::vector<float> packed(kVectors * side.channels());
+  Floats packed = NewFloats(kVectors * side.channels());
   for (Index group = 0; group < side.groups; ++group) {
     ForVectors(side.count, [&](auto width, Index c) {
       const Index channel = group * side.count + c;
@@ -202,9 +202,10 @@ template <int K>
 void SeparableForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float* x, Shape in, const float* kernel,
                       Reading output, Shape between, Panels panels, Side depth, Side width, const Delivery& delivery) {
   const Index count = between.size() / between.channels;
-  const std::vector<float> packed = PackFilters<K>(kernel, depth, output), zeros(in.width * in.channels);
-  const DepthwiseRows<K> rows{x, in, window, between.height, between.width, output.bounds, depth, packed.data(),
-                              zeros.data()};
+  const Floats packed = PackFilters<K>(kernel, depth, output), zeros = NewFloats(in.width * in.channels);
+  std::fill_n(zeros.get(), in.width * in.channels, 0.f);
+  const DepthwiseRows<K> rows{x, in, window, between.height, between.width, output.bounds, depth, packed.get(),
+                              zeros.get()};
   Product(pool, rows, count, std::move(panels), width, delivery, nullptr);
 }
 

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <vector>
 
 #include "vectors.h"
@@ -125,7 +126,7 @@ class Newest {
       const bool more = LookOut([&] { return number_ != number; });
       --waiting_;
       work.reset();
-      if (!more) return;
+      if (!more && number_ == number) return;  // else this thread was counted on, as it was about to leave
       std::lock_guard<std::mutex> lock(mutex_);
       work = work_;
     }
@@ -147,13 +148,25 @@ inline void Parallel(ffi::ThreadPool& pool, Index tasks, const std::function<voi
   work->Wait();
 }
 
+// Floats from the beginning of a line of the caches on: a vector that lies in two lines takes twice as long to read.
+struct FreeFloats {
+  static constexpr std::align_val_t kLine{64};
+  void operator()(float* p) const { ::operator delete[](p, kLine); }
+};
+using Floats = std::unique_ptr<float[], FreeFloats>;
+
+// `size` of them, undefined.
+inline Floats NewFloats(Index size) {
+  return Floats(static_cast<float*>(::operator new[](size * sizeof(float), FreeFloats::kLine)));
+}
+
 // A thread's memory for one task, kept for the next: what it holds is undefined.
 template <int SLOT>
 float* Scratch(Index size) {
-  static thread_local std::unique_ptr<float[]> memory;
+  static thread_local Floats memory;
   static thread_local Index have = 0;
   if (size > have) {
-    memory.reset(new float[size]);
+    memory = NewFloats(size);
     have = size;
   }
   return memory.get();
@@ -178,7 +191,7 @@ class Memory {
         kept -= unused.begin()->first;
         unused.erase(unused.begin());
       }
-      data_.reset(new float[size]);
+      data_ = NewFloats(size);
     }
     in_use += size_;
     most = std::max(most, in_use);
@@ -200,7 +213,7 @@ class Memory {
  private:
   struct Pool {
     Index in_use = 0, most = 0, kept = 0;  // floats
-    std::multimap<Index, std::unique_ptr<float[]>> unused;
+    std::multimap<Index, Floats> unused;
   };
 
   static std::mutex& Mutex() {
@@ -213,7 +226,7 @@ class Memory {
   }
 
   Index size_ = 0;
-  std::unique_ptr<float[]> data_;
+  Floats data_;
 };
 
 }  // namespace jaxnets

@@ -1,0 +1,306 @@
+// 3x3 convolutions of stride 1 by Winograd's F(2x2, 3x3) (1509.09308): 2x2 outputs take 16 products of an input and an
+// output channel in place of 36. Their sums are of other numbers than those of the definition, and rounded some two or
+// three times as much, by the largest in an output's own window. Infinity would become NaN: what is not finite is
+// computed by the definition.
+
+#pragma once
+
+#include <vector>
+
+#include "products.h"
+
+namespace jaxnets {
+
+constexpr Index kSide = 4, kPlaces = kSide * kSide;  // of the image, that a tile of outputs meets
+
+// What tiles of 2x2 outputs meet, transformed: a row for each tile, of 16 groups of channels.
+struct WinogradRows {
+  WindowRows windows;
+  const float* zeros;  // of all channels, for what lies around the image
+
+  Side side() const { return {kPlaces, windows.channels}; }
+  Index tiles_high() const { return DivideUp(windows.out_height, 2); }
+  Index tiles_wide() const { return DivideUp(windows.out_width, 2); }
+  Index Count(Index positions) const {
+    return positions / (windows.out_height * windows.out_width) * tiles_high() * tiles_wide();
+  }
+
+  // body(tile, image, row of tiles, tile of the row) from one tile to another.
+  template <class Body>
+  void ForTiles(Index from, Index to, Body body) const {
+    Index image = from / (tiles_high() * tiles_wide()), i = from / tiles_wide() % tiles_high(), j = from % tiles_wide();
+    for (Index tile = from; tile < to; ++tile) {
+      body(tile, image, i, j);
+      if (++j < tiles_wide()) continue;
+      j = 0;
+      if (++i == tiles_high()) i = 0, ++image;
+    }
+  }
+
+  // The channels at a place of those that a tile meets, in rows of four.
+  const float* Met(Index image, Index i, Index j, Index k) const {
+    const Index row = 2 * i - windows.window.top + k / kSide, column = 2 * j - windows.window.left + k % kSide;
+    const bool inside = row >= 0 && row < windows.image_height && column >= 0 && column < windows.image_width;
+    const Index place = (image * windows.image_height + row) * windows.image_width + column;
+    return inside ? windows.x + place * windows.channels : zeros;
+  }
+
+  void Stage(Index from, Index to, float* out) const {
+    const Side side = this->side();
+    ForTiles(from, to, [&](Index tile, Index image, Index i, Index j) {
+      const float* met[kPlaces];
+      for (Index k = 0; k < kPlaces; ++k) met[k] = Met(image, i, j, k);
+      float* to_row = out + (tile - from) * side.pitch();
+      ForWidths(side.count, [&](auto width, Index c, Index count) {
+        Transform<width>(met, c, count, to_row, side.aligned());
+      });
+    });
+  }
+
+ private:
+  template <int B>
+  NOINLINE static void Transform(const float* const* met, Index first, Index count, float* out, Index pitch) {
+    for (Index c = first; c < first + count; c += B) {
+      Vector<B> rows[kSide][kSide];
+#pragma GCC unroll 4
+      for (int j = 0; j < kSide; ++j) {
+        const auto a = Load<B>(met[j] + c), b = Load<B>(met[4 + j] + c);
+        const auto d = Load<B>(met[8 + j] + c), e = Load<B>(met[12 + j] + c);
+        rows[0][j] = a - d, rows[1][j] = b + d, rows[2][j] = d - b, rows[3][j] = b - e;
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kSide; ++i) {
+        const Vector<B>* row = rows[i];
+        float* to = out + i * kSide * pitch + c;
+        Store<B>(to, row[0] - row[2]);
+        Store<B>(to + pitch, row[1] + row[2]);
+        Store<B>(to + 2 * pitch, row[2] - row[1]);
+        Store<B>(to + 3 * pitch, row[1] - row[3]);
+      }
+    }
+  }
+};
+
+// A kernel (3, 3, depth, width), transformed: for each panel of columns 16 matrices (depth, columns). Its columns have
+// their gain, the bias is what is added then.
+class WinogradKernel {
+ public:
+  WinogradKernel(ffi::ThreadPool& pool, const float* kernel, Index depth, Index width, Reading output)
+      : kernel_(kernel), depth_(depth), width_(width), output_(output), cuts_{Aligned(width)},
+        memory_(kPlaces * depth * Aligned(width)), bias_(width) {
+    const float *mean = output.affine, *gain = mean + output.channels, *bias = gain + output.channels;
+    for (Index c = 0; c < width; ++c) bias_[c] = bias[c] - mean[c] * gain[c];
+    const Index blocks = DivideUp(depth, kRowsAtOnce);
+    Parallel(pool, cuts_.count() * blocks, [&](Index task) {
+      const Index from = task % blocks * kRowsAtOnce;
+      for (Index k = from; k < std::min(depth, from + kRowsAtOnce); ++k) Transform(task / blocks, k);
+    });
+  }
+
+  Index panels() const { return cuts_.count(); }
+
+  // products (rows, 16, kPanel) = `rows` rows of `side`, transformed, times a panel.
+  void Multiply(const float* staged, Side side, Index rows, Index panel, float* products) const {
+    const Index columns = cuts_.Columns(panel), pitch = side.pitch(), step = DivideUp(depth_, DivideUp(depth_, kDepth));
+    for (Index group = 0; group < kPlaces; ++group) {
+      for (Index k = 0; k < depth_; k += step) {
+        const Around around{k > 0, nullptr, false, {}};
+        auto tile = [&](auto count, Index r) {
+          AnyTile<kByRows, count>(columns, staged + r * pitch + group * side.aligned() + k, pitch,
+                                  At(panel, group) + k * columns, columns, {std::min(step, depth_ - k)},
+                                  products + (r * kPlaces + group) * kPanel, kPlaces * kPanel, around);
+        };
+        Index r = 0;
+        for (; r + kRows <= rows; r += kRows) tile(Constant<kRows>(), r);
+        for (; r + kRows / 2 <= rows; r += kRows / 2) tile(Constant<kRows / 2>(), r);
+        for (; r < rows; ++r) tile(Constant<1>(), r);
+      }
+    }
+  }
+
+  // The outputs of tiles from `from` on, from a panel's products.
+  void Finish(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
+              const Delivery& delivery) const {
+    const Index first = cuts_.First(panel), columns = std::min(cuts_.Columns(panel), width_ - first);
+    float checked[kLanes] = {};  // 0 where all outputs are finite, else NaN
+    in.ForTiles(from, to, [&](Index tile, Index image, Index i, Index j) {
+      const Targets targets(in, image, i, j, first, delivery);
+      const float* of_tile = products + (tile - from) * kPlaces * kPanel;
+      ForVectors(columns, [&](auto width, Index c) {
+        Vector<width> out[4];
+        Untransform<width>(of_tile + c, Load<width>(&bias_[first + c]), out);
+        Store<width>(checked, Load<width>(checked) + (out[0] + out[1] + out[2] + out[3]) * 0.f);
+        targets.Deliver<width>(c, out, output_.bounds);
+      });
+    });
+    if (!AllZero(checked)) FinishInfinite(in, from, to, panel, products, delivery);
+  }
+
+ private:
+  static constexpr Index kRowsAtOnce = 16;
+
+  // Row k of the 16 matrices of a panel.
+  void Transform(Index panel, Index k) {
+    const Index first = cuts_.First(panel), columns = cuts_.Columns(panel), exact = std::min(columns, width_ - first);
+    const Index step = depth_ * columns;
+    float* to = At(panel, 0) + k * columns;
+    ForVectors(exact, [&](auto width, Index c) {
+      const auto gain = Load<width>(output_.affine + output_.channels + first + c), half = 0.5f * gain;
+      Vector<width> rows[kSide][3];
+#pragma GCC unroll 3
+      for (int j = 0; j < 3; ++j) {
+        const float* from = kernel_ + (j * depth_ + k) * width_ + first + c;
+        const auto a = Load<width>(from), b = Load<width>(from + 3 * depth_ * width_);
+        const auto d = Load<width>(from + 6 * depth_ * width_), ends = half * (a + d), middle = half * b;
+        rows[0][j] = gain * a, rows[1][j] = ends + middle, rows[2][j] = ends - middle, rows[3][j] = gain * d;
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < kSide; ++i) {
+        const Vector<width>* row = rows[i];
+        const auto ends = 0.5f * (row[0] + row[2]), middle = 0.5f * row[1];
+        float* to_row = to + i * kSide * step + c;
+        Store<width>(to_row, row[0]);
+        Store<width>(to_row + step, ends + middle);
+        Store<width>(to_row + 2 * step, ends - middle);
+        Store<width>(to_row + 3 * step, row[2]);
+      }
+    });
+    for (Index group = 0; group < kPlaces; ++group, to += step) std::fill(to + exact, to + columns, 0.f);
+  }
+
+  // Where the outputs of a tile go, and what is added, as far as the image reaches.
+  struct Targets {
+    float* to[4];
+    const float* other[4];
+    bool all = true;
+
+    Targets(const WinogradRows& in, Index image, Index i, Index j, Index first, const Delivery& delivery) {
+      const Index height = in.windows.out_height, width = in.windows.out_width;
+      for (Index k = 0; k < 4; ++k) {
+        const Index row = 2 * i + k / 2, column = 2 * j + k % 2, at = (image * height + row) * width + column;
+        const bool inside = row < height && column < width;
+        to[k] = inside ? delivery.y + at * delivery.pitch + first : nullptr;
+        other[k] = inside && delivery.other ? delivery.other + at * delivery.other_pitch + first : nullptr;
+        all = all && inside;
+      }
+    }
+
+    template <int B>
+    INLINE void Deliver(Index c, const Vector<B> (&out)[4], Bounds bounds) const {
+      if (all && !other[0]) {
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) Store<B>(to[k] + c, Clip<B>(out[k], bounds));
+        return;
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) {
+        if (!to[k]) continue;
+        Vector<B> v = out[k];
+        if (other[k]) v += Load<B>(other[k] + c);
+        Store<B>(to[k] + c, Clip<B>(v, bounds));
+      }
+    }
+  };
+
+  static bool AllZero(const float (&values)[kLanes]) {
+    return std::all_of(values, values + kLanes, [](float value) { return value == 0; });
+  }
+
+  // `Finish` of the vectors of a tile whose outputs are not finite: as sums over their own windows.
+  NOINLINE void FinishInfinite(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
+                               const Delivery& delivery) const {
+    const Index first = cuts_.First(panel), columns = std::min(cuts_.Columns(panel), width_ - first);
+    in.ForTiles(from, to, [&](Index tile, Index image, Index i, Index j) {
+      const Targets targets(in, image, i, j, first, delivery);
+      const float* of_tile = products + (tile - from) * kPlaces * kPanel;
+      ForVectors(columns, [&](auto width, Index c) {
+        Vector<width> out[4];
+        Untransform<width>(of_tile + c, Load<width>(&bias_[first + c]), out);
+        float own[kLanes] = {};
+        Store<width>(own, (out[0] + out[1] + out[2] + out[3]) * 0.f);
+        if (AllZero(own)) return;
+        ByDefinition<width>(in, image, i, j, first + c, out);
+        targets.Deliver<width>(c, out, output_.bounds);
+      });
+    });
+  }
+
+  template <int B>
+  void ByDefinition(const WinogradRows& in, Index image, Index i, Index j, Index channel, Vector<B> (&out)[4]) const {
+    for (int k = 0; k < 4; ++k) out[k] = Load<B>(&bias_[channel]);
+    for (Index tap = 0; tap < 9; ++tap) {
+      const float* met[4];
+      for (Index k = 0; k < 4; ++k) met[k] = in.Met(image, i, j, (k / 2 + tap / 3) * kSide + k % 2 + tap % 3);
+      for (Index c = 0; c < depth_; ++c) {
+        const Vector<B> of_kernel = Load<B>(kernel_ + (tap * depth_ + c) * width_ + channel) *
+                                    Load<B>(output_.affine + output_.channels + channel);
+        for (int k = 0; k < 4; ++k) out[k] += met[k][c] * of_kernel;
+      }
+    }
+  }
+
+  // The outputs of a tile, in rows of two, from its 16 products, kPanel apart.
+  template <int B>
+  INLINE static void Untransform(const float* products, Vector<B> bias, Vector<B> (&out)[4]) {
+    Vector<B> rows[2][kSide];
+#pragma GCC unroll 4
+    for (int j = 0; j < kSide; ++j) {
+      const auto a = Load<B>(products + j * kPanel), b = Load<B>(products + (4 + j) * kPanel);
+      const auto d = Load<B>(products + (8 + j) * kPanel), e = Load<B>(products + (12 + j) * kPanel);
+      rows[0][j] = a + b + d, rows[1][j] = b - d - e;
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      const Vector<B>* row = rows[i];
+      out[2 * i] = bias + (row[0] + row[1] + row[2]), out[2 * i + 1] = bias + (row[1] - row[2] - row[3]);
+    }
+  }
+
+  float* At(Index panel, Index group) const {
+    return &memory_[depth_ * (kPlaces * cuts_.First(panel) + group * cuts_.Columns(panel))];
+  }
+
+  const float* kernel_;
+  Index depth_, width_;
+  Reading output_;
+  Cuts cuts_;
+  Memory memory_;
+  std::vector<float> bias_;
+};
+
+// Whether it pays: tiles that fill their outputs, whole vectors of channels, and enough tiles for a kernel of that size to
+// be transformed and read.
+inline bool SuitsWinograd(const WindowRows& in, Index positions, Index width) {
+  const Window window = in.window;
+  if (window.height != 3 || window.width != 3 || window.stride != 1) return false;
+  const Index tiles = WinogradRows{in, nullptr}.Count(positions), weights = in.channels * width;
+  if (in.channels < 16 || width < 16 || weights > std::min<Index>(2048 * tiles, 1 << 19)) return false;
+  return 32 * tiles < 13 * positions;
+}
+
+// What `Product` gives of these windows, read as `output` says, which has an affine; not interleaved.
+inline void WinogradForward(ffi::ThreadPool& pool, const WindowRows& windows, Index positions, const float* kernel,
+                            Index width, Reading output, const Delivery& delivery) {
+  const Floats zeros = NewFloats(windows.channels);
+  std::fill_n(zeros.get(), windows.channels, 0.f);
+  const WinogradRows in{windows, zeros.get()};
+  const WinogradKernel transformed(pool, kernel, windows.channels, width, output);
+  const Side side = in.side();
+  // A chunk of tiles stays in the cache, as large as may be, since each reads all of the kernel; every thread has as many.
+  const Index tiles = in.Count(positions), most = std::clamp<Index>(kCached / side.pitch() / kRows, 2, 8) * kRows;
+  const Index threads = std::min<Index>(pool.num_threads(), DivideUp(tiles, kRows));
+  const Index chunks = std::min(DivideUp(DivideUp(tiles, most), threads) * threads, DivideUp(tiles, kRows));
+  const Index unit = chunks > threads ? kRows : 1;  // whole tiles of products, but where each thread has one chunk only
+  Parallel(pool, chunks, [&](Index chunk) {
+    const Index units = DivideUp(tiles, unit), from = Cut(units, chunk, chunks) * unit;
+    const Index to = std::min(tiles, Cut(units, chunk + 1, chunks) * unit);
+    float *staged = Scratch<0>((to - from) * side.pitch()), *products = Scratch<1>((to - from) * kPlaces * kPanel);
+    in.Stage(from, to, staged);
+    for (Index panel = 0; panel < transformed.panels(); ++panel) {
+      transformed.Multiply(staged, side, to - from, panel, products);
+      transformed.Finish(in, from, to, panel, products, delivery);
+    }
+  });
+}
+
+}  // namespace jaxnets
