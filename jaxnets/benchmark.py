@@ -8,10 +8,13 @@ same round, above 1 where jaxnets is faster; shown are medians, and the lowest a
 jaxnets        a jitted step with create_model, value_and_grad and optax, as a user writes it
 torch          eager PyTorch with the memory format, and in evaluation the fused or frozen graph, that is fastest
 torch_compile  torch.compile; in evaluation with frozen weights on a CPU, with CUDA graphs on a GPU
-flax           our net with plain flax convolutions and BatchNorm: JAXNETS_OPS=reference
+flax           our net on the convolutions of lax, as flax has them, and a plain BatchNorm: JAXNETS_OPS=reference
 
-On a CPU PyTorch is given huge pages, which our kernels use, unless THP_MEM_ALLOC_ENABLE=0. On a GPU all compute in
-bfloat16. The floor of a step is the larger of two times. Memory: every convolution and dense layer reads its input and
+On a CPU PyTorch is given huge pages, which our kernels use, unless THP_MEM_ALLOC_ENABLE=0, and threads that stay on
+their cores, unless OMP_PROC_BIND=false. Our kernels keep XLA's large buffers from step to step; JAXNETS_KEEP_MEMORY=0
+has them given back, as PyTorch gives its own. On a GPU all compute in bfloat16.
+
+The floor of a step is the larger of two times. Memory: every convolution and dense layer reads its input and
 writes its output once, in training their gradients too, at the bandwidth of a large copy; parameters are read once, in
 training they and their momenta are read and written. Arithmetic: two operations a multiply-accumulate, in training
 three times that less the image's gradient, at the rate of a large product of matrices. Both are measured in the same
@@ -111,7 +114,7 @@ def task_of(model: str, mode: str, batch_size: int | None = None, image_size: in
         batch_size = BATCH_SIZE if own_size > IMAGE_SIZE else CIFAR_BATCH_SIZE
     if mode == "train" and batch_size == 1:
         raise UserError("--batch_size=1 leaves BatchNorm one value a channel in training; it must be at least 2")
-    return Task(model, mode, batch_size, image_size, net.num_classes, len(cores.usable()))
+    return Task(model, mode, batch_size, image_size, net.num_classes, cores.count())
 
 
 def floor_of(task: Task, rates: dict[str, float], float_bytes: int) -> Floor:
@@ -244,7 +247,7 @@ def measure_rates(contenders: Sequence[str]) -> tuple[dict[str, float], dict[str
             continue
         runtime.logger.info("%s measures how fast this machine copies and multiplies", library)
         with benchmark_worker.start(contender) as worker:
-            answers[library] = worker.ask("rates", threads=len(cores.usable()))
+            answers[library] = worker.ask("rates", threads=cores.count())
     best = {
         key: max(answer[key] for answer in answers.values()) for key in ("copy_bytes_per_second", "flops_per_second")
     }
@@ -263,7 +266,7 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python -m jaxnets.benchmark", *argv[1:]]),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "cores": len(cores.usable()),
+        "cores": cores.count(),
         "versions": versions,
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
         "contender_environments": {name: benchmark_worker.environment(name) for name in CONTENDERS},

@@ -98,8 +98,16 @@ def conditions(record: dict[str, Any]) -> str:
     """The machine, the versions and the date, in a sentence."""
     names = [name for name in ("jax", "torch") if name in record["versions"]]
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in names)
-    environment = "".join(f", {name}={value}" for name, value in record["environment"].items())
+    environment = _assignments(record["environment"])
+    if any(name.startswith("torch") for race in record["races"] for name in race["ratios"]):
+        given = record.get("contender_environments", {}).get("torch", {})  # which counts, whatever is in `environment`
+        own = {name: value for name, value in record["environment"].items() if name not in given}
+        environment = _assignments(own) + (", PyTorch with" + _assignments(given)[1:] if given else "")
     return f"{record['device']}, {record['cores']} CPU cores, {versions}{environment}; {record['date'][:10]}."
+
+
+def _assignments(environment: dict[str, str]) -> str:
+    return "".join(f", {name}={value}" for name, value in environment.items())
 
 
 def show(record: dict[str, Any], *, markdown: bool) -> None:

@@ -26,9 +26,8 @@ from jaxnets.errors import UserError
 
 MODES = ("train", "eval", "latency")
 CONTENDERS = ("jaxnets", "torch", "torch_compile", "flax")
-# PyTorch gets huge pages unless it is told otherwise: our kernels' XLA has them.
-HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
-PYTORCH = {"OMP_PROC_BIND": "true", HUGE_PAGES: os.environ.get(HUGE_PAGES, "1")}
+# What PyTorch gets unless it is told otherwise: threads that stay on their cores, and huge pages, as our kernels' XLA.
+PYTORCH = {"OMP_PROC_BIND": "true", "THP_MEM_ALLOC_ENABLE": "1"}
 # The same on every machine; `environment` has the rest.
 ENVIRONMENTS = {
     "jaxnets": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
@@ -124,10 +123,13 @@ def start(contender: str) -> Worker:
 
 def environment(contender: str) -> dict[str, str]:
     """What a contender is started with beside the environment that all share."""
+    own = dict(ENVIRONMENTS[contender])
+    if contender.startswith("torch"):
+        own = {name: os.environ.get(name, value) for name, value in own.items()}
     if contender != "torch_compile":
-        return ENVIRONMENTS[contender]
+        return own
     # Else it compiles on as many cores as OpenMP has left to the thread that asks: one.
-    return ENVIRONMENTS[contender] | {"TORCHINDUCTOR_COMPILE_THREADS": str(len(cores.usable()))}
+    return own | {"TORCHINDUCTOR_COMPILE_THREADS": str(cores.count())}
 
 
 def peak_bytes() -> int:

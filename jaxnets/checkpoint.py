@@ -305,11 +305,18 @@ def restore_state(
     state = template.replace(**variables, **values)
     record = _restore_record(manager, step)
     totals = record.get("totals")
-    if not isinstance(totals, dict) or not all(math.isfinite(totals.get(name, math.nan)) for name in NO_TOTALS):
+    if not isinstance(totals, dict) or not all(_is_finite(totals.get(name)) for name in NO_TOTALS):
         raise DamagedError(f"{where} has no sums of the training examples beside it")
     if not _is_as_written(record, "totals", totals):
         raise DamagedError(f"{where} is damaged: the sums beside it differ from what was written")
     return state, totals
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except (TypeError, OverflowError):  # no number, or one beyond floats
+        return False
 
 
 def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, dict[str, float]] | None:

@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
         # Else XLA takes most of a GPU's memory at once, and keeps it.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         # Else PyTorch, which is imported later, has a thread for each core, where XLA has one for each of its threads.
-        os.environ.setdefault("OMP_NUM_THREADS", str(len(cores.usable())))
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores.count()))
     if args.seeds < 1:
         raise UserError(f"--seeds={args.seeds} must be at least 1")
     for name, least, most in (("latency_batch", 0, "eval_batch_size"), ("latency_size", 1, "image_size")):

@@ -55,8 +55,9 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
             raise UserError(
                 f"{path} sets {added[1]}, which is no field of a run; {hint}configs/default.py lists them all"
             ) from None
-        fields = [arg.lstrip("-").removeprefix("config.").split("=")[0] for arg in argv if "config." in arg]
-        if unknown := [field for field in fields if any(f"'{part}" in message for part in field.split("."))]:
+        fields = [found[1] for arg in argv if (found := re.match(r"--?(?:no)?config\.([\w.]+)", arg))]
+        unknown = [field for field in fields if any(re.search(rf"'{part}\b", message) for part in field.split("."))]
+        if unknown:
             raise UserError(f"{path} has no field {unknown[0]}; {hint}configs/default.py lists them all") from None
         raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {error}") from None
 

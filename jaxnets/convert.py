@@ -25,8 +25,9 @@ from jaxnets.datasets import absolute, is_folder, read_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, scratch_of, user_path
-from jaxnets.predict import check_deviation, field, images_of, triple
+from jaxnets.predict import check_deviation, field, triple
 from jaxnets.weight_files import SUFFIXES, Images, import_torch, metadata_of, spelled
+from jaxnets.weight_images import images_of
 from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")
@@ -41,7 +42,7 @@ def read(
     if not source.is_dir():
         if name is None:
             raise UserError(f"--model is missing: which net are the weights in {source}?")
-        if which or ema:
+        if which is not None or ema:
             raise UserError(f"--checkpoint and --ema are for the workdir of a run, which {source} is not")
         model = create_model(name, **fields)
         published = torch_weights.load_published(model, source)
@@ -50,7 +51,7 @@ def read(
         return name, model, published._replace(images=published.images._replace(normalization=normalization))
     if name is not None or fields:
         raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
-    run = evaluate.load_run(source, which or "best", ema=ema)
+    run = evaluate.load_run(source, "best" if which is None else which, ema=ema)
     config = run.config
     images = Images((tuple(config.mean), tuple(config.std)), config.image_size, config.crop)
     return config.model.name, run.model, torch_weights.Published(run.variables, images)
@@ -189,7 +190,7 @@ def main(argv: list[str]) -> None:
         name = "--dataset is for a new folder" if to_file else "--layout is for a file"
         raise UserError(f"{name}, which {args.target} is not")
     name, model, published = read(args.source, args.model, fields, args.checkpoint, args.ema)
-    mean, std = published.normalization
+    mean, std = published.images.normalization
     images = published.images._replace(normalization=(args.mean or mean, args.std or std))
     published = published._replace(images=images)
     if to_file:

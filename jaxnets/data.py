@@ -1,13 +1,15 @@
-"""Data sets as uint8 arrays: decoded once, or streamed, in one order that depends on the seed alone.
+"""Data sets as uint8 arrays: decoded once, or streamed, in an order that the seed and the epoch decide.
 
 A split is either decoded whole (`decode`) and indexed by `train_indices` and `eval_indices`, or it does not
 fit and `streaming` yields the very batches those indices name.
 """
 
+import contextlib
 import io
 import itertools
 import logging
 import os
+import resource
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +93,7 @@ def open_split(
     if min((instruction.take for instruction in instructions), default=0) < 1:
         raise UserError(f"split {split!r} of {dataset} is empty; it has {known}")
     names = class_names(builder)
+    _allow_many_files()
     _check_shards(instructions, builder.data_path)
     source = ArrayRecordDataSource(instructions)
     ranges = tuple((str(each.filename), each.skip, each.skip + each.take) for each in instructions)
@@ -101,6 +104,8 @@ def _open_folder(dataset: str, split: str, image_size: int, crop: bool) -> Split
     folder = read_folder(dataset)
     try:
         source = folder.select(split)
+    except UserError:
+        raise
     except Exception as error:  # ValueError, NotImplementedError, by the kind of mistake
         raise UserError(
             f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {folder.describe()}"
@@ -134,6 +139,13 @@ def class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
     if label.num_classes > MAX_CLASSES:
         raise UserError(f"{builder.info.full_name} claims {label.num_classes} classes; at most {MAX_CLASSES} are read")
     return tuple(label.int2str(index) for index in range(label.num_classes))
+
+
+def _allow_many_files() -> None:
+    """Have this process, and those that it starts, open as many files as the system lets it: each shard stays open."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _check_shards(instructions: Sequence[Any], directory: os.PathLike) -> None:
@@ -224,12 +236,14 @@ def _read_record(split: Split, index: int) -> bytes:
 
 def _record_error(split: Split, index: int, error: Exception) -> UserError:
     reason = first_line(error).split(";")[0]
+    what = f"record {index} of {split.name} {split.split} in {split.directory}"
+    remedy = "; delete the directory and have it prepared again"
     if isinstance(split.source, ImageFiles):
-        return UserError(f"{split.source.paths[index]} cannot be read ({reason}); replace it or take it out")
-    return UserError(
-        f"record {index} of {split.name} {split.split} in {split.directory} cannot be read ({reason}); "
-        "delete the directory and have it prepared again"
-    )
+        what, remedy = split.source.paths[index], "; replace it or take it out"
+    cause = error.__cause__ or error
+    if isinstance(cause, MemoryError) or getattr(cause, "errno", None):  # the record is not to blame
+        remedy = ""
+    return UserError(f"{what} cannot be read ({reason}){remedy}")
 
 
 def _decode_record(split: Split, record: bytes | tuple[str, int]) -> tuple[Image.Image, int]:

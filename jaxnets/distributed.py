@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxnets.errors import UserError, first_line
-from jaxnets.interruption import Ended, Interruption
+from jaxnets.interruption import Ended, Interruption, leave
 from jaxnets.runtime import configure_logging, logger
 
 HEARTBEAT_SECONDS = 15  # a process silent for this long is gone
@@ -202,7 +202,7 @@ def _end_without(gone: list[int]) -> None:
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)  # the main thread may wait for the lost process in a collective, for ever
+    leave(1)  # the main thread may wait for the lost process in a collective, for ever
 
 
 def on_primary(work: Callable[[], T]) -> T:

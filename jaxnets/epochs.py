@@ -41,7 +41,7 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
     """Train from step `at` to the end of its epoch, reporting on the way: the state and its step.
 
     The devices work on one call while the host reads the metrics of the one before. An interruption
-    saves the state and raises Interrupted.
+    within the epoch saves the state and raises Interrupted.
     """
     plan = run.plan
     epoch = at // plan.steps_per_epoch

@@ -9,6 +9,7 @@ if __name__ == "__main__":
     interruption.end_at_once()
     huge_pages.restart()
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -30,7 +31,7 @@ from jaxnets import checkpoint, data, distributed, ops, programs, runtime, setti
 from jaxnets.datasets import data_root, is_folder, where_it_still_is
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.plain_files import user_path
-from jaxnets.workdir import CONFIG, class_names
+from jaxnets.workdir import CONFIG, class_names, read_data
 
 Evaluator = Callable[[dict[str, Any]], tuple[dict[str, Any], step.Predictions]]
 
@@ -218,6 +219,20 @@ def require_same_classes(workdir: Path, split: data.Split, known: Sequence[str] 
             )
 
 
+def warn_of_other_images(workdir: Path, split: data.Split) -> None:
+    """A warning where the run's own split has another number of images today: some may have been trained on."""
+    with contextlib.suppress(UserError):  # which `require_classes` has told
+        then = read_data(workdir)
+        if then and then.eval_images != len(split):
+            runtime.logger.warning(
+                "%s %s has %d images, and had %d when the run was trained: some of them may have been trained on",
+                split.name,
+                split.split,
+                len(split),
+                then.eval_images,
+            )
+
+
 def _print_table(metrics: dict[str, Any], names: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -251,6 +266,8 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv[1:])
     runtime.configure_logging()
     runtime.require_device()
+    if args.data_dir == "":
+        raise UserError("--data_dir is empty; leave it out for the place where the run found its data")
     run = load_run(args.workdir, args.checkpoint, ema=args.ema)
     config = run.config
     if args.data_dir and is_folder(config.dataset):
@@ -270,14 +287,17 @@ def main(argv: list[str]) -> None:
     devices = devices[: max(d for d in range(1, len(devices) + 1) if config.eval_batch_size % d == 0)]
     split = data.open_split(
         config.dataset,
-        args.split or config.eval_split,
+        config.eval_split if args.split is None else args.split,
         config.data_dir,
         image_size=config.image_size,
         crop=config.crop,
     )
     require_classes(args.workdir, split, run.model.num_classes)
-    evaluator = make_evaluator(run.model, split, load_examples(split, config, devices), config, devices)
-    metrics, _ = evaluator(run.variables)
+    if args.split is None:
+        warn_of_other_images(args.workdir, split)
+    with runtime.short_of_memory("a smaller --batch_size takes less"):
+        evaluator = make_evaluator(run.model, split, load_examples(split, config, devices), config, devices)
+        metrics, _ = evaluator(run.variables)
     _print_table(metrics, split.class_names)
     result = {
         "eval_accuracy": metrics["accuracy"],

@@ -1,7 +1,8 @@
 """A program started again so that its large buffers lie in huge pages.
 
-Every step takes its buffers afresh from the kernel, which hands them out 4 KB at a time: on a CPU that costs a
-third of a training step. glibc can ask for pages of 2 MB instead, if it is told so before the program starts.
+The kernel hands memory out 4 KB at a time. To a program that takes its buffers afresh in every step, on a CPU, that
+costs a third of a training step. glibc can ask for pages of 2 MB instead, if it is told so before the program starts.
+(The native operators keep XLA's large buffers in huge pages even without that.)
 """
 
 import contextlib

@@ -55,7 +55,7 @@ def find(argument: str) -> list[str]:
         files += sorted(images_below(match)) if os.path.isdir(match) else [match]
     if not files:
         raise UserError("no file matches this pattern")
-    return files
+    return list(dict.fromkeys(files))  # `**` matches a folder, and what is in it too
 
 
 def images_below(folder: str) -> Iterator[str]:

@@ -13,6 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 
 GRACE_SECONDS = 5.0  # for what is open to be closed, before the process ends as it is
+# In which a second signal is the first one again: `timeout` sends its own to the command and to its group, and a
+# terminal's Ctrl-C reaches a command that its parent passes it on to.
+ECHO_SECONDS = 1.0
+SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NOTHING_TO_SAVE = "ended with nothing left to save; the same command takes it up again"
 
@@ -26,7 +30,7 @@ class Ended(SystemExit):
 
 
 class Interrupted(Exception):
-    """The run was asked to end, and its state is saved."""
+    """The run was asked to end, and what it has to save is saved, or to be saved before it ends."""
 
 
 class Interruption:
@@ -56,7 +60,7 @@ def end_at_once() -> None:
 
     def end(signum, _frame):
         _say(signum, NOTHING_TO_SAVE)
-        os._exit(128 + signum)
+        leave(128 + signum)
 
     for signum in SIGNALS:
         signal.signal(signum, end)
@@ -74,7 +78,15 @@ def _watch(reader: int) -> None:
             time.sleep(GRACE_SECONDS)
             if not _said:
                 _say(signum, NOTHING_TO_SAVE)
-            os._exit(128 + signum)
+            leave(128 + signum)
+
+
+def leave(status: int) -> None:
+    """End the process as it is, but for the terminal."""
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
+    os._exit(status)
 
 
 def _say(signum: int, what: str) -> None:
@@ -89,7 +101,10 @@ def _say(signum: int, what: str) -> None:
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Within it the first SIGINT or SIGTERM raises Ended, so that what is open is closed; a second ends the process."""
+    """Within it the first SIGINT or SIGTERM raises Ended, so that what is open is closed; a second ends the process.
+
+    The same one within a second is no second.
+    """
 
     def end(signum):
         _say(signum, NOTHING_TO_SAVE)
@@ -112,7 +127,7 @@ def raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(interruption: Interruption) -> Iterator[None]:
-    """Within it the first SIGINT or SIGTERM is noted for the caller to act on; a second ends the process at once."""
+    """Within it the first SIGINT or SIGTERM is noted for the caller to act on; a second, as in `raised`, ends all."""
     global _deferring
 
     def note(signum):
@@ -129,15 +144,16 @@ def deferred(interruption: Interruption) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled(first: Callable[[int], None]) -> Iterator[None]:
-    """Have `first` called with the first of the signals, and the process ended by the second."""
-    received = False
+    """Have `first` called with the first of the signals, and the process ended by the second, unless it is an echo."""
+    received: tuple[int, float] | None = None  # the first, and when
 
     def handle(signum, _frame):
         nonlocal received
-        if received:
-            os._exit(128 + signum)
-        received = True
-        first(signum)
+        if received is None:
+            received = signum, time.monotonic()
+            first(signum)
+        elif signum != received[0] or time.monotonic() > received[1] + ECHO_SECONDS:
+            leave(128 + signum)
 
     before = {signum: signal.signal(signum, handle) for signum in SIGNALS}
     try:

@@ -142,8 +142,9 @@ class Journal:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
+            part = "eval" if "eval_loss" in record else "train"
             numbers = {
-                f"{'eval' if 'eval_' in name else 'train'}/{name}": value
+                f"{part}/{name}": value
                 for name, value in record.items()
                 if name not in ("step", "epoch") and isinstance(value, int | float)
             }

@@ -31,7 +31,7 @@ from jaxnets import (
 )
 from jaxnets.datasets import absolute, data_root, is_folder
 from jaxnets.dispatch import call_lengths, load_examples, make_dispatch, steps_per_call, train_calls
-from jaxnets.errors import UserError, first_line
+from jaxnets.errors import UserError
 from jaxnets.journal import Journal
 from jaxnets.plain_files import user_path
 from jaxnets.plan import (
@@ -60,16 +60,10 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     On SIGINT and SIGTERM SystemExit is raised with the status the shell expects; from the first step on, when the
     state is saved.
     """
-    try:
-        with interruption.raised():
-            return _train(config, user_path(directory))
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            f"the device has not enough memory ({first_line(error)}): config.resident=false or, in evaluation, a lower "
-            "config.eval_batch_size takes less, or, in a new workdir, a lower config.batch_size"
-        ) from error
+    smaller = "config.resident=false or, in evaluation, a lower config.eval_batch_size"
+    remedy = f"{smaller} takes less, or, in a new workdir, a lower config.batch_size"
+    with interruption.raised(), runtime.short_of_memory(remedy):
+        return _train(config, user_path(directory))
 
 
 def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]:
@@ -177,8 +171,23 @@ def announce(plan: Plan, directory: Path, at: int, before: ml_collections.Config
     place = place_of(config)
     if before[place] != config[place]:
         logger.warning("%s was %s and is now %s: it must hold the same images", place, before[place], config[place])
+    if at < plan.total_steps:
+        announce_devices(plan, directory)
     if before.num_epochs != config.num_epochs:
         announce_length(plan, at, before)
+
+
+def announce_devices(plan: Plan, directory: Path) -> None:
+    """Say where the run was trained on another number of devices, each of which normalises its own images."""
+    before = {where["num_devices"] for where in machine.read(directory)} - {len(plan.devices)}
+    normalises = jax.tree.leaves(state_shapes(plan).batch_stats)
+    if before and normalises and not plan.config.sync_batch_norm:
+        logger.warning(
+            "the run was on %s device(s) before, and is on %d now: each normalises its own share of a batch, so that "
+            "the result is that of neither (in a new workdir, config.sync_batch_norm=True has them share)",
+            " and ".join(map(str, sorted(before))),
+            len(plan.devices),
+        )
 
 
 def announce_length(plan: Plan, at: int, before: ml_collections.ConfigDict) -> None:
@@ -264,4 +273,7 @@ def fit(
             else:
                 logger.info("ended before the first step; the same command begins again")
             raise SystemExit(asked.status) from None
+    if asked.signum is not None:  # after the last look, by which several processes agree
+        logger.info("saved step %d, the last; nothing is left to do", at)
+        raise SystemExit(128 + asked.signum)
     return journal.last_evaluation(at)

@@ -4,6 +4,7 @@ import datetime
 import functools
 import hashlib
 import json
+import logging
 import platform
 from importlib import metadata
 from pathlib import Path
@@ -12,12 +13,14 @@ import jax
 
 from jaxnets import cores, ops
 from jaxnets.errors import UserError, writing
-from jaxnets.plain_files import parse_json, read_text, replacing
+from jaxnets.plain_files import parse_json, read_text, replacing, set_aside
 
 FILE = "machines.json"
 MAX_BYTES = 1 << 20
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 OPERATORS = Path(ops.__file__).parent
+
+logger = logging.getLogger(__name__)
 
 
 def describe(*packages: str) -> dict[str, object]:
@@ -30,7 +33,7 @@ def describe(*packages: str) -> dict[str, object]:
     return {
         "device": _processor() if devices[0].platform == "cpu" else devices[0].device_kind,
         "num_devices": len(devices),
-        "cores": len(cores.usable()),
+        "cores": cores.count(),
         "operators": ops.formulation(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions | {name: metadata.version(name) for name in counting},
@@ -60,13 +63,19 @@ def since(machine: dict[str, object]) -> str:
 
 
 def note(workdir: Path, *packages: str) -> None:
-    """Write down, in a workdir, where its run is trained from today on, unless it was there before."""
+    """Write down, in a workdir, where its run is trained from today on, unless it was trained there last.
+
+    What stands there already is kept: where it cannot be read, as `machines.1.json`.
+    """
     before, here = read(workdir), describe(*packages)
     if before and {name: value for name, value in before[-1].items() if name != "date"} == here:
         return
     found = [*before, {"date": datetime.datetime.now(datetime.UTC).date().isoformat()} | here]
-    with writing(workdir), replacing(workdir / FILE) as scratch:
-        scratch.write_text(json.dumps(found, indent=1) + "\n")
+    with writing(workdir):
+        if not before and (moved := set_aside([workdir / FILE])):
+            logger.warning("%s cannot be read, and is kept as %s", workdir / FILE, moved[0].name)
+        with replacing(workdir / FILE) as scratch:
+            scratch.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def read(workdir: Path) -> list[dict[str, object]]:

@@ -28,15 +28,16 @@ from jaxnets import (
     state,
     step,
     torch_weights,
+    weight_images,
     workdir,
 )
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
 from jaxnets.plain_files import user_path
 from jaxnets.runtime import logger
-from jaxnets.weight_files import spelled
+from jaxnets.weight_files import Images, Weights, spelled
 
-Weights = dict[str, Any]  # {'params', 'batch_stats'}
+Variables = dict[str, Any]  # {'params', 'batch_stats'}
 MAX_STEPS = 100_000_000  # the learning rates of all are kept
 MAX_RECORDS = 500_000  # of metrics.jsonl: each start reads them all
 
@@ -97,7 +98,7 @@ class Plan:
         return augment.progressive_size(config.progressive_sizes, config.image_size, epoch, config.num_epochs)
 
 
-def compile_and_create_state(plan: Plan, weights: Weights | None = None) -> state.TrainState:
+def compile_and_create_state(plan: Plan, weights: Variables | None = None) -> state.TrainState:
     """The state before the first step, with `weights` in place of the initial ones if given."""
     create = programs.keep(("state", plan.program_key), lambda: plan.traced_state.lower().compile())
     made = create(jax.random.key(plan.config.seed))
@@ -107,26 +108,30 @@ def compile_and_create_state(plan: Plan, weights: Weights | None = None) -> stat
     return made.replace(params=weights["params"], batch_stats=weights["batch_stats"], ema=ema)
 
 
-def load_initial_weights(plan: Plan) -> Weights:
-    """The variables in `config.init_from`, of this run's net; the classifier anew where the classes differ.
+def load_initial_weights(plan: Plan) -> Variables:
+    """The variables in `config.init_from`, of this run's net; the classifier anew where it is of another shape.
 
     Raises UserError if there is no such file, or it holds the weights of another net.
     """
-    source = user_path(plan.config.init_from)
+    config, source = plan.config, user_path(plan.config.init_from)
     try:
-        run = evaluate.load_run(source, _best_or_latest(source)) if source.is_dir() else None
-        weights = torch_weights.export(run.model, run.variables, "jaxnets") if run else source
+        weights = _weights_of_run(source) if source.is_dir() else source
         published = torch_weights.load_published(plan.model, weights, head="drop")
     except UserError as error:
-        raise UserError(f"config.init_from={plan.config.init_from!r}: {error}") from None
-    if run:
-        of_images = tuple(run.config.mean), tuple(run.config.std)
-    else:
-        of_images = published.normalization or (published.layout and published.layout.normalization)
-    ours = tuple(plan.config.mean), tuple(plan.config.std)
-    if of_images and not np.allclose(of_images, ours, rtol=0.01):
+        raise UserError(f"config.init_from={config.init_from!r}: {error}") from None
+    classes = published.num_classes or plan.model.num_classes
+    of_images = weight_images.known_normalization(config.model.name, classes, published)
+    if of_images and not np.allclose(of_images, (tuple(config.mean), tuple(config.std)), rtol=0.01):
         logger.warning("the weights of config.init_from want images of another normalisation: %s", spelled(of_images))
     return published.variables
+
+
+def _weights_of_run(directory: Path) -> Weights:
+    """The weights in a workdir, as from a file that says all of its net and images."""
+    run = evaluate.load_run(directory, _best_or_latest(directory))
+    images = Images((tuple(run.config.mean), tuple(run.config.std)), run.config.image_size, run.config.crop)
+    state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
+    return Weights(state_dict, True, str(directory), images, torch_weights.fields_of(run.model))
 
 
 def _best_or_latest(directory: Path) -> str:
@@ -140,7 +145,7 @@ def _best_or_latest(directory: Path) -> str:
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Everything that a configuration names, opened or built; UserError where it does not fit together.
 
-    Data comes last: it may have to be downloaded and prepared first.
+    What needs no data is checked first: they may have to be downloaded and prepared.
     """
     devices = distributed.devices()
     for field in ("batch_size", "eval_batch_size"):

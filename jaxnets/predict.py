@@ -40,18 +40,13 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, settings, torch_weights
+from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, torch_weights
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
-from jaxnets.models import default_image_size
 from jaxnets.plain_files import user_path
-from jaxnets.weight_files import Images, Normalization, Triple, spelled
+from jaxnets.weight_files import Triple
+from jaxnets.weight_images import check_image_size, images_of
 from jaxnets.workdir import class_names
-
-# Per channel, of images in [0, 1]: mean and standard deviation with which published weights were trained
-IMAGENET: Normalization = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR10: Normalization = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-CIFAR100: Normalization = (0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761)
 
 
 @dataclass(frozen=True)
@@ -85,24 +80,29 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classi
     config = run.config
     if config.compilation_cache:
         runtime.enable_compilation_cache()
-    names = _class_names(workdir, config)
+    names = _class_names(workdir, config, run.model.num_classes)
     return Classifier(run.model, run.variables, config.image_size, config.crop, config.mean, config.std, names)
 
 
-def _class_names(workdir: Path, config: ml_collections.ConfigDict) -> Sequence[str]:
+def _class_names(workdir: Path, config: ml_collections.ConfigDict, num_classes: int) -> Sequence[str]:
     """Those that the run was trained on, else of its data set where it is prepared; never prepares or downloads it.
 
-    A data set can have gone since, and a folder can have other classes today.
+    A data set can have gone since, and a folder can have other classes today: it has to have as many as the net.
     """
     if names := class_names(workdir):
         return names
     data_dir = datasets.where_it_still_is(config.data_dir)
     try:
+        names = ()
         if datasets.is_folder(config.dataset):
-            return datasets.read_folder(config.dataset).class_names
-        if datasets.find_prepared(config.dataset, data_dir):
-            return data.class_names(datasets.open_builder(config.dataset, data_dir))
-        reason = f"it is not prepared in {datasets.data_root(data_dir)}"
+            names = datasets.read_folder(config.dataset).class_names
+        elif datasets.find_prepared(config.dataset, data_dir):
+            names = data.class_names(datasets.open_builder(config.dataset, data_dir))
+        if len(names) == num_classes:
+            return names
+        reason = f"it has {len(names)} classes, the net {num_classes}"
+        if not names:
+            reason = f"it is not prepared in {datasets.data_root(data_dir)}"
     except UserError as error:
         reason = str(error)
     runtime.logger.info("no class names from %s (%s): classes are numbers", config.dataset, reason)
@@ -120,30 +120,6 @@ def load_weights(name: str, weights: str | Path, **fields) -> Classifier:
     published = torch_weights.load_published(model, weights)
     images = images_of(name, model.num_classes, published)
     return Classifier(model, published.variables, images.image_size, images.crop, *images.normalization)
-
-
-def images_of(name: str, num_classes: int, published: torch_weights.Published) -> Images:
-    """What the images are for the net `name` with weights of a file: what the file says, else the usual.
-
-    UserError for larger ones than nets take.
-    """
-    side = default_image_size(name)
-    said = published.images
-    check_image_size(said.image_size or side, "the image_size that the weights want")
-    crop = side != 32 if said.crop is None else said.crop
-    return Images(normalization_of(name, num_classes, published), said.image_size or side, crop)
-
-
-def normalization_of(name: str, num_classes: int, published: torch_weights.Published) -> Normalization:
-    """Mean and deviation by channel, of images in [0, 1], for the net `name` with weights of a file."""
-    if published.normalization:
-        return published.normalization
-    if default_image_size(name) == 32:
-        return CIFAR100 if num_classes == 100 else CIFAR10
-    usual = published.layout and published.layout.normalization
-    if usual:
-        runtime.logger.info("images are normalised as by the code base of these weights: %s", spelled(usual))
-    return usual or IMAGENET
 
 
 def predict(
@@ -241,12 +217,6 @@ def triple(text: str) -> Triple:
     return red, green, blue
 
 
-def check_image_size(size: int, what: str) -> None:
-    """UserError for images that are too large."""
-    if size > (most := settings.LIMITS["image_size"]):
-        raise UserError(f"{what} must be at most {most} pixels, not {str(size):.20}")
-
-
 def check_deviation(std: Triple | None) -> None:
     """UserError for a `--std` that nothing can be divided by."""
     if std and min(std) <= 0:
@@ -303,9 +273,9 @@ def _load(args: argparse.Namespace) -> Classifier:
     if args.workdir:
         if args.field:
             raise UserError("--field is for --model; the run in --workdir has its own fields")
-        classifier = load_run(args.workdir, args.checkpoint or "best", ema=args.ema)
+        classifier = load_run(args.workdir, "best" if args.checkpoint is None else args.checkpoint, ema=args.ema)
     else:
-        if args.checkpoint or args.ema:
+        if args.checkpoint is not None or args.ema:
             raise UserError("--checkpoint and --ema are for --workdir; --weights are a single file")
         runtime.enable_compilation_cache()
         classifier = load_weights(args.model, args.weights, **dict(args.field or []))

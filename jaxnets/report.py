@@ -18,7 +18,7 @@ from pathlib import Path
 
 from jaxnets import data, journal, machine, predictions, report_errors, report_parts, runtime, settings, step, timing
 from jaxnets.errors import ArgumentParser, UserError, as_utf8, exit_on_user_error, writing
-from jaxnets.plain_files import replacing, user_path
+from jaxnets.plain_files import open_at_once, replacing, user_path
 from jaxnets.report_parts import History
 from jaxnets.workdir import CONFIG
 
@@ -126,9 +126,12 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
     """
     out = out or (workdirs[0] / FILE if len(workdirs) == 1 else Path(COMPARISON))
     try:
-        ours = not out.is_dir() and _MARK in out.open(encoding="utf-8", errors="replace").read(1000)
+        with open(out, encoding="utf-8", errors="replace", opener=open_at_once) as page:
+            ours = _MARK in page.read(1000)
     except (FileNotFoundError, NotADirectoryError):
         ours = True  # there is nothing yet
+    except UserError:  # a folder, a pipe, a terminal
+        ours = False
     except OSError as error:
         raise UserError(f"{out} cannot be read: {error.strerror}") from None
     if not ours:

@@ -1,8 +1,10 @@
 """What every command sets up around its work: log lines, the compilation cache, XLA's determinism."""
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import absl.logging
@@ -71,6 +73,17 @@ def make_deterministic() -> None:
     flags = os.environ.get("XLA_FLAGS", "").split()
     if not any(flag.startswith(DETERMINISTIC) for flag in flags):
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"{DETERMINISTIC}=true"])
+
+
+@contextlib.contextmanager
+def short_of_memory(remedy: str) -> Iterator[None]:
+    """UserError, with what takes less, where a device has not enough memory for what is within."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"the device has not enough memory ({first_line(error)}): {remedy}") from error
 
 
 def drop_late_answers() -> None:

@@ -125,6 +125,8 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
     for field, most in LIMITS.items():
         checks.require(field, f"a whole number from 1 to {most}", lambda value, most=most: _whole(value, 1, most))
     checks.positive("resident_limit")
+    checks.require("resident", "auto, true or false", lambda value: str(value).lower() in ("auto", "true", "false"))
+    checks.require("data_dir", "a path, or None", _is_path)
     checks.require("crop", "True or False", lambda value: isinstance(value, bool))
     checks.require("num_workers", "a whole number from 0 to 1000", lambda value: _whole(value, 0, 1000))
     checks.require("compilation_cache", "True or False", lambda value: isinstance(value, bool))
@@ -137,6 +139,10 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
 
 def _whole(value: Any, low: int, high: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_path(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value != "")
 
 
 def _is_size(value: Any, side: int) -> bool:
@@ -157,7 +163,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     for field in SWITCHES:
         checks.require(field, "True or False", lambda value: isinstance(value, bool))
     checks.require("train_split", "a name", lambda value: isinstance(value, str))
-    checks.require("resident", "auto, true or false", lambda value: str(value).lower() in ("auto", "true", "false"))
     checks.require("checkpoint_every_steps", "a whole number, 0 for off", lambda value: _whole(value, 0, 2**31))
     checks.within("seed", 0, 2**32, "an integer from 0 to 2**32 - 1")
     checks.one_of("optimizer.name", optim.OPTIMIZERS)
@@ -173,8 +178,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "augment.cutmix",
     ):
         checks.within(field, 0, math.inf, "0 or more, and finite")
-    for field in ("init_from", "data_dir"):
-        checks.require(field, "a path, or None", lambda value: value is None or value)
+    checks.require("init_from", "a path, or None", _is_path)
     checks.within("schedule.end_factor", 0, math.nextafter(1, 2), "in [0, 1]")
     side = config.image_size
     checks.within("augment.crop_padding", 0, side, f"from 0 to below image_size={side}")

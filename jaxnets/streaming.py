@@ -100,8 +100,13 @@ def _stack_calls(
 ) -> Iterator[Batch]:
     with closing(batches):
         for _, count in call_steps(start_step, end_step, per_epoch, steps_per_call):
-            call = [next(batches) for _ in range(count)]
-            yield {name: np.stack([batch[name] for batch in call]) for name in call[0]}
+            call: Batch = {}  # filled batch by batch: of large images a list of them all would double the memory
+            for at in range(count):
+                batch = next(batches)
+                call = call or {name: np.empty((count, *values.shape), values.dtype) for name, values in batch.items()}
+                for name, values in batch.items():
+                    call[name][at] = values
+            yield call
 
 
 def _stream(load: Callable[[int], Batch], start: int, stop: int, num_workers: int, batch_bytes: int) -> Iterator[Batch]:

@@ -42,10 +42,7 @@ class Published(NamedTuple):
     variables: dict[str, Tree]
     images: weight_files.Images = weight_files.Images()
     layout: Layout | None = None
-
-    @property
-    def normalization(self) -> weight_files.Normalization | None:
-        return self.images.normalization
+    num_classes: int | None = None  # of the file's classifier, if it has one
 
 
 def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> dict[str, Tree]:
@@ -67,11 +64,13 @@ def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -
 
 
 def load_published(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> Published:
-    """As `load`, with what is known of the images on which the net was trained."""
+    """As `load`, with what is known of the images on which the net was trained; `source` may be read already."""
     if head not in ("strict", "drop"):
         raise UserError(f"head={head!r} must be 'strict' or 'drop'")
     model = create_model(model, **overrides) if isinstance(model, str) else _changed(model, overrides)
-    weights = (keras_weights if keras_weights.is_keras_file(source) else weight_files).read(source)
+    weights = source
+    if not isinstance(source, weight_files.Weights):
+        weights = (keras_weights if keras_weights.is_keras_file(source) else weight_files).read(source)
     *body, classifier = _complete_layers(model)
     wanted = [*body, classifier] if _has_classifier(model) else layers_of(model)
     found = _match(model, weights, wanted, [*body, classifier], head)
@@ -83,7 +82,7 @@ def load_published(model: nn.Module | str, source, *, head: str = "strict", **ov
             values = _initial(layer)
         _insert(variables, layer, values)
     variables = {collection: jax.tree.map(jnp.asarray, tree) for collection, tree in variables.items()}
-    return Published(variables, weights.images, found.layout)
+    return Published(variables, weights.images, found.layout, _classes_of(found, classifier))
 
 
 def _match(
@@ -109,9 +108,13 @@ def _match(
     if differences:
         logger.warning("%s fits, but %s: the outputs will differ", weights.origin, differences)
     if found.layout and not weights.fields:  # which would say whether it is the published net
-        known = found.layers[-1].path == classifier.path
-        warn_unless_published(model, found.layout, np.shape(found.modules[-1]["weight"])[0] if known else None)
+        warn_unless_published(model, found.layout, _classes_of(found, classifier))
     return found
+
+
+def _classes_of(found: Match, classifier: Layer) -> int | None:
+    """How many classes the file's classifier has; None where it has none."""
+    return np.shape(found.modules[-1]["weight"])[0] if found.layers[-1].path == classifier.path else None
 
 
 def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = None) -> dict[str, np.ndarray]:

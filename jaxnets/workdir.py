@@ -171,8 +171,10 @@ def _locked(workdir: Path) -> Iterator[str]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"--workdir={workdir} is in use by another run; choose another or wait") from None
+        except OSError as error:  # a network's file system may have no locks
+            raise UserError(f"--workdir={workdir} cannot be locked: {error.strerror}; choose another") from None
         claimed = uuid.uuid4().hex
         with writing(workdir):
             lock.truncate(0)

@@ -120,7 +120,10 @@ def undrawn():
 
 @pytest.fixture
 def caplog(caplog, monkeypatch):
-    """What jaxnets logs too, though a command in this process may have kept it from the root logger."""
+    """What jaxnets logs too, though a command in this process keeps it from the root logger."""
+    from jaxnets import runtime
+
+    runtime.configure_logging()  # which a run in the test would do else, after this
     monkeypatch.setattr(logging.getLogger("jaxnets"), "propagate", True)
     return caplog
 

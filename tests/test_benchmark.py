@@ -142,7 +142,16 @@ def test_tables_hold_what_was_measured(fake_race, capsys):
     printed = capsys.readouterr().out
     assert "| squeezenet1_1_cifar | eval | 128x32px | torch | 500.0 | 1,125.0 | 2.25 | 2.00-2.50 |" in printed
     assert "abacus" in printed and "10.0 GB/s" in printed and "100 GFLOP/s" in printed
+    assert ", PyTorch with OMP_PROC_BIND=true, THP_MEM_ALLOC_ENABLE=1;" in printed
     assert f"{race['floor']['seconds'] / 0.5:.0%}" in printed
+
+
+def test_pytorch_has_what_the_user_says(monkeypatch):
+    monkeypatch.setenv("OMP_PROC_BIND", "false")
+    for contender in ("torch", "torch_compile"):
+        given = benchmark_worker.environment(contender)
+        assert (given["OMP_PROC_BIND"], given["THP_MEM_ALLOC_ENABLE"]) == ("false", "1")
+    assert "OMP_PROC_BIND" not in benchmark_worker.environment("jaxnets")
 
 
 @pytest.mark.parametrize(

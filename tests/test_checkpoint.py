@@ -84,6 +84,15 @@ def test_a_state_comes_back_bit_for_bit(tmp_path, ema):
     assert (averaged is None) == (not ema)
 
 
+@pytest.mark.parametrize("loss", [None, "0", [], 10**400])
+def test_sums_that_are_no_numbers_are_damage(tmp_path, loss):
+    manager = checkpoint.open_manager(tmp_path, keep=1)
+    checkpoint.save(manager, make_state(step=9), TOTALS | {"loss": loss}, None)
+    manager.wait_until_finished()
+    with pytest.raises(checkpoint.DamagedError, match="no sums of the training examples"):
+        checkpoint.restore_state(manager, 9, template())
+
+
 def test_training_on_does_not_reach_what_is_being_saved(tmp_path):
     manager = checkpoint.open_manager(tmp_path, keep=1)
     saved = make_state(step=1)

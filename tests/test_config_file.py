@@ -40,6 +40,12 @@ def test_a_configuration_that_fails_says_why(tmp_path, text, says):
     assert str(caught.value).count("mine.py") >= 1 and "Traceback" not in str(caught.value)
 
 
+def test_a_module_that_is_not_there_is_no_field(tmp_path):
+    (tmp_path / "mine.py").write_text("from models_of_mine import x\n")
+    with pytest.raises(UserError, match="cannot be loaded: ModuleNotFoundError: No module named 'models_of_mine'"):
+        config_file.load(str(tmp_path / "mine.py"), ["--config.model.width=1"])
+
+
 def test_words_that_contradict_each_other_are_said_in_full(repository):
     with pytest.raises(UserError, match=r"x0_5 and x1_0 contradict each other: name one; .* recipes default") as caught:
         config_file.load(f"{repository}/configs/mnv2.py:x0_5,x1_0")

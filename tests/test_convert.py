@@ -13,7 +13,17 @@ import torch
 import torchvision
 from PIL import Image
 
-from jaxnets import checkpoint, convert, create_model, evaluate, predict, settings, torch_weights, weight_files
+from jaxnets import (
+    checkpoint,
+    convert,
+    create_model,
+    evaluate,
+    predict,
+    settings,
+    torch_weights,
+    weight_files,
+    weight_images,
+)
 from jaxnets.errors import UserError
 from tests.test_models import random_variables
 from tests.torch_twins import megvii
@@ -127,10 +137,10 @@ def test_the_images_of_a_file_are_its_code_bases_or_as_told(tmp_path):
     torch.save(torchvision.models.shufflenet_v2_x0_5(num_classes=100).state_dict(), tmp_path / "net.pth")
     run(tmp_path / "net.pth", tmp_path / "run", *net)
     made = settings.read(tmp_path / "run" / "config.json")
-    assert (made.dataset, made.mean, made.std) == ("cifar100", *map(list, predict.CIFAR100))
+    assert (made.dataset, made.mean, made.std) == ("cifar100", *map(list, weight_images.CIFAR100))
     run(tmp_path / "net.pth", tmp_path / "net.safetensors", *net, "--std=0.2,0.2,0.3")
     of_file = predict.load_weights("shufflenet_v2_x0_5_cifar", tmp_path / "net.safetensors", num_classes=100)
-    assert (tuple(of_file.mean), tuple(of_file.std)) == (predict.CIFAR100[0], (0.2, 0.2, 0.3))
+    assert (tuple(of_file.mean), tuple(of_file.std)) == (weight_images.CIFAR100[0], (0.2, 0.2, 0.3))
 
 
 @pytest.mark.parametrize(

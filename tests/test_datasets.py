@@ -496,6 +496,21 @@ def test_damaged_description(file, damage, prepared, tmp_path):
     assert str(prepared) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_data_set_of_a_class_that_tfds_has_not_is_refused_and_not_called_damaged(prepared, tmp_path):
+    features = json.loads((prepared / "features.json").read_text())
+    (prepared / "features.json").write_text(json.dumps(features | {"pythonClassName": "mine.Features"}))
+    with pytest.raises(UserError, match="is refused: its features.json names mine.Features, which is no") as error:
+        open_builder("digits", tmp_path)
+    assert "delete" not in str(error.value) and str(prepared) in str(error.value)
+
+
+def test_a_feature_may_be_called_like_a_class():
+    scalar = "tensorflow_datasets.core.features.Scalar"
+    nested = json.dumps({"x": {"type": "nested.X", "content": json.dumps([{"type": "deeper.X"}])}})
+    features = {"type": {"pythonClassName": scalar}, "python_class_name": "other.X", "json": nested, "text": "[1"}
+    assert list(locate._class_names(features)) == [scalar, "other.X", "nested.X", "deeper.X"]
+
+
 def test_data_root(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "environment"))
     assert data_root(tmp_path / "given") == tmp_path / "given"

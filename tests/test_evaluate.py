@@ -10,6 +10,7 @@ import pytest
 from configs import digits
 from jaxnets import checkpoint, data, evaluate, models, settings, step
 from jaxnets.errors import UserError
+from jaxnets.workdir import Data, keep_data
 from tests.tiny_net import TinyNet
 
 
@@ -141,7 +142,7 @@ def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(workdir, conf
         evaluate.load_run(workdir)
 
 
-@pytest.mark.parametrize("field", ["eval_batch_size", "mean", "dataset", "steps_per_call"])
+@pytest.mark.parametrize("field", ["eval_batch_size", "mean", "dataset", "steps_per_call", "resident", "data_dir"])
 def test_a_configuration_that_lacks_a_field_is_refused(workdir, config, field):
     config = config.copy_and_resolve_references().unlock()
     del config[field]
@@ -161,6 +162,28 @@ def test_another_data_dir_than_the_runs_is_said(workdir, config, split, monkeypa
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1])["num_examples"] == 7
     assert f"the run's data_dir /nowhere is not there; in its place {config.data_dir}" in err
+
+
+def test_images_that_may_have_been_trained_on_are_said(workdir, config, monkeypatch, capsys):
+    """The run's own split has more images than when it was trained, as a folder has to which some were added."""
+    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
+    config = config.copy_and_resolve_references()
+    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
+    config.eval_split, config.compilation_cache = "test[:7]", False
+    settings.write(config, workdir / "config.json")
+    names = tuple(map(str, range(10)))
+    for count, said in (7, False), (6, True):
+        keep_data(workdir, Data(names, 100, count))
+        evaluate.main(["evaluate", f"--workdir={workdir}"])
+        err = capsys.readouterr().err
+        assert (f"test[:7] has 7 images, and had {count} when the run was trained" in err) == said
+    evaluate.main(["evaluate", f"--workdir={workdir}", "--split=test[:7]"])
+    assert "when the run was trained" not in capsys.readouterr().err
+
+
+def test_an_empty_argument_is_no_default(workdir):
+    with pytest.raises(UserError, match="--data_dir is empty"):
+        evaluate.main(["evaluate", f"--workdir={workdir}", "--data_dir="])
 
 
 def test_the_name_of_a_class_is_text(capsys):

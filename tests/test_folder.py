@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxnets import data
+from jaxnets import data, image_files
 from jaxnets.datasets import folder
 from jaxnets.errors import UserError
 
@@ -92,9 +92,10 @@ def test_a_class_may_have_folders_and_be_called_test(tmp_path):
 
 
 def test_a_class_of_another_split_alone_is_refused(split):
-    place(split, "val/yak/f.png")
-    with pytest.raises(UserError, match="val has a class 'yak' that .*train has not"):
-        folder.read_folder(f"folder:{split}")
+    place(split, "val/yak/f.png", "unlabelled/unknown/g.png")
+    with pytest.raises(UserError, match="val has a class 'yak' that train has not"):
+        data.open_split(f"folder:{split}", "train+val", image_size=8)
+    assert len(data.open_split(f"folder:{split}", "train", image_size=8)) == 3  # the others are not asked for
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,16 @@ def test_a_damaged_file_is_named_and_no_folder_is_to_be_deleted(flat):
     assert "delete" not in str(error.value)
 
 
+def test_a_disk_that_fails_is_not_the_files_fault(flat, monkeypatch):
+    def fails(*args, **kwargs):
+        raise OSError(5, "Input/output error")
+
+    split = data.open_split(f"folder:{flat}", "train", image_size=8)
+    monkeypatch.setattr(image_files, "open_image", fails)
+    with pytest.raises(UserError, match=r"cannot be read \(Input/output error\)$"):
+        data.decode(split, progress=False)
+
+
 def test_a_folders_name_holds_anywhere(flat, monkeypatch):
     monkeypatch.chdir(flat.parent)
     assert folder.absolute(f"folder:{flat.name}") == f"folder:{flat}"
@@ -175,8 +186,14 @@ def test_a_folders_name_holds_anywhere(flat, monkeypatch):
 
 def test_a_class_without_images_is_said(flat, caplog):
     place(flat, "emu/.hidden.png")
-    assert folder.read_folder(f"folder:{flat}").class_names == ("cat", "dog", "emu")
-    assert f"{flat} holds no image files of the class emu" in caplog.text
+    found = folder.read_folder(f"folder:{flat}")
+    assert found.class_names == ("cat", "dog", "emu") and not caplog.text
+    found.select("train")
+    assert f"train of {flat} holds no image files of class emu" in caplog.text
+    for name in ("ant", "bee", "cow"):
+        place(flat, f"{name}/.hidden.png")
+    folder.read_folder(f"folder:{flat}").select("train[:1]")
+    assert "train[:1] of" in caplog.text and "class ant, bee, c" in caplog.text and "and 2 more" in caplog.text
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_one(flat, monkeypatch):

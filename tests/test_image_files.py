@@ -40,6 +40,8 @@ def folder(tmp_path):
         ("*.png", ["b.png"]),
         ("*", ["a.JPG", "b.png", "below/[d].gif", "below/c.webp", "f.h5", "labels.csv"]),
         ("**/*.webp", ["below/c.webp"]),
+        ("**/[!a-e]*", ["below/[d].gif", "f.h5", "labels.csv"]),
+        ("below/**", ["below/[d].gif", "below/c.webp"]),
         ("b.png", ["b.png"]),
         ("labels.csv", ["labels.csv"]),
         ("below/[d].gif", ["below/[d].gif"]),

@@ -42,7 +42,14 @@ def test_a_raised_signal_closes_what_is_open(signum, capfd):
 
 KILL = "os.kill(os.getpid(), signal.SIGTERM)"
 PROGRAMS = {
-    "twice": f"with interruption.deferred(interruption.Interruption()):\n    {KILL}\n    {KILL}",
+    "twice": (
+        "interruption.ECHO_SECONDS = 0.1\n"
+        f"with interruption.deferred(interruption.Interruption()):\n    {KILL}\n    time.sleep(0.2)\n    {KILL}"
+    ),
+    "and by another at once": (
+        f"with interruption.deferred(interruption.Interruption()):\n    {KILL}\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    ),
     "at once": f"interruption.end_at_once()\n{KILL}",
     "where no exception passes": (
         "class Thing:\n"
@@ -72,8 +79,20 @@ def test_a_signal_ends_the_process_wherever_it_is(repository, place):
         f"interruption.GRACE_SECONDS = 0.5\n{PROGRAMS[place]}\nprint('still here')\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, timeout=300)
-    assert ended.returncode == 128 + signal.SIGTERM and ended.stdout == ""
+    last = signal.SIGINT if "SIGINT" in PROGRAMS[place] else signal.SIGTERM
+    assert ended.returncode == 128 + last and ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 1 and "SIGTERM: " in ended.stderr
+
+
+def test_a_signal_that_comes_twice_at_once_is_one(repository):
+    """As `timeout` sends it: to the command, and to the group that it is in."""
+    kills = f"    {KILL}\n" * 2
+    code = (
+        "import os, signal\nfrom jaxnets import interruption\nasked = interruption.Interruption()\n"
+        f"with interruption.deferred(asked):\n{kills}    print('saved', asked.status)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, timeout=300)
+    assert (ended.returncode, ended.stdout) == (0, f"saved {128 + signal.SIGTERM}\n")
 
 
 def test_a_command_that_begins_with_it_has_not_imported_jax(repository):

@@ -13,7 +13,7 @@ from jaxnets.errors import UserError
 RECORDS = [
     {"step": 5, "epoch": 1, "loss": 2.0, "accuracy": 0.1},
     {"step": 10, "epoch": 1, "loss": 1.5, "accuracy": 0.2},
-    {"step": 10, "epoch": 1, "eval_loss": 1.4, "eval_accuracy": 0.3},
+    {"step": 10, "epoch": 1, "eval_loss": 1.4, "eval_accuracy": 0.3, "num_examples": 50},
     {"step": 15, "epoch": 2, "loss": 1.0, "accuracy": 0.4},
 ]
 
@@ -118,6 +118,7 @@ def test_tensorboard_gets_every_number(workdir):
         (10, "train/accuracy", 0.2),
         (10, "eval/eval_loss", 1.4),
         (10, "eval/eval_accuracy", 0.3),
+        (10, "eval/num_examples", 50.0),
         (15, "train/loss", 1.0),
         (15, "train/accuracy", 0.4),
     }

@@ -141,7 +141,8 @@ def test_logits_are_those_of_the_net_with_keras_padding(published, tmp_path, cap
     write(tmp_path / f"net{suffix}", conv_classifier(layers))
     activation = {"activation": "relu" if name == "mobilenet_v1" else "relu6"}
     with caplog.at_level(logging.WARNING):
-        variables, _, layout = torch_weights.load_published(name, tmp_path / f"net{suffix}", **fields, **activation)
+        published = torch_weights.load_published(name, tmp_path / f"net{suffix}", **fields, **activation)
+    variables, layout = published.variables, published.layout
     assert layout.normalization == ((0.5,) * 3, (0.5,) * 3)  # Keras's nets see images from -1 to 1
     assert ("activation='relu6'" in caplog.text) == (name == "mobilenet_v1")
     assert "stride" not in caplog.text

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import jaxnets
-from jaxnets import predict, torch_weights
+from jaxnets import torch_weights, weight_images
 from jaxnets.errors import UserError
 from jaxnets.layouts import layouts_of
 
@@ -227,7 +227,7 @@ def test_images_are_normalised_as_torchvisions_googlenet_transforms_them():
     torchvision = pytest.importorskip("torchvision")
     net = torchvision.models.googlenet(init_weights=False, transform_input=True)  # as with its published weights
     images = torch.rand(2, 3, 8, 8)
-    usual = net._transform_input(torchvision.transforms.Normalize(*predict.IMAGENET)(images))
+    usual = net._transform_input(torchvision.transforms.Normalize(*weight_images.IMAGENET)(images))
     ours = layouts_of(jaxnets.create_model("googlenet"))["torchvision"].normalization
     torch.testing.assert_close(torchvision.transforms.Normalize(*ours)(images), usual, rtol=0, atol=1e-6)
 
@@ -239,5 +239,5 @@ def test_images_are_normalised_as_torchvisions_googlenet_transforms_them():
 def test_images_are_normalised_as_by_timm(name, theirs):
     timm = pytest.importorskip("timm")
     config = timm.get_pretrained_cfg(theirs)
-    expected = layouts_of(jaxnets.create_model(name))["timm"].normalization or predict.IMAGENET
+    expected = layouts_of(jaxnets.create_model(name))["timm"].normalization or weight_images.IMAGENET
     assert expected == (tuple(config.mean), tuple(config.std))

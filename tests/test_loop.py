@@ -17,8 +17,10 @@ from jaxnets import (
     dispatch,
     epochs,
     evaluate,
+    interruption,
     journal,
     loop,
+    machine,
     predictions,
     report,
     streaming,
@@ -332,6 +334,33 @@ def test_a_longer_run_says_whether_the_rates_so_far_are_its_own(make_config, cap
     before, longer = (make_config(num_epochs=epochs, **fields) for epochs in (length, 10))
     loop.announce_length(make_plan(longer), at, before)
     assert ("neither the shorter nor the longer" in caplog.text) == remarked
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_another_number_of_devices_is_said_where_it_changes_what_is_normalised(make_config, tmp_path, caplog, shared):
+    made = make_plan(make_config(sync_batch_norm=shared))
+    for devices in (len(made.devices), 7):
+        described = machine.describe() | {"num_devices": devices, "date": "2026-11-29"}
+        (tmp_path / machine.FILE).write_text(json.dumps([described]))
+        for at in (made.total_steps, 5):
+            assert "device(s) before" not in caplog.text
+            loop.announce(made, tmp_path, at, made.config)
+    assert ("was on 7 device(s) before, and is on" in caplog.text) == (not shared)
+
+
+def test_a_signal_after_the_last_look_is_not_forgotten(finished, make_config, tmp_path, monkeypatch, caplog):
+    """In a comparison the next run would begin. The run itself is whole."""
+    caplog.set_level("INFO")
+
+    def asked_too_late(asked):
+        asked.signum = signal.SIGTERM
+
+    monkeypatch.setattr(interruption.Interruption, "raise_if_asked", asked_too_late)
+    monkeypatch.setattr(interruption.Interruption, "asked", lambda asked: False)
+    with pytest.raises(SystemExit) as ended:
+        loop.train(make_config(), tmp_path / "run")
+    assert ended.value.code == 128 + signal.SIGTERM and "saved step 10, the last" in caplog.text
+    assert numbers(tmp_path / "run") == numbers(finished[0])
 
 
 def test_within_an_epoch_too(make_config, caplog):

@@ -63,3 +63,10 @@ def test_a_machine_is_noted_once_and_another_beside_it(tmp_path, monkeypatch):
 def test_another_file_says_nothing(text, tmp_path):
     (tmp_path / machine.FILE).write_text(text)
     assert machine.read(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_read_is_kept(tmp_path, caplog):
+    (tmp_path / machine.FILE).write_text('[{"device": "x"}]')
+    machine.note(tmp_path)
+    assert len(machine.read(tmp_path)) == 1 and "is kept as machines.1.json" in caplog.text
+    assert (tmp_path / "machines.1.json").read_text() == '[{"device": "x"}]'

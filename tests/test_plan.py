@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from jaxnets import checkpoint, data, loop, models, ops, plan, settings, torch_weights, workdir
+from jaxnets import checkpoint, create_model, data, loop, models, ops, plan, settings, torch_weights, workdir
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
@@ -169,7 +169,35 @@ def test_weights_of_images_normalised_otherwise_are_warned_of(tiny, tmp_path, ca
     assert "want images of another normalisation: mean " in caplog.text
 
 
-def test_a_run_starts_from_a_file_and_resumes_without_it(tiny, tmp_path):
+def test_a_run_whose_net_has_other_fields_is_warned_of_as_a_file_is(tiny, tmp_path, caplog):
+    loop.train(tiny, tmp_path / "source")
+    tiny.init_from, tiny.model.activation = str(tmp_path / "source"), "silu"
+    plan.load_initial_weights(plan.make_plan(tiny))
+    assert "source fits, but its net has activation='relu', this one activation='silu'" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "std", "warned"),
+    [
+        ("shufflenet_v2_x0_5_cifar", 10, (0.2023, 0.1994, 0.2010), False),
+        ("shufflenet_v2_x0_5_cifar", 10, (0.2470, 0.2435, 0.2616), True),
+        ("shufflenet_v2_x0_5_cifar", 100, (0.2023, 0.1994, 0.2010), True),  # the file is of CIFAR-100's images
+    ],
+)
+def test_published_weights_have_their_code_bases_images(config, tmp_path, caplog, name, classes, std, warned):
+    """The file does not say it: its layout is known, and what is usual for its net and its number of classes."""
+    import safetensors.numpy
+
+    net = create_model(name, num_classes=classes)
+    variables = jax.jit(net.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    safetensors.numpy.save_file(torch_weights.export(net, variables, "chenyaofo"), tmp_path / "net.safetensors")
+    config.model.name, config.model.width, config.model.stem_stride = name, None, None
+    config.init_from, config.mean, config.std = str(tmp_path / "net.safetensors"), (0.4914, 0.4822, 0.4465), std
+    plan.load_initial_weights(plan.make_plan(config))
+    assert ("want images of another normalisation" in caplog.text) == warned
+
+
+def test_a_run_starts_from_a_file_and_resumes_without_it(tiny, tmp_path, caplog):
     import safetensors.numpy
 
     model = settings.make_model(tiny, 10)
@@ -178,6 +206,7 @@ def test_a_run_starts_from_a_file_and_resumes_without_it(tiny, tmp_path):
     safetensors.numpy.save_file(torch_weights.export(model, variables), file)
     tiny.init_from, tiny.ema_decay, tiny.optimizer.learning_rate = str(file), 0.9, 1e-12
     loop.train(tiny, tmp_path / "run")
+    assert "normalisation" not in caplog.text  # of which a file in our own names says nothing
     manager = checkpoint.open_manager(tmp_path / "run")
     for trained in (checkpoint.restore_item(manager, 2, "variables"), checkpoint.restore_ema(manager, 2)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), trained["params"], variables["params"])

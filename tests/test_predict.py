@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import jaxnets
-from jaxnets import checkpoint, data, evaluate, loop, predict, settings, torch_weights, weight_files
+from jaxnets import checkpoint, data, evaluate, loop, predict, settings, torch_weights, weight_files, weight_images
 from jaxnets.augment import normalize
 from jaxnets.errors import UserError, exit_on_user_error
 from tests.test_models import random_variables
@@ -120,6 +120,22 @@ def test_a_run_without_its_data_set_keeps_its_names_or_gives_numbers(run, files,
     assert path == str(files[0] / "00.png")
     assert len(lines) == 3 and all("%  class " in line for line in lines)
     assert objects(command(*arguments, "--format=json")[1])[0]["predictions"][0]["name"] is None
+
+
+def test_other_classes_than_the_nets_name_none(run, files, tmp_path, caplog):
+    """A folder has one class more today: the names of all after it would be those of others."""
+    workdir = tmp_path / "run"
+    shutil.copytree(run[0], workdir)
+    (workdir / "data.json").unlink()
+    for name in range(11):
+        (tmp_path / "more" / f"class {name}").mkdir(parents=True)
+        shutil.copy(files[0] / "00.png", tmp_path / "more" / f"class {name}")
+    config = settings.read(workdir / "config.json")
+    config.dataset = f"folder:{tmp_path / 'more'}"
+    settings.write(config, workdir / "config.json")
+    _, out, _ = command(f"--workdir={workdir}", "--checkpoint=latest", files[0] / "00.png", "--format=json")
+    assert objects(out)[0]["predictions"][0]["name"] is None
+    assert "(it has 11 classes, the net 10): classes are numbers" in caplog.text
 
 
 def test_a_run_names_classes_as_it_was_trained_and_as_its_data_set_where_that_is_damaged(run, files, tmp_path):
@@ -228,7 +244,7 @@ def test_a_file_may_say_how_large_its_images_are_and_whether_they_are_cropped(mi
     said = weight_files.metadata_of(weight_files.Images(image_size=24, crop=True), {})
     save_file(load_file(mini[2]), tmp_path / "told.safetensors", said)
     made = predict.load_weights("mobilenet_v2_mini", tmp_path / "told.safetensors", width=0.5)
-    assert (made.image_size, made.crop, made.mean, made.std) == (24, True, *predict.CIFAR10)
+    assert (made.image_size, made.crop, made.mean, made.std) == (24, True, *weight_images.CIFAR10)
     arguments = ["--model=mobilenet_v2_mini", "--field=width=0.5", photograph, "--format=json"]
     for size, extra in ((24, []), (20, ["--image_size=20"])):
         (expected,) = predict.predict(dataclasses.replace(made, image_size=size), [str(photograph)])

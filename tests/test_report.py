@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -272,6 +273,7 @@ def test_bad_input_is_refused_and_nothing_written_over(workdir, tmp_path, monkey
     (new / journal.FILE).unlink()
     other = make_run(tmp_path / "other")
     (other / journal.FILE).write_text('{"step": 1, "epoch": 1}\n')
+    os.mkfifo(tmp_path / "pipe")
     for arguments, message in {
         (): "--workdir=DIR",
         ("--workdir=nowhere",): "nowhere is not the workdir of a run",
@@ -279,6 +281,7 @@ def test_bad_input_is_refused_and_nothing_written_over(workdir, tmp_path, monkey
         ("--workdir=other",): "no records in metrics.jsonl yet",
         (f"--workdir={workdir}", "--out=mine.html"): "mine.html exists and is no page",
         (f"--workdir={workdir}", "--out=new"): "new exists and is no page",
+        (f"--workdir={workdir}", "--out=pipe"): "pipe exists and is no page",
         (f"--workdir={workdir}", "--out=nowhere/page.html"): "cannot be written",
         (f"--workdir={workdir}", "--checkpoint=best"): "--checkpoint",
     }.items():

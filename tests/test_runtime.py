@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxnets import runtime
@@ -77,3 +78,15 @@ def test_answers_that_come_too_late_are_dropped_and_nothing_else(monkeypatch):
     for message in ("Event loop is closed", "something else"):
         Falling(message)
     assert seen == ["something else"]
+
+
+def test_a_device_without_enough_memory_is_one_sentence_and_other_errors_stay():
+    with (
+        pytest.raises(
+            UserError, match=r"^the device has not enough memory \(RESOURCE_EXHAUSTED: 8 bytes\): take less$"
+        ),
+        runtime.short_of_memory("take less"),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 8 bytes\nmore of it")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), runtime.short_of_memory("take less"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")

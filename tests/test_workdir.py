@@ -1,5 +1,7 @@
 """A workdir is one run's, and one process's at a time."""
 
+import errno
+import fcntl
 import os
 
 import pytest
@@ -95,3 +97,15 @@ def test_a_damaged_file_of_it_is_one_sentence(tmp_path, content, caplog):
     with pytest.raises(UserError, match=workdir.DATA):
         workdir.read_data(tmp_path)
     assert workdir.class_names(tmp_path) is None and workdir.DATA in caplog.text
+
+
+def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch):
+    def fails(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with (
+        pytest.raises(UserError, match="cannot be locked: No locks available; choose another"),
+        workdir.claim(tmp_path, config()),
+    ):
+        pass

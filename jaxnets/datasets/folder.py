@@ -42,19 +42,30 @@ class ImageFolder:
     directory: Path
     class_names: tuple[str, ...]
     splits: dict[str, ImageFiles]
+    strangers: dict[str, str]  # by split, a class that `train` has not
 
     def describe(self) -> str:
         """The splits with their sizes, as error messages list them."""
         return ", ".join(f"{name} ({len(files)} examples)" for name, files in self.splits.items())
 
     def select(self, split: str) -> ImageFiles:
-        """The files of a split in TFDS's syntax; ValueError where TFDS knows none of that name or slice."""
+        """The files of a split in TFDS's syntax; ValueError where TFDS knows none of that name or slice.
+
+        UserError where it has a class of its own; a warning where it has no image of one.
+        """
         sizes = {name: tfds.core.SplitInfo(name, [len(files)], 0) for name, files in self.splits.items()}
-        chosen = []
+        paths, labels = [], []
         for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes):
+            if stranger := self.strangers.get(part.splitname):
+                raise UserError(f"{self.directory / part.splitname} has a class {stranger!r} that train has not")
             files = self.splits[part.splitname]
-            chosen += files.__getitems__(range(len(files))[part.from_ : part.to])
-        return ImageFiles(tuple(path for path, _ in chosen), tuple(label for _, label in chosen))
+            paths += files.paths[part.from_ : part.to]
+            labels += files.labels[part.from_ : part.to]
+        if labels and (empty := sorted(set(range(len(self.class_names))) - set(labels))):
+            first = ", ".join(self.class_names[label] for label in empty[:3])
+            more = f" and {len(empty) - 3} more" if len(empty) > 3 else ""
+            logger.warning("%s of %s holds no image files of class %s%s", split, self.directory, first, more)
+        return ImageFiles(tuple(paths), tuple(labels))
 
 
 def is_folder(dataset: str) -> bool:
@@ -73,27 +84,24 @@ def read_folder(dataset: str) -> ImageFolder:
     PATH holds a folder for each class; or a folder `train`, and others beside it such as `val`, with one for each
     class. Classes are numbered in the order of their names; labels come from the folders' names, whatever is below
     a class's folder. The files of a split stand in an order that only their names decide and that mixes the
-    classes, so that slices such as `train[:90%]` hold all of them and a further file moves no other. Hidden files
-    and folders, links to folders within a class's, and files that are not named as images, are left out.
+    classes, so that slices such as `train[:90%]` have about the same share of each. Hidden files and folders, links to
+    folders within a class's, and files that are not named as images, are left out.
 
-    Raises UserError where there is no such folder, no class or no image in it, a split has a class of its own, or
-    there are folders that look like splits, but no `train`.
+    Raises UserError where there is no such folder, no class or no image in it, or there are folders that look like
+    splits, but no `train`.
     """
     directory = _path(dataset)
     if not directory.is_dir():
         raise UserError(f"config.dataset={dataset!r}: there is no such folder")
     layout = _splits(directory)
     class_names = tuple(sorted(_folders(layout["train"])))
-    splits = {}
-    for split, place in layout.items():
-        if strangers := sorted(_folders(place).keys() - set(class_names)):
-            raise UserError(f"{place} has a class {strangers[0]!r} that {layout['train']} has not")
-        splits[split] = _files(place, class_names)
+    splits = {split: _files(place, class_names) for split, place in layout.items()}
+    strangers = {split: sorted(_folders(place).keys() - set(class_names)) for split, place in layout.items()}
     if not len(splits["train"]):
         raise UserError(
             f"config.dataset={dataset!r}: {layout['train']} must hold a folder of image files for each class"
         )
-    return ImageFolder(directory, class_names, splits)
+    return ImageFolder(directory, class_names, splits, {split: names[0] for split, names in strangers.items() if names})
 
 
 def _path(dataset: str) -> Path:
@@ -137,7 +145,4 @@ def _files(directory: Path, class_names: Sequence[str]) -> ImageFiles:
             key = os.fsencode(os.path.relpath(path, directory))
             found.append((hashlib.sha256(key).digest(), path, label))
     found.sort()
-    empty = sorted(set(range(len(class_names))) - {label for _, _, label in found})
-    if found and empty:
-        logger.warning("%s holds no image files of the class %s", directory, ", ".join(class_names[at] for at in empty))
     return ImageFiles(tuple(path for _, path, _ in found), tuple(label for _, _, label in found))

@@ -113,6 +113,8 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
         if _RANDOM_ACCESS in formats:
             builder.info.set_file_format(_RANDOM_ACCESS, override=True, override_if_initialized=True)
             return builder
+    except _Harmful as error:
+        raise UserError(f"the data set in {directory} is refused: {error}") from None
     except Exception as error:  # TFDS raises anything from KeyError to protobuf's ParseError here
         raise UserError(
             f"{directory} does not hold a whole prepared data set ({first_line(error)}); "
@@ -126,8 +128,12 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
     )
 
 
+class _Harmful(UserError):
+    """What would run code of its own: it is whole."""
+
+
 def _require_harmless(directory: Path) -> None:
-    """UserError where the description of a data set from elsewhere would run its code, or is far too large.
+    """_Harmful where the description of a data set from elsewhere would run its code; UserError where it is too large.
 
     TFDS imports the module of every feature's class; only its own are needed.
     """
@@ -135,16 +141,22 @@ def _require_harmless(directory: Path) -> None:
         text = read_text(directory / file, _MAX_DESCRIPTION)
         if file == "features.json":
             for name in _class_names(parse_json(text)):
-                if not str(name).startswith("tensorflow_datasets."):
-                    raise UserError(f"its {file} names {str(name)[:80]}, which is no class of TFDS")
+                if not name.startswith("tensorflow_datasets."):
+                    raise _Harmful(f"its {file} names {name[:80]}, which is no class of TFDS")
 
 
-def _class_names(value: Any) -> Iterator[Any]:
-    """What a features.json gives for classes, at any depth, in the old spelling and the new."""
+def _class_names(value: Any) -> Iterator[str]:
+    """What a features.json gives for classes, at any depth, in the old spelling and the new.
+
+    What stands there and is no name is a feature that is called like that. A text may be JSON again, which TFDS reads.
+    """
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        if key in ("pythonClassName", "python_class_name", "type"):
+        if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
             yield item
+        elif isinstance(item, str) and item.lstrip()[:1] in ("{", "["):
+            with contextlib.suppress(ValueError):  # none after all
+                yield from _class_names(parse_json(item))
         yield from _class_names(item)
 
 
