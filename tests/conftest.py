@@ -123,8 +123,11 @@ def caplog(caplog, monkeypatch):
     """What jaxnets logs too, though a command in this process keeps it from the root logger."""
     from jaxnets import runtime
 
+    logger = logging.getLogger("jaxnets")
+    for name in ("handlers", "level", "propagate"):  # as they were, after the test
+        monkeypatch.setattr(logger, name, list(logger.handlers) if name == "handlers" else getattr(logger, name))
     runtime.configure_logging()  # which a run in the test would do else, after this
-    monkeypatch.setattr(logging.getLogger("jaxnets"), "propagate", True)
+    monkeypatch.setattr(logger, "propagate", True)
     return caplog
 
 
