@@ -52,9 +52,7 @@ def read(
     if name is not None or fields:
         raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
     run = evaluate.load_run(source, "best" if which is None else which, ema=ema)
-    config = run.config
-    images = Images((tuple(config.mean), tuple(config.std)), config.image_size, config.crop)
-    return config.model.name, run.model, torch_weights.Published(run.variables, images)
+    return run.config.model.name, run.model, torch_weights.Published(run.variables, run.images)
 
 
 def write(path: Path, name: str, model: nn.Module, published: torch_weights.Published, layout: str | None) -> None:

@@ -31,6 +31,7 @@ from jaxnets import checkpoint, data, distributed, ops, programs, runtime, setti
 from jaxnets.datasets import data_root, is_folder, where_it_still_is
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.plain_files import user_path
+from jaxnets.weight_files import Images
 from jaxnets.workdir import CONFIG, class_names, read_data
 
 Evaluator = Callable[[dict[str, Any]], tuple[dict[str, Any], step.Predictions]]
@@ -144,6 +145,12 @@ class Run:
     model: nn.Module
     variables: dict[str, Any]
     step: int
+
+    @property
+    def images(self) -> Images:
+        """What its net wants, as a weight file says it."""
+        config = self.config
+        return Images((tuple(config.mean), tuple(config.std)), config.image_size, config.crop)
 
 
 def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Run:

@@ -35,7 +35,7 @@ from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
 from jaxnets.plain_files import user_path
 from jaxnets.runtime import logger
-from jaxnets.weight_files import Images, Weights, spelled
+from jaxnets.weight_files import Weights, spelled
 
 Variables = dict[str, Any]  # {'params', 'batch_stats'}
 MAX_STEPS = 100_000_000  # the learning rates of all are kept
@@ -129,9 +129,8 @@ def load_initial_weights(plan: Plan) -> Variables:
 def _weights_of_run(directory: Path) -> Weights:
     """The weights in a workdir, as from a file that says all of its net and images."""
     run = evaluate.load_run(directory, _best_or_latest(directory))
-    images = Images((tuple(run.config.mean), tuple(run.config.std)), run.config.image_size, run.config.crop)
     state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
-    return Weights(state_dict, True, str(directory), images, torch_weights.fields_of(run.model))
+    return Weights(state_dict, True, str(directory), run.images, torch_weights.fields_of(run.model))
 
 
 def _best_or_latest(directory: Path) -> str:
