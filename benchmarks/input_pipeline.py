@@ -9,9 +9,9 @@ from jaxnets import huge_pages
 if __name__ == "__main__":
     huge_pages.restart()
 
-import argparse
 import json
 import statistics
+import sys
 import time
 from functools import partial
 
@@ -23,6 +23,7 @@ import optax
 import jaxnets
 from jaxnets import optim, runtime, state, step
 from jaxnets.augment import augment
+from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 
 SIDE, CLASSES, COUNT = 32, 10, 50_000
 AUGMENTATION = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}  # a crop and a flip besides
@@ -57,15 +58,17 @@ def milliseconds(call, *args) -> tuple[float, object]:
     return (time.perf_counter() - began) * 1e3, result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(prog="python benchmarks/input_pipeline.py", description=__doc__)
     parser.add_argument("--model", default="mobilenet_v2_cifar")
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
+    args = parser.parse_args(argv[1:])
+    if args.rounds < 1 or args.batch_size < 2:
+        raise UserError(f"--rounds={args.rounds} must be at least 1, --batch_size={args.batch_size} at least 2")
+    model = jaxnets.create_model(args.model, num_classes=CLASSES)
     runtime.enable_compilation_cache()
     steps = 4
-    model = jaxnets.create_model(args.model, num_classes=CLASSES)
     optimizer = optim.make_optimizer("sgd", optax.constant_schedule(0.1))
     current = jax.jit(partial(state.create, KEY, model, optimizer, SIDE, False))()
     one_step = partial(step.train_step, model=model, optimizer=optimizer, augmentation=AUGMENTATION)
@@ -84,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    exit_on_user_error(main)(sys.argv)

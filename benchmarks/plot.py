@@ -7,7 +7,6 @@ from the lowest to the highest round.
 """
 
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from jaxnets import plots
 from jaxnets.benchmark_report import conditions
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
-from jaxnets.plain_files import replacing
+from jaxnets.plain_files import parse_json, replacing, user_path
 
 LABELS = {"train": "training", "eval": "evaluation", "latency": "latency of one image"}
 COLOURS = dict(zip(LABELS, plots.COLOURS))
@@ -52,6 +51,7 @@ def bars_in(record: dict[str, Any]) -> list[Bar]:
     for race in record["races"]:
         ratios = [ratio for name, ratio in race["ratios"].items() if name.startswith("torch")]
         if ratios:
+            LABELS[race["mode"]]  # KeyError for one that cannot be drawn
             closest = min(ratios, key=lambda ratio: ratio["median"])
             bars.append(Bar(race["model"], race["mode"], *(float(closest[part]) for part in ("median", "low", "high"))))
     return bars
@@ -102,7 +102,7 @@ def draw(bars: Sequence[Bar], footnote: str) -> Figure:
 def read(path: Path) -> dict[str, Any]:
     """A benchmark's record; UserError if the file is none."""
     try:
-        record = json.loads(path.read_text())
+        record = parse_json(path.read_text())
         bars_in(record), conditions(record)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
@@ -114,8 +114,10 @@ def read(path: Path) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Run the command."""
     parser = ArgumentParser(prog="python benchmarks/plot.py", description=__doc__)
-    parser.add_argument("results", nargs="+", type=Path, help="JSON files of the benchmark")
-    parser.add_argument("--out", type=Path, required=True, help="the picture: .svg, .png or .pdf; replaced if there")
+    parser.add_argument("results", nargs="+", type=user_path, help="JSON files of the benchmark")
+    parser.add_argument(
+        "--out", type=user_path, required=True, help="the picture: .svg, .png or .pdf; replaced if there"
+    )
     args = parser.parse_args(argv[1:])
     if args.out.suffix not in (".svg", ".png", ".pdf"):
         raise UserError(f"--out={args.out} must end in .svg, .png or .pdf")

@@ -88,11 +88,16 @@ def get_config(words: str = ""):
     config.model.name = net
     config.dataset = "imagenet2012"
     config.eval_split = "validation"
+    photographs(config)
+    config.num_workers = 8
+    PAPERS[NETS[net]](config)
+    return config
+
+
+def photographs(config) -> None:
+    """Random-resized crops of 224 pixels, normalised as torchvision's nets want them."""
     config.image_size = 224
     config.crop = True
     config.crop_area = 0.08
     config.augment.crop_padding = 0
     config.mean, config.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    config.num_workers = 8
-    PAPERS[NETS[net]](config)
-    return config

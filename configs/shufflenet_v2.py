@@ -15,6 +15,6 @@ def get_config(words: str = ""):
     if recipe is recipes.quick:
         config.num_epochs = QUICK_EPOCHS[variant]
         if variant in QUICK_WITH_MUON:
-            config.optimizer.update(name="muon", learning_rate=0.02)  # 4 points more than SGD, after 7 epochs and 8
+            recipes.muon(config)
     recipe(config)
     return config

@@ -30,6 +30,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ CIFAR_BATCH_SIZE = 128
 PACKAGES = ("jaxnets", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
 # Beginnings of the names of the environment variables that change how fast something runs.
 VARIABLES = ("JAX", "XLA_", "GLIBC_", "MALLOC_", "LD_PRELOAD", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "PYTORCH_")
-VARIABLES += ("CUDA_", "NVIDIA_", "NCCL_", "CUBLAS", "CUDNN", "THP_")
+VARIABLES += ("CUDA_", "NVIDIA_", "NCCL_", "CUBLAS", "CUDNN", "THP_", "ATEN_", "ONEDNN_", "DNNL_", "OPENBLAS_")
 FORMATS = ("table", "markdown", "json")
 
 
@@ -264,7 +265,7 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
             continue
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python -m jaxnets.benchmark", *argv[1:]]),
+        "command": shlex.join(["python", "-m", "jaxnets.benchmark", *argv[1:]]),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": cores.count(),
         "versions": versions,
@@ -326,7 +327,7 @@ def plan(args) -> list[Race]:
 
 
 def main(argv: list[str]) -> None:
-    """Run the command."""
+    """Run the command; UserError for bad arguments, before any work, and at the end where a race failed."""
     # What this process traces itself needs no accelerator: that is for the contenders.
     jax.config.update("jax_platforms", "cpu")
     args = _parser().parse_args(argv[1:])
@@ -339,10 +340,15 @@ def main(argv: list[str]) -> None:
         "rates": rates,
         "rates_by_library": answers,
         "races": [],
+        "failed": [],
     }
     try:
         for race in races:
-            record["races"].append(run_race(race, args.rounds, rates))
+            try:
+                record["races"].append(run_race(race, args.rounds, rates))
+            except UserError as error:  # the others are worth hours
+                record["failed"].append(f"{race.task.model} {race.task.mode}: {error}")
+                runtime.logger.warning("%s", record["failed"][-1])
             if args.out is not None:  # after every race, so that an end before the last loses none
                 with writing(args.out, ""), replacing(args.out) as scratch:
                     scratch.write_text(json.dumps(record, indent=1) + "\n")
@@ -351,6 +357,8 @@ def main(argv: list[str]) -> None:
             print(json.dumps(record))
         elif record["races"]:
             benchmark_report.show(record, markdown=args.format == "markdown")
+    if failed := record["failed"]:
+        raise UserError(f"{len(failed)} of {len(races)} races failed; the first: {failed[0]}")
 
 
 if __name__ == "__main__":

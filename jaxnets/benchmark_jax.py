@@ -83,8 +83,8 @@ def prepare(task: Task) -> _Contender:
     """Compile the task's function and take a first step.
 
     On a GPU the net computes in bfloat16. `report`: parameters, compile_seconds (tracing included),
-    first_step_seconds (compilation included), ready_bytes (resident before that step), temp_bytes and argument_bytes
-    of XLA's plan, dtype, form, loss.
+    first_step_seconds (compilation included), ready_bytes (resident between the two), temp_bytes and argument_bytes of
+    XLA's plan, dtype, form, loss.
     """
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.float32 if on_cpu else jnp.bfloat16

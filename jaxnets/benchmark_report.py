@@ -67,8 +67,9 @@ def costs(record: dict[str, Any]) -> Section:
         text_columns=4,
         footer=(
             "The first step includes compiling. temp: what XLA's plan adds to arguments and results. steps: most "
-            "memory resident while racing less that before the first step. peak: less that before the net was made, so "
-            "with what compiling left behind; on a GPU, of its memory."
+            "memory resident while racing, less weights, momenta and compiled programs. peak: less only what was there "
+            "before the net was made, so with what compiling left behind; on a GPU, of its memory, with what JAX took "
+            "to compile, and PyTorch's since its form was chosen."
         ),
     )
 

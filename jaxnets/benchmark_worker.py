@@ -154,7 +154,7 @@ def reset_peak() -> None:
 
 
 def ready_bytes() -> int:
-    """What is resident just before the first step: `peak_bytes` beyond it is the steps' own."""
+    """What is resident while no step is taken: `peak_bytes` beyond it is the steps' own."""
     reset_peak()
     return peak_bytes()
 
@@ -207,12 +207,14 @@ def main(contender: str) -> None:
     # Libraries may print: the answers have a pipe of their own, and what is printed goes where errors go.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    own = sorted(cores.usable())[: cores.count()]  # before OpenMP binds this thread to one of them
+    if hasattr(os, "sched_setaffinity"):  # XLA takes all that it may run on, also beyond a container's quota
+        os.sched_setaffinity(0, own)
     if contender in ("jaxnets", "flax"):
         from jaxnets import benchmark_jax
 
         serve(benchmark_jax.prepare, benchmark_jax.rates, sys.stdin, answers)
     else:
-        own = cores.usable()  # before OpenMP binds this thread to one of them
         from jaxnets import benchmark_torch
 
         prepare = partial(benchmark_torch.prepare, compiled=contender == "torch_compile", cores=own)

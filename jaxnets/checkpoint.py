@@ -1,9 +1,12 @@
 """Orbax checkpoints of a run: the latest few and the best, each verified when it is read."""
 
+import errno
 import hashlib
 import itertools
 import json
 import math
+import os
+import re
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -30,6 +33,8 @@ NUMBERS = "fiubV"  # kinds of NumPy's types; V is bfloat16
 PATIENCE = 10 * 365 * 86400
 # To whom training diverges; in another workdir, since a run only goes on as it was configured.
 ADVICE = "a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps, in a new workdir"
+# By which the system says that a file cannot be read now.
+PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EIO)
 MAX_RECORD = 1 << 20  # bytes of a checkpoint's JSON files
 # Arrays compress, but not like this; what is smaller than the slack may.
 MAX_RATIO, MAX_SLACK = 16, 1 << 26
@@ -225,6 +230,8 @@ def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), manager.item_metadata(step)[name].tree)
         tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
     except Exception as error:  # Orbax and TensorStore raise what they will for a damaged file
+        if why := _passing(error):
+            raise UserError(f"{where} cannot be read now ({why}); it is as it was") from error
         raise DamagedError(f"{where} is incomplete or damaged: {first_line(error)}") from error
     tree = jax.tree.map(np.asarray, tree)
     if not isinstance(tree, dict) or not all(leaf.dtype.kind in NUMBERS for leaf in jax.tree.leaves(tree)):
@@ -232,6 +239,17 @@ def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
     if _digest(tree) != digest:
         raise DamagedError(f"{where} is damaged: {name} differs from what was written")
     return tree
+
+
+def _passing(error: BaseException | None) -> str | None:
+    """What the system said where it is to blame rather than the file: no right to read it, too many open files..."""
+    while error is not None:
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
+        number = int(number[1]) if number else getattr(error, "errno", None)
+        if isinstance(error, MemoryError) or number in PASSING:
+            return os.strerror(number or errno.ENOMEM)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _require_honest_size(manager: ocp.CheckpointManager, step: int, name: str) -> None:
@@ -396,6 +414,6 @@ def find_step(manager: ocp.CheckpointManager, which: str, *, ema: bool = False) 
         if not scores:
             raise UserError(f"no checkpoint in {manager.directory} has been evaluated; take latest or a step")
         return max(scores, key=lambda step: (scores[step], step))
-    if which.isdecimal() and int(which) in steps:
+    if which in map(str, steps):
         return int(which)
     raise UserError(f"no checkpoint {which!r} in {manager.directory}; there are best, latest, {steps}")

@@ -148,8 +148,10 @@ def machines(nets: Sequence[Record]) -> dict[str, str]:
     """Where the nets were trained: the sentence of each machine, in their order, and with the day on which it began."""
     found = [where for net in nets for run in net["runs"] for where in run["machines"]]
     found.sort(key=lambda where: where["date"])
-    first = {machine.sentence(where): machine.since(where) for where in reversed(found)}
-    return dict(reversed(first.items()))
+    first: dict[str, str] = {}
+    for where in found:
+        first.setdefault(machine.sentence(where), machine.since(where))
+    return first
 
 
 def torch_versions(nets: Sequence[Record]) -> str | None:
@@ -265,6 +267,11 @@ def notes(comparison: Record) -> list[str]:
         found.append(
             "Latency: forward pass of evaluation, median"
             + (", of the ImageNet net of the same name (its parameters and MACs: compare.csv)" if twins else "")
+            + (
+                ", of jaxnets alone (`python -m jaxnets.benchmark` races both)"
+                if comparison["torch"] is not None
+                else ""
+            )
             + f"; on {'; '.join(where)}."
         )
     if where := machines(nets):

@@ -32,10 +32,11 @@ from jaxnets import workdir as workdirs
 from jaxnets.compare_entries import JAXNETS, TORCH, Entry, folder_of, net_fields
 from jaxnets.errors import UserError, as_utf8, first_line, printable, writing
 from jaxnets.layer_list import layers_of
-from jaxnets.plain_files import make_folder, read_own, replacing, set_aside, user_path
+from jaxnets.plain_files import locked, make_folder, read_own, replacing, set_aside, user_path
 from jaxnets.runtime import logger
 
 STEM = "compare"
+LOCK = ".lock"
 FORMATS = ("json", "md", "csv", "html")  # the first says whose the others are
 HIGH_RATE = 0.05  # of SGD, for a net without BatchNorm
 MAX_BYTES = 1 << 28  # of a table as JSON, which holds every run's curve
@@ -164,7 +165,9 @@ def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
 def has_begun(entry: Entry, number: int, out: Path) -> bool:
     """Whether the run with the `number`-th seed needs no first weights: it has a checkpoint, or is finished."""
     directory = workdir_of(out, entry, number)
-    return checkpoint.exists(directory) or bool(compare_results.read_run(directory, entry.at_seed(number)))
+    of_torch = entry.framework == TORCH
+    saved = (directory / torch_side().CHECKPOINT).exists() if of_torch else checkpoint.exists(directory)
+    return saved or bool(compare_results.read_run(directory, entry.at_seed(number)))
 
 
 def train_all(
@@ -352,10 +355,24 @@ def run(
         for entry, net in zip(entries, nets)
     ]
     make_folder(out)
-    with writing(out):
+    with locked(out / LOCK, f"--out={out}", "comparison"):
         if not all_there:
-            keep(files_of(out))
-            keep(further)
+            with writing(out):
+                keep(files_of(out))
+                keep(further)
+        return _train_and_write(entries, nets, timed, num_seeds, out, command, note)
+
+
+def _train_and_write(
+    entries: Sequence[Entry],
+    nets: Sequence[Net],
+    timed: Sequence[dict[str, Any] | None],
+    num_seeds: int,
+    out: Path,
+    command: str,
+    note: str,
+) -> dict[str, Any]:
+    """The part of `run` that takes long."""
 
     def write(failed: dict[str, list[str]]) -> dict[str, Any]:
         records = [

@@ -9,7 +9,6 @@ import contextlib
 import copy
 import dataclasses
 import math
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import jaxnets
-from jaxnets import data, journal, machine, plan, settings, torch_nets, torch_weights, workdir
+from jaxnets import data, journal, machine, plan, settings, torch_nets, torch_weights, weight_files, workdir
 from jaxnets.benchmark_torch import FORMATS, synchronize
 from jaxnets.compare_entries import net_fields
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, first_line, writing
 from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
 from jaxnets.torch_augment import augment, normalize
@@ -232,23 +231,26 @@ def time_step(trial: Running, size: int) -> float:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What `save` left, if it did."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["format"] not in FORMATS:
-            raise KeyError(saved["format"])
-    except FileNotFoundError:
+    """What `save` left, if it did; UserError for a damaged or hostile file."""
+    if not path.exists():
         return None
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, KeyError, TypeError):
-        raise UserError(f"{path} cannot be read; delete its folder to train that net anew") from None
+    try:
+        saved = weight_files.read_torch(path)
+    except UserError as error:
+        raise UserError(f"{path} cannot be read; delete its folder to train that net anew ({error})") from None
+    if saved.keys() != {"net", "optimizer", "step", "format"} or saved["format"] not in list(FORMATS):
+        raise UserError(f"{path} cannot be read; delete its folder to train that net anew")
     return saved
 
 
 def save(run: Running, path: Path, step: int) -> None:
-    """What `read` takes: all that the run goes on from."""
+    """What `read` takes: all that the run goes on from; UserError where it cannot be written."""
     saved = {"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "format": run.layout}
-    with replacing(path) as scratch:
-        torch.save(saved, scratch)
+    with writing(path), replacing(path) as scratch:
+        try:
+            torch.save(saved, scratch)
+        except RuntimeError as error:  # of a full disk
+            raise OSError(first_line(error)) from error
 
 
 def train_epoch(run: Running, epoch: int) -> dict[str, Any]:
@@ -353,7 +355,7 @@ def make_optimizer(net: nn.Module, config: ml_collections.ConfigDict) -> torch.o
         return torch.optim.AdamW(groups, 0.0, betas, config.epsilon, fused=True)
     if config.name == "muon":
         return Muon(groups, config.momentum, config.nesterov, betas, config.epsilon)
-    return torch.optim.RMSprop(groups, 0.0, config.beta2, config.epsilon, momentum=config.momentum)
+    return torch.optim.RMSprop(groups, 0.0, config.beta2, config.epsilon, momentum=config.momentum, foreach=True)
 
 
 def _decays(parameter: nn.Parameter, decay_depthwise: bool) -> bool:

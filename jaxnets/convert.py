@@ -21,11 +21,11 @@ import numpy as np
 import safetensors.numpy
 
 from jaxnets import checkpoint, create_model, evaluate, runtime, settings, torch_weights
+from jaxnets.arguments import check_deviation, field, triple
 from jaxnets.datasets import absolute, is_folder, read_folder
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, scratch_of, user_path
-from jaxnets.predict import check_deviation, field, triple
 from jaxnets.weight_files import SUFFIXES, Images, import_torch, metadata_of, spelled
 from jaxnets.weight_images import images_of
 from jaxnets.workdir import CONFIG
@@ -96,8 +96,6 @@ def write_workdir(
     """Make a workdir of the weights of `create_model(name, **fields)`, to be evaluated on `dataset`."""
     model = create_model(name, **fields)
     cifar = default_image_size(name) == 32
-    if not model.num_classes or model.features_only:
-        raise UserError(f"{name} with num_classes=0 or features_only=True has no classes: OUT can be a file only")
     images = images_of(name, model.num_classes, published)
     mean, std = images.normalization
     usual = ("cifar100" if model.num_classes == 100 else "cifar10") if cifar else "imagenet2012"
@@ -129,6 +127,12 @@ def write_workdir(
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # so that the same command may be given again
             raise
+
+
+def require_classes(name: str, model: nn.Module) -> None:
+    """UserError for a net that a workdir, which is there to be evaluated, cannot hold."""
+    if not model.num_classes or model.features_only:
+        raise UserError(f"{name} with num_classes=0 or features_only=True has no classes: OUT can be a file only")
 
 
 def _eval_split(dataset: str | None, usual: str) -> str:
@@ -187,6 +191,10 @@ def main(argv: list[str]) -> None:
     if args.dataset and to_file or args.layout and not to_file:
         name = "--dataset is for a new folder" if to_file else "--layout is for a file"
         raise UserError(f"{name}, which {args.target} is not")
+    if suffix in TORCH:
+        import_torch(f"writing {args.target}")
+    if args.model and not to_file:
+        require_classes(args.model, create_model(args.model, **fields))
     name, model, published = read(args.source, args.model, fields, args.checkpoint, args.ema)
     mean, std = published.images.normalization
     images = published.images._replace(normalization=(args.mean or mean, args.std or std))

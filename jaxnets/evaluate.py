@@ -57,11 +57,12 @@ def eval_calls(
     pending: list[dict[str, np.ndarray]] = []
     # No more batches in a call than there are: a small split would be mostly padding.
     per_call = min(config.steps_per_call, -(-len(split) // size))
-    for batch in batches:
-        pending.append(batch)
-        if len(pending) == per_call:
-            yield step.shard({name: np.stack([b[name] for b in pending]) for name in batch}, num_devices)
-            pending = []
+    with closing(batches):  # its worker processes end with the evaluation, also where that is abandoned
+        for batch in batches:
+            pending.append(batch)
+            if len(pending) == per_call:
+                yield step.shard({name: np.stack([b[name] for b in pending]) for name in batch}, num_devices)
+                pending = []
     if pending:
         empty = pending[-1] | {"mask": np.zeros_like(pending[-1]["mask"])}
         pending += [empty] * (per_call - len(pending))
@@ -97,12 +98,13 @@ def make_evaluator(
             of_calls.append(jax.tree.map(np.asarray, of_call))
 
         part = distributed.share()
-        for batches in eval_calls(split, bool(examples), config, len(devices) // part[1], part):
-            # The devices work on one call while the host adds up the one before.
-            behind, ahead = ahead, call(variables, examples, step.assemble(batches, devices))
-            if behind:
-                settle(*behind)
-            between_calls()
+        with closing(eval_calls(split, bool(examples), config, len(devices) // part[1], part)) as calls:
+            for batches in calls:
+                # The devices work on one call while the host adds up the one before.
+                behind, ahead = ahead, call(variables, examples, step.assemble(batches, devices))
+                if behind:
+                    settle(*behind)
+                between_calls()
         settle(*ahead)
         # Only the end of the last call is padding.
         predicted = distributed.gather(jax.tree.map(lambda *calls: np.concatenate(calls, axis=1), *of_calls))

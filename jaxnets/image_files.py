@@ -130,7 +130,10 @@ def _formats() -> tuple[str, ...]:
 def _refuse_endless_scans(image: Image.Image, file: BinaryIO) -> None:
     place = file.tell()
     file.seek(0)
-    scans = file.read().count(b"\xff\xda")  # in the coded pixels, 255 is always followed by 0 or a restart mark
+    scans, last = 0, b""
+    while chunk := file.read(1 << 20):
+        scans += (last + chunk).count(b"\xff\xda")  # in the coded pixels, 255 is always followed by 0 or a restart mark
+        last = chunk[-1:]
     file.seek(place)
     if image.width * image.height * scans > MAX_SCANNED_PIXELS:
         raise UserError(f"{scans} scans of {image.width}x{image.height} pixels are too many")

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a command ends within seconds and says so; a run that has something to save saves it first.
+"""SIGINT, SIGTERM and SIGHUP: a command ends within seconds and says so; a run saves first what it has to save.
 
 Imports no JAX, so that a command can begin with it.
 """
@@ -17,7 +17,10 @@ GRACE_SECONDS = 5.0  # for what is open to be closed, before the process ends as
 # terminal's Ctrl-C reaches a command that its parent passes it on to.
 ECHO_SECONDS = 1.0
 SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
+# A terminal that closes sends SIGHUP; under nohup it is ignored, and stays so.
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    SIGNALS += (signal.SIGHUP,)
 NOTHING_TO_SAVE = "ended with nothing left to save; the same command takes it up again"
 
 _deferring = False  # whether a run is asked to end by being told so
@@ -52,7 +55,7 @@ class Interruption:
 
 
 def end_at_once() -> None:
-    """Have SIGINT and SIGTERM end this command with one line and the shell's status, from its imports on.
+    """Have the `SIGNALS` end this command with one line and the shell's status, from its imports on.
 
     Wherever it is: Python acts on a signal between two of its instructions only, and may be compiling, or waiting for
     another process, for minutes. What `raised` and `deferred` make of a signal counts while they are open.
@@ -101,7 +104,7 @@ def _say(signum: int, what: str) -> None:
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Within it the first SIGINT or SIGTERM raises Ended, so that what is open is closed; a second ends the process.
+    """Within it the first of the `SIGNALS` raises Ended, so that what is open is closed; a second ends the process.
 
     The same one within a second is no second.
     """
@@ -127,7 +130,7 @@ def raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(interruption: Interruption) -> Iterator[None]:
-    """Within it the first SIGINT or SIGTERM is noted for the caller to act on; a second, as in `raised`, ends all."""
+    """Within it the first of the `SIGNALS` is noted for the caller to act on; a second, as in `raised`, ends all."""
     global _deferring
 
     def note(signum):

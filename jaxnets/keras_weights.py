@@ -85,9 +85,9 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _torch_name(place: str) -> str:
     """PyTorch's name for the data set at a path such as conv1/conv1/kernel:0 or layers/conv2d_1/vars/0."""
-    *_, layer, variable = place.removesuffix(":0").split("/")
+    above, layer, variable = ["", "", *place.removesuffix(":0").split("/")][-3:]  # at the root there is no layer
     if layer == "vars":
-        layer = place.split("/")[-3]
+        layer = above
         suffixes = BY_NUMBER.get(re.sub(r"_\d+$", "", layer), ())
         suffix = dict(zip("0123", suffixes)).get(variable, variable)
     else:

@@ -84,6 +84,7 @@ def read(workdir: Path) -> list[dict[str, object]]:
         found = list(parse_json(read_text(workdir / FILE, MAX_BYTES)))
         for where in found:
             since(where)
+            datetime.date.fromisoformat(where["date"])
     except (FileNotFoundError, UserError, ValueError, TypeError, KeyError):
         return []
     return found

@@ -150,7 +150,8 @@ def explain_mismatch(model: nn.Module, layers: Sequence[Layer], weights: Weights
     more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
     only_classifier = all(f"the net's {layers[-1].name} " in problem for problem in problems)
     headless = (model.features_only or not model.num_classes) and len(problems) == 1
-    hint = "; head='drop' leaves the classifier out" if only_classifier or headless else ""
+    hint = "; num_classes as the file's, or in Python head='drop', fits the net to it" if only_classifier else ""
+    hint = "; head='drop' leaves the classifier out" if headless else hint
     return f"{weights.origin} does not fit {type(model).__name__}: {listed}{more}{hint}"
 
 

@@ -1,13 +1,14 @@
 """Small text files that may come from strangers, of bounded length and depth; and files written whole or not at all."""
 
 import contextlib
+import fcntl
 import itertools
 import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from jaxnets.errors import UserError
 
@@ -81,6 +82,27 @@ def set_aside(files: Sequence[Path]) -> list[Path]:
     for file, kept in reversed(list(zip(there, moved))):  # `read_own` knows them by the first
         file.rename(kept)
     return moved
+
+
+@contextlib.contextmanager
+def locked(path: Path, place: str, holder: str) -> Iterator[BinaryIO]:
+    """Hold the file at `path`, made where it is missing, against other processes.
+
+    UserError, which begins with `place`, where another `holder` has it, and where it cannot be held.
+    """
+    try:
+        # Without a buffer, whose rest would be written, and fail, once more as the file is closed.
+        file = path.open("ab", buffering=0)
+    except OSError as error:
+        raise UserError(f"{place} cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{place} is in use by another {holder}; choose another or wait") from None
+        except OSError as error:  # a network's file system may have no locks
+            raise UserError(f"{place} cannot be locked: {error.strerror}; choose another") from None
+        yield file
 
 
 def user_path(text: str | Path) -> Path:

@@ -99,17 +99,20 @@ class Plan:
 
 
 def compile_and_create_state(plan: Plan, weights: Variables | None = None) -> state.TrainState:
-    """The state before the first step, with `weights` in place of the initial ones if given."""
+    """The state before the first step, with `weights`, as far as they go, in place of the initial ones."""
     create = programs.keep(("state", plan.program_key), lambda: plan.traced_state.lower().compile())
     made = create(jax.random.key(plan.config.seed))
     if weights is None:
         return made
-    ema = None if made.ema is None else jax.tree.map(jnp.array, weights)
-    return made.replace(params=weights["params"], batch_stats=weights["batch_stats"], ema=ema)
+    variables = {name: made.variables[name] | weights[name] for name in ("params", "batch_stats")}
+    ema = None if made.ema is None else jax.tree.map(jnp.array, variables)
+    return made.replace(**variables, ema=ema)
 
 
 def load_initial_weights(plan: Plan) -> Variables:
-    """The variables in `config.init_from`, of this run's net; the classifier anew where it is of another shape.
+    """The variables in `config.init_from`, of this run's net; without a classifier where that is of another shape.
+
+    It then begins as the run's seed says.
 
     Raises UserError if there is no such file, or it holds the weights of another net.
     """
@@ -123,12 +126,20 @@ def load_initial_weights(plan: Plan) -> Variables:
     of_images = weight_images.known_normalization(config.model.name, classes, published)
     if of_images and not np.allclose(of_images, (tuple(config.mean), tuple(config.std)), rtol=0.01):
         logger.warning("the weights of config.init_from want images of another normalisation: %s", spelled(of_images))
-    return published.variables
+    if not published.head_is_new:
+        return published.variables
+    logger.info("config.init_from=%r has another classifier, or none: ours begins anew", config.init_from)
+    body = {name: tree for name, tree in published.variables["params"].items() if name != "classifier"}
+    return published.variables | {"params": body}
 
 
 def _weights_of_run(directory: Path) -> Weights:
     """The weights in a workdir, as from a file that says all of its net and images."""
     run = evaluate.load_run(directory, _best_or_latest(directory))
+    if run.config.get("ema_decay"):
+        logger.info(
+            "the weights are those that were trained; of their average: jaxnets.convert --ema %s FILE", directory
+        )
     state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
     return Weights(state_dict, True, str(directory), run.images, torch_weights.fields_of(run.model))
 

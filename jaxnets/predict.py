@@ -21,9 +21,7 @@ if __name__ == "__main__":
     huge_pages.restart()
 
 import argparse
-import ast
 import json
-import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -41,12 +39,14 @@ import numpy as np
 from jax import lax
 
 from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, torch_weights
+from jaxnets.arguments import check_deviation, count, field, triple
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
-from jaxnets.plain_files import user_path
-from jaxnets.weight_files import Triple
+from jaxnets.plain_files import read_text, user_path
 from jaxnets.weight_images import check_image_size, images_of
 from jaxnets.workdir import class_names
+
+MAX_LABELS = 1 << 26  # bytes: a million classes with long names
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Classifier:
 
 
 class Prediction(NamedTuple):
-    """The most probable classes of an image file, or why it cannot be read."""
+    """The most probable classes of an image file, or why there are none."""
 
     path: str
     classes: np.ndarray | None  # int32 (k,), most probable first
@@ -143,6 +143,8 @@ def predict(
         for place, (path, content) in enumerate(zip(chunk, contents)):
             if isinstance(content, UserError):
                 yield Prediction(path, None, None, str(content))
+            elif not np.isfinite(probabilities[place]).all():
+                yield Prediction(path, None, None, "the net's output is not finite: its weights may be damaged")
             else:
                 yield Prediction(path, classes[place], probabilities[place])
 
@@ -196,48 +198,14 @@ def _shown(path: str) -> str:
     return printable(path.encode(errors="surrogateescape").decode(errors="replace"))
 
 
-def _labels(path: Path, num_classes: int) -> tuple[str, ...]:
+def _labels(path: Path) -> tuple[str, ...]:
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
-    except (OSError, ValueError) as error:
-        raise UserError(f"--labels={path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(names) != num_classes:
-        raise UserError(f"--labels={path} has {len(names)} lines; it must have one for each of {num_classes} classes")
-    return names
-
-
-def triple(text: str) -> Triple:
-    """The value of a `--mean=R,G,B` argument."""
-    try:
-        red, green, blue = map(float, text.split(","))
-    except ValueError:
-        red = green = blue = math.nan
-    if not math.isfinite(red + green + blue):
-        raise argparse.ArgumentTypeError(f"{text!r} is not three numbers such as 0.5,0.5,0.5")
-    return red, green, blue
-
-
-def check_deviation(std: Triple | None) -> None:
-    """UserError for a `--std` that nothing can be divided by."""
-    if std and min(std) <= 0:
-        raise UserError(f"--std={std} must be greater than 0 in every channel")
-
-
-def field(text: str) -> tuple[str, Any]:
-    """The name and value of a `--field=NAME=VALUE` argument."""
-    name, equals, value = text.partition("=")
-    if not (name and equals) or name == "name":
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as shortcut=identity")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
+        text = read_text(path, MAX_LABELS)
+    except FileNotFoundError as error:
+        raise UserError(f"--labels={path} cannot be read: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"--labels: {error}") from None
+    return tuple(line.strip() for line in text.removeprefix("\ufeff").splitlines())
 
 
 def _parser() -> ArgumentParser:
@@ -257,12 +225,12 @@ def _parser() -> ArgumentParser:
     published.add_argument(
         "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
     )
-    parser.add_argument("--image_size", type=_count, help="pixels a side, in place of the net's")
+    parser.add_argument("--image_size", type=count, help="pixels a side, in place of the net's")
     parser.add_argument("--mean", type=triple, help="R,G,B of images in [0, 1], in place of the net's")
     parser.add_argument("--std", type=triple, help="R,G,B, in place of the net's")
     parser.add_argument("--labels", type=user_path, metavar="FILE", help="the names of the classes, one a line")
-    parser.add_argument("--top", type=_count, default=5, help="classes for each image; default: 5")
-    parser.add_argument("--batch_size", type=_count, default=32, help="images at once; default: 32")
+    parser.add_argument("--top", type=count, default=5, help="classes for each image; default: 5")
+    parser.add_argument("--batch_size", type=count, default=32, help="images at once; default: 32")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
     return parser
 
@@ -270,6 +238,9 @@ def _parser() -> ArgumentParser:
 def _load(args: argparse.Namespace) -> Classifier:
     if bool(args.workdir) == bool(args.model or args.weights) or bool(args.model) != bool(args.weights):
         raise UserError("give either --workdir=DIR, or --model=NAME and --weights=FILE")
+    check_image_size(args.image_size or 1, "--image_size")
+    check_deviation(args.std)
+    names = _labels(args.labels) if args.labels else None
     if args.workdir:
         if args.field:
             raise UserError("--field is for --model; the run in --workdir has its own fields")
@@ -280,10 +251,12 @@ def _load(args: argparse.Namespace) -> Classifier:
         runtime.enable_compilation_cache()
         classifier = load_weights(args.model, args.weights, **dict(args.field or []))
     changes = {name: getattr(args, name) for name in ("image_size", "mean", "std") if getattr(args, name)}
-    check_image_size(args.image_size or 1, "--image_size")
-    check_deviation(args.std)
-    if args.labels:
-        changes["class_names"] = _labels(args.labels, classifier.model.num_classes)
+    if names is not None:
+        if len(names) != (count := classifier.model.num_classes):
+            raise UserError(
+                f"--labels={args.labels} has {len(names)} lines; it must have one for each of {count} classes"
+            )
+        changes["class_names"] = names
     return replace(classifier, **changes)
 
 
@@ -308,13 +281,14 @@ def main(argv: list[str]) -> None:
             paths += image_files.find(argument)
         except UserError as error:
             report(argument, str(error))
-    for prediction in predict(classifier, paths, batch_size=args.batch_size, top=args.top):
-        if prediction.error:
-            report(prediction.path, prediction.error)
-        else:
-            print(show(prediction, classifier.class_names), flush=True)
+    with runtime.short_of_memory("a smaller --batch_size takes less"):
+        for prediction in predict(classifier, paths, batch_size=args.batch_size, top=args.top):
+            if prediction.error:
+                report(prediction.path, prediction.error)
+            else:
+                print(show(prediction, classifier.class_names), flush=True)
     if failures:
-        raise UserError(f"{failures} of the images could not be read")
+        raise UserError(f"{failures} of the images could not be read, or classified")
 
 
 if __name__ == "__main__":

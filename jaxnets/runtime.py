@@ -77,9 +77,11 @@ def make_deterministic() -> None:
 
 @contextlib.contextmanager
 def short_of_memory(remedy: str) -> Iterator[None]:
-    """UserError, with what takes less, where a device has not enough memory for what is within."""
+    """UserError, with what takes less, where a device, or the machine, has not enough memory for what is within."""
     try:
         yield
+    except MemoryError as error:
+        raise UserError(f"this machine has not enough memory ({first_line(error)}): {remedy}") from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

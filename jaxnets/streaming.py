@@ -185,9 +185,9 @@ def _start_worker(index: int, count: int) -> None:
     del index, count  # Grain passes them
     jax.config.update("jax_platforms", "cpu")
     os.environ.pop("XLA_FLAGS", None)  # the parent's simulated devices
-    # Both often reach the whole process group. The parent finishes its step, saves, and closes us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # They often reach the whole process group. The parent finishes its step, saves, and closes us.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
 
     def follow_parent():
         connection.wait([multiprocessing.parent_process().sentinel])

@@ -140,7 +140,8 @@ def _groups(layer: Layer) -> int:
 
 
 def _is_depthwise(layer: Layer) -> bool:
-    return layer.kind == "conv" and 1 < _groups(layer) == layer.input_shape[-1]
+    single = layer.kind == "conv" and 1 < _groups(layer) == layer.input_shape[-1]
+    return single and layer.shape[:2] != (1, 1)  # else a grouped 1x1 that is as narrow as its groups are many
 
 
 def _is_separable(first: Layer, second: Layer) -> bool:

@@ -81,7 +81,8 @@ def read(workdir: Path) -> list[Span]:
             continue
         if not (0 <= span.first <= span.last < MAX_STEP and all(0 <= s < math.inf for s in seconds.values())):
             continue
-        spans = [before for before in spans if before.last <= span.first]
+        while spans and spans[-1].last > span.first:
+            spans.pop()
         spans.append(span)
     return spans
 

@@ -43,6 +43,7 @@ class Published(NamedTuple):
     images: weight_files.Images = weight_files.Images()
     layout: Layout | None = None
     num_classes: int | None = None  # of the file's classifier, if it has one
+    head_is_new: bool = False  # initialised, since the file's is of another shape
 
 
 def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> dict[str, Tree]:
@@ -76,13 +77,13 @@ def load_published(model: nn.Module | str, source, *, head: str = "strict", **ov
     found = _match(model, weights, wanted, [*body, classifier], head)
     arrays = _arrays_of(model, found, weights.origin)
     variables: dict[str, Tree] = {"params": {}, "batch_stats": {}}
+    fitting = np.shape(arrays.get(classifier.path, {}).get("kernel")) == classifier.shape
     for layer in wanted:
-        values = arrays.get(layer.path, {})
-        if layer is classifier and np.shape(values.get("kernel")) != layer.shape:
-            values = _initial(layer)
-        _insert(variables, layer, values)
+        new = layer is classifier and not fitting
+        _insert(variables, layer, _initial(layer) if new else arrays.get(layer.path, {}))
     variables = {collection: jax.tree.map(jnp.asarray, tree) for collection, tree in variables.items()}
-    return Published(variables, weights.images, found.layout, _classes_of(found, classifier))
+    head_is_new = classifier in wanted and not fitting
+    return Published(variables, weights.images, found.layout, _classes_of(found, classifier), head_is_new)
 
 
 def _match(

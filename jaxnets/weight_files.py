@@ -27,6 +27,7 @@ SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", *KERAS_SUFFIXES)
 # Under these names training scripts keep the state_dict in a larger checkpoint; the first one present counts.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema")
 WRAPPING_MODULES = {"module", "_orig_mod"}  # DataParallel, torch.compile: anywhere in a name
+COUNTERS = ("n_averaged",)  # what torch.optim.swa_utils.AveragedModel has beside the weights
 SAFETENSORS_TYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -85,7 +86,7 @@ def read(source: str | os.PathLike | Mapping) -> Weights:
         entries, images, fields = _read_safetensors(path)
         return Weights(unwrap(entries, str(path)), False, str(path), images, fields)  # sorted by name
     if suffix in TORCH_SUFFIXES:
-        return Weights(unwrap(_read_torch(path), str(path)), True, str(path))
+        return Weights(unwrap(read_torch(path), str(path)), True, str(path))
     raise UserError(f"{path} is no weight file: its name must end in one of {', '.join(SUFFIXES)}")
 
 
@@ -97,7 +98,8 @@ def require_file(path: Path):
         raise UserError(f"{path} is not a file: weights come from a {', '.join(SUFFIXES)} file")
 
 
-def _read_torch(path: Path) -> Mapping:
+def read_torch(path: Path) -> Mapping:
+    """The mapping in a file of PyTorch's, looked over before; UserError for any other."""
     torch = import_torch(f"reading {path}")
     try:
         with path.open("rb") as file:
@@ -239,6 +241,7 @@ def unwrap(content: Mapping, origin: str) -> dict[str, Any]:
         if len(wrappers) > 1:
             logger.warning("%s holds %s; %s is taken", origin, " and ".join(wrappers), wrappers[0])
         content = content[wrappers[0]]
+    content = {key: value for key, value in content.items() if key not in COUNTERS}
     odd = [key for key, value in content.items() if not isinstance(key, str) or not is_array(value)]
     if odd or not content:
         listed = ", ".join(f"{key!r:.80}" for key in odd[:3]) or "nothing at all"

@@ -1,9 +1,9 @@
 """The folder of one run: claimed by one process, or the processes of one run, for one configuration."""
 
 import contextlib
-import fcntl
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from jaxnets import distributed, settings
+from jaxnets import checkpoint, distributed, journal, settings
 from jaxnets.errors import UserError, writing
-from jaxnets.plain_files import parse_json, read_text, replacing, scratch_of
+from jaxnets.plain_files import locked, parse_json, read_text, replacing, scratch_of
 from jaxnets.runtime import logger
 
 CONFIG = "config.json"
 LOCK = ".lock"
 DATA = "data.json"
+PATIENCE = 20.0  # seconds
 MAX_BYTES = 1 << 26  # of a data.json: a million classes with long names
 
 
@@ -51,10 +52,21 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[ml_colle
             return claimed, before and settings.as_dict(before)
 
         claimed, before = distributed.on_primary(take)
-        lock = workdir / LOCK
-        if not lock.exists() or lock.read_text() != claimed:
+        if not _is_seen(workdir / LOCK, claimed):
             raise UserError(f"--workdir={workdir} must be one folder to all processes, on a file system they share")
         yield before and ml_collections.ConfigDict(before, convert_dict=True)
+
+
+def _is_seen(lock: Path, claimed: str) -> bool:
+    """Whether this process sees what process 0 wrote, which a network's file system may show only after a while."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        with contextlib.suppress(OSError):
+            if lock.read_text() == claimed:
+                return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.2)
 
 
 def keep(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -108,7 +120,7 @@ def _is_data(found: Any) -> bool:
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
-    """The configuration of the run in a workdir, None where it is new or missing; touches nothing.
+    """The configuration of the run in a workdir, None where there is none or it has taken no step; touches nothing.
 
     Raises UserError if the workdir is a file, belongs to something else, or to a run whose configuration
     differs in what decides the result (the fields are listed).
@@ -129,6 +141,8 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
     _require_own_files(workdir)
     if CONFIG in present:
         before = settings.read(workdir / CONFIG)
+        if not _has_begun(workdir):  # out of memory at its first step, say: there is nothing to lose
+            return None
         _require_same_run(workdir, before, config)
         return before
     if strangers := sorted(present - {LOCK, scratch_of(workdir / CONFIG).name}):
@@ -137,6 +151,13 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
             "choose a new or an empty one"
         )
     return None
+
+
+def _has_begun(workdir: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        if (workdir / journal.FILE).stat().st_size:
+            return True
+    return checkpoint.exists(workdir)
 
 
 def _require_own_files(workdir: Path) -> None:
@@ -163,22 +184,12 @@ def _created(workdir: Path) -> Path:
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[str]:
     """Hold the lock; yields what stands in it, which no other claim writes."""
-    try:
-        # Without a buffer, whose rest would be written, and fail, once more as the file is closed.
-        lock = (workdir / LOCK).open("ab", buffering=0)
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--workdir={workdir} is in use by another run; choose another or wait") from None
-        except OSError as error:  # a network's file system may have no locks
-            raise UserError(f"--workdir={workdir} cannot be locked: {error.strerror}; choose another") from None
+    with locked(workdir / LOCK, f"--workdir={workdir}", "run") as lock:
         claimed = uuid.uuid4().hex
         with writing(workdir):
             lock.truncate(0)
             lock.write(claimed.encode())
+            os.fsync(lock.fileno())  # for the other machines of a network's file system
         yield claimed
 
 

@@ -303,6 +303,23 @@ def test_bad_arguments_are_refused_before_any_work(argument, monkeypatch, tmp_pa
     assert "\n" not in str(error.value)
 
 
+def test_a_race_that_fails_keeps_no_other_from_being_run(tmp_path, monkeypatch, capsys):
+    def run_race(race, rounds, rates):
+        if race.task.mode == "train":
+            raise UserError("the process of torch ended by SIGKILL: it said nothing")
+        return {"model": race.task.model, "mode": race.task.mode}
+
+    rates = {"jax": {"about": {"device": "abacus"}}}
+    monkeypatch.setattr(benchmark, "measure_rates", lambda contenders: (RATES, rates))
+    monkeypatch.setattr(benchmark, "run_race", run_race)
+    arguments = ["--models=squeezenet1_1_cifar", "--format=json", f"--out={tmp_path / 'out.json'}"]
+    with pytest.raises(UserError, match="^1 of 3 races failed; the first: squeezenet1_1_cifar train: the process of"):
+        benchmark.main(["benchmark", *arguments])
+    record = json.loads((tmp_path / "out.json").read_text())
+    assert [race["mode"] for race in record["races"]] == ["eval", "latency"] and len(record["failed"]) == 1
+    assert record == json.loads(capsys.readouterr().out)
+
+
 def test_results_are_not_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark_worker, "start", lambda name: pytest.fail("work has begun"))
     out = tmp_path / "kept.json"
@@ -373,7 +390,8 @@ def test_the_command(tmp_path, repository):
         assert ratio["rounds"] == [theirs / ours for ours, theirs in pairs]
     for entry in entries.values():
         assert 0 < entry["step_seconds"]["low"] <= entry["step_seconds"]["high"] < 1
-        assert entry["peak_bytes"] >= entry["ready_bytes"] > entry["idle_bytes"] > 1e7
+        # Of an image's maps the largest has 2 MiB: neither momenta nor what was compiled are the steps' own.
+        assert entry["idle_bytes"] < entry["ready_bytes"] <= entry["peak_bytes"] < entry["ready_bytes"] + 4e7
     # Some weights and nothing else lie between PyTorch's net and its own; nobody beats a floor of one image 100 times.
     assert entries["jaxnets"]["temp_bytes"] > 0
     assert 0 < race["floor"]["share"] < 100

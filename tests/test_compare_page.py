@@ -7,6 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from jaxnets import compare_page, compare_results
+from tests import chromium
 from tests.test_compare_results import MACHINE, make_net, make_run
 
 NAME = "<b>net & co</b>"
@@ -98,6 +99,20 @@ def test_nets_of_several_recipes_and_machines_say_which_had_which():
 
 def test_a_long_name_breaks_between_its_words(page):
     assert '<th scope="row">never_<wbr>finished</th>' in page
+
+
+@pytest.mark.parametrize("width", [390])
+def test_the_page_fits_a_phone(width, tmp_path):
+    """Where names and places are long words, too."""
+    label = "mobilenet_v2_cifar:width=0.5:activation=relu6:shortcut=projection:bottleneck=nonlinear"
+    runs = [make_run(0.5, {f"{t:.2f}": None for t in compare_results.TARGETS}) | {"seed": 0}]
+    runs[0]["curve"] = [{"seconds": 1.0, "accuracy": 0.3}]
+    nets = [make_net(label, runs), make_net(label + "2", []) | {"failed": ["seed 0: /a/" + "long_path" * 20]}]
+    place = "folder:/a" + "/very_long_name_of_a_folder" * 4
+    facts = {"command": "compare --out=" + "x" * 200, "date": "2026-01-02", "dataset": place, "note": "y" * 99}
+    page = tmp_path / "compare.html"
+    page.write_text(compare_page.html(facts | {"eval_split": "test", "seeds": 1, "torch": None, "nets": nets}))
+    assert chromium.width_of(page, width, tmp_path) <= width
 
 
 def test_it_needs_nothing_from_elsewhere(page):

@@ -156,6 +156,14 @@ def test_the_notes_say_where_and_how():
     assert "trained alike" not in found
 
 
+def test_machines_stand_in_the_order_of_their_first_days():
+    days = [("a", "2026-01-01"), ("b", "2026-01-02"), ("a", "2026-01-03")]
+    runs = [make_run(0.8, {}) | {"machines": [MACHINE | {"device": name, "date": day}]} for name, day in days]
+    found = compare_results.machines([make_net("net", runs)])
+    assert [where.split(",")[0] for where in found] == ["a", "b"]
+    assert [where[-16:] for where in found.values()] == ["from 2026-01-01)", "from 2026-01-02)"]
+
+
 def test_machines_that_compute_by_other_operators_are_not_one():
     """A run without a compiler takes several times as long."""
     runs = [make_run(0.8, {}) | {"machines": [MACHINE | {"date": "2026-01-01", "operators": name}]} for name in "ab"]

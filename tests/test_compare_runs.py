@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxnets
-from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, torch_weights, workdir
+from jaxnets import compare_entries, compare_runs, journal, latency, loop, machine, plain_files, torch_weights, workdir
 from jaxnets.errors import UserError
 from tests.slow import slow_after
 from tests.tiny_net import registered, small_digits
@@ -351,6 +351,15 @@ def test_damaged_records_of_any_seed_are_refused_before_training(finished, confi
     with pytest.raises(UserError, match=re.escape(f"{damaged} has lines that are no records")):
         compare_runs.run(entries, 3, out)
     assert trained == []
+
+
+def test_a_comparison_is_made_by_one_command_at_a_time(configs, trained, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with plain_files.locked(out / compare_runs.LOCK, "it", "comparison"), pytest.raises(UserError) as error:
+        compare_runs.run(compare_entries.make_entries(configs, MODELS), 1, out)
+    assert str(error.value) == f"--out={out} is in use by another comparison; choose another or wait"
+    assert trained == [] and [path.name for path in out.iterdir()] == [compare_runs.LOCK]
 
 
 def test_a_last_seed_that_cannot_be_is_refused_before_training(configs, trained, tmp_path):

@@ -226,6 +226,24 @@ def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path):
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match=r"torch.pt cannot be read"):
         compare_torch.train(config, tmp_path / "run")
+    for content in ({"format": "NCHW"}, {"format": [], "net": {}, "optimizer": {}, "step": 1}, [1]):
+        torch.save(content, path)
+        with pytest.raises(UserError, match=r"torch.pt cannot be read; delete its folder"):
+            compare_torch.read(path)
+    path.write_bytes(b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x40\x85R.")  # 1 GiB of zeros
+    with pytest.raises(UserError, match=r"torch.pt cannot be read; delete its folder"):
+        compare_torch.read(path)
+    path.unlink()
+    assert compare_torch.read(path) is None
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(config, tmp_path, monkeypatch):
+    def fails(saved, path):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(UserError, match=r"torch.pt cannot be written: PytorchStreamWriter failed"):
+        compare_torch.train(changed(config, num_epochs=1), tmp_path / "run")
 
 
 def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch, caplog):

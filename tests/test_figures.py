@@ -83,6 +83,16 @@ def test_the_error_falls_with_the_dimensions(monkeypatch, tmp_path):
     assert len(figure.axes) == 7
 
 
+def test_earlier_times_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(cost_breakdown, "layer_times", lambda layers, batch_size: [1.0] * len(layers))
+    for ms in (30.0, 40.0):
+        monkeypatch.setattr(cost_breakdown.latency, "measure", lambda *args, ms=ms, **kwargs: {"ms": ms})
+        command.make("cost_breakdown", Options(tmp_path))
+    kept = {path.name: json.loads(path.read_text())["whole_ms"] for path in tmp_path.glob("*.json")}
+    assert kept == {"cost_breakdown.json": 40.0, "cost_breakdown.1.json": 30.0}
+    assert (tmp_path / "cost_breakdown.1.png").exists()
+
+
 def test_the_costs_of_mobilenet_v1_are_the_papers(monkeypatch):
     monkeypatch.setattr(cost_breakdown, "layer_times", lambda layers, batch_size: [1.0] * len(layers))
     monkeypatch.setattr(cost_breakdown.latency, "measure", lambda *args, **kwargs: {"ms": 30.0})

@@ -9,7 +9,7 @@ import pytest
 
 from jaxnets import interruption
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = interruption.SIGNALS
 
 
 @pytest.mark.parametrize("signum", SIGNALS)
@@ -93,6 +93,18 @@ def test_a_signal_that_comes_twice_at_once_is_one(repository):
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, timeout=300)
     assert (ended.returncode, ended.stdout) == (0, f"saved {128 + signal.SIGTERM}\n")
+
+
+@pytest.mark.parametrize(("ignored", "said"), [(True, "still here"), (False, "SIGHUP: ended with")])
+def test_a_terminal_that_closes_ends_it_but_under_nohup(repository, ignored, said):
+    action = "signal.SIG_IGN" if ignored else "signal.SIG_DFL"
+    code = (
+        f"import os, signal\nsignal.signal(signal.SIGHUP, {action})\nfrom jaxnets import interruption\n"
+        "interruption.end_at_once()\nos.kill(os.getpid(), signal.SIGHUP)\nprint('still here')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repository, timeout=300)
+    assert said in ended.stdout + ended.stderr
+    assert ended.returncode == (0 if ignored else 128 + signal.SIGHUP)
 
 
 def test_a_command_that_begins_with_it_has_not_imported_jax(repository):

@@ -65,6 +65,12 @@ def test_another_file_says_nothing(text, tmp_path):
     assert machine.read(tmp_path) == []
 
 
+@pytest.mark.parametrize("date", [5, None, "yesterday"])
+def test_a_machine_without_its_day_says_nothing(date, tmp_path):
+    (tmp_path / machine.FILE).write_text(json.dumps([machine.describe() | {"date": date}]))
+    assert machine.read(tmp_path) == []
+
+
 def test_a_file_that_cannot_be_read_is_kept(tmp_path, caplog):
     (tmp_path / machine.FILE).write_text('[{"device": "x"}]')
     machine.note(tmp_path)

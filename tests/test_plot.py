@@ -47,6 +47,12 @@ def test_the_picture_is_written(tmp_path):
     source.write_text(json.dumps({"races": [{"model": "mobilenet_v2", "mode": "train"}]} | about | {"environment": {}}))
     with pytest.raises(UserError, match="is no result of"):
         plot.main(["plot", str(source), f"--out={picture}"])
+    source.write_text(json.dumps(record_of(("mobilenet_v2", "sleep", {"torch": ratio(1, 1, 1)})) | about))
+    with pytest.raises(UserError, match="is no result of"):
+        plot.main(["plot", str(source), f"--out={picture}"])
+    source.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is no result of"):
+        plot.main(["plot", str(source), f"--out={picture}"])
     source.write_text(json.dumps(record_of(("mobilenet_v2", "train", {"torch": ratio(1, 1, 1)})) | about))
     with pytest.raises(UserError, match="picture.png cannot be written: No such file or directory"):
         plot.main(["plot", str(source), f"--out={tmp_path / 'nowhere' / 'picture.png'}"])

@@ -163,7 +163,7 @@ def test_bad_files_are_reported_and_the_others_go_on(run, files, tmp_path):
     assert [entry["image"] for entry in found] == [str(folder / name) for name in ("00.png", "02.png", "03.png")]
     lines = sorted(err.splitlines())
     assert [line.split(": ")[0] for line in lines] == sorted(map(str, [*images[1:3], *images[4:6], "error"]))
-    assert "error: 4 of the images could not be read" in lines
+    assert "error: 4 of the images could not be read, or classified" in lines
     # A neighbour that cannot be read changes nothing.
     alone = objects(command(f"--workdir={run[0]}", folder / "02.png", "--format=json")[1])[0]
     for one, other in zip(found[1]["predictions"], alone["predictions"]):

@@ -6,8 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +14,7 @@ from PIL import Image
 
 from jaxnets import journal, predictions, report, timing
 from jaxnets.errors import UserError
+from tests import chromium
 from tests.slow import slow_after
 
 NAMES = ("cat", "dog", "<b>&")
@@ -209,12 +208,23 @@ def test_a_number_that_one_run_lacks_leaves_its_place_empty(tmp_path):
         assert cells["averaged"]["throughput"] == "80"
 
 
+def runs_in(page):
+    """Their names in the table of results."""
+    table = re.search(r"<h2>Results</h2>.*?</table>", page, re.DOTALL)[0]
+    return [re.search(r"<t[hd][^>]*>(.*?)</t[hd]>", row)[1] for row in table.split("<tr>")[2:]]
+
+
 def test_runs_of_one_name_and_with_other_classes_are_told_apart(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     one, other = make_run(tmp_path / "a" / "run"), make_run(tmp_path / "b" / "run", names=("x", "y"))
-    page = page_of(one, other, out=tmp_path / "both.html")
-    assert str(one) in page.text and str(other) in page.text
+    page = report.write([one, other], tmp_path / "both.html").read_text()
+    assert runs_in(page) == [str(one), str(other)]
+    assert "<h2>Accuracy by class</h2>" not in page
+    third = make_run(tmp_path / "third")
+    page = report.write([one, third], tmp_path / "both.html").read_text()
+    assert runs_in(page) == ["run", "third"]
+    assert "<h2>Accuracy by class</h2>" in page
 
 
 def test_many_classes_are_an_image_and_their_worst(tmp_path):
@@ -312,29 +322,6 @@ def test_a_live_page_that_cannot_be_drawn_is_a_line_in_the_log(workdir, caplog):
 @pytest.mark.parametrize("width", slow_after(1, [390, 1200]))
 def test_the_page_fits_its_screen_and_prints(workdir, tmp_path, width):
     """In Chromium: nothing is wider than the screen, and the page prints on a few sheets."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not browser:
-        pytest.skip("needs Chromium to lay the page out (Debian: apt install chromium)")
     page = report.write([workdir])
-    probe = tmp_path / "probe.html"
-    # In a frame, since a window has a least width; its script writes what it measures into the document.
-    measure = "this.contentDocument.documentElement.scrollWidth"
-    probe.write_text(
-        f"<body><iframe src='{page.name}' style='width:{width}px;height:900px;border:0' "
-        f"onload='document.title = `wide ${{{measure}}}`'></iframe>"
-    )
-    shutil.copy(page, tmp_path / page.name)
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-               "--allow-file-access-from-files"]  # fmt: skip
-    dumped = subprocess.run(
-        [*command, "--virtual-time-budget=5000", "--dump-dom", probe.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    found = re.search(r"<title>wide (\d+)", dumped.stdout)
-    assert found, dumped.stderr[-500:]
-    assert int(found[1]) <= width
-    pdf = tmp_path / "page.pdf"
-    subprocess.run([*command, f"--print-to-pdf={pdf}", page.as_uri()], capture_output=True, timeout=120, check=True)
-    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes())) <= 6
+    assert chromium.width_of(page, width, tmp_path) <= width
+    assert 1 <= chromium.sheets_of(page, tmp_path) <= 6

@@ -1,5 +1,6 @@
 """A workdir is one run's, and one process's at a time."""
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -7,7 +8,7 @@ import os
 import pytest
 
 from configs import default
-from jaxnets import settings, workdir
+from jaxnets import journal, settings, workdir
 from jaxnets.errors import UserError
 
 
@@ -15,6 +16,11 @@ def config(**fields):
     made = default.get_config()
     made.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
     return made
+
+
+def begin(folder):
+    """As the first report of a run does."""
+    (folder / journal.FILE).write_text('{"step": 1, "epoch": 1}\n')
 
 
 def test_a_new_folder_is_made_and_gets_its_configuration(tmp_path):
@@ -25,7 +31,7 @@ def test_a_new_folder_is_made_and_gets_its_configuration(tmp_path):
 
 def test_the_same_run_goes_on_and_free_fields_may_change(tmp_path):
     with workdir.claim(tmp_path, config()):
-        pass
+        begin(tmp_path)
     with workdir.claim(tmp_path, config(num_epochs=99)) as before:
         assert before.num_epochs == default.get_config().num_epochs
         assert settings.read(tmp_path / "config.json").num_epochs == before.num_epochs
@@ -33,9 +39,16 @@ def test_the_same_run_goes_on_and_free_fields_may_change(tmp_path):
     assert settings.read(tmp_path / "config.json").num_epochs == 99
 
 
+def test_a_run_that_took_no_step_may_be_configured_anew(tmp_path):
+    for batch_size in (4096, 128):
+        with workdir.claim(tmp_path, config(batch_size=batch_size)) as before:
+            assert before is None
+        assert settings.read(tmp_path / "config.json").batch_size == batch_size
+
+
 def test_another_run_is_refused_with_every_differing_field_and_changes_nothing(tmp_path):
     with workdir.claim(tmp_path, config()):
-        pass
+        begin(tmp_path)
     content = (tmp_path / "config.json").read_bytes()
     other = config(seed=4, batch_size=32, model__width=0.5, optimizer__learning_rate=0.2)
     with (
@@ -97,6 +110,30 @@ def test_a_damaged_file_of_it_is_one_sentence(tmp_path, content, caplog):
     with pytest.raises(UserError, match=workdir.DATA):
         workdir.read_data(tmp_path)
     assert workdir.class_names(tmp_path) is None and workdir.DATA in caplog.text
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_processes_wait_for_what_a_network_shows_late(tmp_path, monkeypatch, late):
+    """Process 1 of two: the first has the lock."""
+    monkeypatch.setattr(workdir, "PATIENCE", 1.0)
+    monkeypatch.setattr(workdir.distributed, "on_primary", lambda take: ("token", None))
+    waited = []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if late:
+            (tmp_path / workdir.LOCK).write_text("token")
+        else:
+            monkeypatch.setattr(workdir, "PATIENCE", 0.0)
+            monkeypatch.setattr(workdir.time, "monotonic", lambda: float("inf"))
+
+    monkeypatch.setattr(workdir.time, "sleep", sleep)
+    with (
+        contextlib.nullcontext() if late else pytest.raises(UserError, match="must be one folder to all processes"),
+        workdir.claim(tmp_path, config()) as before,
+    ):
+        assert before is None
+    assert len(waited) == 1
 
 
 def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jaxnets import compare_results, config_file, plots
+from jaxnets import compare_results, config_file, plots, runtime
 from jaxnets.compare_entries import DEFAULT, default_config
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.figures import (
@@ -39,7 +39,7 @@ from jaxnets.figures import (
     width_tradeoff,
 )
 from jaxnets.figures.options import Options
-from jaxnets.plain_files import make_folder, read_own, replacing, user_path
+from jaxnets.plain_files import make_folder, read_own, replacing, set_aside, user_path
 
 FIGURES: dict[str, ModuleType] = {
     "relu_collapse": relu_collapse,
@@ -52,6 +52,7 @@ FIGURES: dict[str, ModuleType] = {
 }
 MAX_BYTES = 1 << 28  # of a figure's data
 TRAINED = ("bottleneck_ablation", "shuffle_ablation", "width_tradeoff", "recipe_knobs", "recipe_parts")
+TIMED = ("cost_breakdown",)
 
 
 def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
@@ -59,12 +60,16 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
     figure = FIGURES[name]
     out = options.out
     path, files = out / f"{name}.json", plots.files_of(out / name)
-    check_out(path, files)
+    before = check_out(path, files)
     if name not in TRAINED:  # else the comparison makes it, once it has found nothing to refuse
         make_folder(out)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"command": options.command, "date": today}
     data = figure.measure(dataclasses.replace(options, out=out / name, files=(path, *files))) | made
+    if before and name in TIMED:  # perhaps on another machine, by other operators: it cannot be made again
+        with writing(out):
+            kept = set_aside([path, *files])
+        runtime.logger.info("the earlier %s is kept as %s", path, kept[0].name)
     with writing(out), replacing(path) as scratch:
         scratch.write_text(json.dumps(data) + "\n")
     with plots.style():
@@ -73,9 +78,15 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
         return data, [path, *plots.save(drawn, out / name)]
 
 
-def check_out(path: Path, files: Sequence[Path]) -> None:
-    """UserError where the figure, whose data are at `path`, would take the place of a file that is none of ours."""
-    read_own([path, *files], "jaxnets.figures data", lambda data: data["compute"], MAX_BYTES)
+def check_out(path: Path, files: Sequence[Path]) -> dict[str, Any] | None:
+    """The data of the figure at `path`, if there are any; UserError where it would take the place of others' files."""
+
+    def data_of(found: Any) -> dict[str, Any]:
+        if not isinstance(found["compute"], str):
+            raise TypeError
+        return found
+
+    return read_own([path, *files], "jaxnets.figures data", data_of, MAX_BYTES)
 
 
 def _parser() -> ArgumentParser:

@@ -53,15 +53,13 @@ def layer_times(layers: list[Layer], batch_size: int) -> list[float]:
     return times
 
 
-def measure(
-    options: Options, name: str = MODEL, image_size: int = IMAGE_SIZE, batch_size: int = BATCH_SIZE
-) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, Any]:
     """Per cent of the kernels' parameters, MACs and time by kind of layer, with the paper's."""
-    model = create_model(name)
-    rows = summary.summarize(name, image_size).rows
-    layers = [layer for layer in layers_of(model, image_size) if layer.kind != "batch_norm"]
-    times = layer_times(layers, batch_size)
-    whole = latency.measure(model, (batch_size, image_size, image_size, 3), train=False)["ms"]
+    model = create_model(MODEL)
+    rows = summary.summarize(MODEL, IMAGE_SIZE).rows
+    layers = [layer for layer in layers_of(model, IMAGE_SIZE) if layer.kind != "batch_norm"]
+    times = layer_times(layers, BATCH_SIZE)
+    whole = latency.measure(model, (BATCH_SIZE, IMAGE_SIZE, IMAGE_SIZE, 3), train=False)["ms"]
     kernels = [math.prod(layer.shape) for layer in layers]
     amounts = {"kernels": kernels, "macs": [row.macs for row in rows], "time": times}
     shares = {
@@ -71,9 +69,9 @@ def measure(
         for what, values in amounts.items()
     }
     return {
-        "model": name,
-        "image_size": image_size,
-        "batch_size": batch_size,
+        "model": MODEL,
+        "image_size": IMAGE_SIZE,
+        "batch_size": BATCH_SIZE,
         "kinds": list(KINDS),
         "shares": shares,
         "paper": PAPER,
@@ -83,7 +81,7 @@ def measure(
         "whole_ms": whole,
         "layers": [row._asdict() | {"ms": ms, "group": kind_of(row)} for row, ms in zip(rows, times)],
         "compute": (
-            f"{name} at {image_size} px, batch {batch_size}, forward pass; layers timed alone: {sum(times):.1f} ms "
+            f"{MODEL} at {IMAGE_SIZE} px, batch {BATCH_SIZE}, forward pass; layers timed alone: {sum(times):.1f} ms "
             f"together, the whole net {whole:.1f} ms; {machine.sentence(machine.describe())}"
         ),
     }

@@ -128,6 +128,7 @@ class BatchNorm(nn.Module):
             if convolution:
                 return rest(ops.conv_affine(x, gain, shift, bounds=bounds, shuffle=shuffle))
             return ACTIVATIONS[self.activation]((x * gain + shift).astype(x.dtype))
+        axis_name = None if self.is_initializing() else self.axis_name  # which need not exist then
         batch_norm = partial(ops.conv_batch_norm, shuffle=shuffle) if convolution else ops.batch_norm
         y, batch_mean, batch_var = batch_norm(
             x,
@@ -135,10 +136,10 @@ class BatchNorm(nn.Module):
             bias,
             epsilon=self.epsilon,
             bounds=bounds,
-            axis_name=self.axis_name,
+            axis_name=axis_name,
         )
         if not self.is_initializing():
-            n = math.prod(x.shape[:-1]) * (lax.axis_size(self.axis_name) if self.axis_name else 1)
+            n = math.prod(x.shape[:-1]) * (lax.axis_size(axis_name) if axis_name else 1)
             if n < 2:
                 raise UserError(f"BatchNorm in training needs more than 1 value per channel, got x {x.shape}")
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean

@@ -92,6 +92,8 @@ class Net(nn.Module):
         require(self, "dtype", _is_float(self.dtype), "a floating type: float32, bfloat16 or float16")
         require_number(self, "bn_momentum", 0, 1)
         require_number(self, "bn_epsilon", 0, above=True)
+        axis = self.bn_axis_name
+        require(self, "bn_axis_name", axis is None or isinstance(axis, str), "the name of an axis, or None")
         require(self, "features_only", isinstance(self.features_only, bool), "True or False")
         super().__post_init__()
 
@@ -150,5 +152,5 @@ def _is_float(dtype) -> bool:
     wide = [jnp.float64] if jax.config.jax_enable_x64 else []
     try:
         return dtype is not None and jnp.dtype(dtype) in [jnp.float32, jnp.bfloat16, jnp.float16, *wide]
-    except TypeError:
+    except (TypeError, ValueError):  # the latter of '32-bit', in which NumPy looks for a structure
         return False

@@ -1,5 +1,6 @@
 """VGG: Very Deep Convolutional Networks for Large-Scale Image Recognition (arXiv 1409.1556)."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -52,7 +53,9 @@ class VGG(Net):
     def classify(self, x, train: bool):
         """The fully connected layers, in the compute dtype, and the float32 classifier."""
         x = adaptive_avg_pool(x, self.pool_size)
-        x = jnp.moveaxis(x, -1, 1).reshape(len(x), -1)  # channels first, the order of PyTorch's weights
+        x = jnp.moveaxis(x, -1, 1).reshape(
+            len(x), math.prod(x.shape[1:])
+        )  # channels first, the order of PyTorch's weights
         for i, features in enumerate(self.hidden_features):
             if i:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -57,12 +57,14 @@ def using(name):
 def formulation():
     """Name of the formulations in use: that of `using`, else of JAXNETS_OPS, else the platform's.
 
-    Raises UserError if JAXNETS_OPS is no such name.
+    Raises UserError if JAXNETS_OPS is no such name, or asks for native ones that are not there.
     """
     if name := _forced.get():
         return name
     if name := os.environ.get("JAXNETS_OPS"):
-        return _checked(name, "the environment variable JAXNETS_OPS")
+        if _checked(name, "the environment variable JAXNETS_OPS") == "native":
+            native_library.require()
+        return name
     if jax.default_backend() == "cpu":
         return "native" if native_library.available() else "xla"
     # On a TPU nothing has been measured.
@@ -234,7 +236,7 @@ def concatenate(parts):
     """
     parts = [arguments.array("each part", part, floating=False) for part in parts]
     parts = [arguments.array("each part", part, (*parts[0].shape[:3], "C"), floating=False) for part in parts]
-    joined = all(isinstance(part, Biased) and part.plan.kind != "depthwise" for part in parts)
+    joined = all(isinstance(part, Biased) and not part.computed and part.plan.kind != "depthwise" for part in parts)
     if joined and len({part.bounds for part in parts}) == 1:
         return native.concatenate(parts)
     return jnp.concatenate(list(map(jnp.asarray, parts)), -1)

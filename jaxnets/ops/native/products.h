@@ -85,6 +85,15 @@ inline void AnyTile(Index columns, const float* a, Index a_pitch, const float* b
   Tile<R, 1, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
 }
 
+// body(how many rows, the first of them) for the tiles that cover `rows`.
+template <class Body>
+INLINE void ForTileRows(Index rows, Body body) {
+  Index r = 0;
+  for (; r + kRows <= rows; r += kRows) body(Constant<kRows>(), r);
+  for (; r + kRows / 2 <= rows; r += kRows / 2) body(Constant<kRows / 2>(), r);
+  for (; r < rows; ++r) body(Constant<1>(), r);
+}
+
 // How columns are cut into panels of up to three vectors: into as many for each of `shares`, and evenly, since where
 // there are 16 registers a tile of one vector has too few sums to go on with while each waits for its last product.
 struct Cuts {
@@ -218,15 +227,12 @@ class Panels {
       const bool first = !k, last = k + step >= length;
       const float* b = At(panel) + k * columns;
       const Around around{add || !first, first ? bias : nullptr, bias && last, output_.bounds};
-      auto tile = [&](auto count, Index r) {
+      ForTileRows(rows, [&](auto count, Index r) {
+        if (count == kRows) coming.Fetch();
         const float* of_tile = a.Row(r) + group * a.group_pitch + k;
         auto run = a.segments > 1 ? AnyTile<kSegmented, count> : AnyTile<kByRows, count>;
         run(columns, of_tile, a.pitch, b, columns, some, out + r * out_pitch, out_pitch, around);
-      };
-      Index r = 0;
-      for (; r + kRows <= rows; r += kRows) coming.Fetch(), tile(Constant<kRows>(), r);
-      for (; r + kRows / 2 <= rows; r += kRows / 2) tile(Constant<kRows / 2>(), r);
-      for (; r < rows; ++r) tile(Constant<1>(), r);
+      });
     }
   }
 
@@ -291,11 +297,10 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
   const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
   const Index chunk = in.Whole(std::min(ChunkRows(in.pitch() + width.pitch()), most)), chunks = DivideUp(rows, chunk);
   const Index tasks = std::min<Index>(chunks, 64), channels = width.channels();
-  // Each of the parts stages the rows for itself: no more than keep all threads at work. What is shuffled leaves in
-  // whole rows.
-  const Index threads = pool.num_threads();
-  const bool whole = moments || delivery.order || threads == 1;
-  const Index parts = whole ? 1 : std::clamp<Index>(DivideUp(4 * threads, tasks), 1, panels.count());
+  // Each of the parts stages the rows for itself: no more than keep all threads at work. Moments are taken of whole
+  // rows, and what is shuffled leaves in them.
+  const Index threads = pool.num_threads(), wanted = threads == 1 ? 1 : DivideUp(4 * threads, tasks);
+  const Index parts = moments || delivery.order ? 1 : std::clamp<Index>(wanted, 1, panels.count());
   std::vector<MomentSums> sums(moments ? tasks : 0);
   Parallel(pool, tasks * parts, [&](Index index) {
     const Index task = index / parts, part = index % parts;

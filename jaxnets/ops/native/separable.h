@@ -202,8 +202,7 @@ template <int K>
 void SeparableForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float* x, Shape in, const float* kernel,
                       Reading output, Shape between, Panels panels, Side depth, Side width, const Delivery& delivery) {
   const Index count = between.size() / between.channels;
-  const Floats packed = PackFilters<K>(kernel, depth, output), zeros = NewFloats(in.width * in.channels);
-  std::fill_n(zeros.get(), in.width * in.channels, 0.f);
+  const Floats packed = PackFilters<K>(kernel, depth, output), zeros = NewZeros(in.width * in.channels);
   const DepthwiseRows<K> rows{x, in, window, between.height, between.width, output.bounds, depth, packed.get(),
                               zeros.get()};
   Product(pool, rows, count, std::move(panels), width, delivery, nullptr);

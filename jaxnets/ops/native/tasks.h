@@ -160,6 +160,12 @@ inline Floats NewFloats(Index size) {
   return Floats(static_cast<float*>(::operator new[](size * sizeof(float), FreeFloats::kLine)));
 }
 
+inline Floats NewZeros(Index size) {
+  Floats floats = NewFloats(size);
+  std::fill_n(floats.get(), size, 0.f);
+  return floats;
+}
+
 // A thread's memory for one task, kept for the next: what it holds is undefined.
 template <int SLOT>
 float* Scratch(Index size) {

@@ -25,31 +25,37 @@ struct WinogradRows {
     return positions / (windows.out_height * windows.out_width) * tiles_high() * tiles_wide();
   }
 
-  // body(tile, image, row of tiles, tile of the row) from one tile to another.
+  // Where a tile stands: i-th row of tiles, j-th of the row.
+  struct Place {
+    Index image, i, j;
+  };
+
+  // body(tile, its place) from one tile to another.
   template <class Body>
   void ForTiles(Index from, Index to, Body body) const {
     Index image = from / (tiles_high() * tiles_wide()), i = from / tiles_wide() % tiles_high(), j = from % tiles_wide();
     for (Index tile = from; tile < to; ++tile) {
-      body(tile, image, i, j);
+      body(tile, Place{image, i, j});
       if (++j < tiles_wide()) continue;
       j = 0;
       if (++i == tiles_high()) i = 0, ++image;
     }
   }
 
-  // The channels at a place of those that a tile meets, in rows of four.
-  const float* Met(Index image, Index i, Index j, Index k) const {
-    const Index row = 2 * i - windows.window.top + k / kSide, column = 2 * j - windows.window.left + k % kSide;
+  // The channels of the k-th of the places that a tile meets, in rows of four.
+  const float* Met(Place tile, Index k) const {
+    const Index row = 2 * tile.i - windows.window.top + k / kSide;
+    const Index column = 2 * tile.j - windows.window.left + k % kSide;
     const bool inside = row >= 0 && row < windows.image_height && column >= 0 && column < windows.image_width;
-    const Index place = (image * windows.image_height + row) * windows.image_width + column;
-    return inside ? windows.x + place * windows.channels : zeros;
+    const Index position = (tile.image * windows.image_height + row) * windows.image_width + column;
+    return inside ? windows.x + position * windows.channels : zeros;
   }
 
   void Stage(Index from, Index to, float* out) const {
     const Side side = this->side();
-    ForTiles(from, to, [&](Index tile, Index image, Index i, Index j) {
+    ForTiles(from, to, [&](Index tile, Place place) {
       const float* met[kPlaces];
-      for (Index k = 0; k < kPlaces; ++k) met[k] = Met(image, i, j, k);
+      for (Index k = 0; k < kPlaces; ++k) met[k] = Met(place, k);
       float* to_row = out + (tile - from) * side.pitch();
       ForWidths(side.count, [&](auto width, Index c, Index count) {
         Transform<width>(met, c, count, to_row, side.aligned());
@@ -105,15 +111,11 @@ class WinogradKernel {
     for (Index group = 0; group < kPlaces; ++group) {
       for (Index k = 0; k < depth_; k += step) {
         const Around around{k > 0, nullptr, false, {}};
-        auto tile = [&](auto count, Index r) {
+        ForTileRows(rows, [&](auto count, Index r) {
           AnyTile<kByRows, count>(columns, staged + r * pitch + group * side.aligned() + k, pitch,
                                   At(panel, group) + k * columns, columns, {std::min(step, depth_ - k)},
                                   products + (r * kPlaces + group) * kPanel, kPlaces * kPanel, around);
-        };
-        Index r = 0;
-        for (; r + kRows <= rows; r += kRows) tile(Constant<kRows>(), r);
-        for (; r + kRows / 2 <= rows; r += kRows / 2) tile(Constant<kRows / 2>(), r);
-        for (; r < rows; ++r) tile(Constant<1>(), r);
+        });
       }
     }
   }
@@ -121,22 +123,18 @@ class WinogradKernel {
   // The outputs of tiles from `from` on, from a panel's products.
   void Finish(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
               const Delivery& delivery) const {
-    const Index first = cuts_.First(panel), columns = std::min(cuts_.Columns(panel), width_ - first);
     float checked[kLanes] = {};  // 0 where all outputs are finite, else NaN
-    in.ForTiles(from, to, [&](Index tile, Index image, Index i, Index j) {
-      const Targets targets(in, image, i, j, first, delivery);
-      const float* of_tile = products + (tile - from) * kPlaces * kPanel;
-      ForVectors(columns, [&](auto width, Index c) {
-        Vector<width> out[4];
-        Untransform<width>(of_tile + c, Load<width>(&bias_[first + c]), out);
-        Store<width>(checked, Load<width>(checked) + (out[0] + out[1] + out[2] + out[3]) * 0.f);
-        targets.Deliver<width>(c, out, output_.bounds);
-      });
-    });
+    auto deliver = [&](Place, Index c, const Targets& targets, auto& out, auto width) {
+      Store<width>(checked, Load<width>(checked) + (out[0] + out[1] + out[2] + out[3]) * 0.f);
+      targets.Deliver<width>(c, out, output_.bounds);
+    };
+    ForOutputs(in, from, to, panel, products, delivery, deliver);
     if (!AllZero(checked)) FinishInfinite(in, from, to, panel, products, delivery);
   }
 
  private:
+  using Place = WinogradRows::Place;
+
   static constexpr Index kRowsAtOnce = 16;
 
   // Row k of the 16 matrices of a panel.
@@ -174,10 +172,11 @@ class WinogradKernel {
     const float* other[4];
     bool all = true;
 
-    Targets(const WinogradRows& in, Index image, Index i, Index j, Index first, const Delivery& delivery) {
+    Targets(const WinogradRows& in, Place tile, Index first, const Delivery& delivery) {
       const Index height = in.windows.out_height, width = in.windows.out_width;
       for (Index k = 0; k < 4; ++k) {
-        const Index row = 2 * i + k / 2, column = 2 * j + k % 2, at = (image * height + row) * width + column;
+        const Index row = 2 * tile.i + k / 2, column = 2 * tile.j + k % 2;
+        const Index at = (tile.image * height + row) * width + column;
         const bool inside = row < height && column < width;
         to[k] = inside ? delivery.y + at * delivery.pitch + first : nullptr;
         other[k] = inside && delivery.other ? delivery.other + at * delivery.other_pitch + first : nullptr;
@@ -202,6 +201,22 @@ class WinogradKernel {
     }
   };
 
+  // body(tile, channel of the panel, targets, the four outputs, width of their vectors) for tiles from `from` on.
+  template <class Body>
+  INLINE void ForOutputs(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
+                         const Delivery& delivery, Body body) const {
+    const Index first = cuts_.First(panel), columns = std::min(cuts_.Columns(panel), width_ - first);
+    in.ForTiles(from, to, [&](Index tile, Place place) {
+      const Targets targets(in, place, first, delivery);
+      const float* of_tile = products + (tile - from) * kPlaces * kPanel;
+      ForVectors(columns, [&](auto width, Index c) {
+        Vector<width> out[4];
+        Untransform<width>(of_tile + c, Load<width>(&bias_[first + c]), out);
+        body(place, c, targets, out, width);
+      });
+    });
+  }
+
   static bool AllZero(const float (&values)[kLanes]) {
     return std::all_of(values, values + kLanes, [](float value) { return value == 0; });
   }
@@ -209,28 +224,22 @@ class WinogradKernel {
   // `Finish` of the vectors of a tile whose outputs are not finite: as sums over their own windows.
   NOINLINE void FinishInfinite(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
                                const Delivery& delivery) const {
-    const Index first = cuts_.First(panel), columns = std::min(cuts_.Columns(panel), width_ - first);
-    in.ForTiles(from, to, [&](Index tile, Index image, Index i, Index j) {
-      const Targets targets(in, image, i, j, first, delivery);
-      const float* of_tile = products + (tile - from) * kPlaces * kPanel;
-      ForVectors(columns, [&](auto width, Index c) {
-        Vector<width> out[4];
-        Untransform<width>(of_tile + c, Load<width>(&bias_[first + c]), out);
-        float own[kLanes] = {};
-        Store<width>(own, (out[0] + out[1] + out[2] + out[3]) * 0.f);
-        if (AllZero(own)) return;
-        ByDefinition<width>(in, image, i, j, first + c, out);
-        targets.Deliver<width>(c, out, output_.bounds);
-      });
-    });
+    auto deliver = [&](Place tile, Index c, const Targets& targets, auto& out, auto width) {
+      float own[kLanes] = {};
+      Store<width>(own, (out[0] + out[1] + out[2] + out[3]) * 0.f);
+      if (AllZero(own)) return;
+      ByDefinition<width>(in, tile, cuts_.First(panel) + c, out);
+      targets.Deliver<width>(c, out, output_.bounds);
+    };
+    ForOutputs(in, from, to, panel, products, delivery, deliver);
   }
 
   template <int B>
-  void ByDefinition(const WinogradRows& in, Index image, Index i, Index j, Index channel, Vector<B> (&out)[4]) const {
+  void ByDefinition(const WinogradRows& in, Place tile, Index channel, Vector<B> (&out)[4]) const {
     for (int k = 0; k < 4; ++k) out[k] = Load<B>(&bias_[channel]);
     for (Index tap = 0; tap < 9; ++tap) {
       const float* met[4];
-      for (Index k = 0; k < 4; ++k) met[k] = in.Met(image, i, j, (k / 2 + tap / 3) * kSide + k % 2 + tap % 3);
+      for (Index k = 0; k < 4; ++k) met[k] = in.Met(tile, (k / 2 + tap / 3) * kSide + k % 2 + tap % 3);
       for (Index c = 0; c < depth_; ++c) {
         const Vector<B> of_kernel = Load<B>(kernel_ + (tap * depth_ + c) * width_ + channel) *
                                     Load<B>(output_.affine + output_.channels + channel);
@@ -281,8 +290,7 @@ inline bool SuitsWinograd(const WindowRows& in, Index positions, Index width) {
 // What `Product` gives of these windows, read as `output` says, which has an affine; not interleaved.
 inline void WinogradForward(ffi::ThreadPool& pool, const WindowRows& windows, Index positions, const float* kernel,
                             Index width, Reading output, const Delivery& delivery) {
-  const Floats zeros = NewFloats(windows.channels);
-  std::fill_n(zeros.get(), windows.channels, 0.f);
+  const Floats zeros = NewZeros(windows.channels);
   const WinogradRows in{windows, zeros.get()};
   const WinogradKernel transformed(pool, kernel, windows.channels, width, output);
   const Side side = in.side();

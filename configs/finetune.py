@@ -1,0 +1,23 @@
+"""Your own photographs, from published ImageNet weights: `--config=configs/finetune.py:NET`.
+
+`--config.init_from=WEIGHTS` names a file or a workdir of that net, `--config.dataset=folder:PATH` the photographs, of
+`class/image`; a folder of `train/class/image` and `val/class/image` needs `--config.train_split=train
+--config.eval_split=val`, a data set of TFDS its own splits. The classifier begins anew, everything is trained.
+"""
+
+from configs import default, imagenet, recipes
+
+
+def get_config(words: str = ""):
+    """The net of that name, mobilenet_v2 where none is given, on a tenth-evaluated folder `photos`."""
+    config = default.get_config()
+    config.model.name, _ = recipes.choose(words, imagenet.NETS, "mobilenet_v2", ["default"])
+    imagenet.photographs(config)
+    config.dataset = "folder:photos"
+    config.train_split, config.eval_split = "train[:90%]", "train[90%:]"
+    config.init_from = "weights.safetensors"
+    config.batch_size, config.num_epochs = 32, 10
+    config.optimizer.update(name="adamw", learning_rate=3e-4, weight_decay=0.05)
+    config.crop_area = 0.35
+    config.label_smoothing = 0.1
+    return config
