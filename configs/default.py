@@ -116,7 +116,7 @@ def _running(config: ConfigDict) -> None:
     config.steps_per_call = 10  # at most this many training steps in one dispatch
     config.eval_batch_size = 256  # over all devices
     config.eval_every_epochs = 1  # and after the last
-    config.checkpoint_every_epochs = 1  # and after the last, and on SIGTERM or Ctrl-C
+    config.checkpoint_every_epochs = 1  # and after the last, and on Ctrl-C, SIGTERM and SIGHUP
     config.checkpoint_every_steps = 0  # besides, within long epochs, at the end of a call of steps; 0: off
     config.keep_checkpoints = 3  # the latest; the best by eval_accuracy, and by ema_eval_accuracy, are kept besides
     config.log_every_steps = 100  # and at the end of every epoch

@@ -9,7 +9,6 @@ CPU with Inductor's freezing, which folds and repacks the weights.
 import contextlib
 import copy
 import dataclasses
-import gc
 import os
 import time
 import warnings
@@ -135,7 +134,6 @@ def _try(make: Callable[[], Step], net: nn.Module, cores: Collection[int]) -> tu
     synchronize()
     # As on JAX's side after compiling: momenta and what was compiled are there, nothing of a step.
     net.zero_grad(set_to_none=True)
-    gc.collect()
     resident = ready_bytes()
     began, seconds = time.perf_counter(), []
     while (step_began := time.perf_counter()) - began < TRIAL_SECONDS or len(seconds) < TRIAL_STEPS:

@@ -8,6 +8,7 @@ What it prints itself goes to standard error.
 import contextlib
 import ctypes
 import dataclasses
+import gc
 import json
 import os
 import resource
@@ -155,6 +156,7 @@ def reset_peak() -> None:
 
 def ready_bytes() -> int:
     """What is resident while no step is taken: `peak_bytes` beyond it is the steps' own."""
+    gc.collect()
     reset_peak()
     return peak_bytes()
 

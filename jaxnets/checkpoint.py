@@ -34,7 +34,7 @@ PATIENCE = 10 * 365 * 86400
 # To whom training diverges; in another workdir, since a run only goes on as it was configured.
 ADVICE = "a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps, in a new workdir"
 # By which the system says that a file cannot be read now.
-PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.EIO)
+PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
 MAX_RECORD = 1 << 20  # bytes of a checkpoint's JSON files
 # Arrays compress, but not like this; what is smaller than the slack may.
 MAX_RATIO, MAX_SLACK = 16, 1 << 26
@@ -114,7 +114,9 @@ def _set_damaged_evaluations_aside(directory: Path) -> None:
             metrics = parse_json(read_text(file, MAX_RECORD))
             record = parse_json(read_text(directory / step / "record" / "metadata", MAX_RECORD))
             whole = math.isfinite(_score(metrics)) and _is_as_written(record, METRICS, metrics)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if why := _passing(error):
+                raise UserError(f"{file} cannot be read now ({why}); it is as it was") from error
             whole = False
         if not whole:
             moved = _set_aside(directory, f"{step}/{METRICS}")
@@ -242,7 +244,7 @@ def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
 
 
 def _passing(error: BaseException | None) -> str | None:
-    """What the system said where it is to blame rather than the file: no right to read it, too many open files..."""
+    """What the system said where it is to blame rather than the file: no right to read it, too many open files."""
     while error is not None:
         number = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
         number = int(number[1]) if number else getattr(error, "errno", None)

@@ -165,8 +165,7 @@ def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
 def has_begun(entry: Entry, number: int, out: Path) -> bool:
     """Whether the run with the `number`-th seed needs no first weights: it has a checkpoint, or is finished."""
     directory = workdir_of(out, entry, number)
-    of_torch = entry.framework == TORCH
-    saved = (directory / torch_side().CHECKPOINT).exists() if of_torch else checkpoint.exists(directory)
+    saved = checkpoint.exists(directory) or (directory / workdirs.TORCH_CHECKPOINT).exists()
     return saved or bool(compare_results.read_run(directory, entry.at_seed(number)))
 
 

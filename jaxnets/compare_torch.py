@@ -31,7 +31,7 @@ from jaxnets.runtime import logger
 from jaxnets.torch_augment import augment, normalize
 from jaxnets.torch_muon import Muon
 
-CHECKPOINT = "torch.pt"
+CHECKPOINT = workdir.TORCH_CHECKPOINT
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "muon")
 TRIAL_STEPS = 3  # of each memory format and size of images
 
@@ -236,10 +236,11 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
     try:
         saved = weight_files.read_torch(path)
+        if saved.keys() != {"net", "optimizer", "step", "format"} or saved["format"] not in list(FORMATS):
+            raise UserError("it is no checkpoint of this program")
     except UserError as error:
-        raise UserError(f"{path} cannot be read; delete its folder to train that net anew ({error})") from None
-    if saved.keys() != {"net", "optimizer", "step", "format"} or saved["format"] not in list(FORMATS):
-        raise UserError(f"{path} cannot be read; delete its folder to train that net anew")
+        remedy = "" if isinstance(error.__cause__, OSError) else "; delete its folder to train that net anew"
+        raise UserError(f"{path.name} cannot be read ({error}){remedy}") from None
     return saved
 
 

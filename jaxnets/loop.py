@@ -57,11 +57,11 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
 
     Raises UserError for bad input, before any long work, for a loss that is no longer finite, and where the device has
     not enough memory.
-    On SIGINT and SIGTERM SystemExit is raised with the status the shell expects; from the first step on, when the
-    state is saved.
+    On SIGINT, SIGTERM and SIGHUP SystemExit is raised with the status the shell expects; from the first step on, when
+    the state is saved.
     """
     smaller = "config.resident=false or, in evaluation, a lower config.eval_batch_size"
-    remedy = f"{smaller} takes less, or, in a new workdir, a lower config.batch_size"
+    remedy = f"{smaller} takes less, or, in a workdir where nothing was saved, a lower config.batch_size"
     with interruption.raised(), runtime.short_of_memory(remedy):
         return _train(config, user_path(directory))
 

@@ -201,6 +201,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
     axis_name = step.AXIS if config.sync_batch_norm else None
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
+    if config.batch_size == len(devices) and not config.sync_batch_norm:
+        require_several_values(config, model)
     # All at once and now: one by one, each would wait for the training steps in flight.
     learning_rates = rates(schedule, total_steps)
     return Plan(config, devices, train_split, eval_split, model, optimizer, learning_rates)
@@ -245,6 +247,22 @@ def check_net(config: ml_collections.ConfigDict) -> None:
     # By the operators that are traced in least time: all have the same shapes.
     with refuse_unfit_images(config.model.name, size, origin), ops.using("reference"):
         jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
+
+
+def require_several_values(config: ml_collections.ConfigDict, model: nn.Module) -> None:
+    """UserError where BatchNorm would train on one value a channel: one image on a device, and a map of one pixel."""
+    size = min((config.image_size, *augment.progressive_pixels(config.progressive_sizes, config.image_size)))
+    image = jnp.zeros((1, size, size, 3))
+
+    def trained(key):
+        variables = model.init(key, image, train=False)
+        return model.apply(variables, image, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+
+    try:
+        with ops.using("reference"):
+            jax.eval_shape(trained, jax.random.key(0))
+    except ValueError as error:
+        raise UserError(f"config.batch_size={config.batch_size} leaves a device one image: {error}") from None
 
 
 @contextlib.contextmanager

@@ -252,9 +252,9 @@ def _load(args: argparse.Namespace) -> Classifier:
         classifier = load_weights(args.model, args.weights, **dict(args.field or []))
     changes = {name: getattr(args, name) for name in ("image_size", "mean", "std") if getattr(args, name)}
     if names is not None:
-        if len(names) != (count := classifier.model.num_classes):
+        if len(names) != (classes := classifier.model.num_classes):
             raise UserError(
-                f"--labels={args.labels} has {len(names)} lines; it must have one for each of {count} classes"
+                f"--labels={args.labels} has {len(names)} lines; it must have one for each of {classes} classes"
             )
         changes["class_names"] = names
     return replace(classifier, **changes)

@@ -1,5 +1,6 @@
 """The progress bar of a training run; on a terminal only."""
 
+import contextlib
 import sys
 
 import rich.progress
@@ -31,7 +32,8 @@ class Progress:
         return self
 
     def __exit__(self, *_) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):  # of a terminal that closed
+            self._bar.stop()
 
     def advance(self, at: int, totals: dict[str, float], images_per_second: float) -> None:
         """Show step `at` with the means of `totals`."""

@@ -21,7 +21,8 @@ class _StandardError(logging.Handler):
     """Writes to whatever standard error is now, since a progress bar takes its place for a while."""
 
     def emit(self, record):
-        print(self.format(record), file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that closed: the run has yet to save
+            print(self.format(record), file=sys.stderr)
 
 
 def configure_logging() -> None:

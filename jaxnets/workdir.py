@@ -18,6 +18,7 @@ from jaxnets.runtime import logger
 
 CONFIG = "config.json"
 LOCK = ".lock"
+TORCH_CHECKPOINT = "torch.pt"  # what a comparison's run in PyTorch goes on from
 DATA = "data.json"
 PATIENCE = 20.0  # seconds
 MAX_BYTES = 1 << 26  # of a data.json: a million classes with long names
@@ -120,7 +121,7 @@ def _is_data(found: Any) -> bool:
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
-    """The configuration of the run in a workdir, None where there is none or it has taken no step; touches nothing.
+    """The configuration of the run in a workdir; None where there is none, or one that left no record. Touches nothing.
 
     Raises UserError if the workdir is a file, belongs to something else, or to a run whose configuration
     differs in what decides the result (the fields are listed).
@@ -142,6 +143,8 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
     if CONFIG in present:
         before = settings.read(workdir / CONFIG)
         if not _has_begun(workdir):  # out of memory at its first step, say: there is nothing to lose
+            if differing := settings.differences(settings.as_dict(before), settings.as_dict(config)):
+                logger.info("the run in %s left no record: it begins with another %s", workdir, ", ".join(differing))
             return None
         _require_same_run(workdir, before, config)
         return before
@@ -154,10 +157,12 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
 
 
 def _has_begun(workdir: Path) -> bool:
+    """Whether there is a record, or a checkpoint, a comparison's run in PyTorch its own."""
+    if checkpoint.exists(workdir) or (workdir / TORCH_CHECKPOINT).exists():
+        return True
     with contextlib.suppress(FileNotFoundError):
-        if (workdir / journal.FILE).stat().st_size:
-            return True
-    return checkpoint.exists(workdir)
+        return (workdir / journal.FILE).stat().st_size > 0
+    return False
 
 
 def _require_own_files(workdir: Path) -> None:

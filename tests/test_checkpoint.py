@@ -1,5 +1,6 @@
 """What is saved comes back bit for bit; what is damaged, missing or another's is refused."""
 
+import errno
 import shutil
 
 import flax.linen as nn
@@ -91,6 +92,40 @@ def test_sums_that_are_no_numbers_are_damage(tmp_path, loss):
     manager.wait_until_finished()
     with pytest.raises(checkpoint.DamagedError, match="no sums of the training examples"):
         checkpoint.restore_state(manager, 9, template())
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+        (ValueError("Error opening file [os_error_code='13']"), "Permission denied"),
+        (MemoryError(), "Cannot allocate memory"),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_damaged(workdir, monkeypatch, error, says):
+    """The newest checkpoint stays where it is, and is not gone back behind."""
+
+    def fails(*args):
+        try:
+            raise error
+        except Exception as cause:
+            raise ValueError("no such item") from cause
+
+    manager = checkpoint.open_manager(workdir)
+    monkeypatch.setattr(checkpoint, "_restore_record", fails)
+    with pytest.raises(UserError, match=rf"checkpoint 6 in .* cannot be read now \({says}\); it is as it was"):
+        checkpoint.restore_latest(manager, template())
+    assert sorted(manager.all_steps()) == [2, 4, 5, 6] and not (workdir / "damaged").exists()
+
+
+def test_an_evaluation_that_cannot_be_read_now_stays(workdir, monkeypatch):
+    def fails(path, limit):
+        raise UserError("no") from PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "read_text", fails)
+    with pytest.raises(UserError, match=r"metrics cannot be read now \(Permission denied\)"):
+        checkpoint.open_manager(workdir, keep=3)
+    assert not (workdir / "damaged").exists()
 
 
 def test_training_on_does_not_reach_what_is_being_saved(tmp_path):

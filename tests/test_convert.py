@@ -207,7 +207,10 @@ def test_weights_of_other_classes_are_not_evaluated_on_a_folder(pth, tmp_path):
         (["net.pth", "out", "--model=mobilenet_v2", "--layout=timm"], "--layout is for a file"),
         (["net.pth", "out.pt", *NET, "--std=1,0,1"], "must be greater than 0"),
         (["folder", "out.pt", "--mean=0,0,0"], "--mean and --std are for a file"),
-        (["net.pth", "out", "--model=mobilenet_v2", WIDTH, "--field=num_classes=0"], "net.pth"),
+        (
+            ["net.pth", "out", "--model=mobilenet_v2", WIDTH, "--field=num_classes=0"],
+            "has no classes: OUT can be a file",
+        ),
         (["net.pth", "out", *NET, "--field=dtype=float16"], "model.dtype must be one of auto, float32, bfloat16"),
         (["net.pth", "net.pth/out", *NET], "net.pth/out cannot be written: Not a directory$"),
         (["net.pth", "net.pth/out.pt", *NET], "net.pth/out.pt cannot be written: File exists$"),

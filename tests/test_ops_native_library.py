@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxnets import ops
 from jaxnets.ops.native import library as native_library
 if SOURCE: native_library.SOURCE = __import__("pathlib").Path(SOURCE)
-print(native_library.available(), ops.formulation())
 try:
+    print(native_library.available(), ops.formulation())
     if not FAKE: print(float(ops.depthwise_conv(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 1, 2))).sum()))
 except ValueError as error:
     print(type(error).__name__, error)

@@ -129,6 +129,16 @@ def test_only_what_reaches_a_program_tells_it_from_others(tiny):
     assert len(set(same)) == 1 and len({same[0], of_other_operators, *(key(**fields) for fields in others)}) == 6
 
 
+def test_an_image_a_device_whose_map_is_one_pixel_is_refused_before_the_run_has_a_folder(config, tmp_path):
+    config.model.name, config.model.stem_stride, config.image_size = "mobilenet_v1_cifar", None, 16
+    config.batch_size, config.num_epochs = len(jax.devices()), 1
+    with pytest.raises(UserError, match="config.batch_size=4 leaves a device one image: BatchNorm in training needs"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config.sync_batch_norm = True
+    assert plan.make_plan(config).steps_per_epoch > 0
+
+
 def test_a_run_starts_from_the_best_checkpoint_of_another(tiny, tmp_path):
     loop.train(tiny, tmp_path / "source")
     manager = checkpoint.open_manager(tmp_path / "source")

@@ -253,6 +253,14 @@ def test_a_file_may_say_how_large_its_images_are_and_whether_they_are_cropped(mi
         assert [p["probability"] for p in objects(out)[0]["predictions"]] == pytest.approx(expected.probabilities)
 
 
+def test_an_output_that_is_not_finite_is_no_prediction(mini, photograph):
+    model, variables, path = mini
+    classifier = predict.load_weights("mobilenet_v2_mini", path, width=0.5)
+    broken = dataclasses.replace(classifier, variables=jax.tree.map(lambda leaf: leaf * np.nan, variables))
+    (found,) = predict.predict(broken, [str(photograph)])
+    assert found.classes is None and "not finite" in found.error
+
+
 def test_labels_name_the_classes(mini, photograph, tmp_path):
     labels = tmp_path / "labels.txt"
     names = [f"class-{i} of ten, numéro {i}" for i in range(10)]

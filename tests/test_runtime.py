@@ -1,11 +1,14 @@
 """Log lines go to standard error; the compilation cache and XLA's flags are as the user says."""
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
 from jaxnets import runtime
@@ -78,6 +81,21 @@ def test_answers_that_come_too_late_are_dropped_and_nothing_else(monkeypatch):
     for message in ("Event loop is closed", "something else"):
         Falling(message)
     assert seen == ["something else"]
+
+
+def test_a_terminal_that_closed_ends_nothing(monkeypatch):
+    def fails(text):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    runtime.configure_logging()
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=fails, flush=lambda: None))
+    runtime.logger.info("saved step 5")
+
+
+def test_a_machine_without_enough_memory_is_one_sentence():
+    with pytest.raises(UserError, match=r"^this machine has not enough memory \(Unable to .*: take less$"):  # noqa: SIM117
+        with runtime.short_of_memory("take less"):
+            np.empty((1 << 30, 1 << 30))
 
 
 def test_a_device_without_enough_memory_is_one_sentence_and_other_errors_stay():

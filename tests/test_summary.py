@@ -122,6 +122,10 @@ def test_a_grouped_pointwise_convolution_is_cheaper_still():
         assert pair.ratio == pytest.approx(1 / pair.features + 1 / (4 * 9), rel=1e-12)
 
 
+def test_a_grouped_pointwise_convolution_of_one_channel_a_group_is_not_depthwise():
+    assert len(summary.summarize("shufflenet_v1_g8", width=0.05).pairs) == 16
+
+
 @pytest.mark.parametrize("name", ["squeezenet1_1", "resnet18_cifar", "vgg16_bn_cifar"])
 def test_other_nets_have_no_separable_pairs(name):
     assert summary.summarize(name).pairs == ()

@@ -79,6 +79,12 @@ def test_names_that_differ_only_in_their_wrapping_are_refused():
         weight_files.unwrap({"a.weight": np.zeros(1), "module.a.weight": np.zeros(1)}, "here")
 
 
+def test_the_count_of_an_averaged_model_is_no_weight():
+    """As torch.optim.swa_utils.AveragedModel has it beside the weights."""
+    content = {"n_averaged": np.array(5), "module.a.weight": np.zeros(1)}
+    assert weight_files.unwrap(content, "here").keys() == {"a.weight"}
+
+
 def test_a_whole_model_is_refused(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "net.pth")
     with pytest.raises(UserError, match="state_dict"):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -117,23 +118,20 @@ def test_processes_wait_for_what_a_network_shows_late(tmp_path, monkeypatch, lat
     """Process 1 of two: the first has the lock."""
     monkeypatch.setattr(workdir, "PATIENCE", 1.0)
     monkeypatch.setattr(workdir.distributed, "on_primary", lambda take: ("token", None))
-    waited = []
+    now = [0.0]
 
     def sleep(seconds):
-        waited.append(seconds)
+        now[0] += 0.6
         if late:
             (tmp_path / workdir.LOCK).write_text("token")
-        else:
-            monkeypatch.setattr(workdir, "PATIENCE", 0.0)
-            monkeypatch.setattr(workdir.time, "monotonic", lambda: float("inf"))
 
-    monkeypatch.setattr(workdir.time, "sleep", sleep)
+    monkeypatch.setattr(workdir, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
     with (
         contextlib.nullcontext() if late else pytest.raises(UserError, match="must be one folder to all processes"),
         workdir.claim(tmp_path, config()) as before,
     ):
         assert before is None
-    assert len(waited) == 1
+    assert now == [0.6 if late else 1.2]
 
 
 def test_a_file_system_without_locks_is_no_other_run(tmp_path, monkeypatch):

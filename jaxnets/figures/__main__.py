@@ -111,6 +111,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--seeds={args.seeds} must be at least 1")
     if args.config and len(args.config) > 1:
         raise UserError("--config is given twice: a figure's nets are trained by one configuration")
+    runtime.configure_logging()
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
     (config,) = args.config or [default_config() if args.name in TRAINED else None]
     asked = {"seeds": args.seeds, "config": config, "command": command}

@@ -53,9 +53,8 @@ class VGG(Net):
     def classify(self, x, train: bool):
         """The fully connected layers, in the compute dtype, and the float32 classifier."""
         x = adaptive_avg_pool(x, self.pool_size)
-        x = jnp.moveaxis(x, -1, 1).reshape(
-            len(x), math.prod(x.shape[1:])
-        )  # channels first, the order of PyTorch's weights
+        # Channels first, the order of PyTorch's weights.
+        x = jnp.moveaxis(x, -1, 1).reshape(len(x), math.prod(x.shape[1:]))
         for i, features in enumerate(self.hidden_features):
             if i:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -38,8 +38,7 @@ class PaddedRows {
       : shape_(shape), block_(block), kept_(kept), left_(left), length_(padded_width * block.count),
         first_(std::clamp<Index>(-left, 0, shape.width)),
         last_(std::clamp<Index>(padded_width - left, first_, shape.width)),
-        memory_(NewZeros((kept + 1) * length_)) {
-  }
+        memory_(NewZeros((kept + 1) * length_)) {}
 
   // Begins a new image: the next rows asked for are `row` and those below.
   void Begin(Index image, Index row) {

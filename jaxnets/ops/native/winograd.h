@@ -124,7 +124,8 @@ class WinogradKernel {
   void Finish(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
               const Delivery& delivery) const {
     float checked[kLanes] = {};  // 0 where all outputs are finite, else NaN
-    auto deliver = [&](Place, Index c, const Targets& targets, auto& out, auto width) {
+    auto deliver = [&](auto width, Place, Index c, const Targets& targets,
+                       Outputs<decltype(width)::value>& out) __attribute__((always_inline)) {
       Store<width>(checked, Load<width>(checked) + (out[0] + out[1] + out[2] + out[3]) * 0.f);
       targets.Deliver<width>(c, out, output_.bounds);
     };
@@ -134,6 +135,8 @@ class WinogradKernel {
 
  private:
   using Place = WinogradRows::Place;
+  template <int B>
+  using Outputs = Vector<B>[4];  // of a tile, in rows of two
 
   static constexpr Index kRowsAtOnce = 16;
 
@@ -185,7 +188,7 @@ class WinogradKernel {
     }
 
     template <int B>
-    INLINE void Deliver(Index c, const Vector<B> (&out)[4], Bounds bounds) const {
+    INLINE void Deliver(Index c, const Outputs<B>& out, Bounds bounds) const {
       if (all && !other[0]) {
 #pragma GCC unroll 4
         for (int k = 0; k < 4; ++k) Store<B>(to[k] + c, Clip<B>(out[k], bounds));
@@ -201,7 +204,7 @@ class WinogradKernel {
     }
   };
 
-  // body(tile, channel of the panel, targets, the four outputs, width of their vectors) for tiles from `from` on.
+  // body(width of the vectors, tile, channel of the panel, targets, outputs) for tiles from `from` on.
   template <class Body>
   INLINE void ForOutputs(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
                          const Delivery& delivery, Body body) const {
@@ -210,9 +213,9 @@ class WinogradKernel {
       const Targets targets(in, place, first, delivery);
       const float* of_tile = products + (tile - from) * kPlaces * kPanel;
       ForVectors(columns, [&](auto width, Index c) {
-        Vector<width> out[4];
+        Outputs<width> out;
         Untransform<width>(of_tile + c, Load<width>(&bias_[first + c]), out);
-        body(place, c, targets, out, width);
+        body(width, place, c, targets, out);
       });
     });
   }
@@ -224,7 +227,8 @@ class WinogradKernel {
   // `Finish` of the vectors of a tile whose outputs are not finite: as sums over their own windows.
   NOINLINE void FinishInfinite(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
                                const Delivery& delivery) const {
-    auto deliver = [&](Place tile, Index c, const Targets& targets, auto& out, auto width) {
+    auto deliver = [&](auto width, Place tile, Index c, const Targets& targets,
+                       Outputs<decltype(width)::value>& out) {
       float own[kLanes] = {};
       Store<width>(own, (out[0] + out[1] + out[2] + out[3]) * 0.f);
       if (AllZero(own)) return;
@@ -235,7 +239,7 @@ class WinogradKernel {
   }
 
   template <int B>
-  void ByDefinition(const WinogradRows& in, Place tile, Index channel, Vector<B> (&out)[4]) const {
+  void ByDefinition(const WinogradRows& in, Place tile, Index channel, Outputs<B>& out) const {
     for (int k = 0; k < 4; ++k) out[k] = Load<B>(&bias_[channel]);
     for (Index tap = 0; tap < 9; ++tap) {
       const float* met[4];
@@ -248,9 +252,9 @@ class WinogradKernel {
     }
   }
 
-  // The outputs of a tile, in rows of two, from its 16 products, kPanel apart.
+  // The outputs of a tile from its 16 products, kPanel apart.
   template <int B>
-  INLINE static void Untransform(const float* products, Vector<B> bias, Vector<B> (&out)[4]) {
+  INLINE static void Untransform(const float* products, Vector<B> bias, Outputs<B>& out) {
     Vector<B> rows[2][kSide];
 #pragma GCC unroll 4
     for (int j = 0; j < kSide; ++j) {
