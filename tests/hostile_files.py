@@ -206,13 +206,6 @@ def _(path):
         file["a/kernel:0"] = ["text"]
 
 
-@case("at the root.h5", "weights", "does not fit")
-def _(path):
-    with h5py.File(path, "w") as file:
-        file["x"] = np.zeros(3, np.float32)
-        file["vars/0"] = np.zeros(3, np.float32)
-
-
 @case("around in a circle.h5", "weights", "holds no weights")
 def _(path):
     with h5py.File(path, "w") as file:

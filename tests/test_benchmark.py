@@ -391,7 +391,7 @@ def test_the_command(tmp_path, repository):
     for entry in entries.values():
         assert 0 < entry["step_seconds"]["low"] <= entry["step_seconds"]["high"] < 1
         # Of an image's maps the largest has 2 MiB: neither momenta nor what was compiled are the steps' own.
-        assert entry["idle_bytes"] < entry["ready_bytes"] <= entry["peak_bytes"] < entry["ready_bytes"] + 4e7
+        assert entry["idle_bytes"] < entry["ready_bytes"] <= entry["peak_bytes"] < entry["ready_bytes"] + 6e7
     # Some weights and nothing else lie between PyTorch's net and its own; nobody beats a floor of one image 100 times.
     assert entries["jaxnets"]["temp_bytes"] > 0
     assert 0 < race["floor"]["share"] < 100

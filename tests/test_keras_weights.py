@@ -103,6 +103,14 @@ def keras_variables(module):
     return "conv2d", {"kernel": values["weight"].transpose(2, 3, 1, 0)} | bias
 
 
+def test_arrays_outside_of_layers_find_no_place(tmp_path):
+    with h5py.File(tmp_path / "net.h5", "w") as file:
+        file["kernel"] = np.zeros((1, 1, 3, 4), np.float32)
+        file["vars/0"] = np.zeros(3, np.float32)
+    with pytest.raises(UserError, match="net.h5 does not fit MobileNetV2: its entries"):
+        torch_weights.load("mobilenet_v2", tmp_path / "net.h5")
+
+
 def write_h5(path, layers, root=""):
     """As `model.save_weights` did before Keras 3: by the layers' names; as `model.save` with a `root`."""
     with h5py.File(path, "w") as file:
