@@ -240,7 +240,7 @@ def read(path: Path) -> dict[str, Any] | None:
             raise UserError("it is no checkpoint of this program")
     except UserError as error:
         remedy = "" if isinstance(error.__cause__, OSError) else "; delete its folder to train that net anew"
-        raise UserError(f"{path.name} cannot be read ({error}){remedy}") from None
+        raise UserError(f"{path} cannot be read ({error}){remedy}") from None
     return saved
 
 

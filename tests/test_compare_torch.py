@@ -228,10 +228,10 @@ def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path):
         compare_torch.train(config, tmp_path / "run")
     for content in ({"format": "NCHW"}, {"format": [], "net": {}, "optimizer": {}, "step": 1}, [1]):
         torch.save(content, path)
-        with pytest.raises(UserError, match=r"torch.pt cannot be read; delete its folder"):
+        with pytest.raises(UserError, match=r"torch.pt cannot be read \(.*\); delete its folder"):
             compare_torch.read(path)
     path.write_bytes(b"\x80\x02c__builtin__\nbytearray\nJ\x00\x00\x00\x40\x85R.")  # 1 GiB of zeros
-    with pytest.raises(UserError, match=r"torch.pt cannot be read; delete its folder"):
+    with pytest.raises(UserError, match=r"torch.pt cannot be read \(.*\); delete its folder"):
         compare_torch.read(path)
     path.unlink()
     assert compare_torch.read(path) is None
