@@ -368,7 +368,7 @@ def test_a_process_ends_with_its_worker():
 
 def test_the_command(tmp_path, repository):
     out = tmp_path / "result.json"
-    arguments = ["--models=squeezenet1_1_cifar", "--mode=latency", "--against=torch,flax", "--rounds=2"]
+    arguments = ["--models=squeezenet1_1_cifar", "--mode=latency", "--against=torch,flax", "--rounds=1"]
     done = subprocess.run(
         [sys.executable, "-c", ON_ONE_CORE, "-m", "jaxnets.benchmark", *arguments, "--format=json", f"--out={out}"],
         cwd=repository,
