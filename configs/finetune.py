@@ -9,7 +9,7 @@ from configs import default, imagenet, recipes
 
 
 def get_config(words: str = ""):
-    """The net of that name, mobilenet_v2 where none is given, on a tenth-evaluated folder `photos`."""
+    """The net of that name, mobilenet_v2 where none is given, on the folder `photos`, a tenth of it for evaluation."""
     config = default.get_config()
     config.model.name, _ = recipes.choose(words, imagenet.NETS, "mobilenet_v2", ["default"])
     imagenet.photographs(config)
