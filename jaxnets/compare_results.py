@@ -264,14 +264,12 @@ def notes(comparison: Record) -> list[str]:
     if latencies := [net["latency"] for net in nets if net["latency"]]:
         twins = any(net["latency"] and net["latency"]["model"] != net["model"] for net in nets)
         where = dict.fromkeys(machine.sentence(latency["machine"]) for latency in latencies)
+        both = comparison["torch"] is not None
+        alone = ", of jaxnets alone (`python -m jaxnets.benchmark` races both)" if both else ""
         found.append(
             "Latency: forward pass of evaluation, median"
             + (", of the ImageNet net of the same name (its parameters and MACs: compare.csv)" if twins else "")
-            + (
-                ", of jaxnets alone (`python -m jaxnets.benchmark` races both)"
-                if comparison["torch"] is not None
-                else ""
-            )
+            + alone
             + f"; on {'; '.join(where)}."
         )
     if where := machines(nets):

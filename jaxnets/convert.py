@@ -95,6 +95,7 @@ def write_workdir(
 ) -> None:
     """Make a workdir of the weights of `create_model(name, **fields)`, to be evaluated on `dataset`."""
     model = create_model(name, **fields)
+    require_classes(name, model)
     cifar = default_image_size(name) == 32
     images = images_of(name, model.num_classes, published)
     mean, std = images.normalization

@@ -238,11 +238,15 @@ def require_same_data(plan: Plan, directory: Path) -> None:
         )
 
 
+def smallest_size(config: ml_collections.ConfigDict) -> int:
+    """Side in pixels of the smallest images of a run: they can be too small, never too large."""
+    return min((config.image_size, *augment.progressive_pixels(config.progressive_sizes, config.image_size)))
+
+
 def check_net(config: ml_collections.ConfigDict) -> None:
     """UserError where the net cannot be made or cannot take the images; by shapes, nothing is computed."""
     model = settings.make_model(config, num_classes=1)  # how many there are, only the data knows
-    sizes = config.image_size, *augment.progressive_pixels(config.progressive_sizes, config.image_size)
-    size = min(sizes)  # images can be too small, never too large
+    size = smallest_size(config)
     origin = "" if size == config.image_size else " (progressive_sizes)"
     # By the operators that are traced in least time: all have the same shapes.
     with refuse_unfit_images(config.model.name, size, origin), ops.using("reference"):
@@ -251,7 +255,7 @@ def check_net(config: ml_collections.ConfigDict) -> None:
 
 def require_several_values(config: ml_collections.ConfigDict, model: nn.Module) -> None:
     """UserError where BatchNorm would train on one value a channel: one image on a device, and a map of one pixel."""
-    size = min((config.image_size, *augment.progressive_pixels(config.progressive_sizes, config.image_size)))
+    size = smallest_size(config)
     image = jnp.zeros((1, size, size, 3))
 
     def trained(key):
