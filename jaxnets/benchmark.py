@@ -70,9 +70,10 @@ QUIET, TRIES = 0.03, 8  # the share of processor time that a host may take in tu
 IMAGE_SIZE, BATCH_SIZE = 96, 64  # of ImageNet's nets, except for latency
 CIFAR_BATCH_SIZE = 128
 PACKAGES = ("jaxnets", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
-# Beginnings of the names of the environment variables that change how fast something runs.
+# Beginnings of the names of the environment variables that change how fast something runs; ends of those that do not.
 VARIABLES = ("JAX", "XLA_", "GLIBC_", "MALLOC_", "LD_PRELOAD", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "PYTORCH_")
-VARIABLES += ("CUDA_", "NVIDIA_", "NCCL_", "CUBLAS", "CUDNN", "THP_", "ATEN_", "ONEDNN_", "DNNL_", "OPENBLAS_")
+VARIABLES += ("CUDA_", "NVIDIA_TF32_", "NCCL_", "CUBLAS", "CUDNN", "THP_", "ATEN_", "ONEDNN_", "DNNL_", "OPENBLAS_")
+SILENT = ("_HOME", "_VERSION")
 FORMATS = ("table", "markdown", "json")
 
 
@@ -269,7 +270,11 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": cores.count(),
         "versions": versions,
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        "environment": {
+            name: value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(VARIABLES) and not name.endswith(SILENT)
+        },
         "contender_environments": {name: benchmark_worker.environment(name) for name in CONTENDERS},
     }
 

@@ -41,8 +41,8 @@ class Trial:
 
 
 class _Contender:
-    def __init__(self, step, wait_for_each, report):
-        self._step, self._wait_for_each, self.report = step, wait_for_each, report
+    def __init__(self, step, wait_for_each, in_graphs, report):
+        self._step, self._wait_for_each, self._in_graphs, self.report = step, wait_for_each, in_graphs, report
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
@@ -52,7 +52,10 @@ class _Contender:
         synchronize()
 
     def device_peak_bytes(self) -> int | None:
-        return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+        if not torch.cuda.is_available():
+            return None
+        # What CUDA graphs work in is reserved for them, and never counted as allocated while they run.
+        return torch.cuda.max_memory_reserved() if self._in_graphs else torch.cuda.max_memory_allocated()
 
 
 def prepare(task: Task, compiled: bool, cores: Collection[int]) -> _Contender:
@@ -81,6 +84,7 @@ def prepare(task: Task, compiled: bool, cores: Collection[int]) -> _Contender:
         step = None
         step, last = _try(forms[best], net, cores)
     if torch.cuda.is_available():
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     report = {
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
@@ -94,7 +98,7 @@ def prepare(task: Task, compiled: bool, cores: Collection[int]) -> _Contender:
         "loss": float(trials[best].first) if task.mode == "train" else None,
         "tried": {name: trial.step_seconds for name, trial in trials.items()},
     }
-    return _Contender(step, task.mode != "train", report)
+    return _Contender(step, task.mode != "train", compiled, report)
 
 
 def _device() -> str:

@@ -372,7 +372,7 @@ def test_the_command(tmp_path, repository):
     done = subprocess.run(
         [sys.executable, "-c", ON_ONE_CORE, "-m", "jaxnets.benchmark", *arguments, "--format=json", f"--out={out}"],
         cwd=repository,
-        env=os.environ | {"JAXNETS_OPS": "xla"},
+        env=os.environ | {"JAXNETS_OPS": "xla", "CUDA_VERSION": "13.0", "NVIDIA_REQUIRE_CUDA": "cuda>=13.0"},
         capture_output=True,
         text=True,
     )
@@ -380,6 +380,7 @@ def test_the_command(tmp_path, repository):
     record = json.loads(done.stdout)
     assert record == json.loads(out.read_text())
     assert record["environment"]["JAXNETS_OPS"] == "xla"
+    assert not {"CUDA_VERSION", "NVIDIA_REQUIRE_CUDA"} & record["environment"].keys(), "what a container's image sets"
     assert {"jax", "torch", "flax"} <= set(record["versions"])
     (race,) = record["races"]
     entries = race["contenders"]
@@ -390,8 +391,9 @@ def test_the_command(tmp_path, repository):
         assert ratio["rounds"] == [theirs / ours for ours, theirs in pairs]
     for entry in entries.values():
         assert 0 < entry["step_seconds"]["low"] <= entry["step_seconds"]["high"] < 1
-        # Of an image's maps the largest has 2 MiB: neither momenta nor what was compiled are the steps' own.
-        assert entry["idle_bytes"] < entry["ready_bytes"] <= entry["peak_bytes"] < entry["ready_bytes"] + 6e7
+        # Of an image's maps the largest has 2 MiB: neither momenta nor what was compiled are the steps' own. A little
+        # of what was resident may have been given back since.
+        assert entry["idle_bytes"] < entry["ready_bytes"] and -1e7 < entry["peak_bytes"] - entry["ready_bytes"] < 6e7
     # Some weights and nothing else lie between PyTorch's net and its own; nobody beats a floor of one image 100 times.
     assert entries["jaxnets"]["temp_bytes"] > 0
     assert 0 < race["floor"]["share"] < 100

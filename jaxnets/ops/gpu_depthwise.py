@@ -1,4 +1,7 @@
-"""Depthwise convolution for GPUs: sums of shifted products, which XLA makes one kernel of, and so its gradients."""
+"""Depthwise convolution for GPUs: cuDNN's in half precision, for which it has kernels of their own.
+
+Else sums of shifted products, which XLA makes one kernel of, and so its gradients.
+"""
 
 from functools import partial
 
@@ -15,9 +18,9 @@ MAX_TAPS = 9  # of 3x3 kernels, which is all that was tried on a GPU
 
 
 def depthwise_conv(x, kernel, strides, padding):
-    """See `jaxnets.ops.depthwise_conv`; with many taps, or several outputs a channel, as lax computes it."""
+    """See `jaxnets.ops.depthwise_conv`; in half precision, with many taps or outputs a channel, as lax computes it."""
     height, width, _, features = kernel.shape
-    if features != x.shape[-1] or height * width > MAX_TAPS:
+    if jnp.finfo(x.dtype).bits == 16 or features != x.shape[-1] or height * width > MAX_TAPS:
         return reference.depthwise_conv(x, kernel, strides, padding)
     x, kernel = align(x, kernel.reshape(height, width, features))
     return _depthwise(x, kernel, strides, padding)

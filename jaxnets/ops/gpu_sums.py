@@ -15,9 +15,14 @@ def sums(*maps):
     batch, *positions, channels = maps[0].shape
     rows = batch * math.prod(positions)
     parts = _parts(batch, rows // max(batch, 1))
-    partial = [values.reshape(parts, rows // parts, channels).sum(1) for values in maps]
-    partial = lax.optimization_barrier(partial)  # or XLA makes one reduction of both again
-    return list(jnp.stack(partial, 1).sum(0))
+    partial = _sum_over(1, [values.reshape(parts, rows // parts, channels) for values in maps])
+    return _sum_over(0, lax.optimization_barrier(partial))  # without a barrier XLA makes one reduction of both again
+
+
+def _sum_over(axis, arrays):
+    """One reduction of all the arrays: as several, XLA writes down what they have in common, such as a mask."""
+    zeros = [jnp.zeros((), values.dtype) for values in arrays]
+    return lax.reduce(arrays, zeros, lambda totals, values: list(map(lax.add, totals, values)), (axis,))
 
 
 def wide(values):
@@ -26,14 +31,15 @@ def wide(values):
 
 
 def _parts(batch: int, positions: int) -> int:
-    """Into how many parts to cut: near the square root of all, so that both kernels have as much to do.
+    """Into how many parts to cut: four times the square root of all, so that a GPU has parts enough for its threads.
 
-    A part is of one image or of whole ones, so that a batch that jit spreads over devices stays where it is, if their
-    number divides that of the parts, as powers of 2 do.
+    With fewer, XLA takes what is summed for too much work, and writes some of it down first. A part is of one image or
+    of whole ones, so that a batch that jit spreads over devices stays where it is, if their number divides that of
+    the parts, as powers of 2 do.
     """
-    root = math.isqrt(batch * positions)
-    if not root:
+    wanted = 4 * math.isqrt(batch * positions)
+    if not wanted:
         return 1
-    if batch <= root:
-        return batch * max(n for n in range(1, root // batch + 1) if positions % n == 0)
-    return min(n for n in range(root, batch + 1) if batch % n == 0)
+    if batch <= wanted:
+        return batch * max(n for n in range(1, min(wanted // batch, positions) + 1) if positions % n == 0)
+    return min(n for n in range(wanted, batch + 1) if batch % n == 0)

@@ -116,19 +116,22 @@ def max_pool_backward(size, strides, padding, saved, dy):
     x, y = saved
     lowest = jnp.array(-jnp.inf, x.dtype)
     padded = lax.pad(x, lowest, ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0)))
-    free = jnp.ones(y.shape, bool)
+    numbered = list(enumerate(product(range(size), repeat=2)))
+    first = jnp.full(y.shape, len(numbered), np.min_scalar_type(len(numbered)))
+    for number, tap in reversed(numbered):
+        inputs = window(padded, tap, y.shape[1:3], (strides, strides))
+        first = jnp.where((inputs == y) | jnp.isnan(inputs), first.dtype.type(number), first)
+    # Written down, or XLA looks for the maxima of all windows again at every pixel of each.
+    first = lax.optimization_barrier(first)
     # Where windows overlap, an input gets several gradients: they are added in at least float32.
     wide = jnp.promote_types(dy.dtype, jnp.float32)
     total = jnp.zeros(padded.shape, wide)
-    for tap in product(range(size), repeat=2):
-        inputs = window(padded, tap, y.shape[1:3], (strides, strides))
-        chosen = free & ((inputs == y) | jnp.isnan(inputs))
-        free &= ~chosen
+    for number, tap in numbered:
         edges = [
-            (first, n - first - (count - 1) * strides - 1, strides - 1)
-            for first, n, count in zip(tap, padded.shape[1:3], y.shape[1:3])
+            (start, n - start - (count - 1) * strides - 1, strides - 1)
+            for start, n, count in zip(tap, padded.shape[1:3], y.shape[1:3])
         ]
-        of_tap = jnp.where(chosen, dy, 0).astype(wide)
+        of_tap = jnp.where(first == number, dy, 0).astype(wide)
         total += lax.pad(of_tap, jnp.zeros((), wide), ((0, 0, 0), *edges, (0, 0, 0)))
     crop = [(-low, -high, 0) for low, high in padding]
     return (lax.pad(total, jnp.zeros((), wide), ((0, 0, 0), *crop, (0, 0, 0))).astype(dy.dtype),)
