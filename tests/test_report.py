@@ -3,9 +3,11 @@
 import base64
 import html.parser
 import io
+import itertools
 import json
 import os
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -317,6 +319,25 @@ def test_a_live_page_that_cannot_be_drawn_is_a_line_in_the_log(workdir, caplog):
     live.close()
     (message,) = {record.message for record in caplog.records}
     assert "report.html was not drawn: AttributeError" in message and "\n" not in message
+
+
+def test_a_live_page_takes_a_tenth_of_the_time_and_shows_the_last_evaluation(workdir, monkeypatch):
+    """Of a page that takes an hour to draw the second waits for nine, or for the end of the run."""
+    began, drawn, clock = threading.Event(), [], itertools.count(step=3600)
+
+    def draw(live, at, predicted):
+        drawn.append(at)
+        began.set()
+
+    monkeypatch.setattr(report.LivePage, "_draw", draw)
+    monkeypatch.setattr(report.time, "monotonic", lambda: float(next(clock)))
+    live = report.LivePage(workdir, split=None)
+    live.update(1, None)
+    began.wait()
+    for at in (2, 3, 4):
+        live.update(at, None)
+    live.close()
+    assert drawn == [1, 4]
 
 
 @pytest.mark.parametrize("width", slow_after(1, [390, 1200]))
