@@ -6,6 +6,7 @@ Where eager and compiled PyTorch took part, the bar is against the faster of the
 from the lowest to the highest round.
 """
 
+import argparse
 import itertools
 import sys
 from collections.abc import Sequence
@@ -113,7 +114,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    parser = ArgumentParser(prog="python benchmarks/plot.py", description=__doc__)
+    parser = ArgumentParser(
+        prog="python benchmarks/plot.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("results", nargs="+", type=user_path, help="JSON files of the benchmark")
     parser.add_argument(
         "--out", type=user_path, required=True, help="the picture: .svg, .png or .pdf; replaced if there"

@@ -51,11 +51,11 @@ def _net(config: ConfigDict) -> None:
     config.model = ConfigDict()
     config.model.name = "mobilenet_v2_cifar"  # of `jaxnets.list_models()`
     config.model.num_classes = placeholder(int)  # None: those of the data set
-    config.model.dtype = "auto"  # float32, bfloat16; auto: bfloat16 on GPU and TPU
+    config.model.dtype = "auto"  # float32, bfloat16; auto: bfloat16 on TPUs and GPUs since Ampere
     config.model.width = placeholder(float)  # channel multiplier
     config.model.dropout = placeholder(float)  # rate before the classifier, [0, 1)
     config.model.activation = placeholder(str)  # relu, relu6, silu, ...
-    config.model.stem_stride = placeholder(int)  # MobileNets
+    config.model.stem_stride = placeholder(int)  # 1 or 2; all but VGG, GoogLeNet and mobilenet_v2_mini
     config.model.stage_strides = placeholder(tuple)  # MobileNets: one per row of the paper's table
     config.model.padding = placeholder(str)  # MobileNets: torch; keras, same: as Keras's nets have it
     config.model.shortcut = placeholder(str)  # MobileNetV2: identity, projection, expansions, none

@@ -1,4 +1,4 @@
-"""Lightweight image classifiers in JAX: exact against PyTorch's weights, and fast to train.
+"""Lightweight image classifiers in JAX: checked against PyTorch's nets and weights, and fast to train on CPUs.
 
 JAX is imported on first use: a command may have to restart itself before that (see `huge_pages`).
 """

@@ -70,8 +70,10 @@ QUIET, TRIES = 0.03, 8  # the share of processor time that a host may take in tu
 IMAGE_SIZE, BATCH_SIZE = 96, 64  # of ImageNet's nets, except for latency
 CIFAR_BATCH_SIZE = 128
 PACKAGES = ("jaxnets", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
+PACKAGES += ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13")  # whichever there is: a GPU's convolutions
 # Beginnings of the names of the environment variables that change how fast something runs; ends of those that do not.
 VARIABLES = ("JAX", "XLA_", "GLIBC_", "MALLOC_", "LD_PRELOAD", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "PYTORCH_")
+VARIABLES += ("LD_LIBRARY_PATH", "TF_XLA_", "TF_GPU_", "TRITON_")
 VARIABLES += ("CUDA_", "NVIDIA_TF32_", "NCCL_", "CUBLAS", "CUDNN", "THP_", "ATEN_", "ONEDNN_", "DNNL_", "OPENBLAS_")
 SILENT = ("_HOME", "_VERSION")
 FORMATS = ("table", "markdown", "json")
@@ -318,7 +320,7 @@ def plan(args) -> list[Race]:
     if any(contender.startswith("torch") for contender in against):
         missing = [package for package in ("torch", "torchvision") if importlib.util.find_spec(package) is None]
         if missing:
-            raise UserError(f"{missing[0]} is not installed: pip install 'jaxnets[torch]', or --against=flax")
+            raise UserError(f"{missing[0]} is not installed: pip install -e '.[torch]', or --against=flax")
         for name in names:
             if name not in MODELS:
                 raise UserError(f"--models: PyTorch's side has no {name!r}, only {', '.join(MODELS)}")

@@ -47,9 +47,7 @@ def torch_side():
     try:
         from jaxnets import compare_torch
     except ImportError as error:
-        raise UserError(
-            f"--against=torch needs PyTorch and torchvision: pip install 'jaxnets[torch]' ({error})"
-        ) from None
+        raise UserError(f"--against=torch needs PyTorch and torchvision: pip install -e '.[torch]' ({error})") from None
     return compare_torch
 
 
@@ -257,9 +255,9 @@ def require_same_images(planned: plan.Plan, directory: Path) -> None:
     A configuration does not show it: another folder may be the same one, moved.
     """
     plan.require_same_data(planned, directory)
-    place = loop.place_of(planned.config)
+    place = settings.place_of(planned.config)
     configs = settings.read(directory / workdirs.CONFIG), planned.config
-    before, now = (loop.with_absolute_places(config)[place] for config in configs)
+    before, now = (settings.with_absolute_places(config)[place] for config in configs)
     if before != now:
         logger.warning(
             "%s was trained on %s, and now there is %s: they must hold the same images", directory, before, now

@@ -1,7 +1,7 @@
 """The runs of a comparison in PyTorch: the same net, first weights, data, order and recipe as `loop.train`'s.
 
 Images are changed (`torch_augment`) and units dropped by the same distributions, by other draws. All of it is on the
-device, in whichever memory format trains faster. Needs PyTorch, pip install 'jaxnets[torch]'.
+device, in whichever memory format trains faster. Needs PyTorch, pip install -e '.[torch]'.
 """
 
 import collections

@@ -155,11 +155,12 @@ class Run:
         return Images((tuple(config.mean), tuple(config.std)), config.image_size, config.crop)
 
 
-def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Run:
+def load_run(workdir: str | Path, which: str = "best", *, ema: bool = False) -> Run:
     """The net of a run at its checkpoint "best", "latest" or a step; with `ema` its averaged weights.
 
     Raises UserError where there is no such run or checkpoint, or it is damaged or of another model.
     """
+    workdir = user_path(workdir)
     config = settings.read(workdir / CONFIG)
     settings.check_evaluation(config)
     try:

@@ -46,7 +46,7 @@ def read(source: str | os.PathLike) -> Weights:
     path = Path(source)
     require_file(path)
     if importlib.util.find_spec("h5py") is None:
-        raise UserError(f"reading {path} needs h5py (pip install 'jaxnets[keras]')")
+        raise UserError(f"reading {path} needs h5py (pip install -e '.[keras]')")
     try:
         arrays = _arrays(path)
     except UserError as error:

@@ -8,28 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxnets import (
-    augment,
+    announce,
     checkpoint,
-    data,
     distributed,
     epochs,
     evaluate,
     interruption,
     machine,
-    optim,
     runtime,
     settings,
     state,
     step,
     workdir,
 )
-from jaxnets.datasets import absolute, data_root, is_folder
 from jaxnets.dispatch import call_lengths, load_examples, make_dispatch, steps_per_call, train_calls
 from jaxnets.errors import UserError
 from jaxnets.journal import Journal
@@ -39,8 +34,6 @@ from jaxnets.plan import (
     compile_and_create_state,
     load_initial_weights,
     make_plan,
-    make_schedule,
-    rates,
     require_same_data,
     state_shapes,
 )
@@ -48,8 +41,6 @@ from jaxnets.progress import Progress
 from jaxnets.report import LivePage
 from jaxnets.runtime import logger
 from jaxnets.timing import Clock
-
-USUAL_DECAY = 0.01  # at most, where it is added to the gradient
 
 
 def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str, Any]:
@@ -73,14 +64,14 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
     if config.deterministic:
         runtime.make_deterministic()
     runtime.require_device()
-    config = with_absolute_places(config)
+    config = settings.with_absolute_places(config)
     if config.compilation_cache:
         runtime.enable_compilation_cache()
     workdir.check(directory, config)
     initialise = bool(config.init_from) and not checkpoint.exists(directory)
     if initialise and not user_path(config.init_from).exists():
         raise UserError(f"config.init_from={config.init_from!r}: there is no such file or workdir")
-    places = {"data_dir": None, place_of(config): None}  # may differ by machine
+    places = {"data_dir": None, settings.place_of(config): None}  # may differ by machine
     distributed.require_agreement("the configuration", json.dumps(settings.as_dict(config) | places))
     plan = distributed.primary_first(partial(make_plan, config))
     splits = plan.train_split, plan.eval_split
@@ -110,111 +101,13 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
         # XLA compiles this while the training step is traced, which takes as long.
         create = None if saved else background.submit(compile_and_create_state, plan, weights)
         if distributed.is_primary():
-            announce(plan, directory, at, before)
+            announce.start(plan, directory, at, before)
         evaluated = bool(saved and manager.metrics(at))
         with (
             closing(Journal(directory, at, evaluated)) as journal,
             closing(LivePage(directory, plan.eval_split)) as page,
         ):
             return fit(plan, at, create.result if create else lambda: start, totals, manager, journal, clock, page)
-
-
-def with_absolute_places(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy by which evaluation finds the data wherever it is started, in whatever environment."""
-    config = config.copy_and_resolve_references()
-    config.data_dir = str(data_root(config.data_dir).resolve())
-    config.dataset = absolute(config.dataset)
-    return config
-
-
-def place_of(config: ml_collections.ConfigDict) -> str:
-    """The field that says where the images lie."""
-    return "dataset" if is_folder(config.dataset) else "data_dir"
-
-
-def announce(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
-    """Say what starts, or goes on, and what of it may not be meant."""
-    config = plan.config
-    logger.info(
-        "%s on %s: %d training and %d evaluation images, %d epochs of %d steps of %d images, %s, %d %s device(s)",
-        config.model.name,
-        config.dataset,
-        len(plan.train_split),
-        len(plan.eval_split),
-        config.num_epochs,
-        plan.steps_per_epoch,
-        config.batch_size,
-        settings.compute_dtype(config.model.dtype),
-        len(plan.devices),
-        plan.devices[0].platform,
-    )
-    if shared := data.count_shared(plan.train_split, plan.eval_split):
-        logger.warning(
-            "%d of the %d images of config.eval_split=%r are trained on too, by config.train_split=%r: the accuracy on "
-            "them says little of that on other images",
-            shared,
-            len(plan.eval_split),
-            config.eval_split,
-            config.train_split,
-        )
-    if config.optimizer.name in optim.COUPLED and config.optimizer.weight_decay > USUAL_DECAY:
-        logger.warning(
-            "config.optimizer.weight_decay=%g under %s is added to the gradient, where 5e-4 is usual; that of muon, "
-            "adamw and lion is decoupled, and larger",
-            config.optimizer.weight_decay,
-            config.optimizer.name,
-        )
-    if not at:
-        logger.info("a new run in %s", directory)
-        return
-    logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
-    place = place_of(config)
-    if before[place] != config[place]:
-        logger.warning("%s was %s and is now %s: it must hold the same images", place, before[place], config[place])
-    if at < plan.total_steps:
-        announce_devices(plan, directory)
-    if before.num_epochs != config.num_epochs:
-        announce_length(plan, at, before)
-
-
-def announce_devices(plan: Plan, directory: Path) -> None:
-    """Say where the run was trained on another number of devices, each of which normalises its own images."""
-    before = {where["num_devices"] for where in machine.read(directory)} - {len(plan.devices)}
-    normalises = jax.tree.leaves(state_shapes(plan).batch_stats)
-    if before and normalises and not plan.config.sync_batch_norm:
-        logger.warning(
-            "the run was on %s device(s) before, and is on %d now: each normalises its own share of a batch, so that "
-            "the result is that of neither (in a new workdir, config.sync_batch_norm=True has them share)",
-            " and ".join(map(str, sorted(before))),
-            len(plan.devices),
-        )
-
-
-def announce_length(plan: Plan, at: int, before: ml_collections.ConfigDict) -> None:
-    """Say whether a run of this length would have had other learning rates so far, or images become small again."""
-    config = plan.config
-    so_far = rates(make_schedule(before, plan.steps_per_epoch), at)
-    if not np.array_equal(so_far, plan.learning_rates[:at]):
-        logger.warning(
-            "num_epochs was %d and is now %d: the %s schedule follows the new length from step %d on, so this "
-            "run is neither the shorter nor the longer one made in one go",
-            before.num_epochs,
-            config.num_epochs,
-            config.schedule.name,
-            at,
-        )
-    epoch = at // plan.steps_per_epoch
-    done = (at - 1) // plan.steps_per_epoch  # the epoch of the last step
-    last = augment.progressive_size(before.progressive_sizes, config.image_size, done, before.num_epochs)
-    if epoch < config.num_epochs and plan.training_size(epoch) < last:
-        logger.warning(
-            "num_epochs was %d and is now %d: config.progressive_sizes are shared out anew, and images of %d pixels "
-            "are followed by smaller ones, of %d",
-            before.num_epochs,
-            config.num_epochs,
-            last,
-            plan.training_size(epoch),
-        )
 
 
 def fit(

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 import jaxnets
 from jaxnets import optim
-from jaxnets.datasets import is_folder
+from jaxnets.datasets import absolute, data_root, is_folder
 from jaxnets.errors import UserError
 from jaxnets.plain_files import parse_json, read_text
 
@@ -52,6 +52,19 @@ def flatten(config: dict[str, Any]) -> dict[str, Any]:
 def as_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The configuration as JSON gives it back: plain dicts, tuples as lists."""
     return json.loads(json.dumps(config.to_dict()))
+
+
+def with_absolute_places(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A copy by which evaluation finds the data wherever it is started, in whatever environment."""
+    config = config.copy_and_resolve_references()
+    config.data_dir = str(data_root(config.data_dir).resolve())
+    config.dataset = absolute(config.dataset)
+    return config
+
+
+def place_of(config: ml_collections.ConfigDict) -> str:
+    """The field that says where the images lie."""
+    return "dataset" if is_folder(config.dataset) else "data_dir"
 
 
 def write(config: ml_collections.ConfigDict, path: Path) -> None:

@@ -142,7 +142,7 @@ def import_torch(purpose: str):
     try:
         import torch
     except ImportError as error:
-        raise UserError(f"{purpose} needs PyTorch (pip install 'jaxnets[torch]'); .safetensors files do not") from error
+        raise UserError(f"{purpose} needs PyTorch (pip install -e '.[torch]'); .safetensors files do not") from error
     return torch
 
 

@@ -97,6 +97,9 @@ def test_adaptive_avg_pool_is_pytorchs(height, width, side):
     x = random(2, height, width, 3)
     expected = nhwc(F.adaptive_avg_pool2d(nchw(x), side))
     np.testing.assert_allclose(jax.jit(adaptive_avg_pool, static_argnums=1)(x, side), expected, atol=1e-5)
+    rounded = jax.jit(adaptive_avg_pool, static_argnums=1)(jnp.asarray(x, jnp.bfloat16), side)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded.astype(jnp.float32), expected, rtol=0.01, atol=0.01)
 
 
 def test_global_mean_adds_up_in_float32():

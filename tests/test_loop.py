@@ -21,7 +21,6 @@ from jaxnets import (
     interruption,
     journal,
     loop,
-    machine,
     predictions,
     report,
     streaming,
@@ -29,26 +28,8 @@ from jaxnets import (
     workdir,
 )
 from jaxnets.errors import UserError
-from jaxnets.plan import make_plan
 from tests.slow import slow_after
-from tests.tiny_net import registered, small_digits
-
-
-@pytest.fixture(scope="module")
-def make_config(tmp_path_factory):
-    """Two epochs of five steps of a tiny net on a few small digits."""
-    data_dir = str(tmp_path_factory.mktemp("tfds"))
-
-    def make(**fields):
-        config = small_digits()
-        config.data_dir = data_dir
-        config.log_every_steps = 2
-        config.compilation_cache = False  # the suite's own is set in conftest.py
-        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-        return config
-
-    with registered():
-        yield make
+from tests.tiny_net import configurations
 
 
 def numbers(workdir):
@@ -66,6 +47,12 @@ def weights(workdir):
 def assert_same_run(one, other):
     assert numbers(one) == numbers(other)
     jax.tree.map(np.testing.assert_array_equal, weights(one), weights(other))
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory):
+    with configurations(tmp_path_factory.mktemp("tfds")) as make:
+        yield make
 
 
 @pytest.fixture(scope="module")
@@ -307,11 +294,6 @@ def test_a_run_that_dies_and_goes_on_equals_one_in_one_go(finished, make_config,
     assert_same_run(tmp_path / "run", finished[0])
 
 
-def test_images_trained_on_and_evaluated_are_said(make_config, caplog):
-    loop.announce(make_plan(make_config(eval_split="train[100:160]+test[:20]")), "run", 0, None)
-    assert "60 of the 80 images of config.eval_split='train[100:160]+test[:20]' are trained on too" in caplog.text
-
-
 def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_config, tmp_path, caplog):
     loop.train(make_config(num_epochs=1), tmp_path / "run")
     result = loop.train(make_config(num_epochs=2), tmp_path / "run")
@@ -325,30 +307,6 @@ def test_a_longer_run_says_where_images_become_small_again(make_config, tmp_path
     assert "smaller" not in caplog.text
     loop.train(make_config(num_epochs=6, **fields), tmp_path / "run")
     assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("length", "at", "remarked"),
-    [(4, 8, False), (4, 12, True), (6, 12, False), (6, 17, True), (20, 11, False), (20, 27, True)],
-)
-def test_a_longer_run_says_whether_the_rates_so_far_are_its_own(make_config, caplog, length, at, remarked):
-    """Steps of 5 an epoch, that fall by ten halfway: of 10 epochs at step 25, of fewer earlier."""
-    fields = {"schedule__name": "step", "schedule__boundaries": (0.5,), "schedule__warmup_epochs": 0.0}
-    before, longer = (make_config(num_epochs=epochs, **fields) for epochs in (length, 10))
-    loop.announce_length(make_plan(longer), at, before)
-    assert ("neither the shorter nor the longer" in caplog.text) == remarked
-
-
-@pytest.mark.parametrize("shared", [True, False])
-def test_another_number_of_devices_is_said_where_it_changes_what_is_normalised(make_config, tmp_path, caplog, shared):
-    made = make_plan(make_config(sync_batch_norm=shared))
-    for devices in (len(made.devices), 7):
-        described = machine.describe() | {"num_devices": devices, "date": "2026-11-29"}
-        (tmp_path / machine.FILE).write_text(json.dumps([described]))
-        for at in (made.total_steps, 5):
-            assert "device(s) before" not in caplog.text
-            loop.announce(made, tmp_path, at, made.config)
-    assert ("was on 7 device(s) before, and is on" in caplog.text) == (not shared)
 
 
 def test_a_signal_after_the_last_look_is_not_forgotten(finished, make_config, tmp_path, monkeypatch, caplog):
@@ -366,12 +324,6 @@ def test_a_signal_after_the_last_look_is_not_forgotten(finished, make_config, tm
     assert numbers(tmp_path / "run") == numbers(finished[0])
 
 
-def test_within_an_epoch_too(make_config, caplog):
-    before, longer = (make_config(num_epochs=epochs, progressive_sizes=(0.5, 1.0)) for epochs in (4, 8))
-    loop.announce_length(make_plan(longer), 12, before)  # of its 20 steps, the 2nd on large images
-    assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
-
-
 def test_a_device_that_is_too_small_is_one_sentence(make_config, tmp_path, monkeypatch):
     def fails(*args):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.\nmore of it")
@@ -381,12 +333,6 @@ def test_a_device_that_is_too_small_is_one_sentence(make_config, tmp_path, monke
         UserError, match=r"not enough memory \(RESOURCE_EXHAUSTED.*8 bytes.\): config.resident=false or, in evaluation"
     ):
         loop.train(make_config(), tmp_path / "run")
-
-
-def test_a_decay_for_decoupled_optimizers_is_remarked_on_under_sgd(make_config, tmp_path, caplog):
-    config = make_config(num_epochs=1, optimizer__name="sgd", optimizer__weight_decay=0.05)
-    loop.announce(make_plan(config), tmp_path, 0, None)
-    assert "weight_decay=0.05 under sgd is added to the gradient, where 5e-4 is usual" in caplog.text
 
 
 def test_a_run_beyond_its_new_horizon_is_refused_and_kept(make_config, tmp_path):

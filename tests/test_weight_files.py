@@ -94,7 +94,7 @@ def test_a_whole_model_is_refused(tmp_path):
 def test_without_pytorch_its_files_say_what_to_install(tmp_path, monkeypatch):
     torch.save(ENTRIES, tmp_path / "net.pth")
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
-    with pytest.raises(UserError, match=r"pip install 'jaxnets\[torch\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[torch\]'"):
         weight_files.read(tmp_path / "net.pth")
 
 

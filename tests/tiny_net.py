@@ -1,9 +1,11 @@
 """A net of two convolutions: statistics, depthwise kernels, dropout, and nothing that takes long to compile."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import flax.linen as nn
+from ml_collections import ConfigDict
 
 from configs import digits
 from jaxnets import models
@@ -45,6 +47,22 @@ def small_digits():
     config.sync_batch_norm = True
     config.num_workers = 0
     return config
+
+
+@contextlib.contextmanager
+def configurations(data_dir: Path) -> Iterator[Callable[..., ConfigDict]]:
+    """`small_digits` with fields (two underscores for a dot), of data kept in a folder, while the net is known."""
+
+    def make(**fields):
+        config = small_digits()
+        config.data_dir = str(data_dir)
+        config.log_every_steps = 2
+        config.compilation_cache = False  # the suite's own is set in conftest.py
+        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+        return config
+
+    with registered():
+        yield make
 
 
 def diverging_at(width, train):

@@ -7,7 +7,7 @@ from jaxnets.figures.options import Options
 from jaxnets.figures.recipe_knobs import differences, draw, variants
 
 NET = "shufflenet_v2_x0_5_cifar"
-# The default recipe, of which `configs/recipes.py` has the reasons, on few and small images, where cutout is a quarter
+# The default recipe, of which BUILD.md has the reasons, on few and small images, where cutout is a quarter
 # of a side; and images that grow, which it had until it was run without them.
 RECIPE = (
     "optimizer.name=muon",

@@ -205,12 +205,14 @@ def _pool_padding(side, window, strides, padding, ceil_mode):
 
 
 def adaptive_avg_pool(x, side: int):
-    """PyTorch's `adaptive_avg_pool2d` to `(N, side, side, C)`; identity on a map of that size."""
+    """PyTorch's `adaptive_avg_pool2d` to `(N, side, side, C)`, of x's dtype; identity on a map of that size."""
     x = jnp.asarray(x)
     if x.shape[1:3] == (side, side):
         return x
-    rows, columns = (_bins(size, side).astype(x.dtype) for size in x.shape[1:3])
-    return jnp.einsum("nhwc,ah,bw->nabc", x, rows, columns)
+    # In at least float32: bfloat16 has no 1 / 3.
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    rows, columns = (_bins(size, side).astype(wide.dtype) for size in x.shape[1:3])
+    return jnp.einsum("nhwc,ah,bw->nabc", wide, rows, columns).astype(x.dtype)
 
 
 def _bins(size, count):

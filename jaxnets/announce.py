@@ -1,0 +1,98 @@
+"""What a run says of itself as it begins or goes on, and of what may not be meant."""
+
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from jaxnets import augment, data, machine, optim, settings
+from jaxnets.plan import Plan, make_schedule, rates, state_shapes
+from jaxnets.runtime import logger
+
+USUAL_DECAY = 0.01  # at most, where it is added to the gradient
+
+
+def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
+    """Say what starts, or goes on, and what of it may not be meant."""
+    config = plan.config
+    logger.info(
+        "%s on %s: %d training and %d evaluation images, %d epochs of %d steps of %d images, %s, %d %s device(s)",
+        config.model.name,
+        config.dataset,
+        len(plan.train_split),
+        len(plan.eval_split),
+        config.num_epochs,
+        plan.steps_per_epoch,
+        config.batch_size,
+        settings.compute_dtype(config.model.dtype),
+        len(plan.devices),
+        plan.devices[0].platform,
+    )
+    if shared := data.count_shared(plan.train_split, plan.eval_split):
+        logger.warning(
+            "%d of the %d images of config.eval_split=%r are trained on too, by config.train_split=%r: the accuracy on "
+            "them says little of that on other images",
+            shared,
+            len(plan.eval_split),
+            config.eval_split,
+            config.train_split,
+        )
+    if config.optimizer.name in optim.COUPLED and config.optimizer.weight_decay > USUAL_DECAY:
+        logger.warning(
+            "config.optimizer.weight_decay=%g under %s is added to the gradient, where 5e-4 is usual; that of muon, "
+            "adamw and lion is decoupled, and larger",
+            config.optimizer.weight_decay,
+            config.optimizer.name,
+        )
+    if not at:
+        logger.info("a new run in %s", directory)
+        return
+    logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
+    place = settings.place_of(config)
+    if before[place] != config[place]:
+        logger.warning("%s was %s and is now %s: it must hold the same images", place, before[place], config[place])
+    if at < plan.total_steps:
+        _devices(plan, directory)
+    if before.num_epochs != config.num_epochs:
+        length(plan, at, before)
+
+
+def _devices(plan: Plan, directory: Path) -> None:
+    """Say where the run was trained on another number of devices, each of which normalises its own images."""
+    before = {where["num_devices"] for where in machine.read(directory)} - {len(plan.devices)}
+    normalises = jax.tree.leaves(state_shapes(plan).batch_stats)
+    if before and normalises and not plan.config.sync_batch_norm:
+        logger.warning(
+            "the run was on %s device(s) before, and is on %d now: each normalises its own share of a batch, so that "
+            "the result is that of neither (in a new workdir, config.sync_batch_norm=True has them share)",
+            " and ".join(map(str, sorted(before))),
+            len(plan.devices),
+        )
+
+
+def length(plan: Plan, at: int, before: ml_collections.ConfigDict) -> None:
+    """Say whether a run of this length would have had other learning rates so far, or images become small again."""
+    config = plan.config
+    so_far = rates(make_schedule(before, plan.steps_per_epoch), at)
+    if not np.array_equal(so_far, plan.learning_rates[:at]):
+        logger.warning(
+            "num_epochs was %d and is now %d: the %s schedule follows the new length from step %d on, so this "
+            "run is neither the shorter nor the longer one made in one go",
+            before.num_epochs,
+            config.num_epochs,
+            config.schedule.name,
+            at,
+        )
+    epoch = at // plan.steps_per_epoch
+    done = (at - 1) // plan.steps_per_epoch  # the epoch of the last step
+    last = augment.progressive_size(before.progressive_sizes, config.image_size, done, before.num_epochs)
+    if epoch < config.num_epochs and plan.training_size(epoch) < last:
+        logger.warning(
+            "num_epochs was %d and is now %d: config.progressive_sizes are shared out anew, and images of %d pixels "
+            "are followed by smaller ones, of %d",
+            before.num_epochs,
+            config.num_epochs,
+            last,
+            plan.training_size(epoch),
+        )

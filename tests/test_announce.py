@@ -1,0 +1,56 @@
+"""What a run says as it begins or goes on: images used twice, other rates, devices and sizes than before."""
+
+import json
+
+import pytest
+
+from jaxnets import announce, machine
+from jaxnets.plan import make_plan
+from tests.tiny_net import configurations
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory):
+    with configurations(tmp_path_factory.mktemp("tfds")) as make:
+        yield make
+
+
+def test_images_trained_on_and_evaluated_are_said(make_config, caplog):
+    announce.start(make_plan(make_config(eval_split="train[100:160]+test[:20]")), "run", 0, None)
+    assert "60 of the 80 images of config.eval_split='train[100:160]+test[:20]' are trained on too" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("length", "at", "remarked"),
+    [(4, 8, False), (4, 12, True), (6, 12, False), (6, 17, True), (20, 11, False), (20, 27, True)],
+)
+def test_a_longer_run_says_whether_the_rates_so_far_are_its_own(make_config, caplog, length, at, remarked):
+    """Steps of 5 an epoch, that fall by ten halfway: of 10 epochs at step 25, of fewer earlier."""
+    fields = {"schedule__name": "step", "schedule__boundaries": (0.5,), "schedule__warmup_epochs": 0.0}
+    before, longer = (make_config(num_epochs=epochs, **fields) for epochs in (length, 10))
+    announce.length(make_plan(longer), at, before)
+    assert ("neither the shorter nor the longer" in caplog.text) == remarked
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_another_number_of_devices_is_said_where_it_changes_what_is_normalised(make_config, tmp_path, caplog, shared):
+    made = make_plan(make_config(sync_batch_norm=shared))
+    for devices in (len(made.devices), 7):
+        described = machine.describe() | {"num_devices": devices, "date": "2026-11-29"}
+        (tmp_path / machine.FILE).write_text(json.dumps([described]))
+        for at in (made.total_steps, 5):
+            assert "device(s) before" not in caplog.text
+            announce.start(made, tmp_path, at, made.config)
+    assert ("was on 7 device(s) before, and is on" in caplog.text) == (not shared)
+
+
+def test_a_longer_run_says_within_an_epoch_that_images_become_small_again(make_config, caplog):
+    before, longer = (make_config(num_epochs=epochs, progressive_sizes=(0.5, 1.0)) for epochs in (4, 8))
+    announce.length(make_plan(longer), 12, before)  # of its 20 steps, the 2nd on large images
+    assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
+
+
+def test_a_decay_for_decoupled_optimizers_is_remarked_on_under_sgd(make_config, tmp_path, caplog):
+    config = make_config(num_epochs=1, optimizer__name="sgd", optimizer__weight_decay=0.05)
+    announce.start(make_plan(config), tmp_path, 0, None)
+    assert "weight_decay=0.05 under sgd is added to the gradient, where 5e-4 is usual" in caplog.text
