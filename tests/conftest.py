@@ -12,7 +12,7 @@ import jaxlib
 
 # Before jax is imported: one compilation cache for the whole suite and its child processes.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxnets-test-jax-cache"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 # Four CPU devices to spread a batch over; a computation that names none runs on the first. What XLA and LLVM make of
 # the loops is not ours to test, and takes longer than they do.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -63,6 +63,10 @@ class TestModule(pytest.Module):
 
 def pytest_pycollect_makemodule(module_path, parent):
     return TestModule.from_parent(parent, path=module_path)
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # pytest-xdist's order, by number of tests, has the few long ones last
 
 
 def pytest_collection_finish(session):
@@ -131,7 +135,17 @@ def caplog(caplog, monkeypatch):
     return caplog
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory) -> Path:
+    """A data directory with the digits, to be read only."""
+    from jaxnets import data
+
+    place = tmp_path_factory.mktemp("digits")
+    data.open_split("digits", "train", place, image_size=8)
+    return place
+
+
+@pytest.fixture(scope="session")
 def root(tmp_path_factory) -> Path:
     """A data directory with the digits and a foreign data set."""
     from jaxnets import data
@@ -143,7 +157,7 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def digits(root):
     """The training split of the digits, 8 pixels wide."""
     from jaxnets import data
@@ -151,7 +165,7 @@ def digits(root):
     return data.open_split("digits", "train", root, image_size=8)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def decoded(digits):
     """The batch of all its images."""
     from jaxnets import data

@@ -416,14 +416,6 @@ def test_two_processes_may_prepare_at_once(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
 
 
-@pytest.fixture(scope="module")
-def digits_dir(tmp_path_factory) -> Path:
-    """A directory of prepared digits, to be read."""
-    directory = tmp_path_factory.mktemp("digits")
-    open_builder("digits", directory)
-    return directory
-
-
 @pytest.mark.parametrize("name", CIFARS)
 def test_unwritable_data_dir(name, tmp_path):
     (tmp_path / "file").write_text("not a directory")
