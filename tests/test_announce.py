@@ -10,8 +10,8 @@ from tests.tiny_net import configurations
 
 
 @pytest.fixture(scope="module")
-def make_config(tmp_path_factory):
-    with configurations(tmp_path_factory.mktemp("tfds")) as make:
+def make_config(digits_dir):
+    with configurations(digits_dir) as make:
         yield make
 
 

@@ -25,11 +25,11 @@ SMALL = [
 ]
 
 
-def test_the_table_is_printed_and_written(repository, tmp_path, monkeypatch, capsys):
+def test_the_table_is_printed_and_written(repository, digits_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
     out, config = tmp_path / "out", f"--config={repository}/configs/digits.py"
     command = [f"--out={out}", "--models=tiny,tiny:width=0.5", "--seeds=1", "--latency_batch=0", config]
-    compare.main(["compare", *command, f"--config.data_dir={tmp_path}", *SMALL])
+    compare.main(["compare", *command, f"--config.data_dir={digits_dir}", *SMALL])
     *table, result = capsys.readouterr().out.splitlines()
     assert json.loads(result) == {"page": str(out / "compare.html"), "runs": 2, "failed": []}
     assert table[0].startswith("| net | parameters |") and len(table) == 4
@@ -37,11 +37,11 @@ def test_the_table_is_printed_and_written(repository, tmp_path, monkeypatch, cap
     assert "\n".join(table) in written and "`python -m jaxnets.compare --out=" in written
 
 
-def test_a_run_that_failed_is_told_below_the_table(repository, tmp_path, monkeypatch, capsys):
+def test_a_run_that_failed_is_told_below_the_table(repository, digits_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
     monkeypatch.setattr(loop, "train", diverging_at(0.5, loop.train))
     command = [f"--out={tmp_path / 'out'}", "--models=tiny:width=0.5,tiny", "--seeds=2", "--latency_batch=0"]
-    small = [f"--config={repository}/configs/digits.py", f"--config.data_dir={tmp_path}", *SMALL]
+    small = [f"--config={repository}/configs/digits.py", f"--config.data_dir={digits_dir}", *SMALL]
     with pytest.raises(UserError, match="^not finished: tiny:width=0.5, seed 0: the loss became nan; and 1 more$"):
         compare.main(["compare", *command, *small, "--config.num_epochs=1"])
     *table, result = capsys.readouterr().out.splitlines()

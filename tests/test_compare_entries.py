@@ -24,13 +24,15 @@ def test_nets_are_split_outside_brackets(text, models):
     assert compare_entries.split_models(text) == models
 
 
-def test_a_field_may_be_a_list(tmp_path):
+def test_a_field_may_be_a_list(digits_dir):
     """The net is that of the tuple."""
     config = small_digits()
-    config.data_dir = str(tmp_path)
-    specs = [f"mobilenet_v1_cifar:width=0.25:stage_strides={strides}" for strides in ("[1,1,2,2,2]", "(1,1,2,2,2)")]
-    one, other = (compare_runs.Net.of(*compare_entries.make_entries({"digits": config}, [spec])) for spec in specs)
-    assert one.macs == other.macs > 0
+    config.data_dir = str(digits_dir)
+    narrow = "mobilenet_v1_cifar:width=0.25"
+    specs = [narrow, *(f"{narrow}:stage_strides={strides}" for strides in ("[1,1,2,2,2]", "(1,1,2,2,2)"))]
+    nets = (compare_runs.Net.of(*compare_entries.make_entries({"digits": config}, [spec])) for spec in specs)
+    default, one, other = (net.macs for net in nets)
+    assert one == other > default > 0
 
 
 def test_a_configurations_name_may_be_in_latin_1(repository, tmp_path):
@@ -86,9 +88,9 @@ def test_nets_that_cannot_be_compared_are_refused(models, says, monkeypatch):
 
 
 @pytest.mark.parametrize("name", compare_entries.PRESETS)
-def test_a_preset_can_be_trained(name, repository, tmp_path):
+def test_a_preset_can_be_trained(name, repository, digits_dir, tmp_path):
     preset = compare_entries.PRESETS[name]
-    overrides = [*preset.overrides, "--config.dataset=digits", f"--config.data_dir={tmp_path}"]
+    overrides = [*preset.overrides, "--config.dataset=digits", f"--config.data_dir={digits_dir}"]
     configs = compare_entries.load_configs([f"{repository}/configs/default.py"], overrides, preset.models)
     entries = compare_entries.make_entries(configs, preset.models)
     compare_runs.check(entries, 1, tmp_path / "out")

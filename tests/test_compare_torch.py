@@ -46,10 +46,10 @@ class TinyTorch(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
+def data_dir(digits_dir):
     torch_nets.NETS["tiny"] = TinyTorch
     with registered():
-        yield str(tmp_path_factory.mktemp("tfds"))
+        yield str(digits_dir)
     del torch_nets.NETS["tiny"]
 
 

@@ -37,10 +37,10 @@ def test_calls_are_full_but_for_the_last_of_an_epoch_where_no_number_divides_it(
 
 
 @pytest.mark.parametrize("at", [0, 3, 7, 21, 33])
-def test_every_length_of_a_call_is_known_before_the_first(tmp_path, at):
+def test_every_length_of_a_call_is_known_before_the_first(digits_dir, at):
     """Else its program would be compiled among the steps, and count as training."""
     config = small_digits()
-    config.data_dir, config.model.name = str(tmp_path), "mobilenet_v1_cifar"
+    config.data_dir, config.model.name = str(digits_dir), "mobilenet_v1_cifar"
     config.train_split, config.batch_size, config.num_epochs = "train[:224]", 32, 5  # epochs of 7 steps
     config.progressive_sizes = (8, 16)
     plan = make_plan(config)
@@ -51,7 +51,7 @@ def test_every_length_of_a_call_is_known_before_the_first(tmp_path, at):
         assert {(size, count) for size, counts in known.items() for count in counts} == taken
 
 
-def test_determinism_is_told_to_the_compiler_of_the_run_that_asks_for_it(tmp_path, monkeypatch):
+def test_determinism_is_told_to_the_compiler_of_the_run_that_asks_for_it(digits_dir, monkeypatch):
     """Two runs in one process, of which one asks: they have programs of their own."""
     asked = []
 
@@ -62,15 +62,15 @@ def test_determinism_is_told_to_the_compiler_of_the_run_that_asks_for_it(tmp_pat
 
     monkeypatch.setattr(dispatch, "lower_train", lambda *_: Lowered())
     config = small_digits()
-    config.data_dir, config.model.name = str(tmp_path), "mobilenet_v1_cifar"
+    config.data_dir, config.model.name = str(digits_dir), "mobilenet_v1_cifar"
     for config.deterministic in (False, True, True, False):
         dispatch.compile_train(make_plan(config), {}, 5, 16)
     assert asked == [None, {"xla_gpu_deterministic_ops": True}]
 
 
-def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(tmp_path):
+def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(digits_dir):
     config = small_digits()
-    config.data_dir, config.seed, config.model.name = str(tmp_path), 5, "mobilenet_v1_cifar"
+    config.data_dir, config.seed, config.model.name = str(digits_dir), 5, "mobilenet_v1_cifar"
     plan = make_plan(config)
     calls = list(dispatch.train_calls(plan, True, 5, 5))
     assert len(calls) == 1 and calls[0]["index"].shape == (4, 5, 8)

@@ -20,10 +20,10 @@ from tests.tiny_net import registered, small_digits
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory, undrawn):
+def tiny(digits_dir, undrawn):
     """The configuration of two epochs of five steps, a call each."""
     with registered():
-        yield partial(runs.make_config, tmp_path_factory.mktemp("data"), steps_per_call=5)
+        yield partial(runs.make_config, digits_dir, steps_per_call=5)
 
 
 @pytest.mark.parametrize(("place", "at", "saved"), [("add", 6, 7), ("evaluation", 2, 10)])

@@ -15,9 +15,9 @@ from tests.tiny_net import TinyNet
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(digits_dir):
     made = digits.get_config()
-    made.data_dir = str(tmp_path_factory.mktemp("tfds"))
+    made.data_dir = str(digits_dir)
     made.image_size = 16
     made.eval_batch_size, made.steps_per_call, made.num_workers = 12, 3, 0
     return made

@@ -50,8 +50,8 @@ def assert_same_run(one, other):
 
 
 @pytest.fixture(scope="module")
-def make_config(tmp_path_factory):
-    with configurations(tmp_path_factory.mktemp("tfds")) as make:
+def make_config(digits_dir):
+    with configurations(digits_dir) as make:
         yield make
 
 

@@ -11,8 +11,8 @@ from tests.tiny_net import TinyNet
 
 
 @pytest.fixture(scope="module")
-def split(tmp_path_factory):
-    return data.open_split("digits", "test[:50]", tmp_path_factory.mktemp("tfds"), image_size=16)
+def split(digits_dir):
+    return data.open_split("digits", "test[:50]", digits_dir, image_size=16)
 
 
 @pytest.fixture(scope="module")
