@@ -225,7 +225,7 @@ def _(path):
 @case("inflating.keras", "weights", "more than 128 MiB")
 def _(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr("model.weights.h5", bytes(1 << 28))
+        archive.writestr("model.weights.h5", bytes((1 << 27) + 1))
 
 
 # Images
@@ -475,7 +475,7 @@ def lying_npz() -> bytes:
 def inflating_npz() -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr("step.npy", bytes(1 << 29))
+        archive.writestr("step.npy", bytes((1 << 28) + 1))
     return content.getvalue()
 
 

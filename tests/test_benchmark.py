@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import math
@@ -20,16 +21,10 @@ from jaxnets.benchmark import Race, floor_of, task_of
 from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Worker
 from jaxnets.errors import UserError
 from jaxnets.torch_nets import NETS
+from tests.slow import slow_after
 from tests.test_models import PARAMETERS
 from tests.tiny_net import TinyNet
 
-# Bound threads would wait for those of the tests beside this one.
-ON_ONE_CORE = """
-import os, sys
-if hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
 RATES = {"copy_bytes_per_second": 1e10, "flops_per_second": 1e11}
 
 
@@ -246,14 +241,63 @@ def test_pytorch_trains():
 
 
 def test_pytorch_races_in_its_fastest_form(monkeypatch):
-    monkeypatch.setattr(benchmark_torch, "TRIAL_SECONDS", 0.05)
+    """Asked as its process is: what it answers is JSON."""
+    monkeypatch.setattr(benchmark_torch, "TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(benchmark_torch, "TRIAL_ROUNDS", 1)
     task = dataclasses.replace(task_of("squeezenet1_1_cifar", "latency"), threads=1)
-    contender = benchmark_torch.prepare(task, compiled=False, cores=cores.usable())
-    tried = contender.report["tried"]
+    prepare = functools.partial(benchmark_torch.prepare, compiled=False, cores=cores.usable())
+    asked = [{"question": "prepare"} | dataclasses.asdict(task), {"question": "turn", "steps": 2}]
+    answers = io.StringIO()
+    benchmark_worker.serve(prepare, benchmark_torch.rates, map(json.dumps, asked), answers)
+    report, turn = map(json.loads, answers.getvalue().splitlines())
+    tried = report["tried"]
     assert set(tried) == {a + b for a in ("channels_last", "NCHW") for b in ("", ", fused", ", TorchScript")}
-    assert contender.report["form"] == min(tried, key=tried.get)
-    assert contender.report["parameters"] == PARAMETERS["squeezenet1_1_cifar"]
-    contender.run(2)
+    assert report["form"] == min(tried, key=tried.get)
+    assert report["parameters"] == PARAMETERS["squeezenet1_1_cifar"]
+    assert turn["seconds"] > 0
+
+
+def test_a_form_is_as_fast_as_its_fastest_round(monkeypatch):
+    seconds = {"a": [3.0, 1.0, 9.0], "b": [2.0, 2.5]}
+
+    def attempt(make, net, cores):
+        name = make()
+        return name, benchmark_torch.Trial(1.0, seconds[name].pop(0), 0, torch.zeros(1))
+
+    monkeypatch.setattr(benchmark_torch, "_forms", lambda *_: {name: lambda name=name: name for name in seconds})
+    monkeypatch.setattr(benchmark_torch, "_try", attempt)
+    task = dataclasses.replace(task_of("squeezenet1_1_cifar", "latency"), threads=1)
+    report = benchmark_torch.prepare(task, compiled=False, cores=cores.usable()).report
+    assert (report["form"], report["tried"]) == ("a", {"a": 1.0, "b": 2.0})
+
+
+@pytest.mark.parametrize("side", [benchmark_jax, benchmark_torch])
+def test_rates_count_what_is_copied_and_multiplied(side, monkeypatch):
+    def half_a_second(call, wait):
+        wait(call())
+        return 0.5
+
+    monkeypatch.setattr(side, "fastest", half_a_second)
+    found = side.rates(threads=1)
+    assert (found["copy_bytes_per_second"], found["flops_per_second"]) == (4 << 28, 4 * 2048**3)
+
+
+@pytest.mark.parametrize(
+    ("contenders", "copied", "libraries"),
+    [(("jaxnets", "torch_compile"), 3.0, ["jax", "torch"]), (("jaxnets", "flax"), 1.0, ["jax"])],
+)
+def test_the_best_rates_of_the_libraries_that_race_count(contenders, copied, libraries, monkeypatch):
+    numbers = {"jaxnets": (1.0, 8.0), "torch": (3.0, 6.0)}
+    rates = {name: dict(zip(("copy_bytes_per_second", "flops_per_second"), pair)) for name, pair in numbers.items()}
+
+    def start(name):
+        worker = FakeWorker(name, [], [], 0)
+        monkeypatch.setattr(worker, "ask", lambda question, threads: rates[name])
+        return worker
+
+    monkeypatch.setattr(benchmark_worker, "start", start)
+    best, answers = benchmark.measure_rates(contenders)
+    assert best == {"copy_bytes_per_second": copied, "flops_per_second": 8.0} and list(answers) == libraries
 
 
 def test_the_compiler_has_all_cores_though_openmp_binds_the_thread_that_asks(repository):
@@ -366,29 +410,38 @@ def test_a_process_ends_with_its_worker():
     assert worker._process.returncode == 0
 
 
-def test_the_command(tmp_path, repository):
+@pytest.fixture
+def on_one_core():
+    """The contenders' threads, which are bound, would wait for those of the tests beside this one."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    yield
+    os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize("against", slow_after(1, ["flax", "torch,flax"]))
+def test_the_command(against, tmp_path, repository, monkeypatch, capsys, on_one_core):
+    for name, value in {"TURN_SECONDS": 0.02, "TURNS": 1, "TRIES": 1}.items():
+        monkeypatch.setattr(benchmark, name, value)
+    monkeypatch.setattr(benchmark, "measure_rates", lambda _: (RATES, {"jax": {"about": {"device": "abacus"}}}))
+    for name, value in {"JAXNETS_OPS": "xla", "CUDA_VERSION": "13.0", "NVIDIA_REQUIRE_CUDA": "cuda>=13.0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(repository)
     out = tmp_path / "result.json"
-    arguments = ["--models=squeezenet1_1_cifar", "--mode=latency", "--against=torch,flax", "--rounds=1"]
-    done = subprocess.run(
-        [sys.executable, "-c", ON_ONE_CORE, "-m", "jaxnets.benchmark", *arguments, "--format=json", f"--out={out}"],
-        cwd=repository,
-        env=os.environ | {"JAXNETS_OPS": "xla", "CUDA_VERSION": "13.0", "NVIDIA_REQUIRE_CUDA": "cuda>=13.0"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    arguments = ["--models=squeezenet1_1_cifar", "--mode=latency", f"--against={against}", "--rounds=1"]
+    benchmark.main(["benchmark", *arguments, "--format=json", f"--out={out}"])
+    record = json.loads(capsys.readouterr().out)
     assert record == json.loads(out.read_text())
     assert record["environment"]["JAXNETS_OPS"] == "xla"
     assert not {"CUDA_VERSION", "NVIDIA_REQUIRE_CUDA"} & record["environment"].keys(), "what a container's image sets"
     assert {"jax", "torch", "flax"} <= set(record["versions"])
     (race,) = record["races"]
     entries = race["contenders"]
-    assert list(entries) == ["jaxnets", "torch", "flax"]
+    assert list(entries) == ["jaxnets", *against.split(",")] and list(race["ratios"]) == against.split(",")
     assert (entries["jaxnets"]["form"], entries["flax"]["form"]) == ("operators: xla", "operators: reference")
-    for name, ratio in race["ratios"].items():
-        pairs = zip(entries["jaxnets"]["step_seconds"]["rounds"], entries[name]["step_seconds"]["rounds"])
-        assert ratio["rounds"] == [theirs / ours for ours, theirs in pairs]
     for entry in entries.values():
         assert 0 < entry["step_seconds"]["low"] <= entry["step_seconds"]["high"] < 1
         # Of an image's maps the largest has 2 MiB: neither momenta nor what was compiled are the steps' own. A little

@@ -25,6 +25,7 @@ from jaxnets import (
     weight_images,
 )
 from jaxnets.errors import UserError
+from tests.slow import slow_after
 from tests.test_models import random_variables
 from tests.torch_twins import megvii
 
@@ -77,15 +78,18 @@ def test_a_converted_workdir_evaluates_and_computes_the_nets_logits(theirs, pth,
     np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_the_published_cifar_weights_evaluate_from_the_shell(shared_dir, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("split", "count", "accuracy"), slow_after(1, [("test[:2000]", 2000, 0.85), ("test", 10000, 0.834)])
+)
+def test_the_published_cifar_weights_evaluate_from_the_shell(shared_dir, tmp_path, capsys, split, count, accuracy):
     """ShuffleNetV2 x0.5 gets the accuracy that it has in PyTorch on this copy of CIFAR-10."""
     source = shared_dir / "weights" / "cifar10_shufflenetv2_x0_5-1308b4e9.pt"
     run(source, tmp_path / "run", "--model=shufflenet_v2_x0_5_cifar")
     data = f"--data_dir={shared_dir / 'tensorflow_datasets'}"
-    evaluate.main(["evaluate", f"--workdir={tmp_path / 'run'}", data])
+    evaluate.main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--split={split}", data])
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["num_examples"] == 10000
-    assert result["eval_accuracy"] == pytest.approx(0.834, abs=0.0005)
+    assert result["num_examples"] == count
+    assert result["eval_accuracy"] == pytest.approx(accuracy, abs=0.0005)
 
 
 def test_megvii_s_weights_keep_their_images_on_the_way(tmp_path):

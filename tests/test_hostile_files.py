@@ -58,12 +58,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def outcomes(folder, repository):
-    files = {str(path): KINDS[path.name][0] for path in folder.iterdir() if path.name in KINDS}
-    return attempt_all(files, folder, repository)
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_it_does_no_harm(name, folder, outcomes):
     if needs_missing_torch(name):
@@ -136,19 +130,25 @@ RUNS = {
 
 
 @pytest.fixture(scope="module")
-def run_outcomes(run, tmp_path_factory, repository):
-    folder = tmp_path_factory.mktemp("runs")
-    files = {}
+def runs(run, tmp_path_factory):
+    """A folder with a copy of the workdir for each of `RUNS`."""
+    runs = tmp_path_factory.mktemp("runs")
     for name, (edit, _) in RUNS.items():
-        edit(shutil.copytree(run, folder / name))
-        files[str(folder / name)] = "run"
-    outcomes = attempt_all(files, folder, repository)
-    return {name: outcomes[str(folder / name)] for name in RUNS}
+        edit(shutil.copytree(run, runs / name))
+    return runs
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder, runs, tmp_path_factory, repository):
+    """Of all files and workdirs, by path: of one process, as it is importing that takes long."""
+    files = {str(path): KINDS[path.name][0] for path in folder.iterdir() if path.name in KINDS}
+    files |= {str(runs / name): "run" for name in RUNS}
+    return attempt_all(files, tmp_path_factory.mktemp("listing"), repository)
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_workdir_does_no_harm(name, run_outcomes):
-    outcome = run_outcomes[name]
+def test_a_workdir_does_no_harm(name, runs, outcomes):
+    outcome = outcomes[str(runs / name)]
     assert is_fine(outcome), outcome
     # A whole run without an average is refused only because the average is asked for last.
     pattern = RUNS[name][1] or "no averaged weights"
@@ -201,7 +201,7 @@ def test_weights_stay_when_their_file_is_gone(tmp_path, suffix):
 
     model = jaxnets.create_model("squeezenet1_1_cifar", width=0.1)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False))
-    variables = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5), dict(shapes))
+    variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), dict(shapes))
     state_dict = torch_weights.export(model, {"batch_stats": {}} | variables)
     path = tmp_path / f"net{suffix}"
     if suffix == ".pth":

@@ -1,5 +1,6 @@
 """The layouts of every net: names that lead there and back, and warnings where nets differ."""
 
+import functools
 import logging
 
 import jax
@@ -32,13 +33,18 @@ WRITTEN = {
 }
 
 
+@functools.cache
+def shapes_of(model):
+    """The shapes of every variable."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    with jaxnets.ops.using("reference"):  # fastest to trace
+        return {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), images)
+
+
 def random_variables(model):
     """Numbers for every variable, 0 for the classifier's bias, which megvii's nets lack."""
     random = np.random.default_rng(0)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    with jaxnets.ops.using("reference"):  # fastest to trace
-        shapes = {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), images)
-    variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
+    variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes_of(model))
     variables["params"]["classifier"]["bias"] *= 0
     return variables
 

@@ -96,6 +96,12 @@ def count(variables):
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
+@functools.cache
+def shapes_of(model):
+    """Those of its variables."""
+    return trace(model, 32)[1]
+
+
 def random_variables(model):
     """He-scaled kernels and statistics near the identity, drawn by NumPy."""
     rng = np.random.default_rng(0)
@@ -107,7 +113,7 @@ def random_variables(model):
         offset, scale = {"kernel": (0, 1), "scale": (1, 0.1), "var": (1, 0.01)}.get(name, (0.05, 0.1))
         return (offset + scale * noise).astype(np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, trace(model, 32)[1])
+    return jax.tree_util.tree_map_with_path(draw, shapes_of(model))
 
 
 def images(batch, size=32):
@@ -240,7 +246,7 @@ def test_gradients_reach_every_parameter(name):
         if not np.any(np.asarray(g)) or not np.all(np.isfinite(g))
     ]
     assert dead == []
-    for old, new in zip(jax.tree.leaves(variables.get("batch_stats")), jax.tree.leaves(updated)):
+    for old, new in zip(jax.tree.leaves(variables.get("batch_stats")), jax.tree.leaves(updated), strict=True):
         assert not np.any(old == new)
 
 

@@ -9,15 +9,16 @@ import pytest
 from configs import digits
 from jaxnets import checkpoint, create_model, data, loop, models, ops, plan, settings, torch_weights, workdir
 from jaxnets.errors import UserError
+from tests.test_models import random_variables
 from tests.tiny_net import TinyNet
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
-def config(tmp_path_factory):
+def config(digits_dir):
     made = digits.get_config()
-    made.data_dir = str(tmp_path_factory.mktemp("tfds"))
+    made.data_dir = str(digits_dir)
     made.model.width = 0.25
     return made
 
@@ -44,8 +45,6 @@ def test_the_length_of_a_run_leaves_out_incomplete_batches(config):
     made = plan.make_plan(config)
     assert made.steps_per_epoch == 14 and made.total_steps == 42
     assert made.learning_rates[41] < made.learning_rates[21] == pytest.approx(0.05)
-    schedule = plan.make_schedule(config, 14)
-    np.testing.assert_allclose(made.learning_rates, [schedule(at) for at in range(42)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -202,8 +201,9 @@ def test_published_weights_have_their_code_bases_images(config, tmp_path, caplog
     import safetensors.numpy
 
     net = create_model(name, num_classes=classes)
-    variables = jax.jit(net.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    safetensors.numpy.save_file(torch_weights.export(net, variables, "chenyaofo"), tmp_path / "net.safetensors")
+    safetensors.numpy.save_file(
+        torch_weights.export(net, random_variables(net), "chenyaofo"), tmp_path / "net.safetensors"
+    )
     config.model.name, config.model.width, config.model.stem_stride = name, None, None
     config.init_from, config.mean, config.std = str(tmp_path / "net.safetensors"), (0.4914, 0.4822, 0.4465), std
     plan.load_initial_weights(plan.make_plan(config))

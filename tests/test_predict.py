@@ -26,10 +26,10 @@ SIZE = 16  # pixels a side, in the run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(digits_dir, tmp_path_factory):
     """A workdir of two short epochs on digits, and their result."""
     config = small_digits()
-    config.data_dir = str(tmp_path_factory.mktemp("tfds"))
+    config.data_dir = str(digits_dir)
     config.compilation_cache = False  # the suite's own is set in conftest.py
     config.ema_decay = 0.5
     workdir = tmp_path_factory.mktemp("run") / "run"

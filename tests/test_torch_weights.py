@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from jaxnets import create_model, list_models, predict, torch_weights, weight_files
 from jaxnets.errors import UserError
+from tests.test_models import random_variables
 
 FIELDS = {"width": 0.25, "num_classes": 7}
 
@@ -123,7 +124,7 @@ def test_a_net_of_features_has_no_hidden_layers_before_a_classifier(name):
     whole = create_model(name, num_classes=3, width=0.125)
     model = whole.clone(features_only=True)
     images = np.zeros((1, 64, 64, 3), np.float32)
-    state_dict = torch_weights.export(whole, whole.init(jax.random.key(0), images))
+    state_dict = torch_weights.export(whole, random_variables(whole))
     expected = jax.eval_shape(model.init, jax.random.key(0), images)
     for source, head in (
         (state_dict, "drop"),

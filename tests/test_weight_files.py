@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -132,6 +132,7 @@ IMAGES = {"normalization": NORMALIZATIONS, "image_size": st.integers(1, 4096), "
 VALUES = st.none() | st.booleans() | st.integers(0, 99) | st.floats(-99, 99) | st.text(max_size=4)
 
 
+@settings(max_examples=30)
 @given(
     st.builds(weight_files.Images, **{name: st.none() | values for name, values in IMAGES.items()}),
     st.dictionaries(st.text(max_size=4), VALUES | st.lists(VALUES, max_size=3), max_size=3),

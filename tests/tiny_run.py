@@ -1,5 +1,7 @@
 """`train.py` with the tiny net and its configuration: `python -m tests.tiny_run --config=tests/tiny_run.py FLAGS`."""
 
+import os
+
 from jaxnets import interruption
 
 if __name__ == "__main__":
@@ -8,7 +10,7 @@ if __name__ == "__main__":
 from absl import app
 
 import train
-from jaxnets import models
+from jaxnets import distributed, models
 from jaxnets.errors import exit_on_user_error
 from tests.tiny_net import TinyNet, small_digits
 
@@ -21,8 +23,9 @@ def get_config():
 
 
 def main() -> None:
-    """What `train.py` does, with one net more."""
+    """What `train.py` does, with one net more; a lost process may be missed after TINY_HEARTBEAT_SECONDS."""
     models.MODELS["tiny"] = TinyNet
+    distributed.HEARTBEAT_SECONDS = int(os.environ.get("TINY_HEARTBEAT_SECONDS", distributed.HEARTBEAT_SECONDS))
     app.run(exit_on_user_error(train.main), flags_parser=exit_on_user_error(train.parse_flags))
 
 

@@ -1,20 +1,20 @@
 """What the runs that are broken in this process need."""
 
+import shutil
+
 import pytest
 
-from jaxnets import report
 from tests.tiny_net import registered
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    """The tiny net by its name, and no pages: half a second each."""
-    with registered(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda workdirs: None)
+def tiny(undrawn):
+    """The tiny net by its name."""
+    with registered():
         yield
 
 
 @pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """A place for the data that a module's runs share."""
-    return tmp_path_factory.mktemp("data")
+def data_dir(digits_dir, tmp_path_factory):
+    """The data that a module's runs share, in a place of their own."""
+    return shutil.copytree(digits_dir, tmp_path_factory.mktemp("data"), dirs_exist_ok=True)

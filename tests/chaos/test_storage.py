@@ -34,7 +34,7 @@ def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(disk, data_dir, re
     """`room` pages: within the first checkpoint; for the configuration alone; within the second."""
     ballast = storage.fill(disk, room * storage.PAGE)
     outcome = runs.attempt(runs.make_config(data_dir), disk / "run")
-    assert f"--workdir={disk / 'run'}" in outcome.error or str(disk / "run") in outcome.error
+    assert outcome.error.startswith(str(disk / "run"))
     assert "cannot be written: No space left on device; what was saved before is as it was" in outcome.error
     if (disk / "run" / "checkpoints").is_dir():
         assert set(runs.saved(disk / "run")) <= {5}
@@ -60,10 +60,8 @@ def test_a_folder_that_became_read_only_is_refused_as_it_is(disk, data_dir, refe
     before = runs.records(disk / "run")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     for place in (disk / "run", disk / "new"):
-        ended = runs.command(place, data_dir)
-        assert ended.returncode == 1
-        assert ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
-        assert "writable" in ended.stderr
+        error = runs.attempt(runs.make_config(data_dir), place).error
+        assert f"--workdir={place} " in error and "writable" in error and "\n" not in error
     subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
     assert runs.records(disk / "run") == before and set(runs.saved(disk / "run")) == {5}
     assert runs.attempt(config, disk / "run").error is None

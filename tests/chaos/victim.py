@@ -1,6 +1,6 @@
 """The tiny run, telling where it is (`telling`): `python -m tests.chaos.victim --config=tests/tiny_run.py FLAGS`.
 
-CHAOS_ARCHIVE is where it finds CIFAR-10.
+CHAOS_ARCHIVE is where it finds CIFAR-10, CHAOS_GRACE how many seconds it has to close what is open.
 """
 
 from jaxnets import interruption
@@ -55,6 +55,7 @@ if __name__ == "__main__":
     told(dispatch, "compile_train", before="compile")
     told(evaluate, "_add", before="evaluation")
     told(checkpoint, "save", after="save")  # its files are written from then on
+    interruption.GRACE_SECONDS = float(os.environ.get("CHAOS_GRACE", interruption.GRACE_SECONDS))
     if url := os.environ["CHAOS_ARCHIVE"]:
         cifar.Cifar10.ARCHIVE = dataclasses.replace(cifar.Cifar10.ARCHIVE, url=url)
     tiny_run.main()
