@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnets import checkpoint, journal
+from jaxnets import checkpoint, evaluate, journal
+from jaxnets.errors import UserError
 from tests.slow import mark_slow
 
 SMALL = ["--config=tests/mini_digits.py"]
@@ -55,11 +57,12 @@ def finish(start):
     return finish
 
 
-# Most of a start is imports, which commands that do not train share: each is a fork of one process.
+# Most of a start is imports, which these commands share: each is a fork of one process.
 FORKS = """
-import json, os, runpy, sys
+import gc, json, os, runpy, sys, traceback
 from jaxnets import evaluate, loop
 
+gc.freeze()
 for line in sys.stdin:
     command, out, err = json.loads(line)
     child = os.fork()
@@ -68,15 +71,24 @@ for line in sys.stdin:
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         sys.argv = command[command[0] == "-m" :]
         run = runpy.run_module if command[0] == "-m" else runpy.run_path
-        run(sys.argv[0], run_name="__main__")
-        sys.exit()
+        try:
+            run(sys.argv[0], run_name="__main__")
+            status = 0
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def finish_quickly(repository, environment, tmp_path_factory):
-    """As `finish`, for commands that do not train."""
+    """As `finish`, for commands that nothing is to interrupt."""
     command = [sys.executable, "-W", "ignore", "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     out, err = (tmp_path_factory.mktemp("said") / name for name in ("out", "err"))
@@ -120,7 +132,7 @@ def whole(finish, tmp_path_factory):
     return workdir, json.loads(out)
 
 
-def test_a_killed_and_a_terminated_run_end_as_if_undisturbed(start, finish, whole, tmp_path):
+def test_a_killed_and_a_terminated_run_end_as_if_undisturbed(start, finish_quickly, whole, tmp_path):
     workdir = tmp_path / "run"
     command = ["train.py", *SMALL, f"--workdir={workdir}"]
     process = start(*command)
@@ -134,8 +146,9 @@ def test_a_killed_and_a_terminated_run_end_as_if_undisturbed(start, finish, whol
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "the same command goes on" in err and out == ""
+    assert err.count("SIGTERM: ") == 1
 
-    status, out, err = finish(*command)
+    status, out, err = finish_quickly(*command)
     assert status == 0, err
     assert json.loads(out) == whole[1]
     assert numbers(workdir) == numbers(whole[0])
@@ -154,26 +167,23 @@ def test_evaluation_gives_the_numbers_of_the_log_and_needs_only_the_workdir(fini
     assert all(str(digit) in out for digit in range(10)) and "top-5" in out
 
 
-def test_evaluation_of_the_best_of_another_split_and_of_the_average(finish_quickly, whole):
-    workdir, result = whole
-    best = max(r["eval_accuracy"] for r in journal.read(workdir) if "eval_accuracy" in r)
-    _, out, _ = finish_quickly("-m", "jaxnets.evaluate", f"--workdir={workdir}")
-    assert json.loads(out.splitlines()[-1])["eval_accuracy"] == best
-    _, out, _ = finish_quickly("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--split=train[:7]", "--checkpoint=20")
-    evaluated = json.loads(out.splitlines()[-1])
-    assert evaluated["num_examples"] == 7 and evaluated["step"] == 20
-    _, out, _ = finish_quickly("-m", "jaxnets.evaluate", f"--workdir={workdir}", "--checkpoint=latest", "--ema")
-    assert json.loads(out.splitlines()[-1])["eval_loss"] == result["ema_eval_loss"]
+def evaluated(capsys, *arguments):
+    """The result that the command prints, in this process."""
+    evaluate.main(["evaluate", *arguments])
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_evaluation_on_four_devices_agrees(finish, whole):
-    flags = os.environ["XLA_FLAGS"]  # with conftest's four
-    _, out, _ = finish(
-        "-m", "jaxnets.evaluate", f"--workdir={whole[0]}", "--checkpoint=latest", "--batch_size=20", XLA_FLAGS=flags
-    )
-    evaluated = json.loads(out.splitlines()[-1])
-    assert evaluated["eval_accuracy"] == whole[1]["eval_accuracy"]
-    assert evaluated["eval_loss"] == pytest.approx(whole[1]["eval_loss"], rel=1e-5)
+def test_evaluation_on_four_devices_of_the_best_of_another_split_and_of_the_average(whole, capsys):
+    workdir, result = f"--workdir={whole[0]}", whole[1]
+    best = max(r["eval_accuracy"] for r in journal.read(whole[0]) if "eval_accuracy" in r)
+    assert evaluated(capsys, workdir, "--batch_size=20")["eval_accuracy"] == best
+    part = evaluated(capsys, workdir, "--batch_size=20", "--split=train[:7]", "--checkpoint=20")
+    assert part["num_examples"] == 7 and part["step"] == 20
+    last = evaluated(capsys, workdir, "--batch_size=20", "--checkpoint=latest")
+    assert last["eval_accuracy"] == result["eval_accuracy"]
+    assert last["eval_loss"] == pytest.approx(result["eval_loss"], rel=1e-5)
+    average = evaluated(capsys, workdir, "--batch_size=20", "--checkpoint=latest", "--ema")
+    assert average["eval_loss"] == pytest.approx(result["ema_eval_loss"], rel=1e-5)
 
 
 REFUSED = {
@@ -221,14 +231,15 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(finish_qui
 
 
 def test_evaluating_what_is_not_there_is_refused(finish_quickly, whole, tmp_path):
+    status, out, err = finish_quickly("-m", "jaxnets.evaluate", f"--workdir={tmp_path}")
+    assert status == 1 and out == "" and "not the workdir of a run" in err and "Traceback" not in err
     for arguments, hint in {
-        (f"--workdir={tmp_path}",): "not the workdir of a run",
         (f"--workdir={whole[0]}", "--checkpoint=7"): "best, latest",
         (f"--workdir={whole[0]}", "--split=tset"): "tset",
         (): "--workdir",
     }.items():
-        status, out, err = finish_quickly("-m", "jaxnets.evaluate", *arguments)
-        assert status == 1 and out == "" and hint in err and "Traceback" not in err
+        with pytest.raises(UserError, match=re.escape(hint)):
+            evaluate.main(["evaluate", *arguments])
 
 
 @pytest.mark.parametrize("command", [["train.py"], ["-m", "jaxnets.evaluate"]])
@@ -237,9 +248,9 @@ def test_help_names_the_workdir(finish_quickly, command):
     assert "workdir" in out
 
 
-def test_cifar10_trains_where_the_data_is(finish, shared_dir, tmp_path):
+def test_cifar10_trains_where_the_data_is(finish_quickly, shared_dir, tmp_path):
     """The main configuration on real CIFAR-10, as few images as say that it learns something."""
-    status, out, err = finish(
+    status, out, err = finish_quickly(
         "train.py",
         "--config=configs/mnv2.py",
         f"--config.data_dir={shared_dir / 'tensorflow_datasets'}",
@@ -250,6 +261,7 @@ def test_cifar10_trains_where_the_data_is(finish, shared_dir, tmp_path):
         "--config.batch_size=32",
         "--config.num_epochs=6",
         "--config.eval_every_epochs=6",
+        "--config.checkpoint_every_epochs=6",
         "--config.optimizer.name=adamw",
         "--config.optimizer.learning_rate=0.003",
         "--config.augment.crop_padding=0",

@@ -34,6 +34,7 @@ def orders_of(name, **fields):
 )
 def test_orders_lose_no_channel(name, fields):
     orders, layers = orders_of(name, **fields)
+    assert orders
     for path, (outputs, inputs) in orders.items():
         channels = layers[path].shape[-1]
         if outputs is not None:

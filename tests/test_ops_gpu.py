@@ -14,6 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxnets import create_model, ops
 from jaxnets.ops.gpu_batch_norm import GOLDEN_RATIO
 from jaxnets.ops.gpu_sums import sums
+from tests.slow import slow_after
+from tests.tiny_net import registered
 
 RELU = (0.0, float("inf"))
 
@@ -26,7 +28,7 @@ def normal(seed, *shape):
 @given(st.tuples(st.integers(0, 7), st.integers(1, 5), st.integers(1, 13), st.integers(1, 9)))
 def test_sums_of_maps_of_any_size(shape):
     a, b = normal(0, *shape), normal(1, *shape)
-    for got, expected in zip(sums(a, b), (a, b), strict=True):
+    for got, expected in zip(jax.jit(sums)(a, b), (a, b), strict=True):
         np.testing.assert_allclose(got, np.asarray(expected, np.float64).sum((0, 1, 2)), rtol=1e-6, atol=1e-5)
 
 
@@ -101,9 +103,16 @@ def test_a_gradient_of_overlapping_windows_is_rounded_once():
         assert dx.dtype == jnp.bfloat16 and dx[0, 2, 2, 0] == 260 and dx.sum() == 260
 
 
-def gradients(name, dtype=jnp.float32, net="mobilenet_v2_mini"):
+def make_net(name, **fields):
+    """One of the nets, or the one called "tiny"."""
+    with registered():
+        return create_model(name, num_classes=5, **fields)
+
+
+@functools.cache
+def gradients(name, dtype, net):
     """Loss, statistics and gradients of a net in training."""
-    model = create_model(net, num_classes=5, dtype=dtype, dropout=0.0)
+    model = make_net(net, dtype=dtype, dropout=0.0)
     images, labels = normal(0, 12, 32, 32, 3), jnp.arange(12) % 5
     shapes = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
     variables = jax.tree.map(lambda a: normal(a.size, *a.shape) / 4 + (a.ndim == 1), shapes)
@@ -117,25 +126,30 @@ def gradients(name, dtype=jnp.float32, net="mobilenet_v2_mini"):
 
 
 def test_a_net_has_the_reference_s_loss_gradients_and_statistics():
-    for a, b in zip(*map(jax.tree.leaves, (gradients("gpu"), gradients("reference"))), strict=True):
+    got, expected = (gradients(name, jnp.float32, "tiny") for name in ("gpu", "reference"))
+    assert jax.tree.leaves(expected[0][1])
+    for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(1e-2, np.abs(b).max()))
 
 
 @pytest.mark.parametrize(
     "net",
-    ["mobilenet_v2_mini", "squeezenet1_1_cifar"]
-    + [pytest.param(f"shufflenet_{name}_cifar", marks=pytest.mark.slow) for name in ("v1_g3", "v2_x0_5")],
+    slow_after(
+        2,
+        ["tiny", "squeezenet1_1_cifar", "mobilenet_v2_mini", "shufflenet_v1_g3_cifar", "shufflenet_v2_x0_5_cifar"],
+    ),
 )
 def test_in_bfloat16_it_is_as_near_to_float32_as_the_reference(net):
     """Of every tensor, in its norm: of single values of a net that has just begun rounding says little."""
-    exact = jax.tree.leaves(gradients("reference", net=net))
+    exact = jax.tree.leaves(gradients("reference", jnp.float32, net))
 
     def errors(name):
         found = jax.tree.leaves(gradients(name, jnp.bfloat16, net))
         return np.array([np.linalg.norm(a - b) / max(1e-2, np.linalg.norm(b)) for a, b in zip(found, exact)])
 
     ours, theirs = errors("gpu"), errors("reference")
-    assert ours.max() < max(0.2, 1.5 * theirs.max()) and ours.mean() < 1.2 * theirs.mean()
+    of_mean = 1.5 if net == "tiny" else 1.2  # a mean of few tensors varies more
+    assert ours.max() < max(0.2, 1.5 * theirs.max()) and ours.mean() < of_mean * theirs.mean()
 
 
 @pytest.mark.parametrize("dtype, convolutions", [(jnp.float32, 0), (jnp.bfloat16, 3), (jnp.float16, 3)])
@@ -151,9 +165,10 @@ def test_depthwise_kernels_are_the_library_s_in_half_precision_alone(dtype, conv
     assert text.count("stablehlo.convolution") == convolutions
 
 
-def test_training_lowers_for_gpus_without_one():
+@pytest.mark.parametrize("net", slow_after(1, ["tiny", "shufflenet_v2_x0_5_cifar"]))
+def test_training_lowers_for_gpus_without_one(net):
     """Nothing in it is the CPU's alone; in float32 depthwise kernels are no convolutions of XLA's, forward or back."""
-    model = create_model("shufflenet_v2_x0_5_cifar", num_classes=5)
+    model = make_net(net)
     images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
 

@@ -324,6 +324,7 @@ def test_shard_map_that_is_not_jitted():
             of_share, mesh=mesh, in_specs=(P("devices"), P(), P()), out_specs=(P("devices"), P()), check_vma=False
         )
         with ops.using(name):
+            share = jax.jit(share) if name == "xla" else share
             return share(normal(0, 4, 6, 5, 8), normal(1, 3, 3, 8, 8), normal(2, 8) + 2)
 
     assert_same(run("native"), run("xla"), rtol=1e-3)
@@ -427,17 +428,16 @@ print(len(os.listdir(tasks)) if os.path.isdir(tasks) else os.environ["NPROC"])
     # The number of devices would set that of threads too, which NPROC sets for XLA's pools.
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
     results, threads = [], []
-    for count in (1, 2, 23):
+    for count in (1, 23):
         path = tmp_path / f"{count}.npz"
         own = {"PYTHONPATH": str(repository), "XLA_FLAGS": " ".join(flags), "NPROC": str(count)}
         command = [sys.executable, "-c", code, str(path)]
         run = subprocess.run(command, check=True, env={**os.environ, **own}, stdout=subprocess.PIPE, text=True)
         threads.append(int(run.stdout))
         results.append(np.load(path))
-    assert threads[0] < threads[1] < threads[2]
-    for other in results[1:]:
-        for name in results[0].files:
-            np.testing.assert_array_equal(results[0][name], other[name])
+    assert threads[0] < threads[1]
+    for name in results[0].files:
+        np.testing.assert_array_equal(results[0][name], results[1][name])
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ FAKE += "".join(
     for name in native_library.HANDLERS
 )
 SLOW_COMPILER = """#!/bin/sh
-case "$*" in *--version*) ;; *) sleep 2 ;; esac
+case "$*" in *--version*) ;; *) sleep 1 ;; esac
 exec {compiler} "$@"
 """
 

@@ -8,6 +8,8 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxnets import ops
+from tests.kernels import NATIVE
+from tests.slow import each_once
 
 SAME = ((1, 1), (1, 1))
 CHANNELS = 4
@@ -93,49 +95,37 @@ def test_forward_mode_raises_and_works_with_the_reference(name):
     np.testing.assert_allclose(y, tangent, rtol=1e-6)  # linear
 
 
-def formulations():
-    """Those that this machine can compute with."""
-    return [name for name in ops.FORMULATIONS if name != "native" or ops.native_library.available()]
+# The gradient of what is the same everywhere comes summed where shard_map is checked.
+WAYS = ("shard_map, checked", "vmap", "shard_map", "pmap")
 
 
-def errors_of_shared_statistics():
-    """Largest relative errors of the gradients on 4 devices against 1, by way of sharing the batch."""
-    parameters, x, weight = arrays(batch=16)
-    mesh = Mesh(np.array(jax.devices()), ("batch",))
+def shared_gradients(way, parameters, x, weight):
+    """The gradients of a batch that 4 devices, or parts of one, share."""
+    mesh = Mesh(np.array(jax.devices()[:4]), ("batch",))
     batch, same = PartitionSpec("batch"), PartitionSpec()
-    split = lambda a: a.reshape(4, -1, *a.shape[1:])  # noqa: E731
-    errors = {}
-    for name in formulations():
+    checked = way == "shard_map, checked"
 
-        def step(parameters, x, weight):
-            gradient, of_x = jax.grad(loss, (0, 1))(parameters, x, weight, "batch")
-            return lax.pmean(gradient, "batch"), of_x / 4
+    def step(parameters, x, weight):
+        gradient, of_x = jax.grad(loss, (0, 1))(parameters, x, weight, "batch")
+        return jax.tree.map(lambda g: g / 4, gradient) if checked else lax.pmean(gradient, "batch"), of_x / 4
 
-        def step_checked(parameters, x, weight):  # the gradient of what is the same everywhere comes summed
-            gradient, of_x = jax.grad(loss, (0, 1))(parameters, x, weight, "batch")
-            return jax.tree.map(lambda g: g / 4, (gradient, of_x))
-
-        with ops.using("reference"):
-            expected = jax.jit(jax.grad(loss, (0, 1)))(parameters, x, weight)
-        with ops.using(name):
-            got = {
-                "pmap": jax.pmap(step, "batch", in_axes=(None, 0, 0))(parameters, split(x), split(weight)),
-                "vmap": jax.jit(jax.vmap(step, (None, 0, 0), axis_name="batch"))(parameters, split(x), split(weight)),
-            }
-            for check, function in ((False, step), (True, step_checked)):
-                sharded = jax.shard_map(
-                    function, mesh=mesh, in_specs=(same, batch, batch), out_specs=(same, batch), check_vma=check
-                )
-                got[f"shard_map check_vma={check}"] = jax.jit(sharded)(parameters, x, weight)
-        for way, (gradient, of_x) in got.items():
-            if "map" in way and "shard" not in way:
-                gradient, of_x = jax.tree.map(lambda a: a[0], gradient), of_x.reshape(x.shape)
-            pairs = zip(jax.tree.leaves((gradient, of_x)), jax.tree.leaves(expected))
-            errors[f"{name} {way}"] = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in pairs)
-    return errors
+    if way.startswith("shard_map"):
+        specs = {"in_specs": (same, batch, batch), "out_specs": (same, batch)}
+        return jax.jit(jax.shard_map(step, mesh=mesh, check_vma=checked, **specs))(parameters, x, weight)
+    of_parts = {
+        "pmap": jax.pmap(step, "batch", in_axes=(None, 0, 0), devices=jax.devices()[:4]),
+        "vmap": jax.jit(jax.vmap(step, (None, 0, 0), axis_name="batch")),
+    }
+    gradient, of_x = of_parts[way](parameters, *(a.reshape(4, -1, *a.shape[1:]) for a in (x, weight)))
+    return jax.tree.map(lambda a: a[0], gradient), of_x.reshape(x.shape)
 
 
-def test_statistics_of_4_devices_have_the_gradient_of_1():
-    errors = errors_of_shared_statistics()
-    assert len(errors) == 4 * len(formulations())
-    assert max(errors.values()) < 1e-5, errors
+@each_once({"name": ["reference", "xla", NATIVE, "gpu"], "way": WAYS})
+def test_statistics_of_4_devices_have_the_gradient_of_1(name, way):
+    parameters, x, weight = arrays(batch=16)
+    with ops.using("reference"):
+        expected = jax.jit(jax.grad(loss, (0, 1)))(parameters, x, weight)
+    with ops.using(name):
+        got = shared_gradients(way, parameters, x, weight)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert np.abs(a - b).max() < 1e-5 * np.abs(b).max()
