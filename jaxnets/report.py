@@ -151,7 +151,8 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
 class LivePage:
     """Draws the page of a run that is training, in a thread; a failure is a line in the log and no more.
 
-    In a tenth of the time at most: drawing keeps Python from dispatching steps, which on a GPU take milliseconds.
+    In a tenth of the time at most, but for `redraw`: drawing keeps Python from dispatching steps, which on a GPU take
+    milliseconds.
     """
 
     def __init__(self, workdir: Path, split: data.Split):

@@ -246,10 +246,12 @@ def test_pytorch_races_in_its_fastest_form(monkeypatch):
     monkeypatch.setattr(benchmark_torch, "TRIAL_ROUNDS", 1)
     task = dataclasses.replace(task_of("squeezenet1_1_cifar", "latency"), threads=1)
     prepare = functools.partial(benchmark_torch.prepare, compiled=False, cores=cores.usable())
-    asked = [{"question": "prepare"} | dataclasses.asdict(task), {"question": "turn", "steps": 2}]
+    asked = [{"question": "rates", "threads": 1}, {"question": "prepare"} | dataclasses.asdict(task)]
+    asked.append({"question": "turn", "steps": 2})
     answers = io.StringIO()
-    benchmark_worker.serve(prepare, benchmark_torch.rates, map(json.dumps, asked), answers)
-    report, turn = map(json.loads, answers.getvalue().splitlines())
+    benchmark_worker.serve(prepare, lambda threads: {"threads": threads}, map(json.dumps, asked), answers)
+    rates, report, turn = map(json.loads, answers.getvalue().splitlines())
+    assert rates == {"threads": 1}
     tried = report["tried"]
     assert set(tried) == {a + b for a in ("channels_last", "NCHW") for b in ("", ", fused", ", TorchScript")}
     assert report["form"] == min(tried, key=tried.get)
@@ -447,6 +449,6 @@ def test_the_command(against, tmp_path, repository, monkeypatch, capsys, on_one_
         # Of an image's maps the largest has 2 MiB: neither momenta nor what was compiled are the steps' own. A little
         # of what was resident may have been given back since.
         assert entry["idle_bytes"] < entry["ready_bytes"] and -1e7 < entry["peak_bytes"] - entry["ready_bytes"] < 6e7
-    # Some weights and nothing else lie between PyTorch's net and its own; nobody beats a floor of one image 100 times.
+    # Nobody beats a floor of one image 100 times.
     assert entries["jaxnets"]["temp_bytes"] > 0
     assert 0 < race["floor"]["share"] < 100

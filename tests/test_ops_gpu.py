@@ -165,10 +165,13 @@ def test_depthwise_kernels_are_the_library_s_in_half_precision_alone(dtype, conv
     assert text.count("stablehlo.convolution") == convolutions
 
 
-@pytest.mark.parametrize("net", slow_after(1, ["tiny", "shufflenet_v2_x0_5_cifar"]))
-def test_training_lowers_for_gpus_without_one(net):
+@pytest.mark.parametrize(
+    ("net", "dtype", "convolutions"),
+    slow_after(2, [("tiny", jnp.float32, 2), ("tiny", jnp.bfloat16, 5), ("shufflenet_v2_x0_5_cifar", jnp.float32, 2)]),
+)
+def test_training_lowers_for_gpus_without_one(net, dtype, convolutions):
     """Nothing in it is the CPU's alone; in float32 depthwise kernels are no convolutions of XLA's, forward or back."""
-    model = make_net(net)
+    model = make_net(net, dtype=dtype)
     images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
 
@@ -182,5 +185,5 @@ def test_training_lowers_for_gpus_without_one(net):
         traced = jax.jit(jax.grad(loss)).trace(variables["params"], variables["batch_stats"], images)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "jaxnets_" not in text  # the native operators' calls
-    # The stem, and its kernel's gradient; the image's is not wanted.
-    assert text.count("stablehlo.convolution") == 2
+    # The stem and its kernel's gradient, the image's is not wanted; in half precision a depthwise one and its two.
+    assert text.count("stablehlo.convolution") == convolutions

@@ -332,12 +332,15 @@ def test_a_live_page_takes_a_tenth_of_the_time_and_shows_the_last_evaluation(wor
     monkeypatch.setattr(report.LivePage, "_draw", draw)
     monkeypatch.setattr(report.time, "monotonic", lambda: float(next(clock)))
     live = report.LivePage(workdir, split=None)
+    waits, wait = [], live._closing.wait
+    monkeypatch.setattr(live._closing, "wait", lambda seconds: waits.append(seconds) or wait(seconds))
     live.update(1, None)
-    began.wait()
+    assert began.wait(60)
     for at in (2, 3, 4):
         live.update(at, None)
     live.close()
     assert drawn == [1, 4]
+    assert waits[1] == (2 + 9 - 3) * 3600  # it ended at 2 o'clock, and it is 3
 
 
 @pytest.mark.parametrize("width", slow_after(1, [390, 1200]))

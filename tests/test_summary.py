@@ -28,11 +28,11 @@ PAPER_MACS = {
 
 
 def test_all_has_every_net_at_its_own_size(capsys, monkeypatch):
-    layers = layers_of(jaxnets.create_model("mobilenet_v2_mini"), 32)
-    monkeypatch.setattr(summary, "layers_of", lambda model, image_size: layers)  # no net is traced
+    layers, traced = layers_of(jaxnets.create_model("mobilenet_v2_mini"), 32), []
+    monkeypatch.setattr(summary, "layers_of", lambda model, size: traced.append(size) or layers)  # no net is traced
     models = json.loads(run(capsys, "--all", "--format=json"))["models"]
     sizes = {totals["model"]: totals["image_size"] for totals in models}
-    assert list(sizes) == jaxnets.list_models()
+    assert list(sizes) == jaxnets.list_models() and traced == list(sizes.values())
     assert {name for name, size in sizes.items() if size == 32} == {
         name for name in sizes if name.endswith(("_cifar", "_mini"))
     }
