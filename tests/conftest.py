@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import resource
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -146,14 +147,12 @@ def digits_dir(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def root(tmp_path_factory) -> Path:
+def root(digits_dir, tmp_path_factory) -> Path:
     """A data directory with the digits and a foreign data set."""
-    from jaxnets import data
     from tests.photo_set import Photos
 
-    root = tmp_path_factory.mktemp("data")
+    root = shutil.copytree(digits_dir, tmp_path_factory.mktemp("data"), dirs_exist_ok=True)
     Photos(data_dir=root, file_format="array_record").download_and_prepare()
-    data.open_split("digits", "train", root, image_size=8)
     return root
 
 

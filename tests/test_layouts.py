@@ -1,6 +1,5 @@
 """The layouts of every net: names that lead there and back, and warnings where nets differ."""
 
-import functools
 import logging
 
 import jax
@@ -11,6 +10,7 @@ import jaxnets
 from jaxnets import torch_weights, weight_images
 from jaxnets.errors import UserError
 from jaxnets.layouts import layouts_of
+from tests.test_models import shapes_of
 
 # A small net of each family, and the code bases that have it
 WRITTEN = {
@@ -33,18 +33,11 @@ WRITTEN = {
 }
 
 
-@functools.cache
-def shapes_of(model):
-    """The shapes of every variable."""
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    with jaxnets.ops.using("reference"):  # fastest to trace
-        return {"batch_stats": {}} | jax.eval_shape(model.init, jax.random.key(0), images)
-
-
 def random_variables(model):
     """Numbers for every variable, 0 for the classifier's bias, which megvii's nets lack."""
     random = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes_of(model))
+    shapes = {"batch_stats": {}} | shapes_of(model)
+    variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
     variables["params"]["classifier"]["bias"] *= 0
     return variables
 

@@ -2,7 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 from ml_collections import ConfigDict
@@ -49,20 +51,20 @@ def small_digits():
     return config
 
 
+def make_config(data_dir: Path, **fields: Any) -> ConfigDict:
+    """`small_digits` with `fields`, with __ for dots, of data in a folder."""
+    config = small_digits()
+    config.data_dir = str(data_dir)
+    config.compilation_cache = False  # the suite's own is set in conftest.py
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
+    return config
+
+
 @contextlib.contextmanager
 def configurations(data_dir: Path) -> Iterator[Callable[..., ConfigDict]]:
-    """`small_digits` with fields (two underscores for a dot), of data kept in a folder, while the net is known."""
-
-    def make(**fields):
-        config = small_digits()
-        config.data_dir = str(data_dir)
-        config.log_every_steps = 2
-        config.compilation_cache = False  # the suite's own is set in conftest.py
-        config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-        return config
-
+    """`make_config` of data in a folder, with a record every other step, while the net is known."""
     with registered():
-        yield make
+        yield partial(make_config, data_dir, log_every_steps=2)
 
 
 def diverging_at(width, train):

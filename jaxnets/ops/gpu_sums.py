@@ -5,6 +5,8 @@ import math
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.ops.xla_depthwise import sum_together
+
 
 def sums(*maps):
     """Of each of the maps `(..., C)`, all of one shape, the sum over all but the last axis, `(C,)`.
@@ -15,14 +17,9 @@ def sums(*maps):
     batch, *positions, channels = maps[0].shape
     rows = batch * math.prod(positions)
     parts = _parts(batch, rows // max(batch, 1))
-    partial = _sum_over(1, [values.reshape(parts, rows // parts, channels) for values in maps])
-    return _sum_over(0, lax.optimization_barrier(partial))  # without a barrier XLA makes one reduction of both again
-
-
-def _sum_over(axis, arrays):
-    """One reduction of all the arrays: as several, XLA writes down what they have in common, such as a mask."""
-    zeros = [jnp.zeros((), values.dtype) for values in arrays]
-    return lax.reduce(arrays, zeros, lambda totals, values: list(map(lax.add, totals, values)), (axis,))
+    # Together: of reductions one by one XLA writes down what they have in common, such as a mask.
+    partial = sum_together([values.reshape(parts, rows // parts, channels) for values in maps], 1)
+    return sum_together(lax.optimization_barrier(partial), 0)  # without a barrier XLA makes one reduction of both again
 
 
 def wide(values):

@@ -107,9 +107,7 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
         products = [window(x, tap, d.shape[1:3], strides) * d for tap in taps(kernel)]
         of_taps = []
         for first in range(0, len(products), FEW_TAPS):
-            few = products[first : first + FEW_TAPS]
-            zeros = [jnp.zeros((), d.dtype)] * len(few)
-            of_taps += lax.reduce(few, zeros, lambda a, b: [p + q for p, q in zip(a, b)], (0,))
+            of_taps += sum_together(products[first : first + FEW_TAPS], 0)
         return jnp.stack([of_tap.sum((0, 1)) for of_tap in of_taps])
 
     groups, rest = divmod(dy.shape[0], GROUP)
@@ -120,6 +118,12 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
     if rest:
         gradient += of_group(groups * GROUP, rest)
     return gradient.reshape(kernel.shape).astype(kernel.dtype)
+
+
+def sum_together(arrays, axis):
+    """The sum of each of the arrays over an axis: one reduction of as many operands."""
+    zeros = [jnp.zeros((), values.dtype) for values in arrays]
+    return lax.reduce(arrays, zeros, lambda totals, values: list(map(lax.add, totals, values)), (axis,))
 
 
 def _widen(*arrays):

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnets import checkpoint, journal, loop, runtime
 from jaxnets.errors import UserError
-from tests.tiny_net import small_digits
+from tests import tiny_net
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_FILES = (
@@ -26,12 +26,7 @@ LIMIT_FILES = (
 
 def make_config(data_dir: Path, **fields: Any) -> ml_collections.ConfigDict:
     """Two epochs of five steps of the tiny net, each step a call and a record; `fields` with __ for dots."""
-    config = small_digits()
-    config.data_dir = str(data_dir)
-    config.compilation_cache = False
-    config.steps_per_call = config.log_every_steps = 1
-    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in fields.items()})
-    return config
+    return tiny_net.make_config(data_dir, **{"steps_per_call": 1, "log_every_steps": 1} | fields)
 
 
 @dataclasses.dataclass(frozen=True)
