@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jaxnets import checkpoint, distributed, evaluate, interruption, state, step
+from jaxnets import checkpoint, distributed, interruption, state, step
 from jaxnets.checkpoint import NO_TOTALS, Totals
 from jaxnets.errors import UserError
+from jaxnets.evaluator import Evaluator
 from jaxnets.journal import Journal
 from jaxnets.plan import Plan
 from jaxnets.progress import Progress
@@ -28,7 +29,7 @@ class Running:
     plan: Plan
     dispatch: dict[int, Callable]  # by side of the images: (state, batches) -> (state, TrainMetrics) of one call
     calls: Iterator[dict[str, np.ndarray]]  # what is dispatched, from the first step of this start on
-    evaluator: evaluate.Evaluator
+    evaluator: Evaluator
     manager: ocp.CheckpointManager
     journal: Journal
     clock: Clock

@@ -13,9 +13,8 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import operator
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -27,116 +26,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from jaxnets import checkpoint, data, distributed, ops, programs, runtime, settings, step, streaming
+from jaxnets import checkpoint, data, ops, runtime, settings, step
 from jaxnets.datasets import data_root, is_folder, where_it_still_is
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
+from jaxnets.evaluator import make_evaluator
 from jaxnets.plain_files import user_path
+from jaxnets.restore import require_same_shapes, restore_ema, restore_item
 from jaxnets.weight_files import Images
 from jaxnets.workdir import CONFIG, class_names, read_data
-
-Evaluator = Callable[[dict[str, Any]], tuple[dict[str, Any], step.Predictions]]
-
-
-def eval_calls(
-    split: data.Split,
-    resident: bool,
-    config: ml_collections.ConfigDict,
-    num_devices: int,
-    part: tuple[int, int] = (0, 1),
-) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, as the mapped evaluation takes it: K batches a call, the rest masked.
-
-    `part` (i, n) is the share of a process, the i-th of n, for its `num_devices`.
-    """
-    size = config.eval_batch_size
-    if resident:
-        index, mask = (data.take_part(values, part) for values in data.eval_indices(len(split), size))
-        batches = ({"index": i, "mask": m} for i, m in zip(index, mask))
-    else:
-        batches = streaming.stream_eval(split, batch_size=size, num_workers=config.num_workers, part=part)
-    pending: list[dict[str, np.ndarray]] = []
-    # No more batches in a call than there are: a small split would be mostly padding.
-    per_call = min(config.steps_per_call, -(-len(split) // size))
-    with closing(batches):  # its worker processes end with the evaluation, also where that is abandoned
-        for batch in batches:
-            pending.append(batch)
-            if len(pending) == per_call:
-                yield step.shard({name: np.stack([b[name] for b in pending]) for name in batch}, num_devices)
-                pending = []
-    if pending:
-        empty = pending[-1] | {"mask": np.zeros_like(pending[-1]["mask"])}
-        pending += [empty] * (per_call - len(pending))
-        yield step.shard({name: np.stack([b[name] for b in pending]) for name in empty}, num_devices)
-
-
-def make_evaluator(
-    model: nn.Module,
-    split: data.Split,
-    examples: dict[str, jax.Array],
-    config: ml_collections.ConfigDict,
-    devices: list[jax.Device],
-    between_calls: Callable[[], None] = lambda: None,
-) -> Evaluator:
-    """A function from variables to the metrics of `split`, `summarize`'s, and its predictions in order.
-
-    Compiled on first use; predictions are NumPy arrays.
-    `examples` are the resident images and labels, or {} to stream them. `between_calls` may raise to
-    abandon the evaluation.
-    """
-    mean, std = tuple(config.mean), tuple(config.std)
-    one_step = partial(step.eval_step, model=model, mean=mean, std=std, axis_name=step.AXIS)
-    key = ("evaluation", model, mean, std, tuple(devices), ops.formulation())
-    call = programs.keep(key, lambda: step.pmap_eval(one_step, devices))
-
-    def evaluate(variables):
-        variables = step.replicate(variables, devices)
-        total, ahead, of_calls = None, None, []
-
-        def settle(totals, of_call):
-            nonlocal total
-            total = _add(total, totals)
-            of_calls.append(jax.tree.map(np.asarray, of_call))
-
-        part = distributed.share()
-        with closing(eval_calls(split, bool(examples), config, len(devices) // part[1], part)) as calls:
-            for batches in calls:
-                # The devices work on one call while the host adds up the one before.
-                behind, ahead = ahead, call(variables, examples, step.assemble(batches, devices))
-                if behind:
-                    settle(*behind)
-                between_calls()
-        settle(*ahead)
-        # Only the end of the last call is padding.
-        predicted = distributed.gather(jax.tree.map(lambda *calls: np.concatenate(calls, axis=1), *of_calls))
-        return summarize(total), jax.tree.map(lambda values: values[: len(split)], step.unshard(predicted))
-
-    return evaluate
-
-
-def _add(total: step.EvalTotals | None, of_call: step.EvalTotals) -> step.EvalTotals:
-    """The sum in float64, which holds any count exactly; None counts as nothing.
-
-    Batch by batch, so that it is the same to the last bit however they are grouped into calls.
-    """
-    of_call = jax.tree.map(lambda values: np.asarray(values).astype(np.float64), of_call)
-    for batch in range(len(of_call.count)):
-        of_batch = jax.tree.map(operator.itemgetter(batch), of_call)
-        total = of_batch if total is None else jax.tree.map(np.add, total, of_batch)
-    return total
-
-
-def summarize(totals: step.EvalTotals) -> dict[str, Any]:
-    """Means over examples: loss (nats), accuracy, top5_accuracy, class_accuracy (NaN: no such example)."""
-    count = int(totals.count)
-    with np.errstate(invalid="ignore"):
-        class_accuracy = totals.class_correct / totals.class_count
-    return {
-        "loss": float(totals.loss) / count,
-        "accuracy": float(totals.correct) / count,
-        "top5_accuracy": float(totals.correct_top5) / count,
-        "num_examples": count,
-        "class_accuracy": class_accuracy.tolist(),
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,9 +79,9 @@ def load_run(workdir: str | Path, which: str = "best", *, ema: bool = False) -> 
             expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
     except Exception as error:  # a configuration from elsewhere can ask for sizes that nothing can have
         raise UserError(f"{workdir / CONFIG} describes a net that cannot be made: {str(error)[:300]}") from error
-    checkpoint.require_same_shapes(variables, {"params": {}, "batch_stats": {}} | expected, where)
+    require_same_shapes(variables, {"params": {}, "batch_stats": {}} | expected, where)
     if ema:
-        checkpoint.require_same_shapes(averaged, variables, f"the average in {where}")
+        require_same_shapes(averaged, variables, f"the average in {where}")
     return Run(config, model, averaged if ema else variables, at)
 
 
@@ -192,8 +89,8 @@ def _restore(workdir: Path, which: str, ema: bool) -> tuple[int, dict[str, Any],
     """A checkpoint's step, variables and, with `ema`, their average, None where there is none."""
     with closing(checkpoint.open_manager(workdir)) as manager:
         at = checkpoint.find_step(manager, which, ema=ema)
-        variables = {"params": {}, "batch_stats": {}} | checkpoint.restore_item(manager, at, "variables")
-        return at, variables, checkpoint.restore_ema(manager, at) if ema else None
+        variables = {"params": {}, "batch_stats": {}} | restore_item(manager, at, "variables")
+        return at, variables, restore_ema(manager, at) if ema else None
 
 
 def load_examples(

@@ -16,7 +16,6 @@ from jaxnets import (
     checkpoint,
     distributed,
     epochs,
-    evaluate,
     interruption,
     machine,
     runtime,
@@ -27,6 +26,7 @@ from jaxnets import (
 )
 from jaxnets.dispatch import call_lengths, load_examples, make_dispatch, steps_per_call, train_calls
 from jaxnets.errors import UserError
+from jaxnets.evaluator import make_evaluator
 from jaxnets.journal import Journal
 from jaxnets.plain_files import user_path
 from jaxnets.plan import (
@@ -39,6 +39,7 @@ from jaxnets.plan import (
 )
 from jaxnets.progress import Progress
 from jaxnets.report import LivePage
+from jaxnets.restore import restore_agreed
 from jaxnets.runtime import logger
 from jaxnets.timing import Clock
 
@@ -84,7 +85,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
         closing(checkpoint.open_manager(directory, config.keep_checkpoints)) as manager,
         ThreadPoolExecutor(1) as background,
     ):
-        saved = checkpoint.restore_agreed(manager, template) if before else None
+        saved = restore_agreed(manager, template) if before else None
         start, totals = saved or (None, dict(checkpoint.NO_TOTALS))
         at = int(start.step) if saved else 0
         if at > plan.total_steps:
@@ -140,7 +141,7 @@ def fit(
         interruption.deferred(asked),
         Progress(at, plan.total_steps, plan.steps_per_epoch) as progress,
     ):
-        evaluator = evaluate.make_evaluator(
+        evaluator = make_evaluator(
             plan.model, plan.eval_split, eval_examples, plan.config, plan.devices, asked.raise_if_asked
         )
         run = epochs.Running(plan, dispatch, calls, evaluator, manager, journal, clock, page, progress, asked)

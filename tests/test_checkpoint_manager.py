@@ -7,7 +7,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxnets import checkpoint
-from tests.test_checkpoint import TOTALS, make_state
+from jaxnets.restore import restore_item
+from tests.linear_runs import TOTALS, make_state
 
 
 class Killed(BaseException):
@@ -18,7 +19,7 @@ def steps_on_disk(workdir):
     """The steps that are there, each restored and verified."""
     with closing(checkpoint.open_manager(workdir)) as manager:
         for step in manager.all_steps():
-            checkpoint.restore_item(manager, step, "rest")
+            restore_item(manager, step, "rest")
         return sorted(manager.all_steps())
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from jaxnets import checkpoint, distributed, journal, loop
 from jaxnets.errors import UserError
+from jaxnets.restore import restore_item
 from tests.chaos.runs import make_config
 from tests.tiny_net import registered
 
@@ -103,7 +104,7 @@ def numbers(workdir):
 
 def arrays(workdir, name="variables", which="latest"):
     manager = checkpoint.open_manager(workdir)
-    return checkpoint.restore_item(manager, checkpoint.find_step(manager, which), name)
+    return restore_item(manager, checkpoint.find_step(manager, which), name)
 
 
 def assert_equal_runs(one, other):

@@ -14,6 +14,7 @@ import pytest
 
 from jaxnets import checkpoint, evaluate, journal
 from jaxnets.errors import UserError
+from jaxnets.restore import restore_item
 from tests.slow import mark_slow
 
 SMALL = ["--config=tests/mini_digits.py"]
@@ -119,7 +120,7 @@ def numbers(workdir):
 def everything_saved(workdir):
     manager = checkpoint.open_manager(workdir)
     step = checkpoint.find_step(manager, "latest")
-    return step, [checkpoint.restore_item(manager, step, item) for item in ("variables", "rest")]
+    return step, [restore_item(manager, step, item) for item in ("variables", "rest")]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from jaxnets import checkpoint, epochs, evaluate, interruption, journal, loop, step, timing
+from jaxnets import checkpoint, epochs, interruption, journal, loop, step, timing
 from jaxnets.errors import UserError
 from jaxnets.progress import Progress
 from tests.chaos import runs
@@ -54,14 +54,14 @@ def test_an_interrupted_run_saves_where_it_is(tiny, tmp_path, monkeypatch, place
 
 
 def test_a_run_interrupted_before_its_first_step_says_so(tiny, tmp_path, monkeypatch, caplog):
-    make = evaluate.make_evaluator
+    make = loop.make_evaluator
 
     def signalled(*args):
         os.kill(os.getpid(), signal.SIGINT)
         return make(*args)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.setattr(evaluate, "make_evaluator", signalled)
+        patch.setattr(loop, "make_evaluator", signalled)
         loop.train(tiny(), tmp_path / "run")
     assert ended.value.code == 128 + signal.SIGINT and runs.newest(tmp_path / "run") == 0
     assert "ended before the first step" in caplog.text and "saved" not in caplog.messages[-1]

@@ -1,15 +1,16 @@
-"""Evaluation sees every example once, however it is fed and grouped."""
+"""A run is loaded at the checkpoint that is asked for, and evaluated on the classes that it knows, or refused."""
 
 import json
-import math
 
 import jax
 import numpy as np
 import pytest
 
 from configs import digits
-from jaxnets import checkpoint, data, evaluate, models, settings, step
+from jaxnets import checkpoint, data, evaluate, models, settings
+from jaxnets.checkpoint_damage import DamagedError
 from jaxnets.errors import UserError
+from jaxnets.restore import restore_item
 from jaxnets.workdir import Data, keep_data
 from tests.tiny_net import TinyNet
 
@@ -29,63 +30,8 @@ def split(config):
 
 
 @pytest.fixture(scope="module")
-def net():
-    model = TinyNet(num_classes=10)
-    return model, model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
-
-
-def test_every_example_is_evaluated_once_in_calls_of_one_shape(config, split):
-    calls = list(evaluate.eval_calls(split, True, config, 4))
-    assert [call["index"].shape for call in calls] == [(4, 3, 3)] * 2
-    seen = np.concatenate([call["index"][call["mask"]] for call in calls])
-    assert sorted(seen) == list(range(50))
-
-
-def test_a_streamed_evaluation_equals_a_resident_one_and_plain_means(config, split, net):
-    model, variables = net
-    devices = jax.devices()[:1]
-    decoded = data.decode(split, progress=False)
-    resident, _ = evaluate.make_evaluator(model, split, step.replicate(decoded, devices), config, devices)(variables)
-    assert evaluate.make_evaluator(model, split, {}, config, devices)(variables)[0] == resident
-    images = (decoded["image"] / np.float32(255) - np.float32(config.mean)) / np.float32(config.std)
-    right = np.asarray(model.apply(variables, images)).argmax(-1) == decoded["label"]
-    assert resident["accuracy"] == right.mean() and resident["num_examples"] == 50
-    for label, accuracy in enumerate(resident["class_accuracy"]):
-        assert accuracy == right[decoded["label"] == label].mean()
-
-
-def test_four_devices_equal_one(config, split, net):
-    decoded = data.decode(split, progress=False)
-    one, four = (
-        evaluate.make_evaluator(net[0], split, step.replicate(decoded, devices), config, devices)(net[1])[0]
-        for devices in (jax.devices()[:1], jax.devices()[:4])
-    )
-    assert one["accuracy"] == four["accuracy"] and one["top5_accuracy"] == four["top5_accuracy"]
-    assert one["loss"] == pytest.approx(four["loss"], rel=1e-6)
-
-
-def test_an_evaluation_can_be_abandoned_between_calls(config, split, net):
-    devices = jax.devices()[:1]
-
-    def abandon():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        evaluate.make_evaluator(net[0], split, {}, config, devices, abandon)(net[1])
-
-
-def test_a_class_without_examples_has_no_accuracy():
-    totals = step.EvalTotals(
-        loss=np.float64(6),
-        correct=np.float64(2),
-        correct_top5=np.float64(3),
-        count=np.float64(3),
-        class_correct=np.array([2.0, 0.0, 0.0]),
-        class_count=np.array([2.0, 1.0, 0.0]),
-    )
-    metrics = evaluate.summarize(totals)
-    assert (metrics["loss"], metrics["accuracy"], metrics["top5_accuracy"]) == (2.0, 2 / 3, 1.0)
-    assert metrics["class_accuracy"][:2] == [1.0, 0.0] and math.isnan(metrics["class_accuracy"][2])
+def variables():
+    return TinyNet(num_classes=10).init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
 
 
 def test_a_large_split_streams_and_a_small_one_is_resident(config, split):
@@ -97,11 +43,10 @@ def test_a_large_split_streams_and_a_small_one_is_resident(config, split):
 
 
 @pytest.fixture
-def workdir(config, tmp_path):
+def workdir(config, variables, tmp_path):
     """A configuration, and the weights of a net that is not its own."""
     settings.write(config, tmp_path / "config.json")
-    made = TinyNet(num_classes=10).init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
-    checkpoint.save_variables(tmp_path, made)
+    checkpoint.save_variables(tmp_path, variables)
     return tmp_path
 
 
@@ -110,14 +55,14 @@ def test_a_checkpoint_of_another_net_is_refused(workdir):
         evaluate.load_run(workdir)
 
 
-def test_weights_from_elsewhere_are_the_best_there_are(workdir, config, net, monkeypatch):
+def test_weights_from_elsewhere_are_the_best_there_are(workdir, config, variables, monkeypatch):
     monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
     config = config.copy_and_resolve_references()
     config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
     settings.write(config, workdir / "config.json")
     run = evaluate.load_run(workdir, "best")
     assert run.step == 0 and run.model.num_classes == 10
-    jax.tree.map(np.testing.assert_array_equal, run.variables, net[1])
+    jax.tree.map(np.testing.assert_array_equal, run.variables, variables)
     with pytest.raises(UserError, match="no averaged weights"):
         evaluate.load_run(workdir, ema=True)
 
@@ -128,17 +73,17 @@ def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(workdir, conf
     config = config.copy_and_resolve_references()
     config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
     settings.write(config, workdir / "config.json")
-    restore, failures = checkpoint.restore_item, [checkpoint.DamagedError("gone")]
+    failures = [DamagedError("gone")]
 
     def gone_once(*args):
         if failures:
             raise failures.pop()
-        return restore(*args)
+        return restore_item(*args)
 
-    monkeypatch.setattr(checkpoint, "restore_item", gone_once)
+    monkeypatch.setattr(evaluate, "restore_item", gone_once)
     assert evaluate.load_run(workdir).step == 0 and not failures
-    failures += [checkpoint.DamagedError("gone")] * 2
-    with pytest.raises(checkpoint.DamagedError):
+    failures += [DamagedError("gone")] * 2
+    with pytest.raises(DamagedError):
         evaluate.load_run(workdir)
 
 

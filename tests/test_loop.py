@@ -28,6 +28,7 @@ from jaxnets import (
     workdir,
 )
 from jaxnets.errors import UserError
+from jaxnets.restore import restore_item
 from tests.slow import slow_after
 from tests.tiny_net import configurations
 
@@ -41,7 +42,7 @@ def weights(workdir):
     """The newest variables of a run, bit for bit."""
     manager = checkpoint.open_manager(workdir)
     step = checkpoint.find_step(manager, "latest")
-    return step, checkpoint.restore_item(manager, step, "variables")
+    return step, restore_item(manager, step, "variables")
 
 
 def assert_same_run(one, other):
@@ -137,7 +138,7 @@ def test_a_streamed_run_equals_a_resident_one(finished, make_config, tmp_path, n
 
 def test_an_epoch_is_not_trained_again_where_its_evaluation_fails(finished, make_config, tmp_path, monkeypatch):
     """As by a file that cannot be read: the mend goes on with the evaluation."""
-    make, trained = evaluate.make_evaluator, []
+    make, trained = loop.make_evaluator, []
 
     def make_failing(*args):
         def evaluator(variables):
@@ -145,10 +146,10 @@ def test_an_epoch_is_not_trained_again_where_its_evaluation_fails(finished, make
 
         return evaluator
 
-    monkeypatch.setattr(evaluate, "make_evaluator", make_failing)
+    monkeypatch.setattr(loop, "make_evaluator", make_failing)
     with pytest.raises(UserError, match="photo.jpg"):
         loop.train(make_config(), tmp_path / "run")
-    monkeypatch.setattr(evaluate, "make_evaluator", make)
+    monkeypatch.setattr(loop, "make_evaluator", make)
     train_epoch = epochs.train_epoch
 
     def noted(run, current, at, totals):

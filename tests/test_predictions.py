@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from configs import digits
-from jaxnets import data, evaluate, predictions, step
+from jaxnets import data, predictions, step
 from jaxnets.errors import UserError
+from jaxnets.evaluator import make_evaluator
 from tests.tiny_net import TinyNet
 
 
@@ -38,7 +39,7 @@ def test_an_evaluation_predicts_every_example_in_order(split, decoded, num_devic
     model, devices = TinyNet(num_classes=10), jax.devices()[:num_devices]
     variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
     examples = {} if streamed else step.replicate(decoded, devices)
-    _, made = evaluate.make_evaluator(model, split, examples, config, devices)(variables)
+    _, made = make_evaluator(model, split, examples, config, devices)(variables)
     images = (decoded["image"] / np.float32(255) - np.float32(config.mean)) / np.float32(config.std)
     probabilities = np.asarray(jax.nn.softmax(model.apply(variables, images)))
     np.testing.assert_array_equal(made.label, decoded["label"])

@@ -13,9 +13,9 @@ from jax import lax
 from jaxnets.ops import reference, xla
 from jaxnets.ops.gpu_batch_norm import batch_norm
 from jaxnets.ops.gpu_depthwise import depthwise_conv
-from jaxnets.ops.gpu_sums import sums, wide
+from jaxnets.ops.gpu_sums import sums
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.reference import channel_shuffle, conv, within
+from jaxnets.ops.reference import channel_shuffle, conv, wide, within
 from jaxnets.ops.xla import pointwise_conv
 
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.ops.gpu_sums import sums, wide
+from jaxnets.ops.gpu_sums import sums
 from jaxnets.ops.manual_axes import align, mean_of_devices
-from jaxnets.ops.reference import clip, within
+from jaxnets.ops.reference import clip, wide, within
 
 GOLDEN_RATIO = 0.6180339887498949
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.ops import reference
-from jaxnets.ops.gpu_sums import sums, wide
+from jaxnets.ops.gpu_sums import sums
 from jaxnets.ops.manual_axes import align
+from jaxnets.ops.reference import wide
 from jaxnets.ops.windows import output_size, pad, taps, window
 from jaxnets.ops.xla_depthwise import input_gradient
 

@@ -2,7 +2,6 @@
 
 import math
 
-import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops.xla_depthwise import sum_together
@@ -20,11 +19,6 @@ def sums(*maps):
     # Together: of reductions one by one XLA writes down what they have in common, such as a mask.
     partial = sum_together([values.reshape(parts, rows // parts, channels) for values in maps], 1)
     return sum_together(lax.optimization_barrier(partial), 0)  # without a barrier XLA makes one reduction of both again
-
-
-def wide(values):
-    """At least float32: what is summed, and all that lies between two roundings."""
-    return values.astype(jnp.promote_types(values.dtype, jnp.float32))
 
 
 def _parts(batch: int, positions: int) -> int:

@@ -45,7 +45,7 @@ def pointwise_conv(x, kernel, strides):
 
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     """Two passes over the batch in float32, gradient by autodiff."""
-    x32 = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x32 = wide(x)
     mean = x32.mean((0, 1, 2))
     if axis_name is not None:
         mean = lax.pmean(mean, axis_name)
@@ -54,6 +54,16 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
         var = lax.pmean(var, axis_name)
     y = clip((x32 - mean) * (scale * lax.rsqrt(var + epsilon)) + bias, bounds)
     return y.astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def wide(values):
+    """In at least float32, as sums and all that lies between two roundings are computed."""
+    return values.astype(wide_type(values.dtype))
+
+
+def wide_type(dtype):
+    """float32, or `dtype` where that is wider."""
+    return jnp.promote_types(dtype, jnp.float32)
 
 
 def add_bias(x, bias, bounds):

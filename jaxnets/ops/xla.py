@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxnets.ops import reference
-from jaxnets.ops.reference import add_bias
+from jaxnets.ops.reference import add_bias, wide, wide_type
 from jaxnets.ops.windows import output_size, pad, taps, window
 from jaxnets.ops.xla_batch_norm import batch_norm
 from jaxnets.ops.xla_depthwise import depthwise_conv
@@ -62,14 +62,14 @@ def grouped_conv(x, kernel, strides, padding, feature_group_count):
 def _many_groups_conv(x, kernel, strides, padding, groups):
     padded = pad(x, padding)
     size = output_size(padded.shape[1:3], kernel, strides)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    y = jnp.zeros((x.shape[0], *size, kernel.shape[3]), wide)
+    sum_type = wide_type(x.dtype)
+    y = jnp.zeros((x.shape[0], *size, kernel.shape[3]), sum_type)
     if y.size:
         for tap in taps(kernel):
             inputs = window(padded, tap, size, strides)
             inputs = inputs.reshape(*inputs.shape[:3], groups, -1)
             weights = kernel[tap].reshape(kernel.shape[2], groups, -1)
-            product = jnp.einsum("nhwgi,igo->nhwgo", inputs, weights, preferred_element_type=wide)
+            product = jnp.einsum("nhwgi,igo->nhwgo", inputs, weights, preferred_element_type=sum_type)
             y += product.reshape(y.shape)
     return y.astype(x.dtype)
 
@@ -96,9 +96,8 @@ channel_shuffle.defvjp(
 
 def avg_pool(x, window, strides, padding, conv=depthwise_conv):
     """A depthwise convolution, of at least float32: bfloat16 has no 1 / 9."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, wide.dtype)
-    return conv(wide, kernel, (strides, strides), padding).astype(x.dtype)
+    kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, wide_type(x.dtype))
+    return conv(wide(x), kernel, (strides, strides), padding).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -124,17 +123,18 @@ def max_pool_backward(size, strides, padding, saved, dy):
     # Written down, or XLA looks for the maxima of all windows again at every pixel of each.
     first = lax.optimization_barrier(first)
     # Where windows overlap, an input gets several gradients: they are added in at least float32.
-    wide = jnp.promote_types(dy.dtype, jnp.float32)
-    total = jnp.zeros(padded.shape, wide)
+    sum_type = wide_type(dy.dtype)
+    zero = jnp.zeros((), sum_type)
+    total = jnp.zeros(padded.shape, sum_type)
     for number, tap in numbered:
         edges = [
             (start, n - start - (count - 1) * strides - 1, strides - 1)
             for start, n, count in zip(tap, padded.shape[1:3], y.shape[1:3])
         ]
-        of_tap = jnp.where(first == number, dy, 0).astype(wide)
-        total += lax.pad(of_tap, jnp.zeros((), wide), ((0, 0, 0), *edges, (0, 0, 0)))
+        of_tap = jnp.where(first == number, dy, 0).astype(sum_type)
+        total += lax.pad(of_tap, zero, ((0, 0, 0), *edges, (0, 0, 0)))
     crop = [(-low, -high, 0) for low, high in padding]
-    return (lax.pad(total, jnp.zeros((), wide), ((0, 0, 0), *crop, (0, 0, 0))).astype(dy.dtype),)
+    return (lax.pad(total, zero, ((0, 0, 0), *crop, (0, 0, 0))).astype(dy.dtype),)
 
 
 max_pool.defvjp(max_pool_forward, max_pool_backward)

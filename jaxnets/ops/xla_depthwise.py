@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.reference import NO_PADDING
+from jaxnets.ops.reference import NO_PADDING, wide, wide_type
 from jaxnets.ops.windows import output_size, pad, taps, window
 
 GROUP = 8  # images whose products the kernel gradient adds up in registers
@@ -33,10 +33,10 @@ def _depthwise(x, kernel, strides, padding):
 def _forward(x, kernel, strides, padding):
     padded = pad(x, padding)
     size = output_size(padded.shape[1:3], kernel, strides)
-    wide, weights = _widen(padded, kernel)
-    y = jnp.zeros((x.shape[0], *size, x.shape[3]), wide.dtype)
+    inputs, weights = wide(padded), wide(kernel)  # bfloat16 would round after every tap
+    y = jnp.zeros((x.shape[0], *size, x.shape[3]), inputs.dtype)
     if y.size:
-        y = sum(window(wide, tap, size, strides) * weights[tap] for tap in taps(kernel))
+        y = sum(window(inputs, tap, size, strides) * weights[tap] for tap in taps(kernel))
     # What is saved for the gradients is the padded image: it has to be written out anyway, the image not.
     return y.astype(x.dtype), (padded, kernel)
 
@@ -57,19 +57,19 @@ def input_gradient(dy, kernel, strides, padding, size):
     """Input `cell * stride + phase` met only every stride-th tap: each phase is a convolution of its own."""
     if len(taps(kernel)) > FEW_TAPS:
         return _input_gradient_of_many_taps(dy, kernel, strides, padding, size)
-    wide, weights = _widen(dy, kernel)
+    gradient, weights = wide(dy), wide(kernel)
     cells = [-(-n // stride) for n, stride in zip(size, strides)]
     rows = []
     for row in range(strides[0]):
         phases = []
         for column in range(strides[1]):
-            total = jnp.zeros((dy.shape[0], *cells, dy.shape[3]), wide.dtype)
+            total = jnp.zeros((dy.shape[0], *cells, dy.shape[3]), gradient.dtype)
             for tap in taps(kernel):
                 axes = zip((row, column), tap, strides, padding)
                 steps = [divmod(phase + low - index, stride) for phase, index, stride, (low, _) in axes]
                 if all(rest == 0 for _, rest in steps):
                     # The product first: XLA is slow where what it pads is no product of its own.
-                    total += _place(wide * weights[tap], [step for step, _ in steps], cells)
+                    total += _place(gradient * weights[tap], [step for step, _ in steps], cells)
             phases.append(total)
         rows.append(jnp.stack(phases, 3))
     dx = jnp.stack(rows, 2).reshape(dy.shape[0], *(n * s for n, s in zip(cells, strides)), dy.shape[3])
@@ -101,7 +101,7 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
     """
 
     def of_group(start, count):
-        x, d = _widen(*(lax.dynamic_slice_in_dim(a, start, count) for a in (padded, dy)))
+        x, d = (wide(lax.dynamic_slice_in_dim(a, start, count)) for a in (padded, dy))
         # Cropped and padded anew, the group is copied into the cache; as a mere slice it is not.
         x = pad(pad(x, [(-low, -high) for low, high in padding]), padding)
         products = [window(x, tap, d.shape[1:3], strides) * d for tap in taps(kernel)]
@@ -111,7 +111,7 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
         return jnp.stack([of_tap.sum((0, 1)) for of_tap in of_taps])
 
     groups, rest = divmod(dy.shape[0], GROUP)
-    zeros = jnp.zeros((len(taps(kernel)), kernel.shape[2]), jnp.promote_types(dy.dtype, jnp.float32))
+    zeros = jnp.zeros((len(taps(kernel)), kernel.shape[2]), wide_type(dy.dtype))
     gradient, _ = align(zeros, dy)
     if groups:
         gradient = lax.fori_loop(0, groups, lambda i, total: total + of_group(i * GROUP, GROUP), gradient)
@@ -124,8 +124,3 @@ def sum_together(arrays, axis):
     """The sum of each of the arrays over an axis: one reduction of as many operands."""
     zeros = [jnp.zeros((), values.dtype) for values in arrays]
     return lax.reduce(arrays, zeros, lambda totals, values: list(map(lax.add, totals, values)), (axis,))
-
-
-def _widen(*arrays):
-    """At least float32: bfloat16 would round after every tap."""
-    return [a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in arrays]

@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 
 from jaxnets import runtime
-from jaxnets.checkpoint import DamagedError
+from jaxnets.checkpoint_damage import DamagedError
 from jaxnets.journal import FILE
 from tests.chaos import runs
 from tests.chaos.watched import Watched

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxnets import checkpoint, journal, loop, runtime
 from jaxnets.errors import UserError
+from jaxnets.restore import restore_item
 from tests import tiny_net
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -90,9 +91,7 @@ def saved(workdir: Path) -> dict[int, list[dict]]:
     """All checkpoints of a run, each verified as it is read."""
     with contextlib.closing(checkpoint.open_manager(workdir)) as manager:
         steps = list(manager.all_steps())
-        return {
-            step: [checkpoint.restore_item(manager, step, name) for name in ("variables", "rest")] for step in steps
-        }
+        return {step: [restore_item(manager, step, name) for name in ("variables", "rest")] for step in steps}
 
 
 def differences(workdir: Path, reference: Path) -> list[str]:

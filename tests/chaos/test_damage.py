@@ -11,6 +11,7 @@ import pytest
 from jaxnets import checkpoint
 from jaxnets.errors import UserError
 from jaxnets.plan import make_plan, state_shapes
+from jaxnets.restore import restore_latest
 from tests.chaos import damage, runs
 from tests.slow import slow_after
 
@@ -31,7 +32,7 @@ def template(tiny, data_dir):
 def restore(workdir, template):
     """The step that a start would go on from, and its state as a flat list; None where it would start over."""
     with closing(checkpoint.open_manager(workdir, keep=3)) as manager:
-        restored = checkpoint.restore_latest(manager, template)
+        restored = restore_latest(manager, template)
     return restored and (int(restored[0].step), jax.tree.leaves(restored[0]))
 
 

@@ -1,0 +1,64 @@
+"""How a checkpoint that is not what was written is told from one that cannot be read now, and where it is put."""
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxnets.errors import UserError, writing
+
+# By which the system says that a file cannot be read now.
+PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+
+
+class DamagedError(UserError):
+    """A checkpoint that is there but is not what was written."""
+
+
+def digest(tree) -> str:
+    """SHA-256 over the names, types and bytes of all arrays of a tree."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        leaf = np.asarray(leaf)
+        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}\n".encode())
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()
+
+
+def json_digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def is_as_written(record: dict[str, Any], name: str, value: Any) -> bool:
+    """Whether a record has the digest of a JSON value, or none, as those of earlier versions."""
+    digests = record["digests"]
+    return name not in digests or digests[name] == json_digest(value)
+
+
+def passing(error: BaseException | None) -> str | None:
+    """What the system said where it is to blame rather than the file: no right to read it, too many open files."""
+    while error is not None:
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
+        number = int(number[1]) if number else getattr(error, "errno", None)
+        if isinstance(error, MemoryError) or number in PASSING:
+            return os.strerror(number or errno.ENOMEM)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def set_aside(directory: Path, name: str) -> Path:
+    """Move a checkpoint, or a part of one, to `damaged/` beside the checkpoints: where it then is."""
+    folder = directory.parent / "damaged"
+    names = (f"{name.replace('/', '.')}.{number}" for number in itertools.count(1))
+    target = next(folder / name for name in names if not (folder / name).exists())
+    with writing(directory):
+        folder.mkdir(exist_ok=True)
+        (directory / name).rename(target)
+    return target
