@@ -22,6 +22,7 @@ from jaxnets.plain_files import parse_json, replacing, user_path
 
 LABELS = {"train": "training", "eval": "evaluation", "latency": "latency of one image"}
 COLOURS = dict(zip(LABELS, plots.COLOURS))
+EXPLANATION = "Bars: beside the faster of the PyTorchs that took part, median; lines: from the lowest to the highest round."
 
 
 class Bar(NamedTuple):
@@ -127,7 +128,7 @@ def main(argv: list[str]) -> None:
     records = [read(path) for path in args.results]
     bars = bars_of(records)
     with plots.style():
-        figure = draw(bars, " ".join(dict.fromkeys(map(conditions, records))))
+        figure = draw(bars, " ".join([EXPLANATION, *dict.fromkeys(map(conditions, records))]))
         # White, since text and axes are dark wherever the picture is shown.
         with writing(args.out, ""), replacing(args.out) as scratch:
             figure.savefig(scratch, format=args.out.suffix[1:], dpi=plots.DPI, facecolor="white")

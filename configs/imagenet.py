@@ -18,9 +18,8 @@ The MobileNets' papers trained asynchronously on 16 and more devices; a batch he
 trained ImageNet itself with this file yet. Training images are random-resized crops and mirrored; evaluation takes
 the middle of the image resized to 8/7 of `image_size`. Colour jitter, which some of the authors used, is left out.
 
-A folder: `--config.dataset=folder:PATH`, of `class/image` with
-`--config.train_split='train[:90%]' --config.eval_split='train[90%:]'`, or of `train/class/image` and
-`val/class/image` with `--config.eval_split=val`.
+A folder: `--config.dataset=folder:PATH`, of `train/class/image` and `val/class/image`; of `class/image` with
+`--config.train_split='train[:90%]' --config.eval_split='train[90%:]'` besides.
 """
 
 from configs import default, recipes

@@ -38,7 +38,12 @@ def field(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name and equals) or name == "name":
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as shortcut=identity")
+    return name, literal(value)
+
+
+def literal(text: str) -> Any:
+    """The Python literal that a text is, else the text."""
     try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+        return ast.literal_eval(text)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return text

@@ -43,6 +43,7 @@ from typing import Any
 import jax
 
 from jaxnets import benchmark_report, benchmark_worker, cores, create_model, machine, runtime
+from jaxnets.arguments import count
 from jaxnets.benchmark_worker import CONTENDERS, MODES, Task, Worker
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.layer_list import layers_of
@@ -295,12 +296,12 @@ def _parser() -> ArgumentParser:
         prog="python -m jaxnets.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated nets; default: all that are raced")
-    parser.add_argument("--batch_size", type=int, help="of training and evaluation; default: 64, and 128 for CIFAR")
-    parser.add_argument("--image_size", type=int, help="side in pixels; default: 96, 224 for latency, 32 for CIFAR")
+    parser.add_argument("--batch_size", type=count, help="of training and evaluation; default: 64, and 128 for CIFAR")
+    parser.add_argument("--image_size", type=count, help="side in pixels; default: 96, 224 for latency, 32 for CIFAR")
     parser.add_argument("--mode", default=",".join(MODES), help=f"comma-separated: {', '.join(MODES)}; default: all")
     others = ", ".join(CONTENDERS[1:])
     parser.add_argument("--against", default="torch", help=f"comma-separated: {others}; default: torch")
-    parser.add_argument("--rounds", type=int, default=5, help="each of several turns per contender; default: 5")
+    parser.add_argument("--rounds", type=count, default=5, help="each of several turns per contender; default: 5")
     parser.add_argument("--format", choices=FORMATS, default="table", help="json is one object on one line")
     parser.add_argument("--out", type=user_path, help="a new file to keep everything in, as JSON")
     return parser
@@ -310,10 +311,6 @@ def plan(args) -> list[Race]:
     """The races that the arguments ask for; UserError for bad ones."""
     modes = _listed(args.mode, "mode", MODES)
     against = _listed(args.against, "against", CONTENDERS[1:])
-    if args.rounds < 1:
-        raise UserError(f"--rounds={args.rounds} must be at least 1")
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError(f"--batch_size={args.batch_size} must be at least 1")
     names = dict.fromkeys(args.models.split(","))
     for name in names:
         create_model(name)  # refuses an unknown one

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from jaxnets import summary
-from jaxnets.summary import Section
+from jaxnets import tables
+from jaxnets.tables import Section
 
 MIB = 1024**2
 
@@ -116,7 +116,7 @@ def show(record: dict[str, Any], *, markdown: bool) -> None:
     for position, section in enumerate(sections(record)):
         if position:
             print()
-        print(summary.markdown(section)) if markdown else summary.print_section(section)
+        print(tables.markdown(section)) if markdown else tables.print_section(section)
 
 
 def _ms(seconds: float) -> str:

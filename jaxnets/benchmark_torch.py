@@ -22,12 +22,11 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, fastest, ready_bytes
-from jaxnets.torch_nets import NETS
+from jaxnets.torch_nets import FORMATS, NETS, synchronize
 
 # For each form in each round, after two steps that do not count: so long, and so many steps, at least.
 TRIAL_SECONDS, TRIAL_STEPS, TRIAL_ROUNDS = 0.4, 5, 2
 Step = Callable[[], torch.Tensor]  # returns the loss, or the logits
-FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +58,19 @@ class _Contender:
 
 
 def prepare(task: Task, compiled: bool, cores: Collection[int]) -> _Contender:
-    """Try the forms of the task, keep the fastest. `cores`: of the CPU, on which torch.compile may compile.
+    """Try the forms of the task, keep the fastest.
 
-    On a GPU the net computes in bfloat16, by autocast. `report`: parameters, compile_seconds (of the first step what
-    a later one does not take), first_step_seconds, ready_bytes (resident between steps), dtype, form, loss, and
-    `tried`: seconds a step by form.
+    `cores`: of the CPU, on which torch.compile may compile, and on a GPU the thread that launches kernels may run. On a
+    GPU the net computes in bfloat16, by autocast. `report`: parameters, compile_seconds (of the first step what a later
+    one does not take), first_step_seconds, ready_bytes (resident between steps), dtype, form, loss, and `tried`:
+    seconds a step by form.
     """
     torch.set_num_threads(task.threads)
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = True  # as XLA multiplies float32 by default
+    if _device() == "cuda":
+        _unbind(cores)  # the thread that launches its kernels, as ours is
     warnings.simplefilter("ignore")  # what TorchScript and Inductor advise is not for the user
     net = NETS[task.model]().to(_device())
     forms = _forms(net, task, compiled)
@@ -105,24 +107,21 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def synchronize() -> None:
-    """Wait for what is queued on the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def _unbind(cores: Collection[int]) -> None:
+    """Let this thread, and what it starts, run on all of the cores: OpenMP has bound it to one."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
 
 
 @contextlib.contextmanager
 def _unbound(cores: Collection[int]) -> Iterator[None]:
-    """Let this thread, and the compilers that it starts, run on all of the cores: OpenMP has bound it to one."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    bound = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
+    """`_unbind` for a while, as for compilers."""
+    bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else cores
+    _unbind(cores)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, bound)
+        _unbind(bound)
 
 
 def _try(make: Callable[[], Step], net: nn.Module, cores: Collection[int]) -> tuple[Step, Trial]:

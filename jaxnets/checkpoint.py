@@ -197,10 +197,9 @@ def last_good(manager: ocp.CheckpointManager) -> str:
 
 def save_variables(workdir: Path, variables: dict[str, Any]) -> None:
     """Write weights from elsewhere as the one checkpoint, step 0, of a new workdir."""
-    manager = open_manager(workdir, keep=1)
     variables = jax.tree.map(np.asarray, {name: variables[name] for name in ("params", "batch_stats")})
-    _save_items(manager, 0, {"variables": variables}, {}, None)
-    manager.close()
+    with closing(open_manager(workdir, keep=1)) as manager:
+        _save_items(manager, 0, {"variables": variables}, {}, None)
 
 
 def _save_items(manager: ocp.CheckpointManager, step: int, items: dict[str, Any], totals, metrics) -> None:

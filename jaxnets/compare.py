@@ -21,8 +21,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from jaxnets import compare_results, compare_runs, config_file, cores
-from jaxnets import summary as summaries
+from jaxnets import compare_results, compare_runs, config_file, cores, tables
+from jaxnets.arguments import count
 from jaxnets.compare_entries import (
     DEFAULT,
     PRESETS,
@@ -51,7 +51,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--config", action="append", help=f"configuration file; may be repeated; default: {DEFAULT}")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="nets and fields of a comparison by name")
     parser.add_argument("--against", choices=(TORCH,), help="train every net in PyTorch too, on the same data")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each net, from config.seed on; default: 3")
+    parser.add_argument("--seeds", type=count, default=3, help="runs of each net, from config.seed on; default: 3")
     parser.add_argument("--latency_size", type=int, help="side in pixels of the timed images; default: the run's")
     parser.add_argument(
         "--latency_batch", type=int, default=32, help="images in the timed batch; 0: no latency; default: 32"
@@ -74,8 +74,6 @@ def main(argv: list[str]) -> None:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         # Else PyTorch, which is imported later, has a thread for each core, where XLA has one for each of its threads.
         os.environ.setdefault("OMP_NUM_THREADS", str(cores.count()))
-    if args.seeds < 1:
-        raise UserError(f"--seeds={args.seeds} must be at least 1")
     for name, least, most in (("latency_batch", 0, "eval_batch_size"), ("latency_size", 1, "image_size")):
         value = getattr(args, name)
         if value is not None and not least <= value <= LIMITS[most]:
@@ -94,7 +92,7 @@ def main(argv: list[str]) -> None:
         command=shlex.join(["python", "-m", "jaxnets.compare", *argv[1:]]),
         note=args.note,
     )
-    print(summaries.markdown(compare_results.table(comparison)))
+    print(tables.markdown(compare_results.table(comparison)))
     failed = compare_results.failures(comparison["nets"])
     runs = sum(len(net["runs"]) for net in comparison["nets"])
     print(json.dumps({"page": str(args.out / f"{compare_runs.STEM}.html"), "runs": runs, "failed": failed}))

@@ -1,15 +1,16 @@
 """The nets of a comparison: what stands on the command line, or in a preset, as labels and configurations."""
 
-import ast
 import dataclasses
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 import jaxnets
 from jaxnets import config_file, datasets
+from jaxnets.arguments import literal
 from jaxnets.errors import UserError, as_utf8
 
 JAXNETS, TORCH = "jaxnets", "torch"  # what a net is trained in
@@ -34,6 +35,11 @@ class Entry:
 def folder_of(label: str) -> str:
     """The folder in OUT/runs of the net with this label."""
     return re.sub(r"[^\w.,=-]+", "_", label)
+
+
+def workdir_at(out: Path, label: str, seed: int) -> Path:
+    """Where the run of the net with this label and seed lives."""
+    return out / "runs" / folder_of(label) / f"seed{seed}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +178,7 @@ def expand_model(text: str) -> list[tuple[str, dict[str, Any]]]:
             )
         if field == "name":
             raise UserError(f"--models={text!r}: the net is named in front of its fields")
-        try:
-            fields[field] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            fields[field] = value
+        fields[field] = literal(value)
     if not set(name) & set("*?["):
         jaxnets.create_model(name)  # refuses what is no net
         names = [name]

@@ -2,13 +2,16 @@
 
 import shlex
 import textwrap
+import urllib.parse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 
 from jaxnets import compare_results, machine, plots, report
-from jaxnets.compare_entries import TORCH
+from jaxnets.compare_entries import JAXNETS, TORCH, workdir_at
+from jaxnets.tables import Section
 
 # Small, with large text: a phone shows it at about its own size.
 CHART_SIZE = (4.4, 3.3)  # inches
@@ -35,19 +38,20 @@ def html(comparison: Record) -> str:
         charts=_charts(nets),
         recipes=recipes_table(nets),
         runs=runs_table(nets),
+        pages=pages(nets),
     )
 
 
-def recipes_table(nets: Sequence[Record]) -> compare_results.Section | None:
+def recipes_table(nets: Sequence[Record]) -> Section | None:
     """One row a net, with the fields in which the training of the nets differs; None where it does in none."""
     fields = compare_results.recipe_differences(nets)
     if not fields:
         return None
     rows = [(net["label"], *values) for net, values in zip(nets, zip(*(values for _, values in fields)))]
-    return compare_results.Section("", ("net", *(name for name, _ in fields)), rows, text_columns=1)
+    return Section("", ("net", *(name for name, _ in fields)), rows, text_columns=1)
 
 
-def runs_table(nets: Sequence[Record]) -> compare_results.Section:
+def runs_table(nets: Sequence[Record]) -> Section:
     """One row a finished run; where there are several machines, with their numbers in the notes."""
     number_of = {where: number for number, where in enumerate(compare_results.machines(nets), start=1)}
     several = len(number_of) > 1
@@ -65,7 +69,18 @@ def runs_table(nets: Sequence[Record]) -> compare_results.Section:
         for run in net["runs"]
     ]
     header = ("net", "seed", "accuracy", "train accuracy", "s an epoch", "s of training", *["machine"] * several)
-    return compare_results.Section("", header, rows, text_columns=1)
+    return Section("", header, rows, text_columns=1)
+
+
+def pages(nets: Sequence[Record]) -> list[str | None]:
+    """For each row of `runs_table` where the run's own page is, from this one; PyTorch's have none."""
+    return [
+        urllib.parse.quote(str(workdir_at(Path(), net["label"], run["seed"]) / report.FILE))
+        if net["framework"] == JAXNETS
+        else None
+        for net in nets
+        for run in net["runs"]
+    ]
 
 
 def _charts(nets: Sequence[Record]) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import ml_collections
 from jaxnets import journal, machine, report_parts, settings, timing
 from jaxnets.compare_entries import TORCH
 from jaxnets.errors import UserError
-from jaxnets.summary import Section
+from jaxnets.tables import Section
 
 TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies whose time is told
 

@@ -26,10 +26,11 @@ from jaxnets import (
     plan,
     runtime,
     settings,
+    summary,
+    tables,
 )
-from jaxnets import summary as summaries
 from jaxnets import workdir as workdirs
-from jaxnets.compare_entries import JAXNETS, TORCH, Entry, folder_of, net_fields
+from jaxnets.compare_entries import JAXNETS, TORCH, Entry, net_fields, workdir_at
 from jaxnets.errors import UserError, as_utf8, first_line, printable, writing
 from jaxnets.layer_list import layers_of
 from jaxnets.plain_files import locked, make_folder, read_own, replacing, set_aside, user_path
@@ -54,11 +55,6 @@ def torch_side():
 def workdir_of(out: Path, entry: Entry, number: int) -> Path:
     """Where an entry's run with its `number`-th seed lives."""
     return workdir_at(out, entry.label, entry.config.seed + number)
-
-
-def workdir_at(out: Path, label: str, seed: int) -> Path:
-    """Where the run of the net with this label and seed lives."""
-    return out / "runs" / folder_of(label) / f"seed{seed}"
 
 
 def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
@@ -113,7 +109,7 @@ def files_of(out: Path) -> list[Path]:
 
 
 def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> bool:
-    """Whether all runs of an older table, and there is one, are still there; says what it had besides.
+    """True where there is an older table all of whose runs are still there; logs those that the new one leaves out.
 
     UserError where a table would take the place of what is none of ours.
     """
@@ -146,18 +142,18 @@ def keep(files: Sequence[Path]) -> None:
 def is_finished(entry: Entry, number: int, out: Path) -> bool:
     """Whether the run with the `number`-th seed has come to its end, and its last checkpoint, if any, was saved."""
     directory, config = workdir_of(out, entry, number), entry.at_seed(number)
-    run = compare_results.read_run(directory, config)
-    if not run or entry.framework == TORCH:
-        return bool(run)
+    numbers = compare_results.read_run(directory, config)
+    if not numbers or entry.framework == TORCH:
+        return bool(numbers)
     # A disk may have been full; checkpoints that were all deleted are no reason to train it again.
     saved = checkpoint.latest_step(directory)
-    return saved is None or saved * config.batch_size >= run["train_images"]
+    return saved is None or saved * config.batch_size >= numbers["train_images"]
 
 
 def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
     """The workdirs of the entry's runs that have come to their end."""
-    workdir_at = {number: workdir_of(out, entry, number) for number in range(num_seeds)}
-    return [path for number, path in workdir_at.items() if compare_results.read_run(path, entry.at_seed(number))]
+    paths = {number: workdir_of(out, entry, number) for number in range(num_seeds)}
+    return [path for number, path in paths.items() if compare_results.read_run(path, entry.at_seed(number))]
 
 
 def has_begun(entry: Entry, number: int, out: Path) -> bool:
@@ -213,8 +209,8 @@ class Net:
     macs: int
 
     @classmethod
-    def of(cls, entry: Entry, finished: Sequence[Path] = (), begun: bool = False) -> "Net":
-        """Opens and builds all that the entry's runs need, and compares it with the workdirs of those `finished`.
+    def of(cls, entry: Entry, ended: Sequence[Path] = (), begun: bool = False) -> "Net":
+        """Opens and builds all that the entry's runs need, and compares it with the workdirs of those that `ended`.
 
         `begun`: whether all of them have weights. UserError, with the entry's label, where something does not fit.
         """
@@ -227,10 +223,10 @@ class Net:
                 plan.load_initial_weights(planned)
             if not begun:
                 warn_of_rate(entry, planned.model)
-            for directory in finished:
+            for directory in ended:
                 require_same_images(planned, directory)
             fields = net_fields(config) | {"num_classes": planned.model.num_classes}
-            counted = summaries.summarize(config.model.name, config.image_size, **fields)
+            counted = summary.summarize(config.model.name, config.image_size, **fields)
         return cls(fields, counted.parameters, counted.macs)
 
 
@@ -310,7 +306,7 @@ def write_files(comparison: dict[str, Any], out: Path) -> None:
     notes = "\n".join(f"- {note}" for note in compare_results.notes(comparison))
     where = f"`{comparison['command']}`; {comparison['date']}"
     texts = {
-        "md": f"{summaries.markdown(compare_results.table(comparison))}\n\n{notes}\n- {where}\n",
+        "md": f"{tables.markdown(compare_results.table(comparison))}\n\n{notes}\n- {where}\n",
         "json": json.dumps(comparison, indent=1) + "\n",
         "csv": compare_results.csv_text(comparison),
         "html": compare_page.html(comparison),

@@ -23,13 +23,13 @@ from torch import nn
 
 import jaxnets
 from jaxnets import data, journal, machine, plan, settings, torch_nets, torch_weights, weight_files, workdir
-from jaxnets.benchmark_torch import FORMATS, synchronize
 from jaxnets.compare_entries import net_fields
 from jaxnets.errors import UserError, first_line, writing
 from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
 from jaxnets.torch_augment import augment, normalize
 from jaxnets.torch_muon import Muon
+from jaxnets.torch_nets import FORMATS, synchronize
 
 CHECKPOINT = workdir.TORCH_CHECKPOINT
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "muon")

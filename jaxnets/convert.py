@@ -20,10 +20,10 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from jaxnets import checkpoint, create_model, evaluate, runtime, settings, torch_weights
+from jaxnets import checkpoint, create_model, runtime, settings, torch_weights, trained_run
 from jaxnets.arguments import check_deviation, field, triple
-from jaxnets.datasets import absolute, is_folder, read_folder
-from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
+from jaxnets.datasets import VALIDATION, absolute, is_folder, read_folder
+from jaxnets.errors import ArgumentParser, UserError, as_utf8, exit_on_user_error, writing
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, scratch_of, user_path
 from jaxnets.weight_files import SUFFIXES, Images, import_torch, metadata_of, spelled
@@ -51,7 +51,7 @@ def read(
         return name, model, published._replace(images=published.images._replace(normalization=normalization))
     if name is not None or fields:
         raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
-    run = evaluate.load_run(source, "best" if which is None else which, ema=ema)
+    run = trained_run.load_run(source, "best" if which is None else which, ema=ema)
     return run.config.model.name, run.model, torch_weights.Published(run.variables, run.images)
 
 
@@ -144,7 +144,7 @@ def _eval_split(dataset: str | None, usual: str) -> str:
         splits = read_folder(dataset).splits
     except UserError:  # it may be on another machine
         return usual
-    return next((name for name in (usual, "val", "validation", "test") if name in splits), "train")
+    return next((name for name in (usual, *VALIDATION, "test") if name in splits), "train")
 
 
 def _parser() -> ArgumentParser:
@@ -205,8 +205,9 @@ def main(argv: list[str]) -> None:
     else:
         write_workdir(args.target, name, fields, published, args.dataset)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(published.variables["params"]))
-    print(f"{args.target}: {type(model).__name__}, {count:,} parameters")
+    print(f"{as_utf8(str(args.target))}: {type(model).__name__}, {count:,} parameters")
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed: a GPU may be at work
     exit_on_user_error(main)(sys.argv)

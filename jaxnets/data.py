@@ -27,7 +27,7 @@ from rich.progress import Progress
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxnets import image_files
-from jaxnets.datasets import ImageFiles, is_folder, open_builder, read_folder
+from jaxnets.datasets import ImageFiles, ImageFolder, is_folder, open_builder, read_folder
 from jaxnets.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -68,26 +68,42 @@ class Split:
 def open_split(
     dataset: str, split: str, data_dir: str | os.PathLike | None = None, *, image_size: int, crop: bool = False
 ) -> Split:
-    """The split of a prepared data set; cifar10, cifar100 and digits are prepared where they are not yet.
+    """A single one of `open_splits`."""
+    return open_splits(dataset, (split,), data_dir, image_size=image_size, crop=crop)[0]
+
+
+def open_splits(
+    dataset: str,
+    splits: Sequence[str],
+    data_dir: str | os.PathLike | None = None,
+    *,
+    image_size: int,
+    crop: bool = False,
+) -> list[Split]:
+    """Splits of a prepared data set; cifar10, cifar100 and digits are prepared where they are not yet.
 
     Args:
       dataset: a TFDS name of an image classification data set, `name[/config][:version]`, or `folder:PATH`.
-      split: TFDS's split syntax: `train`, `train[:45000]`, `train[90%:]`, `train+test`.
+      splits: in TFDS's split syntax: `train`, `train[:45000]`, `train[90%:]`, `train+test`.
       data_dir: None means `TFDS_DATA_DIR`, else TFDS's default.
       image_size: side in pixels to which images are brought, squeezed or, with `crop`, resized and cropped.
 
     Raises:
-      UserError: data set or split is unknown or empty, or its files are damaged or missing.
+      UserError: the data set or a split is unknown or empty, or its files are damaged or missing.
     """
     if image_size < 1:
         raise UserError(f"config.image_size must be at least 1 pixel, not {image_size}")
     if is_folder(dataset):
-        return _open_folder(dataset, split, image_size, crop)
+        folder = read_folder(dataset)
+        return [_select(folder, dataset, split, image_size, crop) for split in splits]
     builder = open_builder(dataset, data_dir)
-    splits = builder.info.splits
-    known = ", ".join(f"{name} ({info.num_examples} examples)" for name, info in splits.items())
+    return [_open(builder, dataset, split, image_size, crop) for split in splits]
+
+
+def _open(builder: tfds.core.DatasetBuilder, dataset: str, split: str, image_size: int, crop: bool) -> Split:
+    known = ", ".join(f"{name} ({info.num_examples} examples)" for name, info in builder.info.splits.items())
     try:
-        instructions = splits[split].file_instructions
+        instructions = builder.info.splits[split].file_instructions
     except Exception as error:  # ValueError, KeyError, AssertionError, by the kind of mistake
         raise UserError(f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {known}") from error
     if min((instruction.take for instruction in instructions), default=0) < 1:
@@ -100,15 +116,15 @@ def open_split(
     return Split(dataset, split, str(builder.data_path), source, names, ranges, image_size, crop)
 
 
-def _open_folder(dataset: str, split: str, image_size: int, crop: bool) -> Split:
-    folder = read_folder(dataset)
+def _select(folder: ImageFolder, dataset: str, split: str, image_size: int, crop: bool) -> Split:
     try:
         source = folder.select(split)
     except UserError:
         raise
     except Exception as error:  # ValueError, NotImplementedError, by the kind of mistake
         raise UserError(
-            f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {folder.describe()}"
+            f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {folder.describe()}, of which "
+            "'train[:90%]' and 'train[90%:]', say, are parts"
         ) from error
     if not len(source):
         raise UserError(f"split {split!r} of {dataset} is empty; it has {folder.describe()}")

@@ -1,5 +1,6 @@
 """The epochs of a run: trained call by call, reported, evaluated, saved."""
 
+import collections
 import dataclasses
 import math
 import time
@@ -38,62 +39,69 @@ class Running:
     interruption: interruption.Interruption
 
 
+@dataclasses.dataclass
+class Reading:
+    """How far the host has read what the devices computed, and what it has not reported yet."""
+
+    at: int  # the step
+    totals: Totals  # since the last report
+    images: int  # since then, or since this start of the run: for the rate
+    began: float  # when the devices began with them
+
+
 def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals) -> tuple[state.TrainState, int]:
     """Train from step `at` to the end of its epoch, reporting on the way: the state and its step.
 
     The devices work on one call while the host reads the metrics of the one before. An interruption
     within the epoch saves the state and raises Interrupted.
     """
-    plan = run.plan
+    plan, every = run.plan, run.plan.config.checkpoint_every_steps
     epoch = at // plan.steps_per_epoch
     end = (epoch + 1) * plan.steps_per_epoch
     dispatch = run.dispatch[plan.training_size(epoch)]
-    dispatched = at
-    began, seen = time.perf_counter(), 0
-    in_flight: list[Future] = []
-
-    def settle() -> None:
-        nonlocal at, totals, began, seen
-        metrics, now = in_flight.pop(0).result()
-        require_finite(metrics.loss, at, run.manager)
-        before, at = at, at + len(metrics.loss)
-        images = len(metrics.loss) * plan.config.batch_size
-        seen += images
-        totals = add(totals, metrics, plan.config.batch_size)
-        run.progress.advance(at, totals, seen / (now - began))
-        every = plan.config.log_every_steps
-        if at // every > before // every or at % plan.steps_per_epoch == 0:
-            report(run, at, totals, seen / (now - began))
-            totals, began, seen = dict(NO_TOTALS), now, 0
-
+    dispatched, reading = at, Reading(at, totals, 0, time.perf_counter())
+    in_flight: collections.deque[Future] = collections.deque()
     with ThreadPoolExecutor(1) as reader:
         while dispatched < end and not run.interruption.asked():
             try:
                 with run.clock.phase("wait for data"):
                     batches = next(run.calls)
             except UserError:  # a file that cannot be read: the steps before it are not to be taken again
-                while in_flight:
-                    settle()
-                save_alone(run, current, at, totals)
+                settle(run, reading, in_flight)
+                save_alone(run, current, reading.at, reading.totals)
                 raise
             current, metrics = dispatch(current, batches)
             in_flight.append(reader.submit(read, metrics))
             before, dispatched = dispatched, dispatched + metrics.loss.shape[0]
-            every = plan.config.checkpoint_every_steps
             if every and dispatched // every > before // every and dispatched < end:
-                while in_flight:
-                    settle()
+                settle(run, reading, in_flight)
                 saving = time.perf_counter()
-                save_unless_saved(run, current, at, totals)
-                began += time.perf_counter() - saving  # no part of the rate
-            elif len(in_flight) > 1:
-                settle()
-        while in_flight:
-            settle()
-    if at != end:
-        save_unless_saved(run, current, at, totals)
+                save_unless_saved(run, current, reading.at, reading.totals)
+                reading.began += time.perf_counter() - saving  # no part of the rate
+            else:
+                settle(run, reading, in_flight, left=1)
+        settle(run, reading, in_flight)
+    if reading.at != end:
+        save_unless_saved(run, current, reading.at, reading.totals)
         run.interruption.raise_if_asked()
-    return current, at
+    return current, reading.at
+
+
+def settle(run: Running, reading: Reading, in_flight: collections.deque[Future], left: int = 0) -> None:
+    """Read the metrics of calls, the oldest first, and report them where they are due, until so many are in flight."""
+    config, per_epoch = run.plan.config, run.plan.steps_per_epoch
+    while len(in_flight) > left:
+        metrics, now = in_flight.popleft().result()
+        require_finite(metrics.loss, reading.at, run.manager)
+        before, reading.at = reading.at, reading.at + len(metrics.loss)
+        reading.images += len(metrics.loss) * config.batch_size
+        reading.totals = add(reading.totals, metrics, config.batch_size)
+        rate = reading.images / (now - reading.began)
+        run.progress.advance(reading.at, reading.totals, rate)
+        due = reading.at // config.log_every_steps > before // config.log_every_steps
+        if due or reading.at % per_epoch == 0:
+            report(run, reading.at, reading.totals, rate)
+            reading.totals, reading.images, reading.began = dict(NO_TOTALS), 0, now
 
 
 def read(metrics: step.TrainMetrics) -> tuple[step.TrainMetrics, float]:

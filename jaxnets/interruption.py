@@ -21,7 +21,7 @@ SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
     SIGNALS += (signal.SIGHUP,)
-NOTHING_TO_SAVE = "ended with nothing left to save; the same command takes it up again"
+ENDED = "ended; the same command takes it up again"
 
 _deferring = False  # whether a run is asked to end by being told so
 _said = False  # whether the log has the line of the end
@@ -62,7 +62,7 @@ def end_at_once() -> None:
     """
 
     def end(signum, _frame):
-        _say(signum, NOTHING_TO_SAVE)
+        _say(signum, ENDED)
         leave(128 + signum)
 
     for signum in SIGNALS:
@@ -80,7 +80,7 @@ def _watch(reader: int) -> None:
         if signum in SIGNALS and not _deferring:
             time.sleep(GRACE_SECONDS)
             if not _said:
-                _say(signum, NOTHING_TO_SAVE)
+                _say(signum, ENDED)
             leave(128 + signum)
 
 
@@ -110,7 +110,7 @@ def raised() -> Iterator[None]:
     """
 
     def end(signum):
-        _say(signum, NOTHING_TO_SAVE)
+        _say(signum, ENDED)
         raise Ended(128 + signum)
 
     before = sys.unraisablehook

@@ -113,9 +113,9 @@ def user_path(text: str | Path) -> Path:
         return Path(text)
 
 
-def scratch_of(path: Path) -> Path:
+def scratch_of(path: Path, tag: str = "") -> Path:
     """The file that `replacing` writes."""
-    return path.with_name(path.name + ".tmp")
+    return path.with_name(f"{path.name}{tag}.tmp")
 
 
 def _sync(path: Path) -> None:
@@ -128,12 +128,13 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, tag: str = "") -> Iterator[Path]:
     """The file to write in place of `path`, which it becomes after the block: all of it or nothing at any time.
 
-    On disk after the block, so that a power cut leaves the one or the other too.
+    On disk after the block, so that a power cut leaves the one or the other too. `tag` tells its name apart from that
+    of another process that may be writing the same.
     """
-    scratch = scratch_of(path)
+    scratch = scratch_of(path, tag)
     try:
         yield scratch
         _sync(scratch)

@@ -20,7 +20,6 @@ from jaxnets import (
     checkpoint,
     data,
     distributed,
-    evaluate,
     ops,
     optim,
     programs,
@@ -28,6 +27,7 @@ from jaxnets import (
     state,
     step,
     torch_weights,
+    trained_run,
     weight_images,
     workdir,
 )
@@ -135,7 +135,7 @@ def load_initial_weights(plan: Plan) -> Variables:
 
 def _weights_of_run(directory: Path) -> Weights:
     """The weights in a workdir, as from a file that says all of its net and images."""
-    run = evaluate.load_run(directory, _best_or_latest(directory))
+    run = trained_run.load_run(directory, _best_or_latest(directory))
     if run.config.get("ema_decay"):
         logger.info(
             "the weights are those that were trained; of their average: jaxnets.convert --ema %s FILE", directory
@@ -172,9 +172,13 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     # Of a prepared data set the first trace comes as soon; it is of image_size only.
     if config.progressive_sizes or find_prepared(config.dataset, config.data_dir) is None:
         check_net(config)
-    open_split = partial(data.open_split, data_dir=config.data_dir, image_size=config.image_size, crop=config.crop)
-    train_split = open_split(config.dataset, config.train_split)
-    eval_split = open_split(config.dataset, config.eval_split)
+    train_split, eval_split = data.open_splits(
+        config.dataset,
+        (config.train_split, config.eval_split),
+        config.data_dir,
+        image_size=config.image_size,
+        crop=config.crop,
+    )
     for split in (train_split, eval_split):  # what is streamed is read late: the evaluation's, after an epoch
         data.read_batch(split, np.zeros(1, int))
     if config.batch_size > len(train_split):
@@ -230,7 +234,7 @@ def require_same_data(plan: Plan, directory: Path) -> None:
     before, now = workdir.read_data(directory), plan.data
     if before is None:
         return
-    evaluate.require_same_classes(directory, plan.eval_split, before.class_names)
+    trained_run.require_same_classes(directory, plan.eval_split, before.class_names)
     if before != now:
         raise UserError(
             f"the run in {directory} had other data: {before.train_images} training and {before.eval_images} "

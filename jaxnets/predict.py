@@ -8,8 +8,8 @@ middle 224x224 pixels of the image resized to a shorter side of 256, normalised 
 as the code base whose layout the file has does it (Keras's, megvii's, timm's MobileNetV1, torchvision's GoogLeNet);
 CIFAR nets the whole image resized to 32x32, with those of CIFAR-10 or, where it has 100 classes, of CIFAR-100. A
 .safetensors file that jaxnets.convert made of a run has the run's, with its image size and crop, and is refused for a
-net with other fields than the run's (--field). Classes have the names of a run's data set, which its last evaluation
-keeps, or of --labels, and are numbers otherwise.
+net with other fields than the run's (--field). Classes have the names of a run's data set, which its workdir keeps, or
+of --labels, and are numbers otherwise.
 
 --format=json prints one object a line and image, in the order of the images: {"image": path, "predictions":
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
@@ -38,7 +38,7 @@ import ml_collections
 import numpy as np
 from jax import lax
 
-from jaxnets import create_model, data, datasets, evaluate, image_files, runtime, torch_weights
+from jaxnets import create_model, data, datasets, image_files, runtime, torch_weights, trained_run
 from jaxnets.arguments import check_deviation, count, field, triple
 from jaxnets.augment import normalize
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
@@ -76,7 +76,7 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classi
 
     Raises UserError where there is no such run or checkpoint, or it is damaged.
     """
-    run = evaluate.load_run(workdir, which, ema=ema)
+    run = trained_run.load_run(workdir, which, ema=ema)
     config = run.config
     if config.compilation_cache:
         runtime.enable_compilation_cache()

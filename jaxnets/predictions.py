@@ -31,10 +31,10 @@ class Evaluated:
     images: np.ndarray  # (M, S, S, 3) uint8, of the mistakes
 
 
-def worst_mistakes(predictions: step.Predictions | Evaluated, count: int = NUM_MISTAKES) -> np.ndarray:
-    """The wrongly classified examples with the least probable labels, int64 `(count,)` or fewer."""
+def worst_mistakes(predictions: step.Predictions) -> np.ndarray:
+    """The wrongly classified examples with the least probable labels, int64 `(NUM_MISTAKES,)` or fewer."""
     wrong = np.flatnonzero(predictions.predicted != predictions.label)
-    return wrong[np.argsort(predictions.label_probability[wrong], kind="stable")[:count]]
+    return wrong[np.argsort(predictions.label_probability[wrong], kind="stable")[:NUM_MISTAKES]]
 
 
 def save(workdir: Path, at: int, predictions: step.Predictions, split: data.Split) -> None:

@@ -12,6 +12,7 @@ if __name__ == "__main__":
 import collections
 import datetime
 import importlib.resources
+import re
 import sys
 import threading
 import time
@@ -55,7 +56,7 @@ def load(workdir: Path, name: str | None = None) -> History:
         runtime.logger.warning("%s; they are left out", error)
     return History(
         workdir,
-        name or workdir.resolve().name,
+        name or name_of(workdir),
         config,
         trained,
         evaluations,
@@ -63,6 +64,12 @@ def load(workdir: Path, name: str | None = None) -> History:
         machine.read(workdir),
         evaluated,
     )
+
+
+def name_of(workdir: Path) -> str:
+    """The folder's name; of a comparison's run, which is called after its seed, its net's before it."""
+    folder = workdir.resolve()
+    return f"{folder.parent.name}/{folder.name}" if re.fullmatch(r"seed\d+", folder.name) else folder.name
 
 
 def _is_number(value) -> bool:
@@ -121,11 +128,11 @@ def _run_parts(run: History, colour: str) -> dict:
     }
 
 
-def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
+def write(workdirs: Sequence[Path], out: Path | None = None, tag: str = "") -> Path:
     """Draw one page of all workdirs; the file, which is whole or not there at all.
 
-    `out` is by default report.html in the workdir, comparison.html for several. Raises UserError for a workdir
-    without a run, and where `out` is a file that is no such page, or cannot be written.
+    `out` is by default report.html in the workdir, comparison.html for several; `tag` is `replacing`'s. Raises
+    UserError for a workdir without a run, and where `out` is a file that is no such page, or cannot be written.
     """
     out = out or (workdirs[0] / FILE if len(workdirs) == 1 else Path(COMPARISON))
     try:
@@ -139,11 +146,11 @@ def write(workdirs: Sequence[Path], out: Path | None = None) -> Path:
         raise UserError(f"{out} cannot be read: {error.strerror}") from None
     if not ours:
         raise UserError(f"{out} exists and is no page of jaxnets.report; choose another --out")
-    names = [workdir.resolve().name for workdir in workdirs]
+    names = [name_of(workdir) for workdir in workdirs]
     # Folders of one name are told apart by their paths.
     runs = [load(w, str(w) if names.count(name) > 1 else name) for w, name in zip(workdirs, names)]
     page = render(runs)
-    with writing(out, ""), replacing(out) as scratch:
+    with writing(out, ""), replacing(out, tag) as scratch:
         scratch.write_text(as_utf8(page), encoding="utf-8")
     return out
 
@@ -213,7 +220,8 @@ def main(argv: list[str]) -> None:
     workdirs = [*args.workdir, *args.more]
     if not workdirs:
         raise UserError("give the folder of a run: --workdir=DIR")
-    print(as_utf8(str(write(workdirs, args.out))))
+    # The run may be training, and draw its page in this very moment.
+    print(as_utf8(str(write(workdirs, args.out, ".command"))))
 
 
 if __name__ == "__main__":

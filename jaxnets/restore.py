@@ -23,7 +23,10 @@ MAX_RATIO, MAX_SLACK = 16, 1 << 26
 
 
 def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
-    """One item as a tree of NumPy arrays, whatever devices it was written from."""
+    """One item as a tree of NumPy arrays, whatever devices it was written from.
+
+    Raises DamagedError where it is not what was written, and UserError where it cannot be read now.
+    """
     where = f"checkpoint {step} in {manager.directory}"
     try:
         written = _restore_record(manager, step)["digests"].get(name)
@@ -57,14 +60,9 @@ def _restore_record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]
     return manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
 
 
-def restore_variables(manager: ocp.CheckpointManager, step: int, expected) -> dict[str, Any]:
-    """`{'params', 'batch_stats'}` of one checkpoint, NumPy arrays of the shapes in `expected`.
-
-    Raises DamagedError, and UserError if the checkpoint is of another model.
-    """
-    tree = {"params": {}, "batch_stats": {}} | restore_item(manager, step, "variables")
-    require_same_shapes(tree, expected, f"checkpoint {step} in {manager.directory}")
-    return tree
+def restore_variables(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """`{'params', 'batch_stats'}` of one checkpoint, NumPy arrays; raises as `restore_item`."""
+    return {"params": {}, "batch_stats": {}} | restore_item(manager, step, "variables")
 
 
 def restore_ema(manager: ocp.CheckpointManager, step: int) -> dict[str, Any] | None:
@@ -79,7 +77,8 @@ def restore_state(manager: ocp.CheckpointManager, step: int, template: TrainStat
 
     Raises DamagedError, and UserError if the checkpoint is of another model or optimizer.
     """
-    variables = restore_variables(manager, step, template.variables)
+    variables = restore_variables(manager, step)
+    require_same_shapes(variables, template.variables, f"checkpoint {step} in {manager.directory}")
     rest = restore_item(manager, step, "rest")
     expected = {name: getattr(template, name) for name in ("step", "opt_state", "ema")}
     where = f"the optimizer state of checkpoint {step} in {manager.directory}"
@@ -104,7 +103,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def require_same_shapes(found, expected, where: str, other: str = "model") -> None:
-    """UserError naming the first array in which a checkpoint and a net differ: it is of an `other`."""
+    """UserError naming the first array in which `found` and `expected` differ; `other` says what it must be of then."""
     found, expected = _shapes(found), _shapes(expected)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):

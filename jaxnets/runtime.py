@@ -69,8 +69,10 @@ def enable_compilation_cache() -> None:
 def make_deterministic() -> None:
     """Have XLA choose operations that give the same bits every time; before anything asks for a device.
 
-    Only GPUs have others: sums by atomic additions, and what is fastest in a measurement that differs every time.
+    Only GPUs have others: sums by atomic additions, and what is fastest in a measurement that differs every time. So
+    XLA's own cache of such measurements, which earlier runs have filled, is not read either.
     """
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "")
     flags = os.environ.get("XLA_FLAGS", "").split()
     if not any(flag.startswith(DETERMINISTIC) for flag in flags):
         os.environ["XLA_FLAGS"] = " ".join([*flags, f"{DETERMINISTIC}=true"])

@@ -230,11 +230,10 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int, **fields):
     """The net of `config.model` for a data set of `num_classes`; UserError for what it cannot be."""
     # None is a field left to the net, which may not even have it: `shortcut` is of no use to a SqueezeNet.
     model = {name: value for name, value in config.model.items() if value is not None}
-    if model.get("num_classes") is None:
-        model["num_classes"] = num_classes
-    elif model["num_classes"] < num_classes:
+    classes = model.setdefault("num_classes", num_classes)
+    if isinstance(classes, int) and classes < num_classes:  # what is no number, the net refuses
         raise UserError(
-            f"config.model.num_classes={model['num_classes']} is less than the {num_classes} classes "
+            f"config.model.num_classes={classes} is less than the {num_classes} classes "
             f"of {config.dataset}; leave it out to take those"
         )
     model["dtype"] = compute_dtype(model["dtype"])

@@ -14,14 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+import jax
 
 from jaxnets import create_model, list_models
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.layer_list import Layer, layers_of
 from jaxnets.models import default_image_size
+from jaxnets.tables import Section, markdown, print_section
 
 FLOAT_BYTES = 4
 MAX_IMAGE_SIZE = 1 << 15
@@ -170,16 +169,6 @@ def _pair(depthwise: Layer, pointwise: Layer) -> Pair:
     return Pair(_name(depthwise), _name(pointwise), k, features, macs, standard)
 
 
-class Section(NamedTuple):
-    """A table to print: cells of text, the first columns to the left and numbers to the right."""
-
-    title: str  # or ""
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    text_columns: int
-    footer: str = ""
-
-
 def sections(summary: Summary) -> list[Section]:
     """The layers with their totals and, where there are any, the depthwise-separable pairs."""
     fields = "".join(f", {name}={value}" for name, value in summary.fields.items())
@@ -252,35 +241,6 @@ def _mib(count: int) -> str:
     return f"{count / 1024**2:,.2f}"
 
 
-def print_section(section: Section) -> None:
-    """A table no wider than the terminal, or than 80 columns without one; long names are folded, never cut."""
-    console = Console(file=sys.stdout, highlight=False, markup=False)
-    if section.title:
-        console.print(section.title, style="bold")
-    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
-    for position, name in enumerate(section.header):
-        if position < section.text_columns:
-            table.add_column(name, overflow="fold")
-        else:  # units below: the numbers need less room
-            table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
-    for row in section.rows:
-        table.add_row(*row)
-    console.print(table)
-    if section.footer:
-        console.print("\n" + section.footer)
-
-
-def markdown(section: Section) -> str:
-    """The table for a README."""
-    alignment = ["---" if i < section.text_columns else "---:" for i in range(len(section.header))]
-    lines = [f"| {' | '.join(cells)} |" for cells in (section.header, alignment, *section.rows)]
-    parts = [f"**{section.title}**"] if section.title else []
-    parts.append("\n".join(lines))
-    if section.footer:
-        parts.append(section.footer)
-    return "\n\n".join(parts)
-
-
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxnets.summary", description=__doc__)
     parser.add_argument("model", nargs="?", metavar="NAME", help="a net of jaxnets.list_models()")
@@ -315,4 +275,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed: a GPU may be at work
     exit_on_user_error(main)(sys.argv)

@@ -10,6 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}  # of images in memory
+
+
+def synchronize() -> None:
+    """Wait for what is queued on the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
 
 def import_torchvision():
     """torchvision, also where its CUDA build stands beside a CPU PyTorch.

@@ -41,7 +41,7 @@ def normalization_of(name: str, num_classes: int, published: torch_weights.Publi
 
 
 def known_normalization(name: str, num_classes: int, published: torch_weights.Published) -> Normalization | None:
-    """`normalization_of` where the file or its code base says it; None of weights in our own names, or in others."""
+    """`normalization_of` where the file or its code base says it; None for our own names, or no known code base's."""
     named = published.layout and published.layout.names is not own_names
     return normalization_of(name, num_classes, published) if published.images.normalization or named else None
 

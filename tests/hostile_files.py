@@ -423,6 +423,7 @@ CONFIGS = {
     "a function by name": (changed(model_activation="__class__"), "activation='__class__' must be one of"),
     "a field of flax": (changed(model_parent="x"), "has no field 'parent'"),
     "a width beyond all": (changed(model_width=1e300), "width=1e.300 must be"),
+    "classes in words": (changed(model_num_classes="10"), "num_classes='10' must be a whole number"),
     "a type of objects": (changed(model_dtype="object"), "model.dtype must be one of"),
 }
 for _name, (_text, _pattern) in CONFIGS.items():

@@ -53,6 +53,7 @@ def test_a_deviation_may_be_left_out():
         ("norm=a=b", ("norm", "a=b")),
         ("features_only=True", ("features_only", True)),
         ("shortcut=", ("shortcut", "")),
+        ("width={[]:1}", ("width", "{[]:1}")),  # which Python cannot make
     ],
 )
 def test_a_field_is_a_python_literal_or_a_word(text, value):

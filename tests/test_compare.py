@@ -81,7 +81,7 @@ def test_outside_a_checkout_a_configuration_has_to_be_named(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--seeds=0"], "--seeds=0"),
+        (["--seeds=0"], "argument --seeds: '0' is not a whole number from 1 on"),
         (
             ["--models=mobilenet_v2_mini", "--config.model.width=0.5"],
             "--config.model.width belongs to one net, which is named with its fields",

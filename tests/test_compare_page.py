@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from jaxnets import compare_page, compare_results
+from jaxnets import compare_entries, compare_page, compare_results
 from tests import chromium
 from tests.test_compare_results import MACHINE, make_net, make_run
 
@@ -66,6 +66,14 @@ def test_it_is_well_formed_and_shows_everything(page):
         assert shown in text
 
 
+def test_a_run_leads_to_its_own_page(page):
+    links = [value for name, value in Tags(page).attributes if name == "href" and value.startswith("runs/")]
+    folders = [compare_entries.folder_of(label) for label in (NAME, "second")]
+    assert links == [f"runs/{folder}/seed{seed}/report.html" for folder in folders for seed in range(2)]
+    of_torch = make_net("c", [make_run(0.5, {}) | {"seed": 0, "curve": []}]) | {"framework": compare_entries.TORCH}
+    assert compare_page.pages([of_torch]) == [None]
+
+
 def test_nothing_in_a_record_becomes_markup(page):
     tags = Tags(page)
     assert "b" not in tags.tags
@@ -119,7 +127,7 @@ def test_it_needs_nothing_from_elsewhere(page):
     tags = Tags(page)
     assert not {"script", "link", "img", "iframe"} & set(tags.tags)
     referring = [value for name, value in tags.attributes if name in ("src", "href", "xlink:href")]
-    assert referring and all(value.startswith("#") for value in referring)
+    assert referring and all(value.startswith(("#", "runs/")) for value in referring)
     assert "@import" not in page and not re.search(r"url\((?!#)", page)
 
 

@@ -16,13 +16,13 @@ from jaxnets import (
     compare_entries,
     compare_runs,
     compare_torch,
-    evaluate,
     journal,
     loop,
     models,
     plan,
     torch_nets,
     torch_weights,
+    trained_run,
 )
 from jaxnets.errors import UserError
 from tests.slow import mark_slow, slow_after
@@ -115,7 +115,7 @@ def test_both_sides_learn_the_same(recipe, config, tmp_path):
     config = changed(config, **RECIPES[recipe])
     loop.train(config, tmp_path / "ours")
     compare_torch.train(config, tmp_path / "torch")
-    run = evaluate.load_run(tmp_path / "ours", "latest")
+    run = trained_run.load_run(tmp_path / "ours", "latest")
     first = plan.compile_and_create_state(plan.make_plan(config)).variables
     theirs = torch_weights.load(run.model, torch.load(tmp_path / "torch" / compare_torch.CHECKPOINT)["net"])
     changes = jax.tree.map(lambda before, after: np.asarray(after) - before, first, run.variables)

@@ -1,7 +1,9 @@
 """Weights pass between PyTorch, safetensors and workdirs bit for bit, and nothing is written over."""
 
+import io
 import json
 import logging
+import sys
 from pathlib import Path
 
 import jax
@@ -21,6 +23,7 @@ from jaxnets import (
     predict,
     settings,
     torch_weights,
+    trained_run,
     weight_files,
     weight_images,
 )
@@ -69,7 +72,7 @@ def test_round_trip_through_every_form(theirs, pth, tmp_path, capsys):
 
 def test_a_converted_workdir_evaluates_and_computes_the_nets_logits(theirs, pth, tmp_path):
     run(pth, tmp_path / "run", "--model=mobilenet_v2", WIDTH, "--field=num_classes=7", "--dataset=digits")
-    made = evaluate.load_run(tmp_path / "run")
+    made = trained_run.load_run(tmp_path / "run")
     assert made.config.dataset == "digits" and made.model.num_classes == 7
     images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
     ours = jax.jit(made.model.apply)(made.variables, images)
@@ -108,7 +111,7 @@ def test_a_folder_may_have_a_dot_in_its_name_and_its_data_elsewhere(pth, tmp_pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     run(pth, "net_x0.25", *NET, "--dataset=folder:photos")
-    assert evaluate.load_run(tmp_path / "net_x0.25").config.dataset == f"folder:{tmp_path / 'photos'}"
+    assert trained_run.load_run(tmp_path / "net_x0.25").config.dataset == f"folder:{tmp_path / 'photos'}"
 
 
 def test_a_converted_imagenet_net_sees_what_its_weights_were_trained_on(shared_dir, tmp_path):
@@ -148,7 +151,8 @@ def test_the_images_of_a_file_are_its_code_bases_or_as_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("splits", "expected"), [(["train", "val"], "val"), (["train", "test"], "test"), ([], "train")]
+    ("splits", "expected"),
+    [(["train", "val"], "val"), (["train", "valid"], "valid"), (["train", "test"], "test"), ([], "train")],
 )
 def test_a_folder_is_evaluated_on_the_split_that_it_has(pth, tmp_path, splits, expected):
     for split in splits or ["."]:
@@ -172,6 +176,14 @@ def test_a_full_disk_is_one_sentence(pth, tmp_path, monkeypatch, ending):
         run(pth, tmp_path / f"new.{ending}", *NET)
 
 
+def test_a_name_that_is_not_utf_8_is_printed_with_a_replacement(pth, tmp_path, monkeypatch):
+    printed = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", printed)
+    run(pth, tmp_path / "caf\udce9.safetensors", *NET)
+    printed.flush()
+    assert "caf\N{REPLACEMENT CHARACTER}.safetensors: MobileNetV2" in printed.buffer.getvalue().decode()
+
+
 def test_a_workdir_that_cannot_be_written_leaves_no_half(pth, tmp_path, monkeypatch):
     def full(folder, variables):
         (folder / "checkpoints").mkdir()
@@ -181,7 +193,7 @@ def test_a_workdir_that_cannot_be_written_leaves_no_half(pth, tmp_path, monkeypa
         patch.setattr(checkpoint, "save_variables", full)
         run(pth, tmp_path / "new", *NET)
     run(pth, tmp_path / "new", *NET)
-    assert evaluate.load_run(tmp_path / "new").model.num_classes == 7
+    assert trained_run.load_run(tmp_path / "new").model.num_classes == 7
 
 
 def test_weights_of_other_classes_are_not_evaluated_on_a_folder(pth, tmp_path):
@@ -252,9 +264,9 @@ def test_a_run_gives_its_averaged_weights_when_asked(theirs, tmp_path, monkeypat
 
     def load_run(workdir, which, *, ema):
         asked.append((workdir, which, ema))
-        return evaluate.Run(config, model, both[ema], 7)
+        return trained_run.Run(config, model, both[ema], 7)
 
-    monkeypatch.setattr(evaluate, "load_run", load_run)
+    monkeypatch.setattr(trained_run, "load_run", load_run)
     for ema in (False, True):
         run(tmp_path, tmp_path / f"{ema}.safetensors", *["--ema"] * ema)
         loaded = torch_weights.load(model, tmp_path / f"{ema}.safetensors")

@@ -1,4 +1,4 @@
-"""A run is loaded at the checkpoint that is asked for, and evaluated on the classes that it knows, or refused."""
+"""The command says what it evaluates, and on which images, or refuses."""
 
 import json
 
@@ -8,9 +8,7 @@ import pytest
 
 from configs import digits
 from jaxnets import checkpoint, data, evaluate, models, settings
-from jaxnets.checkpoint_damage import DamagedError
 from jaxnets.errors import UserError
-from jaxnets.restore import restore_item
 from jaxnets.workdir import Data, keep_data
 from tests.tiny_net import TinyNet
 
@@ -50,52 +48,6 @@ def workdir(config, variables, tmp_path):
     return tmp_path
 
 
-def test_a_checkpoint_of_another_net_is_refused(workdir):
-    with pytest.raises(UserError, match="checkpoint 0 in .* is of another model"):
-        evaluate.load_run(workdir)
-
-
-def test_weights_from_elsewhere_are_the_best_there_are(workdir, config, variables, monkeypatch):
-    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
-    config = config.copy_and_resolve_references()
-    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
-    settings.write(config, workdir / "config.json")
-    run = evaluate.load_run(workdir, "best")
-    assert run.step == 0 and run.model.num_classes == 10
-    jax.tree.map(np.testing.assert_array_equal, run.variables, variables)
-    with pytest.raises(UserError, match="no averaged weights"):
-        evaluate.load_run(workdir, ema=True)
-
-
-def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(workdir, config, monkeypatch):
-    """As beside a training run, which keeps the latest few."""
-    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
-    config = config.copy_and_resolve_references()
-    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
-    settings.write(config, workdir / "config.json")
-    failures = [DamagedError("gone")]
-
-    def gone_once(*args):
-        if failures:
-            raise failures.pop()
-        return restore_item(*args)
-
-    monkeypatch.setattr(evaluate, "restore_item", gone_once)
-    assert evaluate.load_run(workdir).step == 0 and not failures
-    failures += [DamagedError("gone")] * 2
-    with pytest.raises(DamagedError):
-        evaluate.load_run(workdir)
-
-
-@pytest.mark.parametrize("field", ["eval_batch_size", "mean", "dataset", "steps_per_call", "resident", "data_dir"])
-def test_a_configuration_that_lacks_a_field_is_refused(workdir, config, field):
-    config = config.copy_and_resolve_references().unlock()
-    del config[field]
-    settings.write(config, workdir / "config.json")
-    with pytest.raises(UserError, match=f"config.{field} is missing"):
-        evaluate.load_run(workdir)
-
-
 def test_another_data_dir_than_the_runs_is_said(workdir, config, split, monkeypatch, capsys):
     monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
     monkeypatch.setenv("TFDS_DATA_DIR", config.data_dir)
@@ -124,6 +76,18 @@ def test_images_that_may_have_been_trained_on_are_said(workdir, config, monkeypa
         assert (f"test[:7] has 7 images, and had {count} when the run was trained" in err) == said
     evaluate.main(["evaluate", f"--workdir={workdir}", "--split=test[:7]"])
     assert "when the run was trained" not in capsys.readouterr().err
+
+
+def test_weights_that_overflow_are_no_result(config, variables, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
+    config = config.copy_and_resolve_references()
+    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
+    config.compilation_cache = False
+    settings.write(config, tmp_path / "config.json")
+    checkpoint.save_variables(tmp_path, jax.tree.map(lambda values: values * np.float32(1e30), variables))
+    with pytest.raises(UserError, match="the loss of checkpoint 0 is (nan|inf): its weights may be damaged"):
+        evaluate.main(["evaluate", f"--workdir={tmp_path}", "--split=test[:7]"])
+    assert "{" not in capsys.readouterr().out
 
 
 def test_an_empty_argument_is_no_default(workdir):

@@ -340,7 +340,7 @@ def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, 
         (["relu_collapse"], "--out"),
         (["relu_collapse", "--out=x", "--config.num_epochs=1"], "trains no net"),
         (["cost_breakdown", "--out=x", "--seeds=3"], "trains no net"),
-        (["width_tradeoff", "--out=x", "--seeds=0"], "--seeds=0"),
+        (["width_tradeoff", "--out=x", "--seeds=0"], "argument --seeds: '0' is not a whole number from 1 on"),
         (["width_tradeoff", "--out=x", "--epochs=1"], "unexpected argument"),
     ],
 )

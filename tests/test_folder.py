@@ -116,7 +116,31 @@ def test_what_is_no_folder_of_classes_is_refused(tmp_path, dataset, message):
         data.open_split(dataset.format(tmp_path), "train", image_size=8)
 
 
-@pytest.mark.parametrize("wanted", ["validation", "train[:0]", "train[50:]", "train[", "", "all[:90%]"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_the_validation_images_are_found_by_any_of_their_names(split, name):
+    (split / "val").rename(split / name)
+    for asked in ("val", "valid", "validation"):
+        opened = data.open_split(f"folder:{split}", f"{asked}[:50%]", image_size=8)
+        assert len(opened) == 1 and f"/{name}/" in opened.source.paths[0]
+    assert len(data.open_split(f"folder:{split}", "all", image_size=8)) == 5
+
+
+def test_of_two_validation_folders_each_has_its_own_name(split):
+    place(split, "valid/cat/x.png")
+    sizes = [len(data.open_split(f"folder:{split}", name, image_size=8)) for name in ("val", "valid")]
+    assert sizes == [2, 1]
+    with pytest.raises(UserError, match="split 'validation' .* does not exist"):
+        data.open_split(f"folder:{split}", "validation", image_size=8)
+
+
+def test_a_folder_is_looked_through_once_for_all_its_splits(split, monkeypatch):
+    looked = []
+    monkeypatch.setattr(data, "read_folder", lambda dataset: looked.append(dataset) or folder.read_folder(dataset))
+    both = data.open_splits(f"folder:{split}", ("train", "val"), image_size=8)
+    assert [len(part) for part in both] == [3, 2] and len(looked) == 1
+
+
+@pytest.mark.parametrize("wanted", ["missing", "train[:0]", "train[50:]", "train[", "", "all[:90%]"])
 def test_a_split_that_is_not_there_lists_those_that_are(split, wanted):
     with pytest.raises(UserError, match=r"train \(3 examples\), val \(2 examples\)") as error:
         data.open_split(f"folder:{split}", wanted, image_size=8)

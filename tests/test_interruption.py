@@ -37,7 +37,7 @@ def test_a_raised_signal_closes_what_is_open(signum, capfd):
     assert ended.value.code == 128 + signum and closed
     assert signal.getsignal(signum) is before
     (line,) = capfd.readouterr().err.splitlines()
-    assert f"{signum.name}: ended with nothing left to save" in line
+    assert f"{signum.name}: ended; the same command takes it up again" in line
 
 
 KILL = "os.kill(os.getpid(), signal.SIGTERM)"
@@ -95,7 +95,7 @@ def test_a_signal_that_comes_twice_at_once_is_one(repository):
     assert (ended.returncode, ended.stdout) == (0, f"saved {128 + signal.SIGTERM}\n")
 
 
-@pytest.mark.parametrize(("ignored", "said"), [(True, "still here"), (False, "SIGHUP: ended with")])
+@pytest.mark.parametrize(("ignored", "said"), [(True, "still here"), (False, "SIGHUP: ended; the same command")])
 def test_a_terminal_that_closes_ends_it_but_under_nohup(repository, ignored, said):
     action = "signal.SIG_IGN" if ignored else "signal.SIG_DFL"
     code = (

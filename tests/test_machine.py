@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import time
 from importlib import metadata
 
@@ -21,6 +22,23 @@ def test_it_is_this_machine_and_these_versions():
     assert json.loads(json.dumps(found)) == found
     sentence = machine.sentence(found)
     assert found["device"] in sentence and jax.__version__ in sentence and "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name"),
+    [
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx avx2\n", "AMD EPYC (AVX2)"),
+        ("model name\t: AMD EPYC\nflags\t\t: fpu avx avx2 avx512f\n\nmodel name\t: AMD EPYC\n", "AMD EPYC (AVX-512)"),
+        ("model name\t: Old\nflags\t\t: fpu sse2\n", "Old"),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", f"{platform.processor() or platform.machine()} (NEON)"),
+        (None, platform.processor() or platform.machine()),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_their_vectors(cpuinfo, name, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    if cpuinfo:
+        machine.CPUINFO.write_text(cpuinfo)
+    assert machine._processor() == name
 
 
 def test_other_operators_are_another_version(tmp_path, monkeypatch):

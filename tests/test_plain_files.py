@@ -48,6 +48,14 @@ def test_a_file_is_replaced_at_the_end_of_the_block_alone(tmp_path):
     assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
 
 
+def test_two_processes_that_replace_a_file_at_once_leave_one_of_theirs(tmp_path):
+    file = tmp_path / "file"
+    with plain_files.replacing(file) as ours, plain_files.replacing(file, ".7") as theirs:
+        ours.write_text("ours")
+        theirs.write_text("theirs")
+    assert file.read_text() == "ours" and list(tmp_path.iterdir()) == [file]
+
+
 def test_files_are_set_aside_together_and_replace_nothing(tmp_path):
     files = [tmp_path / f"table.{ending}" for ending in ("json", "md", "csv")]
     for file in (*files[:2], tmp_path / "table.1.csv", tmp_path / "table.2.md"):

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import jaxnets
-from jaxnets import checkpoint, data, evaluate, loop, predict, settings, torch_weights, weight_files, weight_images
+from jaxnets import checkpoint, data, loop, predict, settings, torch_weights, trained_run, weight_files, weight_images
 from jaxnets.augment import normalize
 from jaxnets.errors import UserError, exit_on_user_error
 from tests.test_models import random_variables
@@ -71,7 +71,7 @@ def test_a_run_predicts_what_it_evaluates(run, files, which):
     found = objects(out)
     assert [entry["image"] for entry in found] == [str(folder / f"{i:02}.png") for i in range(50)]
     # The evaluation's own path: the decoded, resized split, and the net of the checkpoint.
-    evaluated = evaluate.load_run(workdir, which)
+    evaluated = trained_run.load_run(workdir, which)
     config = evaluated.config
     split = data.open_split("digits", config.eval_split, config.data_dir, image_size=SIZE)
     images = normalize(data.decode(split, progress=False)["image"], config.mean, config.std)
@@ -86,8 +86,8 @@ def test_a_run_predicts_what_it_evaluates(run, files, which):
 def test_the_best_checkpoint_is_the_default_and_as_accurate_as_its_record(run, files, monkeypatch):
     workdir, (folder, labels) = run[0], files
     loaded = []  # this run's best is its latest too
-    load = evaluate.load_run
-    monkeypatch.setattr(evaluate, "load_run", lambda *args, **kw: loaded.append(args) or load(*args, **kw))
+    load = trained_run.load_run
+    monkeypatch.setattr(trained_run, "load_run", lambda *args, **kw: loaded.append(args) or load(*args, **kw))
     _, out, _ = command(f"--workdir={workdir}", folder, "--format=json", "--top=1")
     first = [entry["predictions"][0]["class"] for entry in objects(out)]
     manager = checkpoint.open_manager(workdir)

@@ -229,6 +229,14 @@ def test_runs_of_one_name_and_with_other_classes_are_told_apart(tmp_path):
     assert "<h2>Accuracy by class</h2>" in page
 
 
+def test_the_runs_of_a_comparison_are_named_after_their_nets(tmp_path):
+    for net in ("narrow", "wide"):
+        (tmp_path / "runs" / net).mkdir(parents=True)
+    runs = [make_run(tmp_path / "runs" / net / "seed0") for net in ("narrow", "wide")]
+    assert runs_in(report.write(runs, tmp_path / "both.html").read_text()) == ["narrow/seed0", "wide/seed0"]
+    assert "<h1>narrow/seed0</h1>" in report.write(runs[:1]).read_text()
+
+
 def test_many_classes_are_an_image_and_their_worst(tmp_path):
     names = tuple(f"class-{number}" for number in range(30))
     page = page_of(make_run(tmp_path / "run", names=names))

@@ -10,7 +10,7 @@ import pytest
 from jaxnets import checkpoint, restore
 from jaxnets.checkpoint_damage import DamagedError
 from jaxnets.errors import UserError
-from jaxnets.restore import restore_ema, restore_latest, restore_state, restore_variables
+from jaxnets.restore import restore_ema, restore_latest, restore_state
 from tests.linear_runs import TOTALS, damage, make_state, save_six, template
 
 
@@ -80,7 +80,7 @@ def test_training_on_does_not_reach_what_is_being_saved(tmp_path):
 def test_a_checkpoint_of_another_net_or_optimizer_is_refused(workdir):
     manager = checkpoint.open_manager(workdir)
     with pytest.raises(UserError, match=r"of another model: .*BatchNorm_0.mean is \(3,\) .*\(5,\)"):
-        restore_variables(manager, 2, template(features=5).variables)
+        restore_state(manager, 2, template(features=5))
     with pytest.raises(UserError, match="optimizer"):
         restore_state(manager, 2, template(optimizer="adamw"))
     with pytest.raises(UserError, match="ema"):

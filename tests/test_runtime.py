@@ -52,7 +52,25 @@ def test_log_lines_go_to_standard_error_once(capsys):
     assert captured.out == "" and captured.err.count("one line of 1") == 1
 
 
-def test_what_xla_is_told_for_determinism_is_told_once_and_never_against_the_user(monkeypatch):
+XLA_CACHES = "jax_persistent_cache_enable_xla_caches"
+
+
+@pytest.fixture
+def xla_caches():
+    """The cache of XLA that JAX turns on by default."""
+    before = getattr(jax.config, XLA_CACHES)
+    jax.config.update(XLA_CACHES, "xla_gpu_per_fusion_autotune_cache_dir")
+    yield
+    jax.config.update(XLA_CACHES, before)
+
+
+def test_what_was_fastest_in_an_earlier_run_decides_nothing_in_a_deterministic_one(xla_caches, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
+    runtime.make_deterministic()
+    assert not getattr(jax.config, XLA_CACHES)
+
+
+def test_what_xla_is_told_for_determinism_is_told_once_and_never_against_the_user(xla_caches, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=somewhere")
     runtime.make_deterministic()
     runtime.make_deterministic()

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from jaxnets.plain_files import user_path
 
 PREFIX = "folder:"
 SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "evaluation")
+VALIDATION = ("val", "valid", "validation")  # one split, by the names that it usually has
 logger = logging.getLogger(__name__)
 
 
@@ -51,14 +53,20 @@ class ImageFolder:
     def select(self, split: str) -> ImageFiles:
         """The files of a split in TFDS's syntax; ValueError where TFDS knows none of that name or slice.
 
-        UserError where it has a class of its own; a warning where it has no image of one.
+        `validation` may be called `val` or `valid`. UserError where a split has a class of its own; a warning where it
+        has no image of one.
         """
-        sizes = {name: tfds.core.SplitInfo(name, [len(files)], 0) for name, files in self.splits.items()}
+        named = {name: name for name in self.splits}
+        there = [name for name in VALIDATION if name in named]
+        if len(there) == 1:  # no more than is asked for: TFDS's `all` is every name
+            named |= {name: there[0] for name in re.findall(r"\w+", split) if name in VALIDATION}
+        sizes = {name: tfds.core.SplitInfo(name, [len(self.splits[of])], 0) for name, of in named.items()}
         paths, labels = [], []
         for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes):
-            if stranger := self.strangers.get(part.splitname):
-                raise UserError(f"{self.directory / part.splitname} has a class {stranger!r} that train has not")
-            files = self.splits[part.splitname]
+            name = named[part.splitname]
+            if stranger := self.strangers.get(name):
+                raise UserError(f"{self.directory / name} has a class {stranger!r} that train has not")
+            files = self.splits[name]
             paths += files.paths[part.from_ : part.to]
             labels += files.labels[part.from_ : part.to]
         if labels and (empty := sorted(set(range(len(self.class_names))) - set(labels))):

@@ -4,10 +4,10 @@ relu_collapse: what ReLU does to a curve in few dimensions. bottleneck_ablation:
 and where shortcuts go. shuffle_ablation: ShuffleNetV1 without channel shuffle. width_tradeoff: accuracy against cost.
 cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. recipe_knobs: what each field of a recipe gives.
 recipe_parts: what a recipe is without each of its parts.
-Nets are trained in a small setting that takes minutes; `--config.FIELD=VALUE` sets any field otherwise
-(`--config.train_split=train --config.num_epochs=60`). The same command again goes on where it was stopped. The last
-line on standard output is one JSON object. Where a run failed, the figure is of the others, and the command ends with
-status 1.
+Nets are trained in a small setting: on a laptop's CPU a run takes a few minutes, a figure, of 8 to 28 runs, half an
+hour to an hour and a half. `--config.FIELD=VALUE` sets any field otherwise (`--config.train_split=train
+--config.num_epochs=60`). The same command again goes on where it was stopped. The last line on standard output is one
+JSON object. Where a run failed, the figure is of the others, and the command ends with status 1.
 """
 
 from jaxnets import huge_pages, interruption
@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import Any
 
 from jaxnets import compare_results, config_file, plots, runtime
+from jaxnets.arguments import count
 from jaxnets.compare_entries import DEFAULT, default_config
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, writing
 from jaxnets.figures import (
@@ -93,7 +94,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxnets.figures", description=__doc__)
     parser.add_argument("name", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES))
     parser.add_argument("--out", type=user_path, required=True, help="folder of the figure, and of the runs behind it")
-    parser.add_argument("--seeds", type=int, help="runs of each net that is trained; default: 2")
+    parser.add_argument("--seeds", type=count, help="runs of each net that is trained; default: 2")
     parser.add_argument("--config", action="append", help=f"configuration of nets that are trained; default: {DEFAULT}")
     return parser
 
@@ -107,11 +108,10 @@ def main(argv: list[str]) -> None:
     config_file.check_overrides(overrides)
     if args.name not in TRAINED and (args.seeds or args.config or overrides):
         raise UserError(f"{args.name} trains no net: it takes --out alone")
-    if args.seeds is not None and args.seeds < 1:
-        raise UserError(f"--seeds={args.seeds} must be at least 1")
     if args.config and len(args.config) > 1:
         raise UserError("--config is given twice: a figure's nets are trained by one configuration")
     runtime.configure_logging()
+    runtime.require_device()
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
     (config,) = args.config or [default_config() if args.name in TRAINED else None]
     asked = {"seeds": args.seeds, "config": config, "command": command}

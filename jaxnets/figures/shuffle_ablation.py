@@ -12,9 +12,9 @@ GROUPS = (1, 2, 3, 4, 8)
 WIDTH = 0.5  # where the paper found the shuffle to matter most
 
 
-def spec(groups: int, shuffle: bool, width: float = WIDTH) -> str:
+def spec(groups: int, shuffle: bool) -> str:
     """The net as `compare` takes it."""
-    return f"shufflenet_v1_g{groups}_cifar:width={width}" + ("" if shuffle else ":shuffle=False")
+    return f"shufflenet_v1_g{groups}_cifar:width={WIDTH}" + ("" if shuffle else ":shuffle=False")
 
 
 def measure(options: Options) -> dict[str, Any]:

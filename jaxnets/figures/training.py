@@ -11,7 +11,7 @@ from jaxnets.errors import as_utf8
 from jaxnets.figures.options import Options
 
 PLAIN_SGD = (*compare_entries.PLAIN, "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=5e-4")
-# Minutes on a laptop for a handful of nets; `--config.FIELD=VALUE` sets any of it otherwise.
+# Minutes a run on a laptop; `--config.FIELD=VALUE` sets any of it otherwise.
 SMALL = (
     *PLAIN_SGD,
     "--config.train_split=train[:8000]",

@@ -71,7 +71,7 @@ def operands(x, *how):
 
 
 def fitting(convolution):
-    """The same, of JAX arrays but for an x that is deferred, and ints in tuples, or ValueError."""
+    """The convolution with JAX arrays (a deferred x stays deferred) and ints in tuples; ValueError for what is none."""
     x, kernel, strides, padding, groups = convolution
     x, kernel = array("x", x), array("kernel", kernel, ("h", "w", "I", "O"))
     strides = integers("strides", strides, ("down", "across"))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from jaxnets import (
     data,
-    evaluate,
     image_files,
     journal,
     keras_weights,
@@ -18,6 +17,7 @@ from jaxnets import (
     settings,
     timing,
     torch_weights,
+    trained_run,
     weight_files,
 )
 from jaxnets.datasets import archive
@@ -45,8 +45,8 @@ def read_config(path: Path) -> None:
 
 
 def read_run(path: Path) -> None:
-    evaluate.load_run(path, "latest")
-    evaluate.load_run(path, "best", ema=True)
+    trained_run.load_run(path, "latest")
+    trained_run.load_run(path, "best", ema=True)
 
 
 def read_records(path: Path) -> None:

@@ -100,7 +100,7 @@ def _config(place: Path) -> None:
 
 
 def _run(place: Path) -> None:
-    """As `evaluate.load_run` takes it; the net is as small as there is one."""
+    """As `trained_run.load_run` takes it; the net is as small as there is one."""
     import jax
     import jax.numpy as jnp
 

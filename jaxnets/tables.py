@@ -1,0 +1,48 @@
+"""Tables of text, on a terminal and as Markdown."""
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+
+class Section(NamedTuple):
+    """A table to print: cells of text, the first columns to the left and numbers to the right."""
+
+    title: str  # or ""
+    header: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    text_columns: int
+    footer: str = ""
+
+
+def print_section(section: Section) -> None:
+    """A table no wider than the terminal, or than 80 columns without one; long names are folded, never cut."""
+    console = Console(file=sys.stdout, highlight=False, markup=False)
+    if section.title:
+        console.print(section.title, style="bold")
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for position, name in enumerate(section.header):
+        if position < section.text_columns:
+            table.add_column(name, overflow="fold")
+        else:  # units below: the numbers need less room
+            table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
+    for row in section.rows:
+        table.add_row(*row)
+    console.print(table)
+    if section.footer:
+        console.print("\n" + section.footer)
+
+
+def markdown(section: Section) -> str:
+    """The table for a README."""
+    alignment = ["---" if i < section.text_columns else "---:" for i in range(len(section.header))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (section.header, alignment, *section.rows)]
+    parts = [f"**{section.title}**"] if section.title else []
+    parts.append("\n".join(lines))
+    if section.footer:
+        parts.append(section.footer)
+    return "\n\n".join(parts)

@@ -1,0 +1,87 @@
+"""A trained run as its workdir holds it: configuration, net, and the weights of one of its checkpoints."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from jaxnets import checkpoint, data, ops, settings
+from jaxnets.errors import UserError
+from jaxnets.plain_files import user_path
+from jaxnets.restore import require_same_shapes, restore_ema, restore_variables
+from jaxnets.weight_files import Images
+from jaxnets.workdir import CONFIG
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a workdir holds at one of its checkpoints."""
+
+    config: ml_collections.ConfigDict
+    model: nn.Module
+    variables: dict[str, Any]
+    step: int
+
+    @property
+    def images(self) -> Images:
+        """What its net wants, as a weight file says it."""
+        config = self.config
+        return Images((tuple(config.mean), tuple(config.std)), config.image_size, config.crop)
+
+
+def load_run(workdir: str | Path, which: str = "best", *, ema: bool = False) -> Run:
+    """The net of a run at its checkpoint "best", "latest" or a step; with `ema` its averaged weights.
+
+    Raises UserError where there is no such run or checkpoint, or it is damaged or of another model.
+    """
+    workdir = user_path(workdir)
+    config = settings.read(workdir / CONFIG)
+    settings.check_evaluation(config)
+    try:
+        at, variables, averaged = _restore(workdir, which, ema)
+    except UserError:  # of a run in training: the checkpoint may have been deleted meanwhile, for a newer one
+        at, variables, averaged = _restore(workdir, which, ema)
+    where = f"checkpoint {at} in {workdir}"
+    try:
+        # The number of classes is the checkpoint's, so that the data set need not be there.
+        num_classes = variables["params"]["classifier"]["kernel"].shape[-1]
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f"{where} holds no classifier") from None
+    if ema and averaged is None:
+        raise UserError(f"{where} has no averaged weights (config.ema_decay was 0)")
+    model = settings.make_model(config, num_classes)
+    images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+    try:
+        with ops.using("reference"):  # traced in least time: all operators have the same shapes
+            expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    except Exception as error:  # a configuration from elsewhere can ask for sizes that nothing can have
+        raise UserError(f"{workdir / CONFIG} describes a net that cannot be made: {str(error)[:300]}") from error
+    require_same_shapes(variables, {"params": {}, "batch_stats": {}} | expected, where)
+    if ema:
+        require_same_shapes(averaged, variables, f"the average in {where}")
+    return Run(config, model, averaged if ema else variables, at)
+
+
+def _restore(workdir: Path, which: str, ema: bool) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
+    """A checkpoint's step, variables and, with `ema`, their average, None where there is none."""
+    with closing(checkpoint.open_manager(workdir)) as manager:
+        at = checkpoint.find_step(manager, which, ema=ema)
+        return at, restore_variables(manager, at), restore_ema(manager, at) if ema else None
+
+
+def require_same_classes(workdir: Path, split: data.Split, known: Sequence[str] | None) -> None:
+    """UserError where the classes are not the `known` ones of the run, if they are known."""
+    for place, (before, now) in enumerate(itertools.zip_longest(known or split.class_names, split.class_names)):
+        if before != now:
+            raise UserError(
+                f"{split.name} has other classes than the run in {workdir}: class {place} was {before!r} and is now "
+                f"{now!r}"
+            )
