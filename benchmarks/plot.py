@@ -22,7 +22,7 @@ from jaxnets.plain_files import parse_json, replacing, user_path
 
 LABELS = {"train": "training", "eval": "evaluation", "latency": "latency of one image"}
 COLOURS = dict(zip(LABELS, plots.COLOURS))
-EXPLANATION = "Bars: beside the faster of the PyTorchs that took part, median; lines: from the lowest to the highest round."
+EXPLANATION = "Bars: medians beside the faster form of PyTorch; lines: from the lowest to the highest round."
 
 
 class Bar(NamedTuple):
