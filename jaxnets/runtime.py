@@ -43,7 +43,7 @@ def require_device() -> None:
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
-        why = first_line(error) if str(error) else "the plugin for it is not installed"  # of cuda JAX says nothing
+        why = first_line(error) if str(error) else "its plugin is missing, or does not start"  # JAX says nothing
         raise UserError(f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX has no such device here ({why})") from error
 
 
