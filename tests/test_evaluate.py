@@ -6,33 +6,25 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
-from jaxnets import checkpoint, data, evaluate, models, settings
+from jaxnets import checkpoint, data, evaluate, settings
 from jaxnets.errors import UserError
 from jaxnets.workdir import Data, keep_data
-from tests.tiny_net import TinyNet
+from tests.tiny_net import configurations, first_variables
 
 
 @pytest.fixture(scope="module")
 def config(digits_dir):
-    made = digits.get_config()
-    made.data_dir = str(digits_dir)
-    made.image_size = 16
-    made.eval_batch_size, made.steps_per_call, made.num_workers = 12, 3, 0
-    return made
-
-
-@pytest.fixture(scope="module")
-def split(config):
-    return data.open_split("digits", "test[:50]", config.data_dir, image_size=config.image_size)
+    with configurations(digits_dir) as make:
+        yield make()
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return TinyNet(num_classes=10).init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    return first_variables()
 
 
-def test_a_large_split_streams_and_a_small_one_is_resident(config, split):
+def test_a_large_split_streams_and_a_small_one_is_resident(config):
+    split = data.open_split(config.dataset, config.eval_split, config.data_dir, image_size=config.image_size)
     devices = jax.devices()[:1]
     assert evaluate.load_examples(split, config, devices).keys() == {"image", "label"}
     config = config.copy_and_resolve_references()
@@ -42,18 +34,16 @@ def test_a_large_split_streams_and_a_small_one_is_resident(config, split):
 
 @pytest.fixture
 def workdir(config, variables, tmp_path):
-    """A configuration, and the weights of a net that is not its own."""
+    """A configuration, and the weights of its net."""
     settings.write(config, tmp_path / "config.json")
     checkpoint.save_variables(tmp_path, variables)
     return tmp_path
 
 
-def test_another_data_dir_than_the_runs_is_said(workdir, config, split, monkeypatch, capsys):
-    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
+def test_another_data_dir_than_the_runs_is_said(workdir, config, monkeypatch, capsys):
     monkeypatch.setenv("TFDS_DATA_DIR", config.data_dir)
     gone = config.copy_and_resolve_references()
-    gone.model.name, gone.model.width, gone.model.stem_stride = "tiny", None, None
-    gone.data_dir, gone.compilation_cache = "/nowhere", False
+    gone.data_dir = "/nowhere"
     settings.write(gone, workdir / "config.json")
     evaluate.main(["evaluate", f"--workdir={workdir}", "--split=test[:7]"])
     out, err = capsys.readouterr()
@@ -61,12 +51,10 @@ def test_another_data_dir_than_the_runs_is_said(workdir, config, split, monkeypa
     assert f"the run's data_dir /nowhere is not there; in its place {config.data_dir}" in err
 
 
-def test_images_that_may_have_been_trained_on_are_said(workdir, config, monkeypatch, capsys):
+def test_images_that_may_have_been_trained_on_are_said(workdir, config, capsys):
     """The run's own split has more images than when it was trained, as a folder has to which some were added."""
-    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
     config = config.copy_and_resolve_references()
-    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
-    config.eval_split, config.compilation_cache = "test[:7]", False
+    config.eval_split = "test[:7]"
     settings.write(config, workdir / "config.json")
     names = tuple(map(str, range(10)))
     for count, said in (7, False), (6, True):
@@ -78,11 +66,7 @@ def test_images_that_may_have_been_trained_on_are_said(workdir, config, monkeypa
     assert "when the run was trained" not in capsys.readouterr().err
 
 
-def test_weights_that_overflow_are_no_result(config, variables, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
-    config = config.copy_and_resolve_references()
-    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
-    config.compilation_cache = False
+def test_weights_that_overflow_are_no_result(config, variables, tmp_path, capsys):
     settings.write(config, tmp_path / "config.json")
     checkpoint.save_variables(tmp_path, jax.tree.map(lambda values: values * np.float32(1e30), variables))
     with pytest.raises(UserError, match="the loss of checkpoint 0 is (nan|inf): its weights may be damaged"):

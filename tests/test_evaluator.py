@@ -6,19 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs import digits
 from jaxnets import data, step
 from jaxnets.evaluator import eval_calls, make_evaluator, summarize
-from tests.tiny_net import TinyNet
+from tests.tiny_net import TinyNet, first_variables, make_config
 
 
 @pytest.fixture(scope="module")
 def config(digits_dir):
-    made = digits.get_config()
-    made.data_dir = str(digits_dir)
-    made.image_size = 16
-    made.eval_batch_size, made.steps_per_call, made.num_workers = 12, 3, 0
-    return made
+    return make_config(digits_dir, eval_batch_size=12, steps_per_call=3)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +23,7 @@ def split(config):
 
 @pytest.fixture(scope="module")
 def net():
-    model = TinyNet(num_classes=10)
-    return model, model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    return TinyNet(num_classes=10), first_variables()
 
 
 def test_every_example_is_evaluated_once_in_calls_of_one_shape(config, split):

@@ -8,7 +8,7 @@ from configs import digits
 from jaxnets import data, predictions, step
 from jaxnets.errors import UserError
 from jaxnets.evaluator import make_evaluator
-from tests.tiny_net import TinyNet
+from tests.tiny_net import TinyNet, first_variables
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_an_evaluation_predicts_every_example_in_order(split, decoded, num_devic
     config = digits.get_config()
     config.eval_batch_size, config.steps_per_call, config.num_workers = 12, 3, 0
     model, devices = TinyNet(num_classes=10), jax.devices()[:num_devices]
-    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    variables = first_variables()
     examples = {} if streamed else step.replicate(decoded, devices)
     _, made = make_evaluator(model, split, examples, config, devices)(variables)
     images = (decoded["image"] / np.float32(255) - np.float32(config.mean)) / np.float32(config.std)

@@ -5,32 +5,29 @@ import numpy as np
 import pytest
 
 from configs import digits
-from jaxnets import checkpoint, models, restore, settings
+from jaxnets import checkpoint, restore, settings
 from jaxnets.checkpoint_damage import DamagedError
 from jaxnets.errors import UserError
 from jaxnets.restore import restore_item
 from jaxnets.trained_run import load_run
-from tests.tiny_net import TinyNet
+from tests.tiny_net import configurations, first_variables
 
 
 @pytest.fixture(scope="module")
-def config(digits_dir):
-    made = digits.get_config()
-    made.data_dir = str(digits_dir)
-    made.image_size = 16
-    made.eval_batch_size, made.steps_per_call, made.num_workers = 12, 3, 0
-    return made
+def tiny(digits_dir):
+    with configurations(digits_dir) as make:
+        yield make()
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return TinyNet(num_classes=10).init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    return first_variables()
 
 
 @pytest.fixture
-def workdir(config, variables, tmp_path):
+def workdir(variables, tmp_path):
     """A configuration, and the weights of a net that is not its own."""
-    settings.write(config, tmp_path / "config.json")
+    settings.write(digits.get_config(), tmp_path / "config.json")
     checkpoint.save_variables(tmp_path, variables)
     return tmp_path
 
@@ -40,11 +37,8 @@ def test_a_checkpoint_of_another_net_is_refused(workdir):
         load_run(workdir)
 
 
-def test_weights_from_elsewhere_are_the_best_there_are(workdir, config, variables, monkeypatch):
-    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
-    config = config.copy_and_resolve_references()
-    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
-    settings.write(config, workdir / "config.json")
+def test_weights_from_elsewhere_are_the_best_there_are(workdir, tiny, variables):
+    settings.write(tiny, workdir / "config.json")
     run = load_run(workdir, "best")
     assert run.step == 0 and run.model.num_classes == 10
     jax.tree.map(np.testing.assert_array_equal, run.variables, variables)
@@ -52,12 +46,9 @@ def test_weights_from_elsewhere_are_the_best_there_are(workdir, config, variable
         load_run(workdir, ema=True)
 
 
-def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(workdir, config, monkeypatch):
+def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(workdir, tiny, monkeypatch):
     """As beside a training run, which keeps the latest few."""
-    monkeypatch.setitem(models.MODELS, "tiny", TinyNet)
-    config = config.copy_and_resolve_references()
-    config.model.name, config.model.width, config.model.stem_stride = "tiny", None, None
-    settings.write(config, workdir / "config.json")
+    settings.write(tiny, workdir / "config.json")
     failures = [DamagedError("gone")]
 
     def gone_once(*args):
@@ -73,8 +64,8 @@ def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(workdir, conf
 
 
 @pytest.mark.parametrize("field", ["eval_batch_size", "mean", "dataset", "steps_per_call", "resident", "data_dir"])
-def test_a_configuration_that_lacks_a_field_is_refused(workdir, config, field):
-    config = config.copy_and_resolve_references().unlock()
+def test_a_configuration_that_lacks_a_field_is_refused(workdir, field):
+    config = digits.get_config().unlock()
     del config[field]
     settings.write(config, workdir / "config.json")
     with pytest.raises(UserError, match=f"config.{field} is missing"):

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import digits
@@ -23,6 +25,11 @@ class TinyNet(Net):
         x = self.conv_bn(8, 3, 2)(self.prepare(images), train)
         x = self.conv_bn(8, 3, feature_group_count=8)(x, train)
         return self.classify(x, train)
+
+
+def first_variables() -> dict[str, Any]:
+    """Of the net for the ten classes of the digits."""
+    return TinyNet(num_classes=10).init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from jaxnets.errors import UserError
 from jaxnets.plain_files import user_path
 
 PREFIX = "folder:"
-SPLIT_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation", "eval", "evaluation")
 VALIDATION = ("val", "valid", "validation")  # one split, by the names that it usually has
+SPLIT_NAMES = ("train", "training", "test", "testing", *VALIDATION, "eval", "evaluation")
 logger = logging.getLogger(__name__)
 
 
