@@ -1,5 +1,6 @@
 """The page of a comparison: one HTML file that needs nothing else, for screen, phone and print, light and dark."""
 
+import itertools
 import shlex
 import textwrap
 import urllib.parse
@@ -85,7 +86,7 @@ def pages(nets: Sequence[Record]) -> list[str | None]:
 
 def _charts(nets: Sequence[Record]) -> list[dict[str, str]]:
     """Title, drawing and caption of each chart; none where no net has a finished run."""
-    finished = [(index, net) for index, net in enumerate(nets) if net["runs"]]
+    finished = [(index, net) for index, net in zip(pair_numbers(nets), nets) if net["runs"]]
     if not finished:
         return []
     timed = [(index, net) for index, net in finished if net["latency"]]
@@ -130,9 +131,16 @@ def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence
     return plots.inline_svg(figure, title)
 
 
-def look(index: int) -> dict[str, str]:
-    """The colour and the marker of the `index`-th net, the same in every chart."""
-    return {"color": plots.COLOURS[index % len(plots.COLOURS)], "marker": plots.MARKERS[index % len(plots.MARKERS)]}
+def pair_numbers(nets: Sequence[Record]) -> list[int]:
+    """A number for each net, from 0; one in PyTorch has that of the net before it, which is the same in JAX."""
+    return [number - 1 for number in itertools.accumulate(net["framework"] == JAXNETS for net in nets)]
+
+
+def look(index: int, framework: str = JAXNETS) -> dict[str, str]:
+    """How the net with that number is drawn, the same in every chart: a colour and a marker, of PyTorch's a hollow one."""
+    hollow = {"markerfacecolor": "none"} if framework == TORCH else {}
+    colours, markers = plots.COLOURS, plots.MARKERS
+    return {"color": colours[index % len(colours)], "marker": markers[index % len(markers)]} | hollow
 
 
 def _point(axes: Axes, x: float, index: int, net: Record) -> None:
@@ -144,7 +152,7 @@ def _point(axes: Axes, x: float, index: int, net: Record) -> None:
         linestyle="none",
         capsize=2.5,
         label=net["label"],
-        **look(index),
+        **look(index, net["framework"]),
     )
 
 
@@ -170,6 +178,7 @@ def draw_curves(axes: Axes, index: int, net: Record) -> None:
             linewidth=1.1,
             markersize=3.5,
             markevery=-(-len(run["curve"]) // POINTS_MARKED),
-            **look(index),
+            linestyle="--" if net["framework"] == TORCH else "-",
+            **look(index, net["framework"]),
         )
     axes.set_xlabel("training (s)")

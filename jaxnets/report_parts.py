@@ -51,6 +51,11 @@ class History:
             if span.last > span.first and seconds > 0
         ]
 
+    @property
+    def averaged(self) -> bool:
+        """Whether the averaged weights were evaluated beside the others."""
+        return any("ema_eval_accuracy" in record for record in self.evaluations)
+
     def steps(self, records: Sequence[Record]) -> np.ndarray:
         return np.array([record["step"] for record in records], float)
 
@@ -115,7 +120,12 @@ def legend(runs: Sequence[History]) -> list[dict[str, Any]]:
     """What each kind of line is."""
     if len(runs) > 1:
         names = [
-            {"label": run.name, "colour": colour, "faint": False, "dash": dash}
+            {
+                "label": run.name + " (averaged weights)" * run.averaged,
+                "colour": colour,
+                "faint": False,
+                "dash": dash,
+            }
             for run, (colour, dash) in zip(runs, run_styles(len(runs)))
         ]
         return [*names, {"label": "thin: training", "colour": "muted", "faint": True, "dash": 0}]
@@ -123,7 +133,7 @@ def legend(runs: Sequence[History]) -> list[dict[str, Any]]:
         {"label": "evaluation", "colour": EVALUATION, "faint": False, "dash": 0},
         {"label": "training", "colour": TRAINING, "faint": True, "dash": 0},
     ]
-    if any("ema_eval_loss" in record for record in runs[0].evaluations):
+    if runs[0].averaged:
         made.insert(1, {"label": "evaluation, averaged weights", "colour": AVERAGED, "faint": False, "dash": 1})
     return made
 
@@ -164,12 +174,12 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
         records = run.throughput if trained == "images_per_second" else run.trained
         marked = trained == "images_per_second"
         add(run, records, trained, f"{name}training", faint=bool(evaluated), marked=marked, **style)
-        if evaluated:
-            style["colour"] = colour if several else EVALUATION
-            add(run, run.evaluations, evaluated, f"{name}evaluation", marked=True, **style)
-            if not several:
-                style = {"colour": AVERAGED, "dash": 1, "marked": True}
-                add(run, run.evaluations, f"ema_{evaluated}", "averaged weights", **style)
+        if evaluated and several:  # a run has one line, and its averaged weights count, as in `compare`
+            field = f"ema_{evaluated}" if run.averaged else evaluated
+            add(run, run.evaluations, field, f"{name}evaluation", marked=True, **style)
+        elif evaluated:
+            add(run, run.evaluations, evaluated, "evaluation", colour=EVALUATION, marked=True)
+            add(run, run.evaluations, f"ema_{evaluated}", "averaged weights", colour=AVERAGED, dash=1, marked=True)
     if not curves:
         return None
     return {
@@ -185,7 +195,6 @@ def evaluations(run: History) -> dict[str, list]:
     seconds = run.seconds(run.evaluations)
     columns = ["epoch", "step", "time", "learning rate"]
     columns += ["training loss", "training accuracy", "evaluation loss", "evaluation accuracy"]
-    averaged = any("ema_eval_accuracy" in record for record in run.evaluations)
     reports = sorted(run.trained, key=lambda record: record["step"])
     steps = [record["step"] for record in reports]
     rows = []
@@ -202,8 +211,8 @@ def evaluations(run: History) -> dict[str, list]:
             f"{record['eval_loss']:.4f}",
             f"{record['eval_accuracy']:.2%}",
         ]
-        rows.append(row + [_shown(record.get("ema_eval_accuracy"), ".2%")] * averaged)
-    return {"columns": columns + ["averaged accuracy"] * averaged, "rows": rows}
+        rows.append(row + [_shown(record.get("ema_eval_accuracy"), ".2%")] * run.averaged)
+    return {"columns": columns + ["averaged accuracy"] * run.averaged, "rows": rows}
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -40,7 +40,8 @@ def print_section(section: Section) -> None:
 def markdown(section: Section) -> str:
     """The table for a README."""
     alignment = ["---" if i < section.text_columns else "---:" for i in range(len(section.header))]
-    lines = [f"| {' | '.join(cells)} |" for cells in (section.header, alignment, *section.rows)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (section.header, *section.rows)]
+    lines = [f"| {' | '.join(cells)} |" for cells in (rows[0], alignment, *rows[1:])]
     parts = [f"**{section.title}**"] if section.title else []
     parts.append("\n".join(lines))
     if section.footer:

@@ -5,7 +5,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 def width_of(page: Path, screen: int, scratch: Path) -> int:
@@ -28,6 +30,15 @@ def sheets_of(page: Path, scratch: Path) -> int:
     pdf = scratch / "page.pdf"
     _run([f"--print-to-pdf={pdf}", page.as_uri()], scratch)
     return len(re.findall(rb"/Type\s*/Page\b", pdf.read_bytes()))
+
+
+def shades_of(page: Path, scratch: Path, dark: bool) -> np.ndarray:
+    """The brightness, of 255, of each pixel of its first screen, for one who prefers a dark ground or a light one."""
+    picture = scratch / "screen.png"
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    _run([scheme, f"--screenshot={picture}", "--window-size=800,900", page.as_uri()], scratch)
+    with Image.open(picture) as image:
+        return np.asarray(image.convert("L"))
 
 
 def _run(arguments: list[str], scratch: Path) -> subprocess.CompletedProcess:

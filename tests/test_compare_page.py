@@ -141,6 +141,21 @@ def test_every_net_looks_its_own():
     assert len(set(looks)) == 40
 
 
+def test_a_net_and_its_twin_in_pytorch_share_colour_and_marker_and_differ():
+    runs = [make_run(0.5, {}) | {"seed": 0, "curve": [{"seconds": at, "accuracy": 0.3} for at in (1, 2)]}]
+    nets = [make_net("a", runs), make_net("b", runs), make_net("b (PyTorch)", runs) | {"framework": "torch"}]
+    numbers = compare_page.pair_numbers(nets)
+    assert numbers == [0, 1, 1]
+    axes = Figure().subplots()
+    for number, net in zip(numbers, nets):
+        compare_page.draw_curves(axes, number, net)
+    first, ours, theirs = axes.lines
+    assert first.get_color() != ours.get_color() == theirs.get_color()
+    assert first.get_marker() != ours.get_marker() == theirs.get_marker()
+    assert (ours.get_linestyle(), theirs.get_linestyle()) == ("-", "--")
+    assert theirs.get_markerfacecolor() == "none" != ours.get_markerfacecolor()
+
+
 def test_long_names_stay_within_their_chart():
     """Two beside each other would begin left of the chart, which cuts them off."""
     labels = [f"mobilenet_v2_cifar:width=0.5:activation=relu6:shortcut={name}:bottleneck=nonlinear" for name in "abcd"]

@@ -210,9 +210,24 @@ def test_a_number_that_one_run_lacks_leaves_its_place_empty(tmp_path):
         assert cells["averaged"]["throughput"] == "80"
 
 
+def test_of_several_runs_the_averaged_weights_are_the_line_of_one_that_has_them(tmp_path):
+    plain, averaged = make_run(tmp_path / "plain"), make_run(tmp_path / "averaged")
+    records = journal.read(averaged)
+    for record in records:
+        if "eval_accuracy" in record:
+            record |= {"ema_eval_accuracy": 0.25, "ema_eval_loss": 0.1}
+    (averaged / journal.FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    page = page_of(plain, averaged, out=tmp_path / "both.html")
+    described = [figure["aria-label"] for figure in page.all("figure")]
+    accuracy = next(text for text in described if text.startswith("Accuracy"))
+    assert "plain, evaluation from 0.5 to 0.75" in accuracy
+    assert "averaged, evaluation from 0.25 to 0.25" in accuracy
+    assert "averaged (averaged weights)" in page.text and "plain (averaged weights)" not in page.text
+
+
 def runs_in(page):
     """Their names in the table of results."""
-    table = re.search(r"<h2>Results</h2>.*?</table>", page, re.DOTALL)[0]
+    table = re.search(r"<h2>Results</h2>.*?</table>", page, re.DOTALL)[0].replace("<wbr>", "")
     return [re.search(r"<t[hd][^>]*>(.*?)</t[hd]>", row)[1] for row in table.split("<tr>")[2:]]
 
 
@@ -357,3 +372,21 @@ def test_the_page_fits_its_screen_and_prints(workdir, tmp_path, width):
     page = report.write([workdir])
     assert chromium.width_of(page, width, tmp_path) <= width
     assert 1 <= chromium.sheets_of(page, tmp_path) <= 6
+
+
+def test_runs_with_long_names_fit_a_phone(tmp_path):
+    nets = [f"mobilenet_v2_cifar_width=0.5_activation=relu6_shortcut={name}" for name in ("identity", "projection")]
+    for net in nets:
+        (tmp_path / net).mkdir()
+    page = report.write([make_run(tmp_path / net / "seed0") for net in nets], tmp_path / "both.html")
+    assert chromium.width_of(page, 390, tmp_path) <= 390
+
+
+def test_a_screen_that_is_dark_gets_dark_ground_and_light_ink(workdir, tmp_path):
+    """The extremes of brightness of what is seen first, the heading on its ground, have the contrast of WCAG's AAA."""
+    page = report.write([workdir])
+    for dark in (False, True):
+        shades = chromium.shades_of(page, tmp_path, dark)
+        ground = np.bincount(shades.ravel(), minlength=256).argmax()  # most of the page
+        assert (ground < 40) if dark else (ground > 215)
+        assert shades.max() - shades.min() > 180

@@ -17,6 +17,11 @@ def test_markdown_has_the_text_to_the_left_and_numbers_to_the_right():
     ]
 
 
+def test_a_bar_in_a_cell_ends_no_cell_in_markdown():
+    table = markdown(Section("", ("a|b", "n"), [("c|d", "1")], 1))
+    assert table.splitlines() == ["| a\\|b | n |", "| --- | ---: |", "| c\\|d | 1 |"]
+
+
 def test_a_long_name_is_folded_and_never_cut(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     print_section(SECTION)
