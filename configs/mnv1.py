@@ -11,7 +11,8 @@ def get_config(words: str = ""):
     config = default.get_config()
     variant, recipe = recipes.choose(words, WIDTHS, "x1_0")
     config.model.name = "mobilenet_v1_cifar"
-    config.model.width = WIDTHS[variant]
+    if WIDTHS[variant] != 1:  # else the net's own, as it is where another net is named
+        config.model.width = WIDTHS[variant]
     if recipe is recipes.quick:
         config.num_epochs = QUICK_EPOCHS[variant]
     recipe(config)

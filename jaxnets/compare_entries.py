@@ -113,7 +113,8 @@ def load_configs(
         field = override.split("=")[0].removeprefix(config_file.PREFIX)
         if models and field.startswith("model.") and field != "model.dtype":
             raise UserError(
-                f"--config.{field} belongs to one net, which is named with its fields: mobilenet_v2_cifar:width=0.5"
+                f"--config.{field} belongs to one net: `compare --models=mobilenet_v2_cifar:width=0.5` names a net "
+                "with its fields, a figure chooses its own"
             )
     names = [config_file.name_of(path) for path in paths]
     for name in names:
@@ -137,6 +138,10 @@ def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence
             entries.append(Entry(as_utf8(config_name), config))
         for text in models:
             for label, fields in expand_model(text):
+                if unknown := fields.keys() - config.model.keys():
+                    raise UserError(
+                        f"--models={text!r}: {min(unknown)} is no field of config.model, which configs/default.py lists"
+                    )
                 changed = config.copy_and_resolve_references()
                 changed.unlock()
                 changed.model = dict.fromkeys(config.model) | {"dtype": config.model.dtype} | fields

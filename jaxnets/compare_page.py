@@ -137,7 +137,7 @@ def pair_numbers(nets: Sequence[Record]) -> list[int]:
 
 
 def look(index: int, framework: str = JAXNETS) -> dict[str, str]:
-    """How the net with that number is drawn, the same in every chart: a colour and a marker, of PyTorch's a hollow one."""
+    """How the net with that number is drawn in every chart: its colour and marker, of PyTorch's a hollow one."""
     hollow = {"markerfacecolor": "none"} if framework == TORCH else {}
     colours, markers = plots.COLOURS, plots.MARKERS
     return {"color": colours[index % len(colours)], "marker": markers[index % len(markers)]} | hollow

@@ -1,6 +1,7 @@
 """Configuration files as flags: loaded with fields of their own beside them, and what is wrong said in a sentence."""
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from ml_collections import config_flags
 from jaxnets.errors import UserError
 
 PREFIX = "--config."
-FIELD = re.compile(r"--?config\.[\w.]+=")
+FIELD = re.compile(r"--?config\.([\w.]+)=")
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
@@ -35,31 +36,65 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """
     if len(paths := paths_of(argv)) > 1:
         raise UserError(f"--config is given {len(paths)} times, as {' and as '.join(paths)}; a run has one")
+    path = next(iter(paths), "")
     # Given twice, a tuple's flag would hold the items of both.
     last = {arg.split("=")[0]: at for at, arg in enumerate(argv) if FIELD.match(arg)}
+    argv = [arg for at, arg in enumerate(argv) if last.get(arg.split("=")[0], at) == at]
+    nones = [arg for arg in argv if FIELD.match(arg) and arg.endswith("=None")]  # to absl a word like any other
+    _let_import_neighbours(path)
     try:
-        return values([arg for at, arg in enumerate(argv) if last.get(arg.split("=")[0], at) == at])
+        rest = values([arg for arg in argv if arg not in nones])
     except flags.Error as error:  # with absl's sentence first, and last why the configuration failed, if it did
         first, *others = str(error).replace(r"\n", "\n").strip().splitlines()
+        if group := re.search(r"config\.([\w.]+)=.*Failed to parse .* as a ConfigDict", first):
+            raise _is_a_group(group[1]) from None
         why = [line.removeprefix("jaxnets.errors.UserError: ") for line in others[-1:]]
         raise UserError(" ".join((first, *why))) from None
     except Exception as error:
-        path = next(iter(paths), "")
-        if not is_file(path):
-            raise UserError(f"--config={path} cannot be loaded: there is no such file here") from None
-        message = str(error).replace("\\", "")
-        hint = re.search(r'Did you mean "(\w+)"', message)
-        hint = f"did you mean {hint[1]}? " if hint else ""
-        # In the file itself; the message then lists all other fields.
-        if added := re.search(r'Key "(\w+)" does not exist and cannot be added', message):
-            raise UserError(
-                f"{path} sets {added[1]}, which is no field of a run; {hint}configs/default.py lists them all"
-            ) from None
-        fields = [found[1] for arg in argv if (found := re.match(r"--?(?:no)?config\.([\w.]+)", arg))]
-        unknown = [field for field in fields if any(re.search(rf"'{part}\b", message) for part in field.split("."))]
-        if unknown:
-            raise UserError(f"{path} has no field {unknown[0]}; {hint}configs/default.py lists them all") from None
-        raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {error}") from None
+        raise _explained(error, path, argv) from None
+    for none in nones:
+        _clear(values["config"].value, FIELD.match(none)[1], path)
+    return rest
+
+
+def _let_import_neighbours(path: str) -> None:
+    """Let a file in a folder `configs` import those beside it, also where the command runs in another folder."""
+    folder = Path(path.split(":")[0]).resolve().parent
+    if folder.name == "configs" and str(folder.parent) not in sys.path:
+        sys.path.append(str(folder.parent))
+
+
+def _explained(error: Exception, path: str, argv: Sequence[str]) -> UserError:
+    """Why a configuration, or a field of it on the command line, could not be had."""
+    if not is_file(path):
+        return UserError(f"--config={path} cannot be loaded: there is no such file here")
+    message = str(error).replace("\\", "")
+    hint = re.search(r'Did you mean "(\w+)"', message)
+    hint = f"did you mean {hint[1]}? " if hint else ""
+    # In the file itself; the message then lists all other fields.
+    if added := re.search(r'Key "(\w+)" does not exist and cannot be added', message):
+        return UserError(f"{path} sets {added[1]}, which is no field of a run; {hint}configs/default.py lists them all")
+    fields = [found[1] for arg in argv if (found := re.match(r"--?(?:no)?config\.([\w.]+)", arg))]
+    unknown = [field for field in fields if any(re.search(rf"'{part}\b", message) for part in field.split("."))]
+    if unknown:
+        return UserError(f"{path} has no field {unknown[0]}; {hint}configs/default.py lists them all")
+    return UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {error}")
+
+
+def _clear(config: ml_collections.ConfigDict, field: str, path: str) -> None:
+    """Give a field the value None; UserError where there is none of that name, or it is a group of fields."""
+    *groups, name = field.split(".")
+    for group in groups:
+        config = config.get(group)
+    if not isinstance(config, ml_collections.ConfigDict) or name not in config:
+        raise UserError(f"{path} has no field {field}; configs/default.py lists them all")
+    if isinstance(config[name], ml_collections.ConfigDict):
+        raise _is_a_group(field)
+    config[name] = None
+
+
+def _is_a_group(field: str) -> UserError:
+    return UserError(f"config.{field} is a group of fields, each of which is set: --config.{field}.FIELD=VALUE")
 
 
 def paths_of(argv: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxnets import data, runtime, settings, step
 from jaxnets.arguments import count
-from jaxnets.datasets import data_root, is_folder, where_it_still_is
+from jaxnets.datasets import data_root, folder_path, is_folder, where_it_still_is
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.evaluator import make_evaluator
 from jaxnets.plain_files import user_path
@@ -101,12 +101,16 @@ def main(argv: list[str]) -> None:
     runtime.require_device()
     if args.data_dir == "":
         raise UserError("--data_dir is empty; leave it out for the place where the run found its data")
+    if args.data_dir and not user_path(args.data_dir).is_dir():
+        raise UserError(f"--data_dir={args.data_dir}: there is no such folder")
     run = load_run(args.workdir, args.checkpoint, ema=args.ema)
     config = run.config
     if args.data_dir and is_folder(config.dataset):
         config.dataset = f"folder:{args.data_dir}"
     elif args.data_dir:
         config.data_dir = args.data_dir
+    elif is_folder(config.dataset) and not folder_path(config.dataset).is_dir():
+        raise UserError(f"there is no {config.dataset} any more; --data_dir=FOLDER says where it is now")
     elif config.data_dir and not is_folder(config.dataset) and where_it_still_is(config.data_dir) is None:
         runtime.logger.warning("the run's data_dir %s is not there; in its place %s", config.data_dir, data_root())
         config.data_dir = None

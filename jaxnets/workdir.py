@@ -200,6 +200,11 @@ def _locked(workdir: Path) -> Iterator[str]:
 
 def _require_same_run(workdir: Path, before: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> None:
     differing = settings.differences(settings.as_dict(before), settings.as_dict(config))
+    if "batch_size" not in before:
+        raise UserError(
+            f"--workdir={workdir} holds weights and no run that could go on; give them as --config.init_from={workdir} "
+            "and choose another workdir"
+        )
     if differing:
         listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
         raise UserError(

@@ -84,7 +84,7 @@ def test_outside_a_checkout_a_configuration_has_to_be_named(tmp_path, monkeypatc
         (["--seeds=0"], "argument --seeds: '0' is not a whole number from 1 on"),
         (
             ["--models=mobilenet_v2_mini", "--config.model.width=0.5"],
-            "--config.model.width belongs to one net, which is named with its fields",
+            "--config.model.width belongs to one net: `compare --models=mobilenet_v2_cifar:width=0.5`",
         ),
         (["--latency_batch=99999999999"], "--latency_batch=99999999999 must be from 0 to 1048576"),
         (["--latency_size=0"], "--latency_size=0 must be from 1 to 4096"),

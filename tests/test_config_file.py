@@ -1,6 +1,9 @@
 """Configurations loaded with overrides, and every way to ask for one that is not there."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from absl import flags
@@ -15,6 +18,19 @@ def test_overrides_change_fields_and_the_last_counts(repository):
     config = config_file.load(path, ["--config.num_epochs=5", "--config.augment.flip=False", "--config.num_epochs=7"])
     assert (config.num_epochs, config.augment.flip, config.model.width) == (7, False, 0.5)
     assert config_file.name_of(path) == "mnv2_x0_5"
+
+
+def test_none_leaves_a_field_to_what_it_was_without_the_file(repository):
+    overrides = ["--config.init_from=None", "--config.model.width=0.5", "--config.model.width=None"]
+    config = config_file.load(f"{repository}/configs/finetune.py", overrides)
+    assert config.init_from is None and config.model.width is None
+
+
+def test_a_configuration_finds_its_neighbours_from_any_folder(repository, tmp_path):
+    script = f"from jaxnets import config_file; print(config_file.load('{repository}/configs/mnv2.py:x0_5').model.width)"
+    environment = os.environ | {"PYTHONPATH": ""}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "0.5\n", done.stderr
 
 
 @pytest.mark.parametrize("last", [(0.5, 1.0), (12, 16), ()])
@@ -71,6 +87,10 @@ def test_the_path_is_found_however_it_is_given(form):
             "--config.schedule.warmup_epoch=1",
             "has no field schedule.warmup_epoch; did you mean warmup_epochs",
         ),
+        ("mnv2.py", "--config.optimizer=adamw", "optimizer is a group of fields"),
+        ("mnv2.py", "--config.optimizer=None", "optimizer is a group of fields"),
+        ("mnv2.py", "--config.optimizr=None", "no field optimizr"),
+        ("mnv2.py", "--config.optimizr.name=None", "no field optimizr.name"),
         ("mnv2.py", "--num_epochs=3", "unexpected argument '--num_epochs=3'"),
         ("mnv2.py", "--config.num_epochs", "unexpected argument"),
     ],

@@ -81,9 +81,16 @@ def is_folder(dataset: str) -> bool:
     return dataset.startswith(PREFIX)
 
 
+def folder_path(dataset: str) -> Path:
+    """The PATH of `folder:PATH`; UserError where it is empty."""
+    if not (path := dataset.removeprefix(PREFIX)):
+        raise UserError("config.dataset='folder:' names no folder; write folder:PATH")
+    return user_path(path)
+
+
 def absolute(dataset: str) -> str:
     """The same data set by a name that holds in any working directory."""
-    return f"{PREFIX}{_path(dataset).resolve()}" if is_folder(dataset) else dataset
+    return f"{PREFIX}{folder_path(dataset).resolve()}" if is_folder(dataset) else dataset
 
 
 def read_folder(dataset: str) -> ImageFolder:
@@ -98,7 +105,7 @@ def read_folder(dataset: str) -> ImageFolder:
     Raises UserError where there is no such folder, no class or no image in it, or there are folders that look like
     splits, but no `train`.
     """
-    directory = _path(dataset)
+    directory = folder_path(dataset)
     if not directory.is_dir():
         raise UserError(f"config.dataset={dataset!r}: there is no such folder")
     layout = _splits(directory)
@@ -110,12 +117,6 @@ def read_folder(dataset: str) -> ImageFolder:
             f"config.dataset={dataset!r}: {layout['train']} must hold a folder of image files for each class"
         )
     return ImageFolder(directory, class_names, splits, {split: names[0] for split, names in strangers.items() if names})
-
-
-def _path(dataset: str) -> Path:
-    if not (path := dataset.removeprefix(PREFIX)):
-        raise UserError("config.dataset='folder:' names no folder; write folder:PATH")
-    return user_path(path)
 
 
 def _folders(directory: Path) -> dict[str, Path]:
