@@ -6,13 +6,19 @@
 """
 
 from configs import default, imagenet, recipes
+from jaxnets import list_models
+from jaxnets.models import default_image_size
+
+NETS = [name for name in list_models() if default_image_size(name) == 224]
 
 
 def get_config(words: str = ""):
     """The net of that name, mobilenet_v2 where none is given, on the folder `photos`, a tenth of it for evaluation."""
     config = default.get_config()
-    config.model.name, _ = recipes.choose(words, imagenet.NETS, "mobilenet_v2", ["default"])
+    config.model.name, _ = recipes.choose(words, NETS, "mobilenet_v2", ["default"])
     imagenet.photographs(config)
+    if config.model.name == "googlenet":
+        config.mean, config.std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # what its published weights want
     config.dataset = "folder:photos"
     config.train_split, config.eval_split = "train[:90%]", "train[90%:]"
     config.init_from = "weights.safetensors"

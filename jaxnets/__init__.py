@@ -18,14 +18,19 @@ if TYPE_CHECKING:
     import flax.linen as nn
 
 __all__ = ["UserError", "create_model", "list_models"]
+MODULES = ("augment", "models", "ops", "torch_weights", "trained_run")  # imported when they are first used
 
 
 def __getattr__(name: str):
     if name == "__version__":
         return metadata.version("jaxnets")
-    if name in ("models", "ops"):
+    if name in MODULES:
         return importlib.import_module(f"jaxnets.{name}")
     raise AttributeError(f"module 'jaxnets' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *MODULES, "__version__"})
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -53,7 +58,9 @@ def create_model(name: str, **fields) -> "nn.Module":
     known = [f.name for f in dataclass_fields(cls) if f.name not in ("parent", "name")]
     for field in fields:
         if field not in known:
-            raise UserError(f"{name} has no field {field!r}; it has {_nearest_first(field, known)}")
+            of_weights = "; jaxnets.torch_weights.load(model, FILE) reads weights"
+            hint = of_weights if field in ("pretrained", "weights") else ""
+            raise UserError(f"{name} has no field {field!r}; it has {_nearest_first(field, known)}{hint}")
     changed = {field: value for field, value in fields.items() if value is not None}
     own = make.keywords if isinstance(make, partial) else {}
     for field in NAMED & own.keys() & changed.keys():

@@ -1,24 +1,30 @@
 """What a run says of itself as it begins or goes on, and of what may not be meant."""
 
+import math
 from pathlib import Path
 
 import jax
 import ml_collections
 import numpy as np
 
-from jaxnets import augment, data, machine, optim, settings
+from jaxnets import augment, data, list_models, machine, optim, settings
+from jaxnets.models import default_image_size
 from jaxnets.plan import Plan, make_schedule, rates, state_shapes
 from jaxnets.runtime import logger
 
 USUAL_DECAY = 0.01  # at most, where it is added to the gradient
+HIGH_RATE = 0.05  # of SGD, for a net without BatchNorm
+SMALL = 48  # pixels a side, of which a net for 224 makes one or two
 
 
 def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
     """Say what starts, or goes on, and what of it may not be meant."""
     config = plan.config
     logger.info(
-        "%s on %s: %d training and %d evaluation images, %d epochs of %d steps of %d images, %s, %d %s device(s)",
+        "%s (%s parameters) on %s: %d training and %d evaluation images, %d epochs of %d steps of %d images, %s, "
+        "%d %s device(s)",
         config.model.name,
+        f"{sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state_shapes(plan).params)):,}",
         config.dataset,
         len(plan.train_split),
         len(plan.eval_split),
@@ -45,6 +51,8 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
             config.optimizer.weight_decay,
             config.optimizer.name,
         )
+    image_size(config)
+    rate(config.model.name, plan)
     if not at:
         logger.info("a new run in %s", directory)
         return
@@ -56,6 +64,34 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
         _devices(plan, directory)
     if before.num_epochs != config.num_epochs:
         length(plan, at, before)
+
+
+def image_size(config: ml_collections.ConfigDict) -> None:
+    """Say where a net for large images, which soon leaves nothing of small ones, has a form for these."""
+    name = config.model.name
+    if name + "_cifar" in list_models() and config.image_size <= SMALL:
+        logger.warning(
+            "%s is made for images of %d pixels and is given %d: %s_cifar is its form for these",
+            name,
+            default_image_size(name),
+            config.image_size,
+            name,
+        )
+
+
+def rate(label: str, plan: Plan) -> None:
+    """Say where a net without BatchNorm has a rate at which it learns nothing; the recipes of its family know."""
+    optimizer = plan.config.optimizer
+    peak = optim.scale_rate(optimizer.learning_rate, plan.config.batch_size, optimizer.batch_scaling)
+    if optimizer.name != "sgd" or optimizer.clip_norm or peak < HIGH_RATE:
+        return
+    if not jax.tree.leaves(state_shapes(plan).batch_stats):
+        logger.warning(
+            "%s has no BatchNorm, and may learn nothing at a learning rate of %g: such nets take a tenth, and "
+            "config.optimizer.clip_norm=1",
+            label,
+            peak,
+        )
 
 
 def _devices(plan: Plan, directory: Path) -> None:

@@ -22,6 +22,11 @@ run, with the same threads, and the better of the libraries' figures taken.
 The floor is no bound for maps that stay in a cache.
 """
 
+from jaxnets import interruption
+
+if __name__ == "__main__":
+    interruption.end_quietly()
+
 import argparse
 import datetime
 import importlib.util

@@ -139,8 +139,9 @@ def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence
         for text in models:
             for label, fields in expand_model(text):
                 if unknown := fields.keys() - config.model.keys():
+                    jaxnets.create_model(**fields)  # refuses what the net has not either
                     raise UserError(
-                        f"--models={text!r}: {min(unknown)} is no field of config.model, which configs/default.py lists"
+                        f"--models={text!r}: {min(unknown)} is no field of a run's net; configs/default.py lists them"
                     )
                 changed = config.copy_and_resolve_references()
                 changed.unlock()

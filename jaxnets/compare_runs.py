@@ -12,17 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import ml_collections
 
 from jaxnets import (
+    announce,
     checkpoint,
     compare_latency,
     compare_page,
     compare_results,
     journal,
     loop,
-    optim,
     plan,
     runtime,
     settings,
@@ -32,14 +31,12 @@ from jaxnets import (
 from jaxnets import workdir as workdirs
 from jaxnets.compare_entries import JAXNETS, TORCH, Entry, net_fields, workdir_at
 from jaxnets.errors import UserError, as_utf8, first_line, printable, writing
-from jaxnets.layer_list import layers_of
 from jaxnets.plain_files import locked, make_folder, read_own, replacing, set_aside, user_path
 from jaxnets.runtime import logger
 
 STEM = "compare"
 LOCK = ".lock"
 FORMATS = ("json", "md", "csv", "html")  # the first says whose the others are
-HIGH_RATE = 0.05  # of SGD, for a net without BatchNorm
 MAX_BYTES = 1 << 28  # of a table as JSON, which holds every run's curve
 
 
@@ -222,27 +219,12 @@ class Net:
             if config.init_from and not begun:
                 plan.load_initial_weights(planned)
             if not begun:
-                warn_of_rate(entry, planned.model)
+                announce.rate(entry.label, planned)
             for directory in ended:
                 require_same_images(planned, directory)
             fields = net_fields(config) | {"num_classes": planned.model.num_classes}
             counted = summary.summarize(config.model.name, config.image_size, **fields)
         return cls(fields, counted.parameters, counted.macs)
-
-
-def warn_of_rate(entry: Entry, model: nn.Module) -> None:
-    """A warning for a net without BatchNorm at a rate at which it learns nothing; the recipes of its family know."""
-    optimizer = entry.config.optimizer
-    rate = optim.scale_rate(optimizer.learning_rate, entry.config.batch_size, optimizer.batch_scaling)
-    if optimizer.name != "sgd" or optimizer.clip_norm or rate < HIGH_RATE:
-        return
-    if not any(layer.normalised for layer in layers_of(model)):
-        logger.warning(
-            "%s has no BatchNorm, and may learn nothing at a learning rate of %g: such nets take a tenth, and "
-            "config.optimizer.clip_norm=1",
-            entry.label,
-            rate,
-        )
 
 
 def require_same_images(planned: plan.Plan, directory: Path) -> None:

@@ -6,6 +6,11 @@ A .safetensors file also keeps the net's fields, and the size and normalisation 
 or .pt file are logged. Nothing that exists is written over.
 """
 
+from jaxnets import interruption
+
+if __name__ == "__main__":
+    interruption.end_quietly()
+
 import argparse
 import io
 import os
@@ -22,10 +27,10 @@ import safetensors.numpy
 
 from jaxnets import checkpoint, create_model, runtime, settings, torch_weights, trained_run
 from jaxnets.arguments import check_deviation, field, triple
-from jaxnets.datasets import VALIDATION, absolute, is_folder, read_folder
+from jaxnets.datasets import BUILDERS, VALIDATION, absolute, is_folder, read_folder
 from jaxnets.errors import ArgumentParser, UserError, as_utf8, exit_on_user_error, writing
 from jaxnets.models import default_image_size
-from jaxnets.plain_files import replacing, scratch_of, user_path
+from jaxnets.plain_files import replacing, user_path
 from jaxnets.weight_files import SUFFIXES, Images, import_torch, metadata_of, spelled
 from jaxnets.weight_images import images_of
 from jaxnets.workdir import CONFIG
@@ -72,8 +77,9 @@ def write(path: Path, name: str, model: nn.Module, published: torch_weights.Publ
         content = buffer.getvalue()
         runtime.logger.info("%s", _untold(name, model, published.images))
     # By Python, which says what hinders it as an OSError; the libraries raise errors of their own.
-    with writing(path, ""), replacing(path) as scratch:
+    with writing(path, ""), replacing(path, f".{os.getpid()}") as scratch:
         scratch.write_bytes(content)
+        require_new(path)  # reading weights may have taken long
 
 
 def _untold(name: str, model: nn.Module, images: Images) -> str:
@@ -130,6 +136,12 @@ def write_workdir(
             raise
 
 
+def require_new(path: Path) -> None:
+    """UserError for what is there already."""
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists; choose another name, nothing is written over")
+
+
 def require_classes(name: str, model: nn.Module) -> None:
     """UserError for a net that a workdir, which is there to be evaluated, cannot hold."""
     if not model.num_classes or model.features_only:
@@ -138,6 +150,8 @@ def require_classes(name: str, model: nn.Module) -> None:
 
 def _eval_split(dataset: str | None, usual: str) -> str:
     """Of a folder, the split beside `train` that has a usual name, else `train`; a TFDS data set's usual one."""
+    if dataset in BUILDERS:
+        return "test"
     if not (dataset and is_folder(dataset)):
         return usual
     try:
@@ -179,9 +193,7 @@ def main(argv: list[str]) -> None:
     to_file = suffix in (*TORCH, SAFETENSORS)
     if not args.source.exists():
         raise UserError(f"there is no {args.source}")
-    for place in (args.target, *([scratch_of(args.target)] if to_file else [])):
-        if os.path.lexists(place):
-            raise UserError(f"{place} exists; choose another name, nothing is written over")
+    require_new(args.target)
     if suffix in NOT_WRITTEN:
         raise UserError(f"{args.target} must end in .pth, .pt or .safetensors, or be the name of a new folder")
     if not to_file and args.source.is_dir():

@@ -5,6 +5,7 @@ fit and `streaming` yields the very batches those indices name.
 """
 
 import contextlib
+import hashlib
 import io
 import itertools
 import logging
@@ -58,6 +59,16 @@ class Split:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def files(self) -> str:
+        """Which files of a folder they are: a digest of their names and labels, wherever it lies; else ""."""
+        if not isinstance(self.source, ImageFiles):
+            return ""
+        sha = hashlib.sha256()
+        for path, label in self.source:
+            sha.update(os.fsencode(path.removeprefix(self.directory)) + f"\0{label}\0".encode())
+        return sha.hexdigest()
 
     @property
     def nbytes(self) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a disk behind standard output, which has no name
 NOTHING_LOST = "what was saved before is as it was, and the same command goes on from there once there is room"
 
 
@@ -56,6 +58,12 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UserError(f"{message} ({self.prog} --help lists the arguments)")
 
 
+def _leave_output() -> None:
+    """Have what is not written yet go nowhere: Python flushes once more as it exits, and would fail again."""
+    with contextlib.suppress(OSError, ValueError):  # of a test, which has no file there
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def exit_on_user_error(main: Callable) -> Callable:
     """Wrap a command's `main(argv)`: a `UserError` ends it with one line on standard error and status 1.
 
@@ -64,6 +72,8 @@ def exit_on_user_error(main: Callable) -> Callable:
     """
 
     def wrapped(argv):
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # by `interruption.end_quietly`
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             result = main(argv)
             sys.stdout.flush()
@@ -75,13 +85,14 @@ def exit_on_user_error(main: Callable) -> Callable:
             print("interrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         except BrokenPipeError:
-            # Python flushes once more as it exits: to where it does not fail again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _leave_output()
             sys.exit(1)
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno not in FULL:
                 raise
-            print(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}", file=sys.stderr)
+            where = "standard output" if error.filename is None else printable(os.fsdecode(error.filename))
+            print(f"error: {where}: {error.strerror}", file=sys.stderr)
+            _leave_output()
             sys.exit(1)
 
     return wrapped

@@ -1,7 +1,9 @@
 """Image files as upright RGB images of the size a net takes, whatever is in them."""
 
+import collections
 import functools
 import glob
+import logging
 import math
 import os
 import threading
@@ -13,9 +15,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from jaxnets.errors import UserError, first_line
+from jaxnets.errors import UserError, first_line, printable
 from jaxnets.plain_files import open_at_once
 
+logger = logging.getLogger(__name__)
 _one_large_image = threading.Lock()
 
 # Without those that run another program (EPS) or are no pictures (HDF5, PDF).
@@ -45,7 +48,10 @@ def find(argument: str) -> list[str]:
     exists is never taken for a pattern, and one that does not exist is given back for `read` to complain of.
     """
     if os.path.isdir(argument):
-        if not (files := sorted(images_below(argument))):
+        others: collections.Counter[str] = collections.Counter()
+        files = sorted(images_below(argument, others))
+        say_left_out(argument, others)
+        if not files:
             raise UserError("the folder holds no image files")
         return files
     if os.path.lexists(argument) or not glob.has_magic(argument):
@@ -58,10 +64,11 @@ def find(argument: str) -> list[str]:
     return list(dict.fromkeys(files))  # `**` matches a folder, and what is in it too
 
 
-def images_below(folder: str) -> Iterator[str]:
+def images_below(folder: str, others: collections.Counter[str] | None = None) -> Iterator[str]:
     """The files at any depth in a folder whose name ends as an image's does; hidden ones are left out.
 
-    Links to folders are not followed: they may lead in circles. UserError for a folder that cannot be read.
+    Those that end otherwise are counted in `others`, by ending. Links to folders are not followed: they may lead in
+    circles. UserError for a folder that cannot be read.
     """
     Image.init()
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
@@ -71,9 +78,23 @@ def images_below(folder: str) -> Iterator[str]:
 
     for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in endings:
+        for name in (name for name in files if not name.startswith(".")):
+            if (ending := Path(name).suffix.lower()) in endings:
                 yield os.path.join(parent, name)
+            elif others is not None:
+                others[ending or "none"] += 1
+
+
+def say_left_out(folder: str, others: collections.Counter[str]) -> None:
+    """A line of the log for the files that `images_below` left out: of a format that is not read, perhaps."""
+    if others:
+        endings = ", ".join(f"{ending} {count}" for ending, count in others.most_common(5))
+        logger.info(
+            "%d files in %s are left out, as their names do not end as those of images: %s",
+            others.total(),
+            printable(folder),
+            printable(endings),
+        )
 
 
 def read(path: str, fit: Callable[[Image.Image], Image.Image] = lambda image: image) -> Image.Image:

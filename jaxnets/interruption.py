@@ -54,6 +54,11 @@ class Interruption:
         return 128 + self.signum
 
 
+def end_quietly() -> None:
+    """Have Ctrl-C end this command without a word while it imports; `errors.exit_on_user_error` takes over then."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def end_at_once() -> None:
     """Have the `SIGNALS` end this command with one line and the shell's status, from its imports on.
 

@@ -24,6 +24,7 @@ from jaxnets import (
     step,
     workdir,
 )
+from jaxnets.checkpoint_damage import digest
 from jaxnets.dispatch import call_lengths, load_examples, make_dispatch, steps_per_call, train_calls
 from jaxnets.errors import UserError
 from jaxnets.evaluator import make_evaluator
@@ -75,11 +76,12 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
     places = {"data_dir": None, settings.place_of(config): None}  # may differ by machine
     distributed.require_agreement("the configuration", json.dumps(settings.as_dict(config) | places))
     plan = distributed.primary_first(partial(make_plan, config))
-    splits = plan.train_split, plan.eval_split
-    distributed.require_agreement("the data set", json.dumps([(split.class_names, len(split)) for split in splits]))
+    distributed.require_agreement("the data set", json.dumps(plan.data))
     template = state_shapes(plan)
     # Before the workdir is claimed: weights that cannot be had leave no trace of this run.
     weights = load_initial_weights(plan) if initialise else None
+    if distributed.many():  # each has read them itself
+        distributed.require_agreement("the weights of config.init_from", digest(weights))
     with (
         workdir.claim(directory, config) as before,
         closing(checkpoint.open_manager(directory, config.keep_checkpoints)) as manager,

@@ -62,9 +62,10 @@ class Plan:
     def total_steps(self) -> int:
         return self.config.num_epochs * self.steps_per_epoch
 
-    @property
+    @cached_property
     def data(self) -> workdir.Data:
-        return workdir.Data(self.eval_split.class_names, len(self.train_split), len(self.eval_split))
+        splits = self.train_split, self.eval_split
+        return workdir.Data(self.eval_split.class_names, *map(len, splits), tuple(split.files for split in splits))
 
     @cached_property
     def program_key(self) -> Hashable:
@@ -230,15 +231,19 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
 
 
 def require_same_data(plan: Plan, directory: Path) -> None:
-    """UserError where the run in a workdir had other numbers of images than there are now, or other classes."""
+    """UserError where the run in a workdir had, as far as is known, other images than there are now, or classes."""
     before, now = workdir.read_data(directory), plan.data
     if before is None:
         return
     trained_run.require_same_classes(directory, plan.eval_split, before.class_names)
-    if before != now:
+    if before[:3] != now[:3]:
         raise UserError(
             f"the run in {directory} had other data: {before.train_images} training and {before.eval_images} "
             f"evaluation images, where there are {now.train_images} and {now.eval_images} now"
+        )
+    if before.files and before.files != now.files:
+        raise UserError(
+            f"the run in {directory} had other data: as many images, of which some had other names or classes"
         )
 
 

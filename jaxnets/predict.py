@@ -15,9 +15,10 @@ of --labels, and are numbers otherwise.
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
 """
 
-from jaxnets import huge_pages
+from jaxnets import huge_pages, interruption
 
 if __name__ == "__main__":
+    interruption.end_quietly()
     huge_pages.restart()
 
 import argparse
@@ -262,7 +263,7 @@ def _load(args: argparse.Namespace) -> Classifier:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    args = _parser().parse_args(argv[1:])
+    args = _parser().parse_intermixed_args(argv[1:])
     runtime.configure_logging()
     runtime.require_device()
     # PIL's, of damaged EXIF data and of photographs of half its limit; what it cannot read is an error.

@@ -7,6 +7,11 @@ of 224 too, while its authors' 227 make 833 M. Activation memory: the outputs of
 float32, for one image; a BatchNorm belongs to the convolution in front of it. Nothing is computed, only traced.
 """
 
+from jaxnets import interruption
+
+if __name__ == "__main__":
+    interruption.end_quietly()
+
 import json
 import math
 import sys
@@ -17,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxnets import create_model, list_models
+from jaxnets.arguments import field
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 from jaxnets.layer_list import Layer, layers_of
 from jaxnets.models import default_image_size
@@ -248,6 +254,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--image_size", type=int, help="side in pixels; default: 224, and 32 for CIFAR nets")
     parser.add_argument("--width", type=float, help="channel multiplier; default: the net's own")
     parser.add_argument("--num_classes", type=int, help="outputs of the classifier; 0: none; default: the net's own")
+    parser.add_argument(
+        "--field", type=field, action="append", metavar="NAME=VALUE", help="another field, e.g. shortcut=identity"
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="json is one object on one line")
     return parser
 
@@ -258,7 +267,7 @@ def main(argv: list[str]) -> None:
     if bool(args.model) == args.all:
         raise UserError("give the NAME of one net, or --all")
     fields = {"width": args.width, "num_classes": args.num_classes}
-    fields = {name: value for name, value in fields.items() if value is not None}
+    fields = {name: value for name, value in fields.items() if value is not None} | dict(args.field or [])
     names = list_models() if args.all else [args.model]
     summaries = [summarize(name, args.image_size, **fields) for name in names]
     if args.format == "json":

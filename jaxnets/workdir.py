@@ -30,6 +30,7 @@ class Data(NamedTuple):
     class_names: tuple[str, ...]
     train_images: int
     eval_images: int
+    files: tuple[str, ...] = ()  # `Split.files` of both; () in workdirs from before 2026-11-30
 
 
 @contextlib.contextmanager
@@ -90,7 +91,7 @@ def read_data(workdir: Path) -> Data | None:
     """What `keep_data` wrote; None where it did not. UserError for a file that is something else."""
     try:
         values = parse_json(read_text(workdir / DATA, MAX_BYTES))
-        found = Data(tuple(values.pop("class_names")), **values)
+        found = Data(tuple(values.pop("class_names")), **values | {"files": tuple(values.get("files", ()))})
         if not _is_data(found):
             raise ValueError("a number or a name is missing")
     except FileNotFoundError:
@@ -116,8 +117,8 @@ def class_names(workdir: Path) -> tuple[str, ...] | None:
 
 
 def _is_data(found: Any) -> bool:
-    names, *counts = found
-    return all(isinstance(name, str) for name in names) and all(type(count) is int for count in counts)
+    names, *counts, files = found
+    return all(isinstance(name, str) for name in (*names, *files)) and all(type(count) is int for count in counts)
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:

@@ -50,6 +50,15 @@ def test_a_longer_run_says_within_an_epoch_that_images_become_small_again(make_c
     assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
 
 
+@pytest.mark.parametrize(("side", "remarked"), [(32, True), (64, False)])
+def test_a_net_for_large_images_is_remarked_on_where_they_are_small(make_config, tmp_path, caplog, side, remarked):
+    config = make_config(num_epochs=1, image_size=side, model__name="squeezenet1_1")
+    announce.start(make_plan(config), tmp_path, 0, None)
+    assert ("squeezenet1_1 is made for images of 224 pixels and is given 32" in caplog.text) == remarked
+    assert "squeezenet1_1 (727,626 parameters) on digits" in caplog.text
+    assert "squeezenet1_1 has no BatchNorm, and may learn nothing" in caplog.text  # 10 classes, plain SGD
+
+
 def test_a_decay_for_decoupled_optimizers_is_remarked_on_under_sgd(make_config, tmp_path, caplog):
     config = make_config(num_epochs=1, optimizer__name="sgd", optimizer__weight_decay=0.05)
     announce.start(make_plan(config), tmp_path, 0, None)

@@ -27,7 +27,8 @@ def test_none_leaves_a_field_to_what_it_was_without_the_file(repository):
 
 
 def test_a_configuration_finds_its_neighbours_from_any_folder(repository, tmp_path):
-    script = f"from jaxnets import config_file; print(config_file.load('{repository}/configs/mnv2.py:x0_5').model.width)"
+    path = f"{repository}/configs/mnv2.py:x0_5"
+    script = f"from jaxnets import config_file; print(config_file.load({path!r}).model.width)"
     environment = os.environ | {"PYTHONPATH": ""}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout == "0.5\n", done.stderr

@@ -126,16 +126,19 @@ def test_a_converted_imagenet_net_sees_what_its_weights_were_trained_on(shared_d
         np.testing.assert_allclose(a.probabilities, b.probabilities, rtol=1e-5)
 
 
-def test_nothing_is_written_over(pth, tmp_path):
-    """Neither the file, nor one of the name that is written first, nor a link to nowhere."""
+def test_nothing_is_written_over(pth, tmp_path, monkeypatch):
+    """Neither the file, nor a link to nowhere, nor what appears there while the weights are read."""
     (tmp_path / "there.safetensors").write_text("mine")
-    (tmp_path / "new.pth.tmp").write_text("mine")
     (tmp_path / "link.pth").symlink_to(tmp_path / "nowhere")
-    for name, there in (("there.safetensors",) * 2, ("new.pth", "new.pth.tmp"), ("link.pth",) * 2):
-        with pytest.raises(UserError, match=f"/{there} exists"):
+    for name in ("there.safetensors", "link.pth"):
+        with pytest.raises(UserError, match=f"/{name} exists"):
             run(pth, tmp_path / name, *NET)
-    assert (tmp_path / "there.safetensors").read_text() == (tmp_path / "new.pth.tmp").read_text() == "mine"
-    assert (tmp_path / "link.pth").is_symlink() and not (tmp_path / "new.pth").exists()
+    name, published = "mobilenet_v2_mini", torch_weights.Published({})
+    monkeypatch.setattr(torch_weights, "export", lambda *_: {})
+    with pytest.raises(UserError, match="/there.safetensors exists"):
+        convert.write(tmp_path / "there.safetensors", name, create_model(name), published, None)
+    assert (tmp_path / "there.safetensors").read_text() == "mine"
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_the_images_of_a_file_are_its_code_bases_or_as_told(tmp_path):

@@ -1,5 +1,6 @@
 """The command says what it evaluates, and on which images, or refuses."""
 
+import dataclasses
 import json
 
 import jax
@@ -72,6 +73,21 @@ def test_weights_that_overflow_are_no_result(config, variables, tmp_path, capsys
     with pytest.raises(UserError, match="the loss of checkpoint 0 is (nan|inf): its weights may be damaged"):
         evaluate.main(["evaluate", f"--workdir={tmp_path}", "--split=test[:7]"])
     assert "{" not in capsys.readouterr().out
+
+
+def test_a_place_that_is_not_there_is_refused_and_not_made(workdir, tmp_path):
+    with pytest.raises(UserError, match="data: there is no such folder"):
+        evaluate.main(["evaluate", f"--workdir={workdir}", f"--data_dir={tmp_path / 'data'}"])
+    assert not (tmp_path / "data").exists()
+
+
+def test_photographs_that_have_moved_are_asked_for(workdir, config, monkeypatch, tmp_path):
+    moved = config.copy_and_resolve_references()
+    moved.dataset = f"folder:{tmp_path / 'photos'}"
+    run = evaluate.load_run(workdir)
+    monkeypatch.setattr(evaluate, "load_run", lambda *_, **__: dataclasses.replace(run, config=moved))
+    with pytest.raises(UserError, match=r"there is no folder:.*photos any more; --data_dir=FOLDER says"):
+        evaluate.main(["evaluate", f"--workdir={workdir}"])
 
 
 def test_an_empty_argument_is_no_default(workdir):

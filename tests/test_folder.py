@@ -1,5 +1,6 @@
 """Folders of images: which files belong to which class and split, in which order, and every wrong folder."""
 
+import logging
 import os
 import pickle
 
@@ -211,13 +212,22 @@ def test_a_folders_name_holds_anywhere(flat, monkeypatch):
 def test_a_class_without_images_is_said(flat, caplog):
     place(flat, "emu/.hidden.png")
     found = folder.read_folder(f"folder:{flat}")
-    assert found.class_names == ("cat", "dog", "emu") and not caplog.text
+    assert found.class_names == ("cat", "dog", "emu") and "no image files" not in caplog.text
     found.select("train")
     assert f"train of {flat} holds no image files of class emu" in caplog.text
     for name in ("ant", "bee", "cow"):
         place(flat, f"{name}/.hidden.png")
     folder.read_folder(f"folder:{flat}").select("train[:1]")
     assert "train[:1] of" in caplog.text and "class ant, bee, c" in caplog.text and "and 2 more" in caplog.text
+
+
+def test_files_that_are_no_images_are_counted(flat, caplog):
+    caplog.set_level(logging.INFO, logger="jaxnets")
+    for name in ("cat/a.HEIC", "dog/b.heic", "dog/more/notes", "dog/.DS_Store"):
+        (flat / name).write_text("not an image")
+    folder.read_folder(f"folder:{flat}")
+    assert f"4 files in {flat} are left out, as their names do not end as those of images: .heic 2" in caplog.text
+    assert ".txt 1" in caplog.text and "none 1" in caplog.text
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_one(flat, monkeypatch):

@@ -189,10 +189,13 @@ def test_data_that_changed_are_not_gone_on_with(make_config, folder, tmp_path):
     fields = {"train_split": "train[:-12]", "eval_split": "train[-12:]", "batch_size": 8}
     config = make_config(dataset=f"folder:{folder}", augment__crop_padding=0, num_epochs=1, **fields)
     loop.train(config, tmp_path / "run")
-    for number in range(2):
-        shutil.copy(folder / "red" / "0.png", folder / "red" / f"new{number}.png")
     config.num_epochs = 2
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
+    (folder / "red" / "0.png").rename(folder / "red" / "another.png")
+    with pytest.raises(UserError, match="had other data: as many images, of which some had other names or classes"):
+        loop.train(config, tmp_path / "run")
+    for number in range(2):
+        shutil.copy(folder / "red" / "another.png", folder / "red" / f"new{number}.png")
     says = "had other data: 36 training and 12 evaluation images, where there are 38 and 12 now"
     with pytest.raises(UserError, match=says):
         loop.train(config, tmp_path / "run")

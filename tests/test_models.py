@@ -302,6 +302,12 @@ def test_unknown_model_lists_what_exists_nearest_first():
     assert all(name in str(error.value) for name in jaxnets.list_models())
 
 
+def test_weights_are_asked_for_elsewhere():
+    with pytest.raises(ValueError, match="has no field 'pretrained'; .*jaxnets.torch_weights.load.model, FILE. reads"):
+        jaxnets.create_model("mobilenet_v2", pretrained=True)
+    assert jaxnets.torch_weights.load and {"torch_weights", "trained_run", "__version__"} <= set(dir(jaxnets))
+
+
 def test_unknown_field_lists_what_exists():
     with pytest.raises(ValueError, match="mobilenet_v2 has no field 'widht'; it has width,") as error:
         jaxnets.create_model("mobilenet_v2", widht=0.5)

@@ -140,6 +140,12 @@ def test_fields_and_size_reach_the_net():
     assert summary.summarize("mobilenet_v1_cifar", num_classes=0).rows == whole.rows[:-1]
 
 
+def test_any_field_reaches_the_net_from_the_shell(capsys):
+    fields = "--field=stem_stride=2", "--field=width=0.5"
+    found = json.loads(run(capsys, "mobilenet_v1_cifar", "--num_classes=7", *fields, "--format=json"))
+    assert found["macs"] == summary.summarize("mobilenet_v1_cifar", num_classes=7, stem_stride=2, width=0.5).macs
+
+
 def run(capsys, *arguments):
     summary.main(["summary", *arguments])
     return capsys.readouterr().out

@@ -62,6 +62,17 @@ def test_another_run_is_refused_with_every_differing_field_and_changes_nothing(t
     assert (tmp_path / "config.json").read_bytes() == content
 
 
+def test_weights_without_a_run_are_told_how_to_be_used(tmp_path):
+    weights = config()
+    with weights.unlocked():
+        del weights.batch_size
+    settings.write(weights, tmp_path / "config.json")
+    begin(tmp_path)
+    says = f"holds weights and no run that could go on; give them as --config.init_from={tmp_path}"
+    with pytest.raises(UserError, match=says), workdir.claim(tmp_path, config()):
+        pass
+
+
 def test_a_folder_with_strangers_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match="thesis.tex"), workdir.claim(tmp_path, config()):
@@ -94,11 +105,13 @@ def test_a_read_only_folder_is_refused(tmp_path):
 
 def test_what_a_run_is_trained_on_comes_back(tmp_path):
     assert workdir.read_data(tmp_path) is workdir.class_names(tmp_path) is None
-    data = workdir.Data(("blåhaj", "a\nb"), 60, 10)
+    data = workdir.Data(("blåhaj", "a\nb"), 60, 10, ("12ab", "34cd"))
     workdir.keep_data(tmp_path, data)
     assert workdir.read_data(tmp_path) == data and workdir.class_names(tmp_path) == data.class_names
     workdir.keep_data(tmp_path, data._replace(train_images=61))
     assert workdir.read_data(tmp_path).train_images == 61
+    (tmp_path / workdir.DATA).write_text('{"class_names": ["a"], "train_images": 6, "eval_images": 1}')
+    assert workdir.read_data(tmp_path) == workdir.Data(("a",), 6, 1)  # of an earlier version
 
 
 @pytest.mark.parametrize(

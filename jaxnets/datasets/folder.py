@@ -1,5 +1,6 @@
 """A folder of image files as a data set: `class/image`, or `split/class/image`; nothing is copied or prepared."""
 
+import collections
 import hashlib
 import logging
 import os
@@ -110,7 +111,9 @@ def read_folder(dataset: str) -> ImageFolder:
         raise UserError(f"config.dataset={dataset!r}: there is no such folder")
     layout = _splits(directory)
     class_names = tuple(sorted(_folders(layout["train"])))
-    splits = {split: _files(place, class_names) for split, place in layout.items()}
+    others: collections.Counter[str] = collections.Counter()
+    splits = {split: _files(place, class_names, others) for split, place in layout.items()}
+    image_files.say_left_out(str(directory), others)
     strangers = {split: sorted(_folders(place).keys() - set(class_names)) for split, place in layout.items()}
     if not len(splits["train"]):
         raise UserError(
@@ -145,12 +148,13 @@ def _splits(directory: Path) -> dict[str, Path]:
     return {"train": directory}
 
 
-def _files(directory: Path, class_names: Sequence[str]) -> ImageFiles:
+def _files(directory: Path, class_names: Sequence[str], others: collections.Counter[str]) -> ImageFiles:
+    """The image files of a split; in `others` the number of other files, by ending."""
     found = []
     for label, name in enumerate(class_names):
         if not (directory / name).is_dir():
             continue
-        for path in image_files.images_below(str(directory / name)):
+        for path in image_files.images_below(str(directory / name), others):
             key = os.fsencode(os.path.relpath(path, directory))
             found.append((hashlib.sha256(key).digest(), path, label))
     found.sort()
