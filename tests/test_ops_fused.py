@@ -360,6 +360,12 @@ def test_what_is_deferred_is_like_an_array():
     with pytest.raises(ValueError, match="2 groups must divide the 3 channels"):
         ops.halves(x[..., :3])
     assert len(halves) == 2 and (halves.ndim, halves.size) == (4, 36)
+    first, second = halves
+    np.testing.assert_array_equal(jnp.stack([first, second]), x[..., 2:])
+    assert halves.block_until_ready() is not None and halves.tolist() == x[..., 2:].tolist()
+    assert halves.sharding == x.sharding and not hasattr(halves, "no_such_name")
+    (copied := np.array(halves))[0] = 1  # a copy, as of an array
+    assert copied.flags.writeable and not np.asarray(halves).flags.writeable
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)

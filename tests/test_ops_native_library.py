@@ -1,13 +1,17 @@
 """The kernels' build: cached, safe with several processes, and done without where it fails."""
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
+from jaxnets import ops
+from jaxnets.errors import UserError
 from jaxnets.ops.native import library as native_library
 
 CODE = """
@@ -91,36 +95,66 @@ def test_processes_that_start_at_once_and_after(tmp_path):
     assert "built" in line
 
 
+@pytest.fixture
+def load(monkeypatch, tmp_path, caplog):
+    """A function that loads the kernels of a source, by a compiler, from a cache of its own: why it failed, if it did.
+
+    It registers nothing with XLA, which has the kernels of the other tests.
+    """
+    monkeypatch.setattr(native_library, "HANDLERS", ())
+    monkeypatch.setattr(native_library, "_keep_buffers", lambda library: library.depthwise)
+    caplog.set_level(logging.INFO, logger="jaxnets")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def load(source: str | None = None, compiler: str | None = None) -> str | None:
+        if source is not None:
+            (tmp_path / "source").mkdir(exist_ok=True)
+            (path := tmp_path / "source" / "kernels.cc").write_text(source)
+            monkeypatch.setattr(native_library, "SOURCE", path)
+        if compiler is not None:
+            monkeypatch.setenv("CXX", compiler)
+            monkeypatch.setenv("PATH", str(tmp_path))
+        caplog.clear()
+        return native_library._load.__wrapped__()[1]
+
+    return load
+
+
 def test_without_a_compiler(tmp_path):
-    nowhere = {"PATH": str(tmp_path), "CXX": "no-such-compiler"}
-    out, (line,) = finish(start(tmp_path, **nowhere))
+    out, (line,) = finish(start(tmp_path, PATH=str(tmp_path), CXX="no-such-compiler"))
     assert out == ["False xla", "72.0"]
     assert "no C++ compiler" in line
 
-    out, _ = finish(start(tmp_path, JAXNETS_OPS="native", **nowhere))
-    assert out[-1].startswith("UserError")
-    assert "JAXNETS_OPS=xla" in out[-1]
+
+def test_without_a_compiler_what_one_has_built_serves(load, caplog):
+    assert load(FAKE) is None and "built the native kernels" in caplog.text
+    assert load(compiler="no-such-compiler") is None and "built" not in caplog.text
+    assert "no C++ compiler" in load(FAKE + "// another", "no-such-compiler")
 
 
-def test_a_source_that_does_not_compile(tmp_path):
-    source = tmp_path / "broken.cc"
-    source.write_text("this is no C++")
-    out, (line,) = finish(start(tmp_path, source))
-    assert out == ["False xla", "72.0"]
-    assert "failed with status 1" in line
+def test_what_is_asked_for_and_cannot_be_had_is_refused(monkeypatch):
+    monkeypatch.setattr(native_library, "_problem", lambda: "no C++ compiler")
+    monkeypatch.setenv("JAXNETS_OPS", "native")
+    with pytest.raises(UserError, match=r"not available \(no C\+\+ compiler\): use JAXNETS_OPS=xla"):
+        ops.formulation()
+
+
+def test_a_source_that_does_not_compile(load, caplog, tmp_path):
+    assert "failed with status 1" in load("this is no C++")
+    assert "not available, using xla's" in caplog.text
     assert not list((tmp_path / "jaxnets" / "native").iterdir())
 
 
-def test_a_library_without_the_kernels(tmp_path):
-    source = tmp_path / "empty.cc"
-    source.write_text("int nothing;")
-    out, (_, line) = finish(start(tmp_path, source))
-    assert out == ["False xla", "72.0"]
-    assert "undefined symbol" in line
+def test_a_library_without_the_kernels(load):
+    assert "undefined symbol" in load("int nothing;")
 
 
-def test_a_cache_that_cannot_be_written(tmp_path):
+def test_a_cache_that_cannot_be_written(load, tmp_path):
     (tmp_path / "jaxnets").write_text("a file where the folder would be")
-    out, (line,) = finish(start(tmp_path))
-    assert out == ["False xla", "72.0"]
-    assert "not available" in line
+    assert "Not a directory" in load(FAKE)
+
+
+def test_a_cache_from_which_nothing_may_run_is_not_built_in_at_every_start(load, monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "statvfs", lambda path: types.SimpleNamespace(f_flag=os.ST_NOEXEC))
+    assert "noexec" in load(FAKE)
+    assert not list((tmp_path / "jaxnets" / "native").iterdir())

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxnets.ops.windows import output_size
 
@@ -67,6 +66,15 @@ class Deferred:
     def __len__(self):
         return self.shape[0]
 
+    def __iter__(self):
+        return iter(jnp.asarray(self))  # by index it would never end: JAX's arrays clamp one that is too large
+
+    def __getattr__(self, name):
+        """Any other attribute of the array."""
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.__jax_array__(), name)
+
     def __jax_array__(self):
         if self.computed:
             return self._array
@@ -76,7 +84,8 @@ class Deferred:
         return array
 
     def __array__(self, dtype=None, copy=None):
-        return np.asarray(self.__jax_array__(), dtype)
+        array = self.__jax_array__()
+        return array.__array__(dtype) if copy is None else array.__array__(dtype, copy=copy)
 
     def astype(self, dtype):
         return self if dtype == self.dtype else jnp.asarray(self).astype(dtype)
@@ -98,16 +107,10 @@ def _of_array(name):
 
 
 ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
-OPERATORS = (*ARITHMETIC, *(f"r{name}" for name in ARITHMETIC), "neg", "abs", "getitem")
+OPERATORS = (*ARITHMETIC, *(f"r{name}" for name in ARITHMETIC), "neg", "pos", "abs", "getitem")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-METHODS = (
-    *("all", "any", "argmax", "argmin", "clip", "copy", "cumsum", "dot", "flatten", "max", "mean", "min"),
-    *("prod", "ravel", "repeat", "reshape", "round", "squeeze", "std", "sum", "swapaxes", "take", "transpose", "var"),
-)
-for _name in (*(f"__{name}__" for name in OPERATORS + COMPARISONS), *METHODS):
+for _name in (f"__{name}__" for name in OPERATORS + COMPARISONS):  # which Python looks up in the class alone
     setattr(Deferred, _name, _of_array(_name))
-for _name in ("T", "at"):
-    setattr(Deferred, _name, property(lambda self, name=_name: getattr(jnp.asarray(self), name)))
 
 
 class Normalized(Deferred):

@@ -13,9 +13,9 @@ def nothing():
     return jnp.zeros((0,), jnp.float32)
 
 
-def attributes_of(bounds):
-    """`(low, high)` as a kernel wants it."""
-    return {"low": np.float32(bounds[0]), "high": np.float32(bounds[1])}
+def attributes_of(bounds, prefix=""):
+    """`(low, high)` as a kernel wants it, which may call it `output_low` and so on."""
+    return {f"{prefix}low": np.float32(bounds[0]), f"{prefix}high": np.float32(bounds[1])}
 
 
 def call(name, shapes, *args, aliases=None, **attributes):

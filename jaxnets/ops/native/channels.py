@@ -51,14 +51,14 @@ def interleave(a, b):
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _interleave(a, a_affine, b, b_affine, bounds):
     shape = (*a.shape[:3], 2 * a.shape[3])
-    return call("interleave", [shape], a, a_affine, b, b_affine, **_both_bounds(bounds))[0]
+    return call("interleave", [shape], a, a_affine, b, b_affine, **_attributes(bounds))[0]
 
 
 def _interleave_backward(bounds, saved, dy):
     shapes = [
         shape for x, affine in (saved[:2], saved[2:]) for shape in (x.shape, (2, x.shape[3] if affine.size else 0))
     ]
-    results = call("interleave_gradients", shapes, *align(dy, *saved), **_both_bounds(bounds))
+    results = call("interleave_gradients", shapes, *align(dy, *saved), **_attributes(bounds))
     da, a_sums, db, b_sums = results
     return da, affine_gradient(saved[1], a_sums), db, affine_gradient(saved[3], b_sums)
 
@@ -66,6 +66,5 @@ def _interleave_backward(bounds, saved, dy):
 _interleave.defvjp(lambda *args: (_interleave(*args), args[:4]), _interleave_backward)
 
 
-def _both_bounds(bounds):
-    other = {f"other_{name}": value for name, value in attributes_of(bounds[1]).items()}
-    return {**attributes_of(bounds[0]), **other}
+def _attributes(bounds):
+    return attributes_of(bounds[0]) | attributes_of(bounds[1], "other_")

@@ -170,7 +170,7 @@ class Part(NamedTuple):
 
     def attributes(self):
         """As a kernel wants them."""
-        return {"to": np.int64(self.to), **output_attributes(self.bounds)}
+        return {"to": np.int64(self.to), **attributes_of(self.bounds, "output_")}
 
 
 WHOLE = Part()
@@ -215,7 +215,7 @@ def forward(plan, x, affine, kernel, output=None, bounds=UNBOUNDED, together=Non
     output, other_or_nothing = (nothing() if array is None else array for array in (output, other))
     *rest, channels = plan.convolution(x, kernel).shape
     shapes = [(*rest, together.of_output(channels)), (3, channels if plan.moments else 0)]
-    attributes = {**output_attributes(bounds), **_attributes(plan)}
+    attributes = {**attributes_of(bounds, "output_"), **_attributes(plan)}
     read, joined = (() if plan.kind == "dense" else (affine,)), ()
     if plan.kind != "depthwise":
         joined = (other_or_nothing,)
@@ -229,11 +229,6 @@ def _attributes(plan):
     if plan.kind == "dense":
         return window_of(plan)
     return {**(_grouping(plan) if plan.kind == "pointwise" else window_of(plan)), **attributes_of(plan.bounds)}
-
-
-def output_attributes(bounds):
-    """`(low, high)` of the output as a kernel wants it."""
-    return {"output_low": np.float32(bounds[0]), "output_high": np.float32(bounds[1])}
 
 
 def _grouping(plan):

@@ -50,15 +50,15 @@ inline void InTurns(const float* left, const float* right, Index count, float* t
 // Where products go, and with what.
 struct Delivery {
   float* y;
-  Index pitch;                     // between rows
-  const int32_t* order = nullptr;  // a row's channels go to these, if not one beside another
-  Index shuffle = 1;               // groups of the shuffle that makes the order
-  const float* other = nullptr;    // rows that are added; or, if `interleaved`, whose channels go between
+  Index pitch;                   // between rows
+  Index shuffle = 1, group = 0;  // groups in which a row's channels are shuffled, and the channels of each
+  const float* other = nullptr;  // rows that are added; or, if `interleaved`, whose channels go between
   Index other_pitch = 0;
   bool interleaved = false;
 
   bool sum() const { return other && !interleaved; }
-  bool in_order() const { return !order && !interleaved; }
+  bool shuffled() const { return shuffle > 1; }
+  bool in_order() const { return !shuffled() && !interleaved; }
   Delivery From(Index row) const {
     Delivery rest = *this;
     rest.y += row * pitch;
@@ -71,8 +71,8 @@ struct Delivery {
       float* row = y + r * pitch;
       if (interleaved) {
         InTurns(other + r * other_pitch + first, products, columns, row + 2 * first);
-      } else if (order) {
-        for (Index c = 0; c < columns; ++c) row[order[first + c]] = products[c];
+      } else if (shuffled()) {
+        for (Index c = 0; c < columns; ++c) row[(first + c) % group * shuffle + (first + c) / group] = products[c];
       } else {
         Copy(products, columns, row + first);
       }

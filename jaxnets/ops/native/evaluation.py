@@ -23,7 +23,6 @@ from jaxnets.ops.native.convolution import (
     Plan,
     Together,
     forward,
-    output_attributes,
     plan_of,
     products,
     window_of,
@@ -83,7 +82,7 @@ def _evaluate(how, x, other, *layers):
         **window_of(how.plans[0]),
         **attributes_of(how.bounds[0]),
         **how.together.attributes("join", "other_first"),
-        **output_attributes(bounds),
+        **attributes_of(bounds, "output_"),
         "groups": np.int64(how.plans[1].groups),
     }
     return call("separable", [(*rest, how.together.of_output(features))], *align(x, *layers, other), **attributes)[0]

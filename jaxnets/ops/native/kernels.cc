@@ -99,9 +99,8 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index fi
                      Input kernel, Input output, Input other, Output y, Output moments) {
   const Index rows = RowsOf(x.dimensions()), in = kernel.dimensions()[2] * groups, out = LastOf(kernel.dimensions());
   if (!rows) return NoMoments(moments), ffi::Error::Success();
-  const auto order = shuffle > 1 ? ShuffledOrder(out, shuffle) : std::vector<int32_t>();
   Delivery delivery = DeliveryOf(y, to, join, other, other_first);
-  if (!order.empty()) delivery.order = order.data(), delivery.shuffle = shuffle;
+  delivery.shuffle = shuffle, delivery.group = out / shuffle;
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const MatrixRows matrix{x.typed_data() + first, LastOf(x.dimensions()), depth, ReadingOf(affine, in, low, high)};
   const Reading reading = ReadingOf(output, out, out_low, out_high);
@@ -271,13 +270,9 @@ ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input 
 ffi::Error Shuffle(ffi::ThreadPool pool, Index groups, Input x, Output y) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
   float* to_y = y->typed_data();
-  const std::vector<int32_t> inverse = ShuffledOrder(channels, channels / groups);
   ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
-    const int32_t* source = inverse.data();
     for (Index r = from; r < to; ++r) {
-      const float* x_row = x.typed_data() + r * channels;
-      float* y_row = to_y + r * channels;
-      for (Index c = 0; c < channels; ++c) y_row[c] = x_row[source[c]];
+      ShuffleRow(x.typed_data() + r * channels, groups, channels / groups, to_y + r * channels);
     }
   });
   return ffi::Error::Success();

@@ -66,7 +66,7 @@ def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """Build, load and register the kernels: the library, or why that failed."""
     try:
-        library = _open(_compiler())
+        library = _open()
         for name in HANDLERS:
             handler = jax.ffi.pycapsule(getattr(library, name))
             jax.ffi.register_ffi_target(f"jaxnets_{name}", handler, platform="cpu")
@@ -97,11 +97,18 @@ def buffer_bytes() -> tuple[int, int, int]:
     return tuple(count)
 
 
-def _open(compiler: list[str]) -> ctypes.CDLL:
-    path = cache_directory() / "native" / f"{_key(compiler)}.so"
+def _open() -> ctypes.CDLL:
+    folder, machine, compiler = cache_directory() / "native", _machine_key(), _compiler()
+    if compiler is None:  # as on a cluster's nodes; what was built elsewhere for such a machine serves
+        if library := next(filter(None, map(_open_built, sorted(folder.glob(f"{machine}-*.so")))), None):
+            return library
+        raise FileNotFoundError(f"no C++ compiler: $CXX, {', '.join(COMPILERS)}")
+    path = folder / f"{machine}-{_compiler_key(compiler)}.so"
     if library := _open_built(path):
         return library
     path.parent.mkdir(parents=True, exist_ok=True)
+    if os.statvfs(path.parent).f_flag & os.ST_NOEXEC:  # else it would be built at every start
+        raise OSError(f"{path.parent} is on a file system without programs (noexec): set XDG_CACHE_HOME to another")
     with _one_process_at_a_time(path.parent):
         if library := _open_built(path):  # by another one, meanwhile
             return library
@@ -139,19 +146,26 @@ def _one_process_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-def _compiler() -> list[str]:
-    """The command in $CXX, else the first C++ compiler found."""
+def _compiler() -> list[str] | None:
+    """The command in $CXX, else the first C++ compiler found; None where there is none."""
     for command in [shlex.split(os.environ.get("CXX", "")), *([name] for name in COMPILERS)]:
         if command and shutil.which(command[0]):
             return command
-    raise FileNotFoundError(f"no C++ compiler: $CXX, {', '.join(COMPILERS)}")
+    return None
 
 
-def _key(compiler: list[str]) -> str:
-    """Everything that the library's code depends on, as a hash."""
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=TIMEOUT)
+def _machine_key() -> str:
+    """Everything that the library's code depends on, as a hash, but for the compiler."""
     sources = [path.read_text() for path in sorted(SOURCE.parent.iterdir()) if path.suffix in (".cc", ".h")]
-    parts = (*sources, version.stdout, *compiler, *FLAGS, jaxlib.__version__, _cpu())
+    return _hash(*sources, *FLAGS, jaxlib.__version__, _cpu())
+
+
+def _compiler_key(compiler: list[str]) -> str:
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=TIMEOUT)
+    return _hash(*compiler, version.stdout)
+
+
+def _hash(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 

@@ -36,22 +36,25 @@ class MomentSums {
   // Mean, what rounding took from it and biased variance, `pitch` apart, of the rows of `count` tasks together.
   static void Finish(const MomentSums* tasks, Index count, Index channels, float* result, Index pitch) {
     double rows = 0;
-    for (Index t = 0; t < count; ++t) rows += tasks[t].rows_;
+    std::vector<double> means(channels), squares(channels);
+    for (Index t = 0; t < count; ++t) {  // channel by channel within, since they lie side by side
+      const MomentSums& task = tasks[t];
+      rows += task.rows_;
+      for (Index c = 0; task.rows_ && c < channels; ++c) means[c] += task.rows_ * task.origin_[c] + task.totals_[c];
+    }
+    for (double& mean : means) mean /= rows;
+    for (Index t = 0; t < count; ++t) {
+      const MomentSums& task = tasks[t];
+      const double n = task.rows_;
+      for (Index c = 0; n && c < channels; ++c) {
+        const double total = task.totals_[c], difference = task.origin_[c] + total / n - means[c];
+        squares[c] += task.totals_[channels + c] - total * total / n + n * difference * difference;
+      }
+    }
     for (Index c = 0; c < channels; ++c) {
-      double sum = 0, square = 0;
-      for (Index t = 0; t < count; ++t) {
-        if (tasks[t].rows_) sum += tasks[t].rows_ * tasks[t].origin_[c] + tasks[t].totals_[c];
-      }
-      const double exact = sum / rows;
-      for (Index t = 0; t < count; ++t) {
-        const double n = tasks[t].rows_;
-        if (!n) continue;
-        const double total = tasks[t].totals_[c], difference = tasks[t].origin_[c] + total / n - exact;
-        square += tasks[t].totals_[channels + c] - total * total / n + n * difference * difference;
-      }
-      const double variance = square / rows;
-      result[c] = exact;
-      result[pitch + c] = std::isfinite(result[c]) ? exact - result[c] : 0.f;
+      const double variance = squares[c] / rows;
+      result[c] = means[c];
+      result[pitch + c] = std::isfinite(result[c]) ? means[c] - result[c] : 0.f;
       result[2 * pitch + c] = variance < 0 ? 0. : variance;
     }
   }

@@ -29,7 +29,7 @@ def max_pool(x, window, strides, padding):
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _max_pool(x, window, strides, padding):
     shape = output_shape(x.shape, window, strides, padding)
-    return call("max_pool", [shape], x, **attributes_of(window, strides, padding))[0]
+    return call("max_pool", [shape], x, **pooling_attributes(window, strides, padding))[0]
 
 
 def _max_pool_forward(x, *how):
@@ -39,7 +39,7 @@ def _max_pool_forward(x, *how):
 
 def _max_pool_backward(window, strides, padding, saved, dy):
     x, y = saved
-    return tuple(call("max_pool_gradient", [x.shape], *align(dy, x, y), **attributes_of(window, strides, padding)))
+    return tuple(call("max_pool_gradient", [x.shape], *align(dy, x, y), **pooling_attributes(window, strides, padding)))
 
 
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
@@ -51,7 +51,7 @@ def output_shape(shape, window, strides, padding):
     return jax.eval_shape(lambda x: reference.max_pool(x, window, strides, padding), x).shape
 
 
-def attributes_of(window, strides, padding):
+def pooling_attributes(window, strides, padding):
     """A pooling as a kernel wants it."""
     (top, _), (left, _) = padding
     return {name: np.int64(v) for name, v in (("window", window), ("stride", strides), ("top", top), ("left", left))}

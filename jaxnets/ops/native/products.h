@@ -274,10 +274,10 @@ template <class Rows>
 void ProductOfFew(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, const Delivery& delivery) {
   Memory memory;
   const Staged a = StageAll(pool, in, rows, memory);
-  panels.Share(pool.num_threads());
+  panels.Share(Threads(pool));
   // Parts of the rows only where there are threads for all, since each packs its panel anew.
   const Index tiles = DivideUp(rows, kRows);
-  const Index parts = std::clamp<Index>(pool.num_threads() / panels.count(), 1, DivideUp(tiles, 2));
+  const Index parts = std::clamp<Index>(Threads(pool) / panels.count(), 1, DivideUp(tiles, 2));
   Parallel(pool, panels.count() * parts, [&](Index task) {
     const Index panel = task / parts, part = task % parts;
     const Index from = Cut(tiles, part, parts) * kRows, to = std::min(rows, Cut(tiles, part + 1, parts) * kRows);
@@ -299,8 +299,8 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
   const Index tasks = std::min<Index>(chunks, 64), channels = width.channels();
   // Each of the parts stages the rows for itself: no more than keep all threads at work. Moments are taken of whole
   // rows, and what is shuffled leaves in them.
-  const Index threads = pool.num_threads(), wanted = threads == 1 ? 1 : DivideUp(4 * threads, tasks);
-  const Index parts = moments || delivery.order ? 1 : std::clamp<Index>(wanted, 1, panels.count());
+  const Index threads = Threads(pool), wanted = threads == 1 ? 1 : DivideUp(4 * threads, tasks);
+  const Index parts = moments || delivery.shuffled() ? 1 : std::clamp<Index>(wanted, 1, panels.count());
   std::vector<MomentSums> sums(moments ? tasks : 0);
   Parallel(pool, tasks * parts, [&](Index index) {
     const Index task = index / parts, part = index % parts;
@@ -311,13 +311,12 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
       const Index from = c * chunk, to = std::min(rows, from + chunk);
       const Delivery of_chunk = delivery.From(from);
       const Staged a = in.StageForProduct(from, to, staged);
-      const Delivery in_order{delivery.order ? Scratch<5>(chunk * channels) : nullptr, channels};
+      const Delivery in_order{delivery.shuffled() ? Scratch<5>(chunk * channels) : nullptr, channels};
       for (Index panel = from_panel; panel < to_panel; ++panel) {
-        panels.Multiply(a, to - from, panel, delivery.order ? in_order : of_chunk, products);
+        panels.Multiply(a, to - from, panel, delivery.shuffled() ? in_order : of_chunk, products);
       }
-      const Index shuffled = channels / delivery.shuffle;
-      for (Index r = 0; delivery.order && r < to - from; ++r) {
-        ShuffleRow(in_order.y + r * channels, delivery.shuffle, shuffled, of_chunk.y + r * delivery.pitch);
+      for (Index r = 0; delivery.shuffled() && r < to - from; ++r) {
+        ShuffleRow(in_order.y + r * channels, delivery.shuffle, delivery.group, of_chunk.y + r * delivery.pitch);
       }
       if (moments) sums[task].Add(of_chunk.y, to - from, channels);
     }

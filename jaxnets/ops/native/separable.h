@@ -111,12 +111,11 @@ struct DepthwiseRows {
     std::vector<Strip> strips;
     for (Index r = from; r < to; r += strips.back().count) strips.push_back(StripOf(r, to, out + (r - from) * pitch()));
     for (; block < end_block; ++block) {
-      const Index group = block / group_blocks(), begin = block % group_blocks() * kFilterBlock;
-      const Index end = std::min(begin + kFilterBlock, side.count), to_group = group * side.aligned();
+      const Index group = block / group_blocks(), begin = block % group_blocks() * block_size();
+      const Index end = std::min(begin + block_size(), side.count), to_group = group * side.aligned();
       const Channels channels{group * side.count + begin, end - begin};
       for (const Strip& strip : strips) {
-        auto filter = window.stride == 1 ? &DepthwiseRows::template Filter<1> : &DepthwiseRows::template Filter<2>;
-        (this->*filter)(strip, channels, to_group + begin);
+        window.stride == 1 ? Filter<1>(strip, channels, to_group + begin) : Filter<2>(strip, channels, to_group + begin);
       }
       if (end < side.count) continue;
       for (Index r = 0; r < to - from; ++r) {
@@ -128,6 +127,8 @@ struct DepthwiseRows {
 
  private:
   Index group_blocks() const { return DivideUp(side.count, kFilterBlock); }
+  // Of about equal size, in whole vectors: each goes over all positions.
+  Index block_size() const { return DivideUp(DivideUp(side.count, group_blocks()), kLanes) * kLanes; }
 
   // Positions beside each other.
   struct Strip {

@@ -14,7 +14,7 @@ inline void StemForward(ffi::ThreadPool& pool, const WindowRows& windows, Panels
   const Index pitch = width.aligned(), row_size = windows.strip() * pitch;
   // The first rows of a band are computed for the band above too: no more bands than the threads want.
   const Index most = std::max<Index>(pooling.out_height * pooling.stride / pooling.window, 1);
-  const Index bands = std::clamp<Index>(DivideUp(2 * pool.num_threads(), pooling.images), 1, most);
+  const Index bands = std::clamp<Index>(DivideUp(2 * Threads(pool), pooling.images), 1, most);
   Parallel(pool, pooling.images * bands, [&](Index task) {
     const Index image = task / bands, band = task % bands;
     float *staged = Scratch<0>(windows.StripSize()), *greatest = Scratch<1>(row_size);

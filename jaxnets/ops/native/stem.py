@@ -9,7 +9,7 @@ import numpy as np
 from jaxnets.ops.deferred import Biased, Filtered
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import convolution, evaluation, normalization, pooling
-from jaxnets.ops.native.calls import call
+from jaxnets.ops.native.calls import attributes_of, call
 
 MOST_WEIGHTS = 1 << 15  # every row of the map reads all of them again: they have to stay in the nearest caches
 LEAST_WIDTH = 16  # of the convolution's output, whose rows are cut into tiles one by one
@@ -50,8 +50,8 @@ def _stem(how, x, kernel, vector):
         "map_height": np.int64(shape[1]),
         "map_width": np.int64(shape[2]),
         **convolution.window_of(how.plan),
-        **convolution.output_attributes(how.bounds),
-        **{f"pool_{name}": value for name, value in pooling.attributes_of(*how.pooling).items()},
+        **attributes_of(how.bounds, "output_"),
+        **{f"pool_{name}": value for name, value in pooling.pooling_attributes(*how.pooling).items()},
     }
     return call("stem", [pooling.output_shape(shape, *how.pooling)], *align(x, kernel, affine), **attributes)[0]
 

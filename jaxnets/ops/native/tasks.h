@@ -138,11 +138,14 @@ class Newest {
   std::atomic<Index> number_{0}, waiting_{0};
 };
 
+// Those of the pool, of which a runner of XLA's programs may have none.
+inline Index Threads(const ffi::ThreadPool& pool) { return std::max<Index>(1, pool.num_threads()); }
+
 // body(0) ... body(tasks - 1), on the pool's threads and this one.
 inline void Parallel(ffi::ThreadPool& pool, Index tasks, const std::function<void(Index)>& body) {
-  auto work = std::make_shared<Work>(tasks, pool.num_threads(), body);
+  auto work = std::make_shared<Work>(tasks, Threads(pool), body);
   const Index waiting = tasks > 1 ? Newest::Instance().Set(work) : 0;
-  const Index helpers = std::min<Index>(tasks, pool.num_threads()) - 1;
+  const Index helpers = std::min(tasks, Threads(pool)) - 1;
   for (Index i = waiting; i < helpers; ++i) pool.Schedule([work] { Newest::Instance().HelpFrom(work); });
   work->Help();
   work->Wait();

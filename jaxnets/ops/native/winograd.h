@@ -300,7 +300,7 @@ inline void WinogradForward(ffi::ThreadPool& pool, const WindowRows& windows, In
   const Side side = in.side();
   // A chunk of tiles stays in the cache, as large as may be, since each reads all of the kernel; every thread has as many.
   const Index tiles = in.Count(positions), most = std::clamp<Index>(kCached / side.pitch() / kRows, 2, 8) * kRows;
-  const Index threads = std::min<Index>(pool.num_threads(), DivideUp(tiles, kRows));
+  const Index threads = std::min<Index>(Threads(pool), DivideUp(tiles, kRows));
   const Index chunks = std::min(DivideUp(DivideUp(tiles, most), threads) * threads, DivideUp(tiles, kRows));
   const Index unit = chunks > threads ? kRows : 1;  // whole tiles of products, but where each thread has one chunk only
   Parallel(pool, chunks, [&](Index chunk) {
