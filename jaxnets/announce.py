@@ -95,8 +95,16 @@ def rate(label: str, plan: Plan) -> None:
 
 
 def _devices(plan: Plan, directory: Path) -> None:
-    """Say where the run was trained on another number of devices, each of which normalises its own images."""
-    before = {where["num_devices"] for where in machine.read(directory)} - {len(plan.devices)}
+    """Say where the run was trained in another dtype, or on more or fewer devices, each normalising its own images."""
+    machines, dtype = machine.read(directory), settings.compute_dtype(plan.config.model.dtype)
+    if others := {str(where["dtype"]) for where in machines if "dtype" in where} - {dtype}:
+        logger.warning(
+            "the run was computed in %s before, and is in %s now, as config.model.dtype=auto goes by the device (in a "
+            "new workdir, config.model.dtype keeps it)",
+            " and ".join(sorted(others)),
+            dtype,
+        )
+    before = {where["num_devices"] for where in machines} - {len(plan.devices)}
     normalises = jax.tree.leaves(state_shapes(plan).batch_stats)
     if before and normalises and not plan.config.sync_batch_norm:
         logger.warning(

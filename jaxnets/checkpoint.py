@@ -34,16 +34,12 @@ Totals = dict[str, float]  # sums over the training examples since the last repo
 NO_TOTALS: Totals = {"loss": 0.0, "correct": 0, "count": 0}
 
 
-def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir; with `keep` for writing: that many of the latest, and the best, are kept.
+def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
+    """The checkpoints of a workdir, for writing: so many of the latest, and the best, are kept.
 
-    Raises UserError where there are none to read, or what lies there is something else.
+    Raises UserError where what lies there is something else.
     """
-    directory = (workdir / "checkpoints").resolve()
-    if keep is None:
-        if not directory.is_dir():
-            raise UserError(f"{workdir} has no checkpoints: {directory} is missing")
-        return open_reader(directory)
+    directory = _directory(workdir)
     distributed.on_primary(partial(_set_damaged_evaluations_aside, directory))
     best = [
         preservation_policy.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False)
@@ -58,8 +54,18 @@ def open_manager(workdir: Path, keep: int | None = None) -> ocp.CheckpointManage
     return _open(directory, options)
 
 
-def open_reader(directory: Path) -> ocp.CheckpointManager:
-    """A manager that reads, each process on its own: nothing in it waits for another process."""
+def _directory(workdir: Path) -> Path:
+    return (workdir / "checkpoints").resolve()
+
+
+def open_reader(workdir: Path) -> ocp.CheckpointManager:
+    """The checkpoints of a workdir, for reading, each process on its own: nothing in it waits for another process.
+
+    Raises UserError where there are none, or what lies there is something else.
+    """
+    directory = _directory(workdir)
+    if not directory.is_dir():
+        raise UserError(f"{workdir} has no checkpoints: {directory} is missing")
     index = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(index, {index}, f"reader{index}") if distributed.many() else None
     options = ocp.CheckpointManagerOptions(
@@ -125,7 +131,7 @@ def latest_step(workdir: Path) -> int | None:
 
 def any_evaluated(workdir: Path) -> bool:
     """Whether a workdir has a checkpoint that can be the best, or none at all."""
-    with closing(open_manager(workdir)) as manager:
+    with closing(open_reader(workdir)) as manager:
         steps = manager.all_steps()
         return len(steps) <= 1 or any(manager.metrics(step) for step in steps)
 

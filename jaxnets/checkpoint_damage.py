@@ -15,7 +15,8 @@ import numpy as np
 from jaxnets.errors import UserError, writing
 
 # By which the system says that a file cannot be read now.
-PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+PASSING += (errno.ESTALE, errno.EIO, errno.ETIMEDOUT)  # of a network's file system
 
 
 class DamagedError(UserError):

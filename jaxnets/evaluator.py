@@ -1,5 +1,6 @@
 """The evaluation of a split, compiled once: every example counts once, however it is fed and grouped."""
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -27,15 +28,13 @@ def eval_calls(
 
     `part` (i, n) is the share of a process, the i-th of n, for its `num_devices`.
     """
-    size = config.eval_batch_size
+    size, per_call = call_size(len(split), config.eval_batch_size, config.steps_per_call, num_devices * part[1])
     if resident:
         index, mask = (data.take_part(values, part) for values in data.eval_indices(len(split), size))
         batches = ({"index": i, "mask": m} for i, m in zip(index, mask))
     else:
         batches = streaming.stream_eval(split, batch_size=size, num_workers=config.num_workers, part=part)
     pending: list[dict[str, np.ndarray]] = []
-    # No more batches in a call than there are: a small split would be mostly padding.
-    per_call = min(config.steps_per_call, -(-len(split) // size))
     with closing(batches):  # its worker processes end with the evaluation, also where that is abandoned
         for batch in batches:
             pending.append(batch)
@@ -46,6 +45,13 @@ def eval_calls(
         empty = pending[-1] | {"mask": np.zeros_like(pending[-1]["mask"])}
         pending += [empty] * (per_call - len(pending))
         yield step.shard({name: np.stack([b[name] for b in pending]) for name in empty}, num_devices)
+
+
+def call_size(num_examples: int, most_images: int, most_batches: int, num_devices: int) -> tuple[int, int]:
+    """Images a batch and batches a call, up to so many, that pad the last ones least; whole shares for all devices."""
+    batches = math.ceil(num_examples / most_images)
+    share = math.ceil(num_examples / batches / num_devices)
+    return share * num_devices, math.ceil(batches / math.ceil(batches / most_batches))
 
 
 def make_evaluator(
@@ -64,8 +70,14 @@ def make_evaluator(
     """
     mean, std = tuple(config.mean), tuple(config.std)
     one_step = partial(step.eval_step, model=model, mean=mean, std=std, axis_name=step.AXIS)
-    key = ("evaluation", model, mean, std, tuple(devices), ops.formulation())
-    call = programs.keep(key, lambda: step.pmap_eval(one_step, devices))
+    deterministic = bool(config.get("deterministic"))  # of weights from elsewhere there is no such field
+    key = ("evaluation", model, mean, std, tuple(devices), ops.formulation(), deterministic)
+
+    def compiled(*arguments):
+        shapes = str(jax.tree.map(jax.typeof, arguments[1:]))
+        options = step.compiler_options(deterministic)
+        lowered = partial(step.pmap_eval(one_step, devices).lower, *arguments)
+        return programs.keep((*key, shapes), lambda: lowered().compile(options))
 
     def evaluate(variables):
         variables = step.replicate(variables, devices)
@@ -79,8 +91,9 @@ def make_evaluator(
         part = distributed.share()
         with closing(eval_calls(split, bool(examples), config, len(devices) // part[1], part)) as calls:
             for batches in calls:
+                arguments = variables, examples, step.assemble(batches, devices)
                 # The devices work on one call while the host adds up the one before.
-                behind, ahead = ahead, call(variables, examples, step.assemble(batches, devices))
+                behind, ahead = ahead, compiled(*arguments)(*arguments)
                 if behind:
                     settle(*behind)
                 between_calls()

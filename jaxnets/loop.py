@@ -1,9 +1,9 @@
 """A training run from its configuration to its last number: checked, set up, gone on with, ended."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,8 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
         distributed.on_primary(partial(workdir.keep, directory, config))
         distributed.on_primary(partial(workdir.keep_data, directory, plan.data))
         if at < plan.total_steps:
-            distributed.on_primary(partial(machine.note, directory))
+            dtype = settings.compute_dtype(config.model.dtype)
+            distributed.on_primary(partial(machine.note, directory, dtype=dtype))
         # XLA compiles this while the training step is traced, which takes as long.
         create = None if saved else background.submit(compile_and_create_state, plan, weights)
         if distributed.is_primary():
@@ -147,29 +148,47 @@ def fit(
             plan.model, plan.eval_split, eval_examples, plan.config, plan.devices, asked.raise_if_asked
         )
         run = epochs.Running(plan, dispatch, calls, evaluator, manager, journal, clock, page, progress, asked)
-        try:
-            # A run that was interrupted while it evaluated goes on there, as does one that lost its record.
-            at_an_end = at and at % plan.steps_per_epoch == 0
-            if at_an_end and not (manager.metrics(at) and journal.last_evaluation(at)):
-                epochs.finish_epoch(run, current, at)
-            while at < plan.total_steps:
-                with clock.phase("train"):
-                    current, at = epochs.train_epoch(run, current, at, totals)
-                totals = dict(checkpoint.NO_TOTALS)
-                epochs.finish_epoch(run, current, at)
-            manager.wait_until_finished()  # before a signal may end it
-            asked.raise_if_asked()
-        except interruption.Interrupted:
-            manager.wait_until_finished()
-            saved = manager.latest_step() or 0
-            if distributed.is_primary():
-                clock.write(saved)
-            if saved:
-                logger.info("saved step %d; the same command goes on from there", saved)
-            else:
-                logger.info("ended before the first step; the same command begins again")
-            raise SystemExit(asked.status) from None
+        with ending_when_asked(run):
+            at = go_on(run, current, at, totals)
     if asked.signum is not None:  # after the last look, by which several processes agree
         logger.info("saved step %d, the last; nothing is left to do", at)
         raise SystemExit(128 + asked.signum)
     return journal.last_evaluation(at)
+
+
+def go_on(run: epochs.Running, current: state.TrainState, at: int, totals: checkpoint.Totals) -> int:
+    """Train from step `at` to the plan's last, which is returned; raises Interrupted, and UserError where it fails."""
+    # A run that was interrupted while it evaluated goes on there, as does one that lost its record.
+    at_an_end = at and at % run.plan.steps_per_epoch == 0
+    if at_an_end and not (run.manager.metrics(at) and run.journal.last_evaluation(at)):
+        epochs.finish_epoch(run, current, at)
+    while at < run.plan.total_steps:
+        with run.clock.phase("train"):
+            current, at = epochs.train_epoch(run, current, at, totals)
+        totals = dict(checkpoint.NO_TOTALS)
+        epochs.finish_epoch(run, current, at)
+    run.manager.wait_until_finished()  # before a signal may end it
+    run.interruption.raise_if_asked()
+    return at
+
+
+@contextmanager
+def ending_when_asked(run: epochs.Running) -> Iterator[None]:
+    """SystemExit, with what is saved said, where the run was interrupted, or failed when it had been asked to end."""
+    asked = run.interruption
+    try:
+        yield
+    except (interruption.Interrupted, UserError) as error:
+        if isinstance(error, UserError):
+            if asked.signum is None:
+                raise
+            logger.warning("%s", error)  # a process that reads the data may have been asked too
+        run.manager.wait_until_finished()
+        saved = run.manager.latest_step() or 0
+        if distributed.is_primary():
+            run.clock.write(saved)
+        if saved:
+            logger.info("saved step %d; the same command goes on from there", saved)
+        else:
+            logger.info("ended before the first step; the same command begins again")
+        raise SystemExit(128 + asked.signum if isinstance(error, UserError) else asked.status) from None

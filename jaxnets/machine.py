@@ -65,12 +65,12 @@ def since(machine: dict[str, object]) -> str:
     return f"{sentence(machine)} (from {machine['date']})"
 
 
-def note(workdir: Path, *packages: str) -> None:
-    """Write down, in a workdir, where its run is trained from today on, unless it was trained there last.
+def note(workdir: Path, *packages: str, **facts: str) -> None:
+    """Write down, in a workdir, where, and with what further facts, its run is trained from today on.
 
-    What stands there already is kept: where it cannot be read, as `machines.1.json`.
+    Unless it was trained so last. What stands there already is kept: where it cannot be read, as `machines.1.json`.
     """
-    before, here = read(workdir), describe(*packages)
+    before, here = read(workdir), describe(*packages) | facts
     if before and {name: value for name, value in before[-1].items() if name != "date"} == here:
         return
     found = [*before, {"date": datetime.datetime.now(datetime.UTC).date().isoformat()} | here]

@@ -159,17 +159,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     What needs no data is checked first: they may have to be downloaded and prepared.
     """
     devices = distributed.devices()
-    for field in ("batch_size", "eval_batch_size"):
-        if config[field] % len(devices):
-            raise UserError(
-                f"config.{field}={config[field]} must be a multiple of the {len(devices)} devices it is spread over"
-            )
-    for field in ("mixup", "cutmix"):
-        if config.augment[field] and config.batch_size == len(devices):
-            raise UserError(
-                f"config.augment.{field} pairs the images of a device, of which config.batch_size={config.batch_size} "
-                f"gives each of {len(devices)} only one"
-            )
+    check_batches(config, len(devices))
     # Of a prepared data set the first trace comes as soon; it is of image_size only.
     if config.progressive_sizes or find_prepared(config.dataset, config.data_dir) is None:
         check_net(config)
@@ -189,6 +179,37 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         )
     steps_per_epoch = data.steps_per_epoch(len(train_split), config.batch_size)
     total_steps = config.num_epochs * steps_per_epoch
+    check_length(config, total_steps)
+    schedule = make_schedule(config, steps_per_epoch)
+    of_the_rate = ("name", "learning_rate", "batch_scaling")
+    update = {name: value for name, value in config.optimizer.items() if name not in of_the_rate}
+    optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
+    axis_name = step.AXIS if config.sync_batch_norm and len(devices) > 1 else None
+    model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
+    if config.batch_size == len(devices) and axis_name is None:
+        require_several_values(config, model)
+    # All at once and now: one by one, each would wait for the training steps in flight.
+    learning_rates = rates(schedule, total_steps)
+    return Plan(config, devices, train_split, eval_split, model, optimizer, learning_rates)
+
+
+def check_batches(config: ml_collections.ConfigDict, num_devices: int) -> None:
+    """UserError where a batch cannot be shared out among the devices."""
+    for field in ("batch_size", "eval_batch_size"):
+        if config[field] % num_devices:
+            raise UserError(
+                f"config.{field}={config[field]} must be a multiple of the {num_devices} devices it is spread over"
+            )
+    for field in ("mixup", "cutmix"):
+        if config.augment[field] and config.batch_size == num_devices:
+            raise UserError(
+                f"config.augment.{field} pairs the images of a device, of which config.batch_size={config.batch_size} "
+                f"gives each of {num_devices} only one"
+            )
+
+
+def check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
+    """UserError for more steps, or more records, than a run keeps."""
     if total_steps > MAX_STEPS:
         raise UserError(
             f"config.num_epochs={config.num_epochs} are {total_steps:,} steps: at most {MAX_STEPS:,} are taken"
@@ -200,17 +221,6 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             f"config.eval_every_epochs={config.eval_every_epochs} would make {records:,} records: at most "
             f"{MAX_RECORDS:,} are kept"
         )
-    schedule = make_schedule(config, steps_per_epoch)
-    of_the_rate = ("name", "learning_rate", "batch_scaling")
-    update = {name: value for name, value in config.optimizer.items() if name not in of_the_rate}
-    optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
-    axis_name = step.AXIS if config.sync_batch_norm else None
-    model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
-    if config.batch_size == len(devices) and not config.sync_batch_norm:
-        require_several_values(config, model)
-    # All at once and now: one by one, each would wait for the training steps in flight.
-    learning_rates = rates(schedule, total_steps)
-    return Plan(config, devices, train_split, eval_split, model, optimizer, learning_rates)
 
 
 def rates(schedule: optax.Schedule, steps: int) -> np.ndarray:

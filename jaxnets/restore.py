@@ -151,13 +151,13 @@ def restore_agreed(manager: ocp.CheckpointManager, template: TrainState) -> tupl
     found = []
 
     def choose() -> int | None:
-        with closing(open_reader(Path(manager.directory))) as reader:
+        with closing(open_reader(Path(manager.directory).parent)) as reader:
             found.append(restore_latest(reader, template))
         return found[0] and int(found[0][0].step)
 
     at = distributed.on_primary(choose)
     manager.reload()  # without what has been set aside
     if not found and at is not None:
-        with closing(open_reader(Path(manager.directory))) as reader:
+        with closing(open_reader(Path(manager.directory).parent)) as reader:
             found.append(restore_state(reader, at, template))
     return found[0] if found else None

@@ -72,7 +72,7 @@ def load_run(workdir: str | Path, which: str = "best", *, ema: bool = False) -> 
 
 def _restore(workdir: Path, which: str, ema: bool) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
     """A checkpoint's step, variables and, with `ema`, their average, None where there is none."""
-    with closing(checkpoint.open_manager(workdir)) as manager:
+    with closing(checkpoint.open_reader(workdir)) as manager:
         at = checkpoint.find_step(manager, which, ema=ema)
         return at, restore_variables(manager, at), restore_ema(manager, at) if ema else None
 

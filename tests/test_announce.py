@@ -44,6 +44,15 @@ def test_another_number_of_devices_is_said_where_it_changes_what_is_normalised(m
     assert ("was on 7 device(s) before, and is on" in caplog.text) == (not shared)
 
 
+def test_another_dtype_is_said(make_config, tmp_path, caplog):
+    made = make_plan(make_config())
+    for dtype in ("float32", "bfloat16"):
+        assert "was computed in" not in caplog.text
+        machine.note(tmp_path, dtype=dtype)
+        announce.start(made, tmp_path, 5, made.config)
+    assert "was computed in bfloat16 before, and is in float32 now" in caplog.text
+
+
 def test_a_longer_run_says_within_an_epoch_that_images_become_small_again(make_config, caplog):
     before, longer = (make_config(num_epochs=epochs, progressive_sizes=(0.5, 1.0)) for epochs in (4, 8))
     announce.length(make_plan(longer), 12, before)  # of its 20 steps, the 2nd on large images

@@ -17,7 +17,7 @@ def workdir(tmp_path):
 
 
 def test_the_latest_three_and_the_best_are_kept(workdir):
-    manager = checkpoint.open_manager(workdir)
+    manager = checkpoint.open_reader(workdir)
     assert sorted(manager.all_steps()) == [2, 4, 5, 6]
     assert checkpoint.find_step(manager, "best") == 2
     assert checkpoint.find_step(manager, "latest") == 6
@@ -27,7 +27,7 @@ def test_the_latest_three_and_the_best_are_kept(workdir):
 @pytest.mark.parametrize("which", ["3", "bst", "-1"])
 def test_a_checkpoint_that_is_not_there_is_refused_with_those_that_are(workdir, which):
     with pytest.raises(UserError, match=r"best, latest, \[2, 4, 5, 6\]"):
-        checkpoint.find_step(checkpoint.open_manager(workdir), which)
+        checkpoint.find_step(checkpoint.open_reader(workdir), which)
 
 
 def test_an_evaluation_that_cannot_be_read_now_stays(workdir, monkeypatch):
@@ -54,7 +54,7 @@ def test_an_evaluated_checkpoint_replaces_the_one_of_an_interruption(tmp_path):
     checkpoint.save(manager, make_state(step=4), TOTALS, None)
     checkpoint.save(manager, make_state(step=4), TOTALS, {"eval_accuracy": 0.5})
     manager.close()
-    assert checkpoint.open_manager(tmp_path).metrics(4) == {"eval_accuracy": 0.5}
+    assert checkpoint.open_reader(tmp_path).metrics(4) == {"eval_accuracy": 0.5}
 
 
 def test_the_best_of_the_averaged_weights_is_kept_and_found_too(tmp_path):
@@ -63,7 +63,7 @@ def test_the_best_of_the_averaged_weights_is_kept_and_found_too(tmp_path):
         metrics = {"eval_accuracy": accuracy, "ema_eval_accuracy": averaged}
         checkpoint.save(manager, make_state(step=step), TOTALS, metrics)
     manager.close()
-    manager = checkpoint.open_manager(tmp_path)
+    manager = checkpoint.open_reader(tmp_path)
     assert sorted(manager.all_steps()) == [1, 2, 4]
     assert checkpoint.find_step(manager, "best") == 1
     assert checkpoint.find_step(manager, "best", ema=True) == 2
@@ -78,7 +78,7 @@ def test_a_checkpoint_that_waits_for_its_successor_is_there(tmp_path):
 
 def test_a_folder_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(UserError, match="no checkpoints"):
-        checkpoint.open_manager(tmp_path)
+        checkpoint.open_reader(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="holds no checkpoint"):
-        checkpoint.find_step(checkpoint.open_manager(tmp_path), "best")
+        checkpoint.find_step(checkpoint.open_reader(tmp_path), "best")

@@ -17,7 +17,7 @@ class Killed(BaseException):
 
 def steps_on_disk(workdir):
     """The steps that are there, each restored and verified."""
-    with closing(checkpoint.open_manager(workdir)) as manager:
+    with closing(checkpoint.open_reader(workdir)) as manager:
         for step in manager.all_steps():
             restore_item(manager, step, "rest")
         return sorted(manager.all_steps())

@@ -252,7 +252,7 @@ def test_a_run_becomes_a_file_with_the_weights_of_its_checkpoint(tmp_path):
     convert.write_workdir(
         tmp_path / "run", "squeezenet1_1_cifar", {}, torch_weights.Published({"batch_stats": {}} | variables)
     )
-    assert checkpoint.find_step(checkpoint.open_manager(tmp_path / "run"), "latest") == 0
+    assert checkpoint.find_step(checkpoint.open_reader(tmp_path / "run"), "latest") == 0
     run(tmp_path / "run", tmp_path / "net.safetensors", "--checkpoint=latest")
     loaded = torch_weights.load(model, safetensors.numpy.load_file(tmp_path / "net.safetensors"))
     jax.tree.map(np.testing.assert_array_equal, loaded["params"], variables["params"])

@@ -103,7 +103,7 @@ def numbers(workdir):
 
 
 def arrays(workdir, name="variables", which="latest"):
-    manager = checkpoint.open_manager(workdir)
+    manager = checkpoint.open_reader(workdir)
     return restore_item(manager, checkpoint.find_step(manager, which), name)
 
 
@@ -140,7 +140,7 @@ def test_every_process_writes_its_part_of_a_checkpoint(runs):
 
 
 def test_they_save_within_an_epoch_together(runs):
-    one, two = (set(checkpoint.open_manager(runs[number]).all_steps()) for number in (1, 2))
+    one, two = (set(checkpoint.open_reader(runs[number]).all_steps()) for number in (1, 2))
     assert one == two and two >= {6, 8, 10}
 
 

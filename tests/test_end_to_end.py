@@ -118,7 +118,7 @@ def numbers(workdir):
 
 
 def everything_saved(workdir):
-    manager = checkpoint.open_manager(workdir)
+    manager = checkpoint.open_reader(workdir)
     step = checkpoint.find_step(manager, "latest")
     return step, [restore_item(manager, step, item) for item in ("variables", "rest")]
 

@@ -5,9 +5,11 @@ import math
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxnets import data, step
-from jaxnets.evaluator import eval_calls, make_evaluator, summarize
+from jaxnets.evaluator import call_size, eval_calls, make_evaluator, summarize
 from tests.tiny_net import TinyNet, first_variables, make_config
 
 
@@ -31,6 +33,17 @@ def test_every_example_is_evaluated_once_in_calls_of_one_shape(config, split):
     assert [call["index"].shape for call in calls] == [(4, 3, 3)] * 2
     seen = np.concatenate([call["index"][call["mask"]] for call in calls])
     assert sorted(seen) == list(range(50))
+
+
+@given(st.integers(1, 3000), st.integers(1, 40), st.integers(1, 12), st.integers(1, 8))
+def test_calls_hold_all_examples_and_little_else(count, share, most_batches, devices):
+    size, per_call = call_size(count, share * devices, most_batches, devices)
+    batches = math.ceil(count / size)
+    calls = math.ceil(batches / per_call)
+    assert size % devices == 0 and size <= share * devices and per_call <= most_batches
+    assert batches == math.ceil(count / (share * devices))  # no more of them than of the largest
+    assert batches * size - count < batches * devices
+    assert calls == math.ceil(batches / most_batches) and calls * per_call - batches < calls
 
 
 def test_a_streamed_evaluation_equals_a_resident_one_and_plain_means(config, split, net):

@@ -40,7 +40,7 @@ def numbers(workdir):
 
 def weights(workdir):
     """The newest variables of a run, bit for bit."""
-    manager = checkpoint.open_manager(workdir)
+    manager = checkpoint.open_reader(workdir)
     step = checkpoint.find_step(manager, "latest")
     return step, restore_item(manager, step, "variables")
 
@@ -178,7 +178,7 @@ def test_a_kill_within_an_epoch_costs_the_steps_since_the_last_checkpoint(make_c
         patch.setattr(epochs, "add", dies)
         loop.train(config, tmp_path / "run")
     at = 8 if every == 2 else 6
-    assert max(checkpoint.open_manager(tmp_path / "run").all_steps()) == at
+    assert max(checkpoint.open_reader(tmp_path / "run").all_steps()) == at
     assert timing.read(tmp_path / "run")[-1].last == at
     loop.train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -211,10 +211,10 @@ def test_a_run_that_has_saved_nothing_may_have_other_data(make_config, folder, t
     with monkeypatch.context() as patch, pytest.raises(Stop):
         patch.setattr(epochs, "train_epoch", dies)
         loop.train(config, tmp_path / "run")
-    assert workdir.read_data(tmp_path / "run") == (("blue", "red"), 36, 12)
+    assert workdir.read_data(tmp_path / "run")[:3] == (("blue", "red"), 36, 12)
     shutil.copy(folder / "red" / "0.png", folder / "red" / "new.png")
     loop.train(config, tmp_path / "run")
-    assert workdir.read_data(tmp_path / "run") == (("blue", "red"), 37, 12)
+    assert workdir.read_data(tmp_path / "run")[:3] == (("blue", "red"), 37, 12)
 
 
 def test_an_image_that_cannot_be_read_costs_no_steps(make_config, folder, tmp_path, monkeypatch):
@@ -233,7 +233,7 @@ def test_an_image_that_cannot_be_read_costs_no_steps(make_config, folder, tmp_pa
     with monkeypatch.context() as patch, pytest.raises(UserError, match="7.png"):
         patch.setattr(streaming, "read_batch", fails)
         loop.train(config, tmp_path / "run")
-    assert checkpoint.open_manager(tmp_path / "run").all_steps() == [2]
+    assert checkpoint.open_reader(tmp_path / "run").all_steps() == [2]
     loop.train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
@@ -256,7 +256,7 @@ def test_processes_must_have_the_same_images(make_config, tmp_path, monkeypatch)
     agreed = {}
     monkeypatch.setattr(loop.distributed, "require_agreement", lambda what, text: agreed.update({what: text}))
     loop.train(make_config(num_epochs=1), tmp_path / "run")
-    assert json.loads(agreed["the data set"]) == [[list(map(str, range(10))), 160], [list(map(str, range(10))), 50]]
+    assert json.loads(agreed["the data set"]) == [list(map(str, range(10))), 160, 50, ["", ""]]
 
 
 def test_another_data_dir_is_said(finished, make_config, tmp_path, caplog):
@@ -265,6 +265,19 @@ def test_another_data_dir_is_said(finished, make_config, tmp_path, caplog):
     config.data_dir = str(shutil.copytree(config.data_dir, tmp_path / "elsewhere"))
     loop.train(config, workdir)
     assert f"data_dir was {make_config().data_dir} and is now {config.data_dir}" in caplog.text
+
+
+def test_a_failure_after_a_signal_ends_as_the_signal_says(make_config, tmp_path, monkeypatch, caplog):
+    """As of a process that reads the data, and got the signal too: a comparison would go on with its next run."""
+
+    def fails(run, *_):
+        run.interruption.signum = signal.SIGTERM
+        raise UserError("a process that reads the data has ended")
+
+    monkeypatch.setattr(epochs, "train_epoch", fails)
+    with pytest.raises(SystemExit) as ended:
+        loop.train(make_config(), tmp_path / "run")
+    assert ended.value.code == 143 and "a process that reads the data has ended" in caplog.text
 
 
 class Stop(BaseException):
@@ -364,7 +377,7 @@ def test_a_signal_between_two_epochs_repeats_nothing(finished, make_config, tmp_
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(epochs, "finish_epoch", signalled)
         loop.train(make_config(), tmp_path / "run")
-    manager = checkpoint.open_manager(tmp_path / "run")
+    manager = checkpoint.open_reader(tmp_path / "run")
     assert list(manager.all_steps()) == [5] and manager.metrics(5)
     loop.train(make_config(), tmp_path / "run")
     assert_same_run(tmp_path / "run", finished[0])

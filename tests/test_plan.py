@@ -141,7 +141,7 @@ def test_an_image_a_device_whose_map_is_one_pixel_is_refused_before_the_run_has_
 
 def test_a_run_starts_from_the_best_checkpoint_of_another(tiny, tmp_path):
     loop.train(tiny, tmp_path / "source")
-    manager = checkpoint.open_manager(tmp_path / "source")
+    manager = checkpoint.open_reader(tmp_path / "source")
     source = restore_item(manager, checkpoint.find_step(manager, "best"), "variables")
     tiny.init_from, tiny.seed = str(tmp_path / "source"), 1
     made = plan.make_plan(tiny)
@@ -221,7 +221,7 @@ def test_a_run_starts_from_a_file_and_resumes_without_it(tiny, tmp_path, caplog)
     tiny.init_from, tiny.ema_decay, tiny.optimizer.learning_rate = str(file), 0.9, 1e-12
     loop.train(tiny, tmp_path / "run")
     assert "normalisation" not in caplog.text  # of which a file in our own names says nothing
-    manager = checkpoint.open_manager(tmp_path / "run")
+    manager = checkpoint.open_reader(tmp_path / "run")
     for trained in (restore_item(manager, 2, "variables"), restore_ema(manager, 2)):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), trained["params"], variables["params"])
     file.unlink()

@@ -90,7 +90,7 @@ def test_the_best_checkpoint_is_the_default_and_as_accurate_as_its_record(run, f
     monkeypatch.setattr(trained_run, "load_run", lambda *args, **kw: loaded.append(args) or load(*args, **kw))
     _, out, _ = command(f"--workdir={workdir}", folder, "--format=json", "--top=1")
     first = [entry["predictions"][0]["class"] for entry in objects(out)]
-    manager = checkpoint.open_manager(workdir)
+    manager = checkpoint.open_reader(workdir)
     recorded = manager.metrics(checkpoint.find_step(manager, "best"))["eval_accuracy"]
     assert np.mean(np.array(first) == labels) == pytest.approx(recorded)
     assert [which for _, which in loaded] == ["best"]

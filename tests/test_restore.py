@@ -60,7 +60,7 @@ def test_what_cannot_be_read_now_is_not_damaged(workdir, monkeypatch, error, say
         except Exception as cause:
             raise ValueError("no such item") from cause
 
-    manager = checkpoint.open_manager(workdir)
+    manager = checkpoint.open_reader(workdir)
     monkeypatch.setattr(restore, "_restore_record", fails)
     with pytest.raises(UserError, match=rf"checkpoint 6 in .* cannot be read now \({says}\); it is as it was"):
         restore_latest(manager, template())
@@ -78,7 +78,7 @@ def test_training_on_does_not_reach_what_is_being_saved(tmp_path):
 
 
 def test_a_checkpoint_of_another_net_or_optimizer_is_refused(workdir):
-    manager = checkpoint.open_manager(workdir)
+    manager = checkpoint.open_reader(workdir)
     with pytest.raises(UserError, match=r"of another model: .*BatchNorm_0.mean is \(3,\) .*\(5,\)"):
         restore_state(manager, 2, template(features=5))
     with pytest.raises(UserError, match="optimizer"):
@@ -91,14 +91,14 @@ def test_a_checkpoint_of_another_net_or_optimizer_is_refused(workdir):
 def test_a_flipped_bit_is_found(workdir, item):
     damage(workdir / "checkpoints" / "6" / item)
     with pytest.raises(DamagedError, match="checkpoint 6"):
-        restore_state(checkpoint.open_manager(workdir), 6, template())
+        restore_state(checkpoint.open_reader(workdir), 6, template())
 
 
 @pytest.mark.parametrize("victim", ["variables", "rest", "record"])
 def test_a_missing_item_is_found(workdir, victim):
     shutil.rmtree(workdir / "checkpoints" / "6" / victim)
     with pytest.raises(DamagedError, match="checkpoint 6"):
-        restore_state(checkpoint.open_manager(workdir), 6, template())
+        restore_state(checkpoint.open_reader(workdir), 6, template())
 
 
 def test_a_damaged_newest_checkpoint_is_set_aside_for_the_one_before(workdir, caplog):

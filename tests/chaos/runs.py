@@ -89,7 +89,7 @@ def newest(workdir: Path) -> int:
 
 def saved(workdir: Path) -> dict[int, list[dict]]:
     """All checkpoints of a run, each verified as it is read."""
-    with contextlib.closing(checkpoint.open_manager(workdir)) as manager:
+    with contextlib.closing(checkpoint.open_reader(workdir)) as manager:
         steps = list(manager.all_steps())
         return {step: [restore_item(manager, step, name) for name in ("variables", "rest")] for step in steps}
 

@@ -92,6 +92,6 @@ def test_an_evaluation_that_reads_well_but_was_not_written_does_not_count(made, 
     file.write_text(file.read_text().replace('"eval_accuracy": 0', '"eval_accuracy": 9'))
     outcome = runs.attempt(runs.make_config(data_dir, num_epochs=4), tmp_path / "run")
     assert any("the evaluation of checkpoint 5" in line and "is damaged" in line for line in outcome.log)
-    with closing(checkpoint.open_manager(tmp_path / "run")) as manager:
+    with closing(checkpoint.open_reader(tmp_path / "run")) as manager:
         assert checkpoint.find_step(manager, "best") != 5
     assert runs.differences(tmp_path / "run", made[0]) == []
