@@ -31,7 +31,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "" if os.environ["JAX_PLATFORMS"] == "cpu" else "0")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
 import pytest
 
 # Tracing makes objects by the million: looked through as often as by default, they take a tenth of all time.
@@ -39,14 +38,6 @@ gc.set_threshold(50_000, 20, 20)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
-
-if importlib.util.find_spec("torch"):
-    import torch
-
-    from jaxnets.torch_nets import import_torchvision
-
-    torch.set_num_threads(1)  # the test processes share the cores; more threads would wait for each other
-    import_torchvision()
 
 
 class TestModule(pytest.Module):
@@ -68,6 +59,14 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 def pytest_configure(config):
     config.option.loadscopereorder = False  # pytest-xdist's order, by number of tests, has the few long ones last
+    if config.getoption("numprocesses", None) or not importlib.util.find_spec("torch"):
+        return  # the workers import what they need
+    import torch
+
+    from jaxnets.torch_nets import import_torchvision
+
+    torch.set_num_threads(1)  # the test processes share the cores; more threads would wait for each other
+    import_torchvision()
 
 
 def pytest_collection_finish(session):
@@ -90,8 +89,11 @@ def resident_bytes() -> int:
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """What modules have traced and compiled, where it has come to fill gigabytes."""
+    import jax
+
     from jaxnets import programs
 
+    programs.LIMIT = 1000  # of one module: none is compiled again
     yield
     programs.forget()
     if resident_bytes() > MAX_BYTES:
@@ -144,6 +146,21 @@ def digits_dir(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("digits")
     data.open_split("digits", "train", place, image_size=8)
     return place
+
+
+@pytest.fixture(scope="session")
+def six_saved(tmp_path_factory) -> Path:
+    """A workdir with the checkpoints of `linear_runs.save_six`, to be read only."""
+    from tests.linear_runs import save_six
+
+    save_six(workdir := tmp_path_factory.mktemp("saved"))
+    return workdir
+
+
+@pytest.fixture
+def six(six_saved, tmp_path) -> Path:
+    """The same, to be changed."""
+    return shutil.copytree(six_saved, tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="session")

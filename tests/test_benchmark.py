@@ -302,6 +302,7 @@ def test_the_best_rates_of_the_libraries_that_race_count(contenders, copied, lib
     assert best == {"copy_bytes_per_second": copied, "flops_per_second": 8.0} and list(answers) == libraries
 
 
+@pytest.mark.slow
 def test_the_compiler_has_all_cores_though_openmp_binds_the_thread_that_asks(repository):
     code = """if True:
         import os

@@ -7,13 +7,12 @@ import pytest
 
 from jaxnets import checkpoint
 from jaxnets.errors import UserError
-from tests.linear_runs import TOTALS, make_state, save_six
+from tests.linear_runs import TOTALS, make_state
 
 
 @pytest.fixture
-def workdir(tmp_path):
-    save_six(tmp_path)
-    return tmp_path
+def workdir(six):
+    return six
 
 
 def test_the_latest_three_and_the_best_are_kept(workdir):

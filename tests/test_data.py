@@ -365,13 +365,14 @@ def test_record_that_is_no_example_is_named(change, message, tmp_path):
         data.decode(split, progress=False)
 
 
-def test_a_split_can_be_cropped_to_the_middle_of_its_images(tmp_path):
+def test_a_split_can_be_cropped_to_the_middle_of_its_images(digits_dir):
     """As torchvision resizes and crops, not squeezed."""
-    squeezed, cropped = (
-        data.decode(data.open_split("digits", "test[:3]", tmp_path, image_size=14, crop=crop), progress=False)["image"]
-        for crop in (False, True)
-    )
-    large = data.decode(data.open_split("digits", "test[:3]", tmp_path, image_size=16), progress=False)["image"]
+
+    def images(**how):
+        return data.decode(data.open_split("digits", "test[:3]", digits_dir, **how), progress=False)["image"]
+
+    squeezed, cropped = (images(image_size=14, crop=crop) for crop in (False, True))
+    large = images(image_size=16)
     np.testing.assert_array_equal(cropped, large[:, 1:15, 1:15])
     assert not np.array_equal(cropped, squeezed)
 

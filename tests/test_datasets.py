@@ -1,5 +1,6 @@
 import hashlib
 import http.server
+import importlib.util
 import io
 import itertools
 import json
@@ -376,8 +377,8 @@ def test_digits_are_scikit_learns(tmp_path, capfd):
     assert capfd.readouterr().out == ""  # standard output belongs to the result
 
 
-def test_digits_split_is_fixed(tmp_path):
-    builder = open_builder("digits", tmp_path)
+def test_digits_split_is_fixed(digits_dir):
+    builder = open_builder("digits", digits_dir)
     ids = sorted(int(example["id"].decode().removeprefix("digits_")) for example in examples(builder, "test"))
     target = load_digits().target
     by_class = [index for digit in range(10) for index in range(1797) if target[index] == digit]
@@ -512,6 +513,7 @@ def test_data_root(tmp_path, monkeypatch):
     assert data_root("~/x") == Path.home() / "x"
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="there is no TensorFlow to do without")
 def test_preparing_needs_no_tensorflow(tmp_path):
     script = (
         "from importlib.machinery import PathFinder\n"

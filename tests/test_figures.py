@@ -83,7 +83,7 @@ def test_the_error_falls_with_the_dimensions(monkeypatch, tmp_path):
     assert len(figure.axes) == 7
 
 
-def test_earlier_times_are_kept(monkeypatch, tmp_path):
+def test_earlier_times_are_kept(sketched, monkeypatch, tmp_path):
     monkeypatch.setattr(cost_breakdown, "layer_times", lambda layers, batch_size: [1.0] * len(layers))
     for ms in (30.0, 40.0):
         monkeypatch.setattr(cost_breakdown.latency, "measure", lambda *args, ms=ms, **kwargs: {"ms": ms})
@@ -153,13 +153,28 @@ def untrained(monkeypatch):
     monkeypatch.setattr(loop, "train", train)
 
 
-def run(name, out, small):
+@pytest.fixture
+def sketched(monkeypatch):
+    """Figures that are there and show nothing: a second each."""
+
+    def save(figure, path):
+        for file in plots.files_of(path):
+            file.touch()
+        return plots.files_of(path)
+
+    monkeypatch.setattr(plots, "save", save)
+
+
+def run(name, out, small, drawn=True):
     command.main(["figures", name, f"--out={out}", *small])
     data = json.loads((out / f"{name}.json").read_text())
+    if not drawn:
+        return data
     assert (out / f"{name}.png").stat().st_size > 5_000 and (out / f"{name}.pdf").read_bytes()[:5] == b"%PDF-"
     return data
 
 
+@pytest.mark.usefixtures("untrained")
 def test_shuffle_ablation(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(shuffle_ablation, "GROUPS", (1, 2))
     monkeypatch.setattr(
@@ -178,23 +193,23 @@ def interrupt(config, directory):
     raise KeyboardInterrupt
 
 
-def test_a_figure_whose_runs_are_gone_is_kept(small, untrained, tmp_path, monkeypatch, caplog):
+def test_a_figure_whose_runs_are_gone_is_kept(small, untrained, sketched, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(width_tradeoff, "FAMILIES", {"one": ("tiny", "tiny:width=2")})
-    first = run("width_tradeoff", tmp_path, ["--seeds=2", *small])
-    run("width_tradeoff", tmp_path, ["--seeds=2", *small])
+    first = run("width_tradeoff", tmp_path, ["--seeds=2", *small], drawn=False)
+    run("width_tradeoff", tmp_path, ["--seeds=2", *small], drawn=False)
     assert not list(tmp_path.glob("*.1.*"))
     shutil.rmtree(tmp_path / "width_tradeoff")
     train = loop.train
     monkeypatch.setattr(loop, "train", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run("width_tradeoff", tmp_path, ["--seeds=1", *small])
+        run("width_tradeoff", tmp_path, ["--seeds=1", *small], drawn=False)
     monkeypatch.setattr(loop, "train", train)
-    second = run("width_tradeoff", tmp_path, ["--seeds=1", *small])
+    second = run("width_tradeoff", tmp_path, ["--seeds=1", *small], drawn=False)
     assert (first["seeds"], second["seeds"]) == (2, 1)
     assert json.loads((tmp_path / "width_tradeoff.1.json").read_text()) == first
     assert "width_tradeoff.json was made of runs that are no longer there: it is kept as width_trad" in caplog.text
     shutil.rmtree(next((tmp_path / "width_tradeoff" / "runs").iterdir()))  # one net's
-    run("width_tradeoff", tmp_path, ["--seeds=1", *small])
+    run("width_tradeoff", tmp_path, ["--seeds=1", *small], drawn=False)
     assert json.loads((tmp_path / "width_tradeoff.2.json").read_text()) == second
 
 

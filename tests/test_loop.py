@@ -318,6 +318,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one_and_says_what_changes(make_conf
     assert "cosine schedule follows the new length from step 5" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_longer_run_says_where_images_become_small_again(make_config, tmp_path, caplog):
     fields = {"progressive_sizes": (0.5, 1.0), "schedule__name": "constant", "schedule__warmup_epochs": 0.0}
     loop.train(make_config(num_epochs=2, **fields), tmp_path / "run")

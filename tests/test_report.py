@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxnets import journal, predictions, report, timing
+from jaxnets import charts, journal, predictions, report, timing
 from jaxnets.errors import UserError
 from tests import chromium
 from tests.slow import slow_after
@@ -88,13 +88,27 @@ def workdir(tmp_path):
     return make_run(tmp_path / "first")
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A run with its page."""
+    workdir = make_run(tmp_path_factory.mktemp("drawn") / "first")
+    report.write([workdir])
+    return workdir
+
+
+@pytest.fixture
+def sketched(monkeypatch):
+    """No curves, for tests of other parts of a page: most of a second."""
+    monkeypatch.setattr(charts, "draw_curves", lambda *_, **__: "<svg></svg>")
+
+
 def page_of(*workdirs, out=None):
     path = report.write([Path(w) for w in workdirs], out)
     return Page(path.read_text())
 
 
-def test_the_page_of_a_run_says_how_it_went(workdir):
-    page = page_of(workdir)
+def test_the_page_of_a_run_says_how_it_went(drawn):
+    page = Page((drawn / report.FILE).read_text())
     for text in ("first", "tiny, on pets", "3 epochs", "87.50%", "after epoch 2", "75.00%", "0.5000", "augment.flip"):
         assert text in page.text
     # 320 images in 4 seconds of training, whatever single reports say; 45 + 3 * 5 seconds in all.
@@ -103,17 +117,17 @@ def test_the_page_of_a_run_says_how_it_went(workdir):
     assert page.all("h1") and len(page.all("h2")) == 4
 
 
-def test_the_curves_are_drawn_over_steps_and_time_and_described(workdir):
-    descriptions = [figure["aria-label"] for figure in page_of(workdir).all("figure")]
+def test_the_curves_are_drawn_over_steps_and_time_and_described(drawn):
+    descriptions = [figure["aria-label"] for figure in Page((drawn / report.FILE).read_text()).all("figure")]
     titles = ("Loss", "Accuracy", "Learning rate", "Images a second, training")
     assert [d.split(" over ")[0] for d in descriptions] == [*titles, *titles]
     assert descriptions[0] == "Loss over step: training from 2 to 0.6667; evaluation from 1.5 to 0.5"
     assert descriptions[4].startswith("Loss over seconds")
 
 
-def test_the_curve_goes_through_the_numbers(workdir):
+def test_the_curve_goes_through_the_numbers(drawn):
     """The points of the evaluation's accuracy, read back from the drawing."""
-    svg = re.findall(r"<svg.*?</svg>", report.write([workdir]).read_text(), re.DOTALL)
+    svg = re.findall(r"<svg.*?</svg>", (drawn / report.FILE).read_text(), re.DOTALL)
     accuracy = next(s for s in svg if 'id="accuracy-step-figure_1"' in s)
     points = re.search(r'd="M ([\d.]+) ([\d.]+) L ([\d.]+) ([\d.]+) L ([\d.]+) ([\d.]+) "[^>]*var\(--series-1\)',
                        accuracy.replace("\n", ""))  # fmt: skip
@@ -122,8 +136,8 @@ def test_the_curve_goes_through_the_numbers(workdir):
     assert (y1 - y0) / (y2 - y1) == pytest.approx((0.875 - 0.5) / (0.75 - 0.875), rel=1e-3)
 
 
-def test_the_mistakes_are_counted_and_shown(workdir):
-    page = page_of(workdir)
+def test_the_mistakes_are_counted_and_shown(drawn):
+    page = Page((drawn / report.FILE).read_text())
     # Of each class 20; 17 of the cats are found, and 2 others taken for cats.
     assert re.search(r"cat\s+85.0%\s+89.5%\s+dog \(15.0%\)", page.text)
     assert "7 wrong among 60" in page.text
@@ -131,13 +145,13 @@ def test_the_mistakes_are_counted_and_shown(workdir):
     assert [image["alt"] for image in images][0] == "cat, taken for dog" and len(images) == 4
     assert "<0.1%" in page.text
     shown = Image.open(io.BytesIO(base64.b64decode(images[0]["src"].removeprefix("data:image/png;base64,"))))
-    np.testing.assert_array_equal(np.asarray(shown), predictions.load(workdir).images[0])
+    np.testing.assert_array_equal(np.asarray(shown), predictions.load(drawn).images[0])
     headers = [cell for cell in page.all("th") if cell.get("scope") == "row"]
     assert len(headers) >= 6
 
 
-def test_the_page_is_one_file_that_asks_for_nothing(workdir):
-    page = page_of(workdir)
+def test_the_page_is_one_file_that_asks_for_nothing(drawn):
+    page = Page((drawn / report.FILE).read_text())
     assert not page.all("script") and not page.all("link") and not page.all("iframe")
     links = [attributes.get(name) for _, attributes in page.elements for name in ("src", "href", "xlink:href")]
     assert all(link.startswith(("data:", "#")) for link in links if link)
@@ -147,8 +161,8 @@ def test_the_page_is_one_file_that_asks_for_nothing(workdir):
     assert targets and targets <= set(ids)
 
 
-def test_the_colours_are_the_pages(workdir):
-    text = report.write([workdir]).read_text()
+def test_the_colours_are_the_pages(drawn):
+    text = (drawn / report.FILE).read_text()
     drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
     assert "var(--series-1)" in drawn and not re.findall(r"#[0-9a-f]{6}\b", drawn)
     used, defined = set(re.findall(r"var\(--([\w-]+)\)", text)), set(re.findall(r"--([\w-]+):", text))
@@ -166,6 +180,7 @@ def test_nothing_in_a_file_becomes_markup(tmp_path):
     assert EVIL in page.text and "{{ 7 * 7 }}" in page.text and "run <i>&" in page.text
 
 
+@pytest.mark.usefixtures("sketched")
 def test_names_that_are_not_utf_8_are_shown_with_a_replacement(tmp_path, capsys):
     """A folder's in Latin-1, as Python reads it, and a lone surrogate, which JSON may hold."""
     many = [f"class {number}" for number in range(30)]
@@ -179,6 +194,7 @@ def test_names_that_are_not_utf_8_are_shown_with_a_replacement(tmp_path, capsys)
     report.main(["report", *map(str, runs), f"--out={tmp_path / 'both.html'}"])
 
 
+@pytest.mark.usefixtures("sketched")
 def test_several_runs_are_compared_on_shared_axes(tmp_path, monkeypatch):
     one, other = make_run(tmp_path / "one"), make_run(tmp_path / "other", augment={"flip": False})
     monkeypatch.chdir(tmp_path)
@@ -192,6 +208,7 @@ def test_several_runs_are_compared_on_shared_axes(tmp_path, monkeypatch):
     assert len(page.all("img")) == 8
 
 
+@pytest.mark.usefixtures("sketched")
 def test_a_number_that_one_run_lacks_leaves_its_place_empty(tmp_path):
     plain, averaged = make_run(tmp_path / "plain"), make_run(tmp_path / "averaged")
     (plain / timing.FILE).unlink()
@@ -210,6 +227,7 @@ def test_a_number_that_one_run_lacks_leaves_its_place_empty(tmp_path):
         assert cells["averaged"]["throughput"] == "80"
 
 
+@pytest.mark.usefixtures("sketched")
 def test_of_several_runs_the_averaged_weights_are_the_line_of_one_that_has_them(tmp_path):
     plain, averaged = make_run(tmp_path / "plain"), make_run(tmp_path / "averaged")
     records = journal.read(averaged)
@@ -231,6 +249,7 @@ def runs_in(page):
     return [re.search(r"<t[hd][^>]*>(.*?)</t[hd]>", row)[1] for row in table.split("<tr>")[2:]]
 
 
+@pytest.mark.usefixtures("sketched")
 def test_runs_of_one_name_and_with_other_classes_are_told_apart(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -244,6 +263,7 @@ def test_runs_of_one_name_and_with_other_classes_are_told_apart(tmp_path):
     assert "<h2>Accuracy by class</h2>" in page
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_runs_of_a_comparison_are_named_after_their_nets(tmp_path):
     for net in ("narrow", "wide"):
         (tmp_path / "runs" / net).mkdir(parents=True)
@@ -252,6 +272,7 @@ def test_the_runs_of_a_comparison_are_named_after_their_nets(tmp_path):
     assert "<h1>narrow/seed0</h1>" in report.write(runs[:1]).read_text()
 
 
+@pytest.mark.usefixtures("sketched")
 def test_many_classes_are_an_image_and_their_worst(tmp_path):
     names = tuple(f"class-{number}" for number in range(30))
     page = page_of(make_run(tmp_path / "run", names=names))
@@ -261,6 +282,7 @@ def test_many_classes_are_an_image_and_their_worst(tmp_path):
     assert any("30 classes" in (figure["aria-label"]) for figure in page.all("figure"))
 
 
+@pytest.mark.usefixtures("sketched")
 def test_thousands_of_classes_are_counted_without_a_matrix(tmp_path):
     """In whole it would take 32 GB."""
     names = [f"class {number}" for number in range(1 << 16)]
@@ -269,6 +291,7 @@ def test_thousands_of_classes_are_counted_without_a_matrix(tmp_path):
     assert all("classes" not in figure["aria-label"] for figure in page.all("figure"))
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_machines_of_a_run_are_named(workdir):
     assert "(from " not in page_of(workdir).text
     same = {"num_devices": 1, "cores": 4, "operators": "xla", "versions": {"jax": "1"}}
@@ -279,6 +302,7 @@ def test_the_machines_of_a_run_are_named(workdir):
     assert f"On one{rest}1); then on <b>two{rest}2)." in page_of(workdir).text
 
 
+@pytest.mark.usefixtures("sketched")
 @pytest.mark.parametrize("missing", [timing.FILE, predictions.FILE])
 def test_a_run_without_a_file_has_a_page_without_its_part(workdir, missing):
     (workdir / missing).unlink()
@@ -288,12 +312,14 @@ def test_a_run_without_a_file_has_a_page_without_its_part(workdir, missing):
     assert len(page.all("figure")) == (8 if missing != timing.FILE else 3)
 
 
+@pytest.mark.usefixtures("sketched")
 def test_damaged_predictions_are_said_and_left_out(workdir, caplog):
     (workdir / predictions.FILE).write_bytes(b"PK\3\4 nonsense")
     assert not page_of(workdir).all("img")
     assert "cannot be read as a run's predictions" in caplog.text
 
 
+@pytest.mark.usefixtures("sketched")
 def test_records_of_the_first_epoch_are_enough(workdir):
     lines = (workdir / journal.FILE).read_text().splitlines()
     (workdir / journal.FILE).write_text(lines[0] + "\n[1]\n" + '{"step": 10, "epoch": 1, "loss": NaN}\n{"step": 1')
@@ -301,6 +327,7 @@ def test_records_of_the_first_epoch_are_enough(workdir):
     assert "epoch 1 of 3 so far" in page.text
 
 
+@pytest.mark.usefixtures("sketched")
 def test_bad_input_is_refused_and_nothing_written_over(workdir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.html").write_text("<p>mine</p>")
@@ -326,6 +353,7 @@ def test_bad_input_is_refused_and_nothing_written_over(workdir, tmp_path, monkey
     assert not (workdir / "report.html").exists()
 
 
+@pytest.mark.usefixtures("sketched")
 def test_the_command_takes_runs_as_a_shell_lists_them(workdir, tmp_path, capsys):
     other = make_run(tmp_path / "second")
     report.main(["report", f"--workdir={workdir}"])

@@ -6,7 +6,7 @@ import pytest
 
 from jaxnets import report, report_parts
 from tests.slow import each_once
-from tests.test_report import make_run
+from tests.test_report import make_run, sketched  # noqa: F401  a fixture
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,7 @@ def test_a_run_is_said_to_be_where_it_is(tmp_path):
     assert "epoch 3 of 3 so far, 30 steps" in report_parts.lede(going_on)
 
 
+@pytest.mark.usefixtures("sketched")
 @pytest.mark.parametrize(
     "fields", [{"batch_size": None}, {"batch_size": "many"}, {"num_epochs": "three"}, {"augment": 3}]
 )
@@ -40,6 +41,7 @@ def test_a_page_is_drawn_of_a_damaged_configuration(tmp_path, fields):
     assert "87.50%" in report.write([make_run(tmp_path / "run", **fields)]).read_text()
 
 
+@pytest.mark.usefixtures("sketched")
 @each_once(
     {
         "value": ['"q"', "NaN", "1e400", "[]", "null", f"1{'0' * 400}"],

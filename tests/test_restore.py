@@ -11,13 +11,12 @@ from jaxnets import checkpoint, restore
 from jaxnets.checkpoint_damage import DamagedError
 from jaxnets.errors import UserError
 from jaxnets.restore import restore_ema, restore_latest, restore_state
-from tests.linear_runs import TOTALS, damage, make_state, save_six, template
+from tests.linear_runs import TOTALS, damage, make_state, template
 
 
 @pytest.fixture
-def workdir(tmp_path):
-    save_six(tmp_path)
-    return tmp_path
+def workdir(six):
+    return six
 
 
 @pytest.mark.parametrize("ema", [True, False])

@@ -11,8 +11,8 @@ import jaxnets
 from jaxnets import summary
 from jaxnets.errors import UserError
 from jaxnets.layer_list import layers_of
-from tests.slow import mark_slow
-from tests.test_models import PARAMETERS, is_alike
+from tests.slow import each_once, mark_slow
+from tests.test_models import PARAMETERS
 
 PAPER_MACS = {
     "mobilenet_v1": 569e6,
@@ -39,11 +39,11 @@ def test_all_has_every_net_at_its_own_size(capsys, monkeypatch):
     assert set(sizes.values()) == {32, 224}
 
 
-def is_slow(name):
-    return is_alike(name) and name not in PAPER_MACS
+# Those that other tests here trace too; test_models.py holds the number of every net.
+TRACED = {*PAPER_MACS, "mobilenet_v1_cifar", "mobilenet_v2_mini", "resnet18_cifar", "resnet50", "vgg16"}
 
 
-@pytest.mark.parametrize("name", [mark_slow(name) if is_slow(name) else name for name in jaxnets.list_models()])
+@pytest.mark.parametrize("name", [name if name in TRACED else mark_slow(name) for name in jaxnets.list_models()])
 def test_parameters_are_the_pinned_ones(name):
     assert summary.summarize(name).parameters == PARAMETERS[name]
 
@@ -72,9 +72,11 @@ def count_in_torch(torch, net, size):
     return sum(p.numel() for p in net.parameters()), macs, outputs
 
 
-@pytest.mark.parametrize("size", [224, 161])
-@pytest.mark.parametrize(
-    "name", ["mobilenet_v2", "squeezenet1_0", "squeezenet1_1", "shufflenet_v2_x1_0", "resnet50", "vgg16"]
+@each_once(
+    {
+        "size": [224, 161],
+        "name": ["mobilenet_v2", "squeezenet1_0", "squeezenet1_1", "shufflenet_v2_x1_0", "resnet50", "vgg16"],
+    }
 )
 def test_counts_equal_pytorchs(name, size):
     torch = pytest.importorskip("torch")
