@@ -179,8 +179,10 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
             )
         taken, stolen = take_turns(workers, steps, rounds)
     for contender in workers:
-        seconds = [median(turn[contender]["seconds"] for turn in turns) / steps[contender] for turns in taken]
+        of_turns = [[turn[contender]["seconds"] / steps[contender] for turn in turns] for turns in taken]
+        seconds = [median(turns) for turns in of_turns]
         entries[contender] |= {"steps_per_turn": steps[contender], "step_seconds": statistics_of(seconds)}
+        entries[contender] |= {"turn_seconds": of_turns}  # a step's, turn by turn, for who doubts the medians
         entries[contender] |= {"images_per_second": task.batch_size / median(seconds)}
         entries[contender] |= {"idle_bytes": idle[contender]}
         last = taken[-1][-1][contender]

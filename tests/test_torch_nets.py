@@ -7,7 +7,7 @@ import torch
 
 import jaxnets
 from jaxnets import benchmark, benchmark_torch, torch_weights
-from jaxnets.torch_nets import NETS
+from jaxnets.torch_nets import NETS, shuffle, torchvision
 from tests.parity_cases import calibrated, images_of, to_torch
 from tests.slow import mark_slow, slow_after
 from tests.test_models import PARAMETERS
@@ -79,3 +79,12 @@ def test_fusing_leaves_no_batch_norm(net):
     fused = benchmark_torch._fused(theirs, None)
     assert any(isinstance(module, torch.nn.Conv2d) for module in fused.modules())
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("shuffle", [shuffle, torchvision.models.shufflenetv2.channel_shuffle])
+def test_channels_are_shuffled_where_they_lie(shuffle, memory_format):
+    x = torch.randn(2, 12, 4, 5).to(memory_format=memory_format)
+    shuffled = shuffle(x, 3)
+    assert torch.equal(shuffled, torch.channel_shuffle(x, 3))
+    assert shuffled.is_contiguous(memory_format=memory_format)
