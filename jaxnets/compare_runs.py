@@ -267,20 +267,42 @@ def net_record(
     }
 
 
-def comparison_record(nets: Sequence[dict[str, Any]], num_seeds: int, command: str, note: str) -> dict[str, Any]:
-    """Everything that the table and the page show, for JSON."""
-    config = nets[0]["config"]
-    return {
-        "command": command,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "torch": compare_results.torch_versions(nets),
-        "dataset": config["dataset"],
-        "train_split": config["train_split"],
-        "eval_split": config["eval_split"],
-        "seeds": num_seeds,
-        "note": note,
-        "nets": list(nets),
-    }
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What is compared, as far as it is known before anything is trained, and where it is written."""
+
+    entries: Sequence[Entry]
+    nets: Sequence[Net]
+    timed: Sequence[dict[str, Any] | None]  # of each net what its latency is measured of, if it is
+    num_seeds: int
+    out: Path
+    command: str
+    note: str
+
+    def record(self, failed: dict[str, list[str]]) -> dict[str, Any]:
+        """Everything that the table and the page show, for JSON; `failed`: what went wrong, by label."""
+        nets = [
+            net_record(entry, net, self.num_seeds, self.out, failed[entry.label], what)
+            for entry, net, what in zip(self.entries, self.nets, self.timed, strict=True)
+        ]
+        config = nets[0]["config"]
+        return {
+            "command": self.command,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "torch": compare_results.torch_versions(nets),
+            "dataset": config["dataset"],
+            "train_split": config["train_split"],
+            "eval_split": config["eval_split"],
+            "seeds": self.num_seeds,
+            "note": self.note,
+            "nets": nets,
+        }
+
+    def write(self, failed: dict[str, list[str]]) -> dict[str, Any]:
+        """Write down what is known now; the record."""
+        record = self.record(failed)
+        write_files(record, self.out)
+        return record
 
 
 def write_files(comparison: dict[str, Any], out: Path) -> None:
@@ -335,35 +357,17 @@ def run(
             with writing(out):
                 keep(files_of(out))
                 keep(further)
-        return _train_and_write(entries, nets, timed, num_seeds, out, command, note)
+        return train_and_write(Comparison(entries, nets, timed, num_seeds, out, command, note))
 
 
-def _train_and_write(
-    entries: Sequence[Entry],
-    nets: Sequence[Net],
-    timed: Sequence[dict[str, Any] | None],
-    num_seeds: int,
-    out: Path,
-    command: str,
-    note: str,
-) -> dict[str, Any]:
+def train_and_write(comparison: Comparison) -> dict[str, Any]:
     """The part of `run` that takes long."""
-
-    def write(failed: dict[str, list[str]]) -> dict[str, Any]:
-        records = [
-            net_record(entry, net, num_seeds, out, failed[entry.label], what)
-            for entry, net, what in zip(entries, nets, timed, strict=True)
-        ]
-        comparison = comparison_record(records, num_seeds, command, note)
-        write_files(comparison, out)
-        return comparison
-
-    failed = train_all(entries, num_seeds, out, write)
-    for entry, what in zip(entries, timed, strict=True):
+    failed = train_all(comparison.entries, comparison.num_seeds, comparison.out, comparison.write)
+    for entry, what in zip(comparison.entries, comparison.timed, strict=True):
         if what:
             with noted(failed, entry, "latency"):
-                compare_latency.measure(what, out)
-    comparison = write(failed)
-    if not any(net["runs"] for net in comparison["nets"]):
+                compare_latency.measure(what, comparison.out)
+    record = comparison.write(failed)
+    if not any(net["runs"] for net in record["nets"]):
         raise UserError(f"no run was finished; the first: {next(filter(None, failed.values()))[0]}")
-    return comparison
+    return record

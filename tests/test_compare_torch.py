@@ -14,6 +14,7 @@ from torch import nn
 import jaxnets
 from jaxnets import (
     compare_entries,
+    compare_results,
     compare_runs,
     compare_torch,
     journal,
@@ -262,7 +263,7 @@ def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(compare_torch, "train", lambda *args: pytest.fail("trained again"))
     assert compare_runs.run(entries, 1, tmp_path / "out")["nets"] == json.loads(json.dumps(comparison["nets"]))
     assert "was trained on" not in caplog.text
-    assert compare_runs.comparison_record([ours], 1, "", "")["torch"] is None
+    assert compare_results.torch_versions([ours]) is None
 
 
 @pytest.mark.parametrize(

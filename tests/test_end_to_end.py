@@ -151,6 +151,7 @@ def test_a_killed_and_a_terminated_run_end_as_if_undisturbed(start, finish_quick
 
     status, out, err = finish_quickly(*command)
     assert status == 0, err
+    assert "going on with the run in" in err  # not begun anew, which would give the same
     assert json.loads(out) == whole[1]
     assert numbers(workdir) == numbers(whole[0])
     jax.tree.map(np.testing.assert_array_equal, everything_saved(workdir), everything_saved(whole[0]))

@@ -52,8 +52,6 @@ FIGURES: dict[str, ModuleType] = {
     "recipe_parts": recipe_parts,
 }
 MAX_BYTES = 1 << 28  # of a figure's data
-TRAINED = ("bottleneck_ablation", "shuffle_ablation", "width_tradeoff", "recipe_knobs", "recipe_parts")
-TIMED = ("cost_breakdown",)
 
 
 def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
@@ -62,12 +60,12 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
     out = options.out
     path, files = out / f"{name}.json", plots.files_of(out / name)
     before = check_out(path, files)
-    if name not in TRAINED:  # else the comparison makes it, once it has found nothing to refuse
+    if not figure.TRAINS:  # else the comparison makes it, once it has found nothing to refuse
         make_folder(out)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"command": options.command, "date": today}
     data = figure.measure(dataclasses.replace(options, out=out / name, files=(path, *files))) | made
-    if before and name in TIMED:  # perhaps on another machine, by other operators: it cannot be made again
+    if before and getattr(figure, "TIMES", False):
         with writing(out):
             kept = set_aside([path, *files])
         runtime.logger.info("the earlier %s is kept as %s", path, kept[0].name)
@@ -106,14 +104,15 @@ def main(argv: list[str]) -> None:
     """
     args, overrides = _parser().parse_known_args(argv[1:])
     config_file.check_overrides(overrides)
-    if args.name not in TRAINED and (args.seeds or args.config or overrides):
+    trains = FIGURES[args.name].TRAINS
+    if not trains and (args.seeds or args.config or overrides):
         raise UserError(f"{args.name} trains no net: it takes --out alone")
     if args.config and len(args.config) > 1:
         raise UserError("--config is given twice: a figure's nets are trained by one configuration")
     runtime.configure_logging()
     runtime.require_device()
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
-    (config,) = args.config or [default_config() if args.name in TRAINED else None]
+    (config,) = args.config or [default_config() if trains else None]
     asked = {"seeds": args.seeds, "config": config, "command": command}
     asked = {name: value for name, value in asked.items() if value is not None}
     data, files = make(args.name, Options(args.out, overrides=tuple(overrides), **asked))

@@ -11,6 +11,7 @@ from jaxnets import plots
 from jaxnets.figures import training
 from jaxnets.figures.options import Options
 
+TRAINS = True
 BASE = "mobilenet_v2_cifar:width=0.5:activation=relu6"
 LINEAR = f"{BASE}:shortcut=identity"
 NETS = {

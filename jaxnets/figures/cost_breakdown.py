@@ -12,6 +12,8 @@ from jaxnets.figures.options import Options
 from jaxnets.layer_list import Layer, layers_of
 from jaxnets.models.layers import ConvBN
 
+TRAINS = False
+TIMES = True  # so that an earlier one cannot be made again: on another machine, by other operators
 MODEL, IMAGE_SIZE, BATCH_SIZE = "mobilenet_v1", 224, 8
 KINDS = ("1x1", "depthwise 3x3", "stem 3x3", "classifier")
 # Table 2, per cent. It counts kernels alone. Its MACs add up to 99.29: with 1.91 for the stem they would to 100.

@@ -2,10 +2,13 @@
 
 from typing import Any
 
-from jaxnets import compare_entries
-from jaxnets.figures.options import Options
-from jaxnets.figures.recipe_knobs import differences, draw, variants
+from matplotlib.figure import Figure
 
+from jaxnets import compare_entries
+from jaxnets.figures import knobs
+from jaxnets.figures.options import Options
+
+TRAINS = True
 NET = "shufflenet_v2_x0_5_cifar"
 # The default recipe, of which BUILD.md has the reasons, on few and small images, where cutout is a quarter
 # of a side; and images that grow, which it had until it was run without them.
@@ -37,12 +40,14 @@ PARTS = {
 
 def measure(options: Options) -> dict[str, Any]:
     """The accuracy of the recipe, and without each part the difference to it, seed by seed; seconds of training."""
-    return differences(entries(options), options)
+    return knobs.differences(entries(options), options)
 
 
 def entries(options: Options) -> list[compare_entries.Entry]:
     """The recipe, and a run without each of its parts."""
-    return variants(NET, [f"--config.{field}" for field in (*RECIPE, *SMALL)], PARTS, options)
+    return knobs.variants(NET, [f"--config.{field}" for field in (*RECIPE, *SMALL)], PARTS, options)
 
 
-__all__ = ["draw", "entries", "measure"]
+def draw(data: dict[str, Any]) -> Figure:
+    """A row for each part: what every seed lost without it, and the mean."""
+    return knobs.draw(data)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from jaxnets import plots
 from jaxnets.figures.options import Options
 
+TRAINS = False
 DIMENSIONS = (2, 3, 5, 15, 30)  # those of the paper
 SWEEP = (2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 60)
 POINTS, TURNS = 400, 2.25

@@ -8,6 +8,7 @@ from jaxnets import plots
 from jaxnets.figures import training
 from jaxnets.figures.options import Options
 
+TRAINS = True
 GROUPS = (1, 2, 3, 4, 8)
 WIDTH = 0.5  # where the paper found the shuffle to matter most
 

@@ -8,6 +8,7 @@ from jaxnets import compare_entries, plots
 from jaxnets.figures import training
 from jaxnets.figures.options import Options
 
+TRAINS = True
 FAMILIES = {
     "MobileNetV1": tuple(f"mobilenet_v1_cifar:width={width}" for width in (0.25, 0.5, 0.75)),
     "MobileNetV2": tuple(f"mobilenet_v2_cifar:width={width}" for width in (0.25, 0.5, 0.75)),
