@@ -114,7 +114,7 @@ def _loss_and_averaging(config: ConfigDict) -> None:
 def _running(config: ConfigDict) -> None:
     """Running and watching: none of these changes a result, but `deterministic` in its last bits."""
     config.steps_per_call = 10  # at most this many training steps in one dispatch
-    config.eval_batch_size = 256  # over all devices
+    config.eval_batch_size = 256  # over all devices, at most: batches are of the size that pads the last one least
     config.eval_every_epochs = 1  # and after the last
     config.checkpoint_every_epochs = 1  # and after the last, and on Ctrl-C, SIGTERM and SIGHUP
     config.checkpoint_every_steps = 0  # besides, within long epochs, at the end of a call of steps; 0: off

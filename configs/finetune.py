@@ -2,7 +2,8 @@
 
 `--config.init_from=WEIGHTS` names a file or a workdir of that net, `--config.dataset=folder:PATH` the photographs, of
 `class/image`; a folder of `train/class/image` and `val/class/image` needs `--config.train_split=train
---config.eval_split=val`, a data set of TFDS its own splits. A classifier of other classes begins anew; all is trained.
+--config.eval_split=val`, a data set of TFDS its own splits. A classifier of another number of classes begins anew; all
+is trained.
 """
 
 from configs import default, imagenet, recipes

@@ -51,9 +51,9 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
             config.optimizer.weight_decay,
             config.optimizer.name,
         )
-    image_size(config)
-    rate(config.model.name, plan)
     if not at:
+        image_size(config)
+        rate(plan)
         logger.info("a new run in %s", directory)
         return
     logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
@@ -61,7 +61,7 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
     if before[place] != config[place]:
         logger.warning("%s was %s and is now %s: it must hold the same images", place, before[place], config[place])
     if at < plan.total_steps:
-        _devices(plan, directory)
+        _machines(plan, directory)
     if before.num_epochs != config.num_epochs:
         length(plan, at, before)
 
@@ -79,7 +79,7 @@ def image_size(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def rate(label: str, plan: Plan) -> None:
+def rate(plan: Plan) -> None:
     """Say where a net without BatchNorm has a rate at which it learns nothing; the recipes of its family know."""
     optimizer = plan.config.optimizer
     peak = optim.scale_rate(optimizer.learning_rate, plan.config.batch_size, optimizer.batch_scaling)
@@ -89,12 +89,12 @@ def rate(label: str, plan: Plan) -> None:
         logger.warning(
             "%s has no BatchNorm, and may learn nothing at a learning rate of %g: such nets take a tenth, and "
             "config.optimizer.clip_norm=1",
-            label,
+            plan.config.model.name,
             peak,
         )
 
 
-def _devices(plan: Plan, directory: Path) -> None:
+def _machines(plan: Plan, directory: Path) -> None:
     """Say where the run was trained in another dtype, or on more or fewer devices, each normalising its own images."""
     machines, dtype = machine.read(directory), settings.compute_dtype(plan.config.model.dtype)
     if others := {str(where["dtype"]) for where in machines if "dtype" in where} - {dtype}:

@@ -16,7 +16,7 @@ from jaxnets.errors import UserError, writing
 
 # By which the system says that a file cannot be read now.
 PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-PASSING += (errno.ESTALE, errno.EIO, errno.ETIMEDOUT)  # of a network's file system
+PASSING += (errno.ESTALE, errno.ETIMEDOUT)  # of a network's file system; EIO is a bad sector's too, for good
 
 
 class DamagedError(UserError):

@@ -15,7 +15,6 @@ from typing import Any
 import ml_collections
 
 from jaxnets import (
-    announce,
     checkpoint,
     compare_latency,
     compare_page,
@@ -218,8 +217,6 @@ class Net:
                 torch_side().check_resident(planned)
             if config.init_from and not begun:
                 plan.load_initial_weights(planned)
-            if not begun:
-                announce.rate(entry.label, planned)
             for directory in ended:
                 require_same_images(planned, directory)
             fields = net_fields(config) | {"num_classes": planned.model.num_classes}
@@ -228,7 +225,7 @@ class Net:
 
 
 def require_same_images(planned: plan.Plan, directory: Path) -> None:
-    """UserError where a finished run had other numbers of images or classes; a warning where its images lay elsewhere.
+    """UserError where a finished run had other images or classes; a warning where its images lay elsewhere.
 
     A configuration does not show it: another folder may be the same one, moved.
     """

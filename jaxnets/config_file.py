@@ -53,7 +53,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     except Exception as error:
         raise _explained(error, path, argv) from None
     for none in nones:
-        _clear(values["config"].value, FIELD.match(none)[1], path)
+        _clear(values["config"].value, FIELD.match(none)[1])
     return rest
 
 
@@ -81,13 +81,11 @@ def _explained(error: Exception, path: str, argv: Sequence[str]) -> UserError:
     return UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {error}")
 
 
-def _clear(config: ml_collections.ConfigDict, field: str, path: str) -> None:
-    """Give a field the value None; UserError where there is none of that name, or it is a group of fields."""
+def _clear(config: ml_collections.ConfigDict, field: str) -> None:
+    """Give a field, which is there, the value None; UserError where it is a group of fields."""
     *groups, name = field.split(".")
     for group in groups:
-        config = config.get(group)
-    if not isinstance(config, ml_collections.ConfigDict) or name not in config:
-        raise UserError(f"{path} has no field {field}; configs/default.py lists them all")
+        config = config[group]
     if isinstance(config[name], ml_collections.ConfigDict):
         raise _is_a_group(field)
     config[name] = None

@@ -2,15 +2,13 @@
 
 import argparse
 import contextlib
-import errno
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a disk behind standard output, which has no name
 NOTHING_LOST = "what was saved before is as it was, and the same command goes on from there once there is room"
 
 
@@ -54,6 +52,10 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)  # else --seed would be --seeds
 
+    def parse_mixed_args(self, args: Sequence[str]) -> argparse.Namespace:
+        """`parse_args`, with positional arguments before and behind options; behind `--` there are none."""
+        return self.parse_args(args) if "--" in args else self.parse_intermixed_args(args)
+
     def error(self, message):
         raise UserError(f"{message} ({self.prog} --help lists the arguments)")
 
@@ -88,11 +90,15 @@ def exit_on_user_error(main: Callable) -> Callable:
             _leave_output()
             sys.exit(1)
         except OSError as error:
-            if error.filename is None and error.errno not in FULL:
-                raise
-            where = "standard output" if error.filename is None else printable(os.fsdecode(error.filename))
-            print(f"error: {where}: {error.strerror}", file=sys.stderr)
-            _leave_output()
-            sys.exit(1)
+            if error.filename is not None:
+                print(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}", file=sys.stderr)
+                sys.exit(1)
+            try:
+                sys.stdout.flush()
+            except OSError:  # a full disk behind it, which has no name
+                print(f"error: standard output: {error.strerror}", file=sys.stderr)
+                _leave_output()
+                sys.exit(1)
+            raise
 
     return wrapped

@@ -89,7 +89,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--checkpoint", default="best", help=best)
     parser.add_argument("--split", help="TFDS split to evaluate, e.g. test[:1000]; default: the run's eval_split")
     parser.add_argument("--data_dir", help="where the data set (or its folder) is now, if not where the run found it")
-    parser.add_argument("--batch_size", type=count, help="images at once; default: the run's eval_batch_size")
+    parser.add_argument("--batch_size", type=count, help="images at once, at most; default: the run's eval_batch_size")
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the run")
     return parser
 

@@ -75,9 +75,8 @@ def make_evaluator(
 
     def compiled(*arguments):
         shapes = str(jax.tree.map(jax.typeof, arguments[1:]))
-        options = step.compiler_options(deterministic)
-        lowered = partial(step.pmap_eval(one_step, devices).lower, *arguments)
-        return programs.keep((*key, shapes), lambda: lowered().compile(options))
+        lower, options = step.pmap_eval(one_step, devices).lower, step.compiler_options(deterministic)
+        return programs.keep((*key, shapes), lambda: lower(*arguments).compile(options))
 
     def evaluate(variables):
         variables = step.replicate(variables, devices)

@@ -47,8 +47,8 @@ def find(argument: str) -> list[str]:
     Of a folder, the files below it whose name ends as an image's does; hidden ones are left out. A path that
     exists is never taken for a pattern, and one that does not exist is given back for `read` to complain of.
     """
+    others: collections.Counter[str] = collections.Counter()
     if os.path.isdir(argument):
-        others: collections.Counter[str] = collections.Counter()
         files = sorted(images_below(argument, others))
         say_left_out(argument, others)
         if not files:
@@ -58,13 +58,14 @@ def find(argument: str) -> list[str]:
         return [argument]
     files = []
     for match in sorted(glob.glob(argument, recursive=True)):
-        files += sorted(images_below(match)) if os.path.isdir(match) else [match]
+        files += sorted(images_below(match, others)) if os.path.isdir(match) else [match]
+    say_left_out(argument, others)
     if not files:
         raise UserError("no file matches this pattern")
     return list(dict.fromkeys(files))  # `**` matches a folder, and what is in it too
 
 
-def images_below(folder: str, others: collections.Counter[str] | None = None) -> Iterator[str]:
+def images_below(folder: str, others: collections.Counter[str]) -> Iterator[str]:
     """The files at any depth in a folder whose name ends as an image's does; hidden ones are left out.
 
     Those that end otherwise are counted in `others`, by ending. Links to folders are not followed: they may lead in
@@ -81,7 +82,7 @@ def images_below(folder: str, others: collections.Counter[str] | None = None) ->
         for name in (name for name in files if not name.startswith(".")):
             if (ending := Path(name).suffix.lower()) in endings:
                 yield os.path.join(parent, name)
-            elif others is not None:
+            else:
                 others[ending or "none"] += 1
 
 

@@ -81,7 +81,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
     # Before the workdir is claimed: weights that cannot be had leave no trace of this run.
     weights = load_initial_weights(plan) if initialise else None
     if distributed.many():  # each has read them itself
-        distributed.require_agreement("the weights of config.init_from", digest(weights))
+        distributed.require_agreement("what config.init_from holds", digest(weights))
     with (
         workdir.claim(directory, config) as before,
         closing(checkpoint.open_manager(directory, config.keep_checkpoints)) as manager,
@@ -191,4 +191,6 @@ def ending_when_asked(run: epochs.Running) -> Iterator[None]:
             logger.info("saved step %d; the same command goes on from there", saved)
         else:
             logger.info("ended before the first step; the same command begins again")
-        raise SystemExit(128 + asked.signum if isinstance(error, UserError) else asked.status) from None
+        if isinstance(error, UserError):  # of which the other processes of a run do not know
+            raise interruption.Ended(128 + asked.signum) from None
+        raise SystemExit(asked.status) from None

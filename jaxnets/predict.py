@@ -263,7 +263,7 @@ def _load(args: argparse.Namespace) -> Classifier:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    args = _parser().parse_intermixed_args(argv[1:])
+    args = _parser().parse_mixed_args(argv[1:])
     runtime.configure_logging()
     runtime.require_device()
     # PIL's, of damaged EXIF data and of photographs of half its limit; what it cannot read is an error.

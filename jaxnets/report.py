@@ -215,7 +215,7 @@ def _parser() -> ArgumentParser:
 
 def main(argv: list[str]) -> None:
     """Run the command; it prints the name of the file."""
-    args = _parser().parse_intermixed_args(argv[1:])
+    args = _parser().parse_mixed_args(argv[1:])
     runtime.configure_logging()
     workdirs = [*args.workdir, *args.more]
     if not workdirs:

@@ -148,16 +148,16 @@ def restore_agreed(manager: ocp.CheckpointManager, template: TrainState) -> tupl
     """`restore_latest`; of several processes the first chooses the checkpoint, and all restore it."""
     if not distributed.many():
         return restore_latest(manager, template)
-    found = []
+    found, workdir = [], Path(manager.directory).parent
 
     def choose() -> int | None:
-        with closing(open_reader(Path(manager.directory).parent)) as reader:
+        with closing(open_reader(workdir)) as reader:
             found.append(restore_latest(reader, template))
         return found[0] and int(found[0][0].step)
 
     at = distributed.on_primary(choose)
     manager.reload()  # without what has been set aside
     if not found and at is not None:
-        with closing(open_reader(Path(manager.directory).parent)) as reader:
+        with closing(open_reader(workdir)) as reader:
             found.append(restore_state(reader, at, template))
     return found[0] if found else None

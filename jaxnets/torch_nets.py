@@ -1,6 +1,7 @@
 """The light nets in PyTorch: torchvision's own, and in its style those that it does not have.
 
 What `jaxnets.benchmark` races against and the tests compare with; every net computes what ours of the same name does.
+Importing it gives torchvision's ShuffleNetV2 our `shuffle`.
 Needs PyTorch and torchvision, `pip install -e '.[torch]'`, and nothing of JAX.
 """
 

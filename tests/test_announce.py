@@ -65,7 +65,24 @@ def test_a_net_for_large_images_is_remarked_on_where_they_are_small(make_config,
     announce.start(make_plan(config), tmp_path, 0, None)
     assert ("squeezenet1_1 is made for images of 224 pixels and is given 32" in caplog.text) == remarked
     assert "squeezenet1_1 (727,626 parameters) on digits" in caplog.text
-    assert "squeezenet1_1 has no BatchNorm, and may learn nothing" in caplog.text  # 10 classes, plain SGD
+
+
+@pytest.mark.parametrize(
+    ("model", "scaling", "clip_norm", "warned"),
+    [
+        ("squeezenet1_1_cifar", "none", 0.0, True),
+        ("squeezenet1_1_cifar", "none", 1.0, False),
+        ("squeezenet1_1_cifar", "linear", 0.0, False),
+        ("tiny", "none", 0.0, False),
+    ],
+)
+def test_a_rate_at_which_a_net_without_batch_norm_learns_nothing_is_remarked_on(
+    make_config, caplog, model, scaling, clip_norm, warned
+):
+    config = make_config(model__name=model, image_size=32)
+    config.optimizer.update(name="sgd", learning_rate=0.1, clip_norm=clip_norm, batch_scaling=scaling)
+    announce.rate(make_plan(config))
+    assert ("squeezenet1_1_cifar has no BatchNorm, and may learn nothing at" in caplog.text) == warned
 
 
 def test_a_decay_for_decoupled_optimizers_is_remarked_on_under_sgd(make_config, tmp_path, caplog):

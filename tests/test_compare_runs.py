@@ -287,25 +287,6 @@ def test_a_file_that_is_no_table_of_ours_is_not_overwritten(name, text, configs,
     assert trained == [] and (tmp_path / name).read_text() == text
 
 
-@pytest.mark.parametrize(
-    ("model", "scaling", "warned"),
-    [("squeezenet1_1_cifar", "none", True), ("squeezenet1_1_cifar", "linear", False), ("tiny", "none", False)],
-)
-def test_a_rate_at_which_a_net_without_batch_norm_learns_nothing_is_remarked_on(
-    model, scaling, warned, configs, caplog
-):
-    config = configs["digits"].copy_and_resolve_references()
-    config.image_size = 32
-    config.optimizer.update(name="sgd", learning_rate=0.1, clip_norm=0.0, batch_scaling=scaling)
-    (entry,) = compare_entries.make_entries({"digits": config}, [model])
-    compare_runs.Net.of(entry)
-    assert ("squeezenet1_1_cifar has no BatchNorm, and may learn nothing at" in caplog.text) == warned
-    caplog.clear()
-    entry.config.optimizer.clip_norm = 1.0
-    compare_runs.Net.of(entry)
-    assert not caplog.text
-
-
 def test_a_table_of_fewer_nets_says_so(finished, configs, tmp_path, caplog):
     out = shutil.copytree(finished, tmp_path / "copy")
     with caplog.at_level("INFO"):

@@ -12,6 +12,12 @@ DOCUMENTS = ("README.md", "BUILD.md", "benchmarks/README.md")
 LAYERS = {
     "jaxnets/ops": ("models", "data", "augment", "optim", "state", "step", "settings", "plan", "loop"),
     "jaxnets/models": ("data", "augment", "optim", "state", "step", "settings", "plan", "loop"),
+    "jaxnets/data.py": ("step", "settings", "checkpoint", "evaluator", "plan", "dispatch", "epochs", "loop"),
+    "jaxnets/augment.py": ("data", "step", "settings", "checkpoint", "plan", "loop"),
+    "jaxnets/optim.py": ("data", "step", "settings", "checkpoint", "plan", "loop"),
+    "jaxnets/state.py": ("data", "step", "settings", "checkpoint", "plan", "loop"),
+    "jaxnets/restore.py": ("evaluator", "trained_run", "plan", "dispatch", "epochs", "loop"),
+    "jaxnets/trained_run.py": ("plan", "dispatch", "epochs", "loop"),
     "jaxnets/step.py": ("settings", "checkpoint", "evaluator", "plan", "dispatch", "epochs", "loop"),
     "jaxnets/checkpoint.py": ("evaluator", "plan", "dispatch", "epochs", "loop"),
     "jaxnets/evaluator.py": ("plan", "dispatch", "epochs", "loop"),

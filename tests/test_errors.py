@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -30,6 +31,24 @@ def test_ctrl_c_is_no_stack_trace(capsys):
         main([])
     assert caught.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_in_the_imports_is_quiet_and_then_one_line(repository):
+    program = (
+        "import os, signal\n"
+        "from jaxnets import interruption\n"
+        "from jaxnets.errors import exit_on_user_error\n"
+        "interruption.end_quietly()\n"
+        "interrupt = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "{where}"
+    )
+    for where, expected in (
+        ("interrupt()", (-signal.SIGINT, "")),
+        ("exit_on_user_error(interrupt)([])", (130, "interrupted\n")),
+    ):
+        command = [sys.executable, "-c", program.format(where=where)]
+        done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == expected
 
 
 def test_a_file_that_the_system_keeps_from_us_is_one_line(capsys, tmp_path):

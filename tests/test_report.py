@@ -319,7 +319,6 @@ def test_damaged_predictions_are_said_and_left_out(workdir, caplog):
     assert "cannot be read as a run's predictions" in caplog.text
 
 
-@pytest.mark.usefixtures("sketched")
 def test_records_of_the_first_epoch_are_enough(workdir):
     lines = (workdir / journal.FILE).read_text().splitlines()
     (workdir / journal.FILE).write_text(lines[0] + "\n[1]\n" + '{"step": 10, "epoch": 1, "loss": NaN}\n{"step": 1')

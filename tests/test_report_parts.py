@@ -41,7 +41,6 @@ def test_a_page_is_drawn_of_a_damaged_configuration(tmp_path, fields):
     assert "87.50%" in report.write([make_run(tmp_path / "run", **fields)]).read_text()
 
 
-@pytest.mark.usefixtures("sketched")
 @each_once(
     {
         "value": ['"q"', "NaN", "1e400", "[]", "null", f"1{'0' * 400}"],

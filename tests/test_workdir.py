@@ -62,6 +62,13 @@ def test_another_run_is_refused_with_every_differing_field_and_changes_nothing(t
     assert (tmp_path / "config.json").read_bytes() == content
 
 
+def test_a_width_of_one_is_what_it_was_when_it_was_written_down(tmp_path):
+    with workdir.claim(tmp_path, config(model__width=1.0)):
+        begin(tmp_path)
+    with workdir.claim(tmp_path, config()) as before:
+        assert before.model.width == 1.0
+
+
 def test_weights_without_a_run_are_told_how_to_be_used(tmp_path):
     weights = config()
     with weights.unlocked():

@@ -1,4 +1,4 @@
-"""What runs that differ in single fields differ in: how `recipe_knobs` and `recipe_parts` measure and draw it."""
+"""The difference that single fields make: how `recipe_knobs` and `recipe_parts` measure and draw it."""
 
 import dataclasses
 import statistics
@@ -50,7 +50,7 @@ def last_accuracies(net: dict[str, Any]) -> dict[int, float]:
 def variants(
     net: str, setting: Sequence[str], knobs: dict[str, Sequence[str]], options: Options
 ) -> list[compare_entries.Entry]:
-    """`net` in a setting, and with each knob's fields, which count before those of `options`."""
+    """`net` in a setting, and with each knob's fields, which override those of `options`."""
     made = []
     for label, fields in ({BASE: ()} | knobs).items():
         overrides = [*setting, *options.overrides, *(f"--config.{field}" for field in fields)]

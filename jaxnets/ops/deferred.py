@@ -84,8 +84,7 @@ class Deferred:
         return array
 
     def __array__(self, dtype=None, copy=None):
-        array = self.__jax_array__()
-        return array.__array__(dtype) if copy is None else array.__array__(dtype, copy=copy)
+        return self.__jax_array__().__array__(dtype, copy=copy)
 
     def astype(self, dtype):
         return self if dtype == self.dtype else jnp.asarray(self).astype(dtype)

@@ -72,7 +72,11 @@ struct Delivery {
       if (interleaved) {
         InTurns(other + r * other_pitch + first, products, columns, row + 2 * first);
       } else if (shuffled()) {
-        for (Index c = 0; c < columns; ++c) row[(first + c) % group * shuffle + (first + c) / group] = products[c];
+        Index to = first % group * shuffle + first / group;
+        for (Index c = 0; c < columns; ++c) {
+          row[to] = products[c];
+          if ((to += shuffle) >= group * shuffle) to -= group * shuffle - 1;
+        }
       } else {
         Copy(products, columns, row + first);
       }

@@ -39,8 +39,9 @@ class MomentSums {
     std::vector<double> means(channels), squares(channels);
     for (Index t = 0; t < count; ++t) {  // channel by channel within, since they lie side by side
       const MomentSums& task = tasks[t];
-      rows += task.rows_;
-      for (Index c = 0; task.rows_ && c < channels; ++c) means[c] += task.rows_ * task.origin_[c] + task.totals_[c];
+      const double n = task.rows_;
+      rows += n;
+      for (Index c = 0; n && c < channels; ++c) means[c] += n * task.origin_[c] + task.totals_[c];
     }
     for (double& mean : means) mean /= rows;
     for (Index t = 0; t < count; ++t) {
