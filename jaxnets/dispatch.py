@@ -108,7 +108,8 @@ def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, siz
     key = step.replicate(jax.random.key(plan.config.seed), plan.devices)
     shapes = tuple((name, values.shape) for name, values in sorted(examples.items()))
     deterministic = plan.config.deterministic
-    options = step.compiler_options(deterministic)
+    # By the program too: XLA looks at its flags only once, and another run may have been here before.
+    options = {"xla_gpu_deterministic_ops": True} if deterministic else None
     began = time.perf_counter()
     compiled = programs.keep(
         ("train", plan.program_key, deterministic, shapes, per_call, size),

@@ -70,13 +70,8 @@ def make_evaluator(
     """
     mean, std = tuple(config.mean), tuple(config.std)
     one_step = partial(step.eval_step, model=model, mean=mean, std=std, axis_name=step.AXIS)
-    deterministic = bool(config.get("deterministic"))  # of weights from elsewhere there is no such field
-    key = ("evaluation", model, mean, std, tuple(devices), ops.formulation(), deterministic)
-
-    def compiled(*arguments):
-        shapes = str(jax.tree.map(jax.typeof, arguments[1:]))
-        lower, options = step.pmap_eval(one_step, devices).lower, step.compiler_options(deterministic)
-        return programs.keep((*key, shapes), lambda: lower(*arguments).compile(options))
+    key = ("evaluation", model, mean, std, tuple(devices), ops.formulation())
+    call = programs.keep(key, lambda: step.pmap_eval(one_step, devices))
 
     def evaluate(variables):
         variables = step.replicate(variables, devices)
@@ -90,9 +85,8 @@ def make_evaluator(
         part = distributed.share()
         with closing(eval_calls(split, bool(examples), config, len(devices) // part[1], part)) as calls:
             for batches in calls:
-                arguments = variables, examples, step.assemble(batches, devices)
                 # The devices work on one call while the host adds up the one before.
-                behind, ahead = ahead, compiled(*arguments)(*arguments)
+                behind, ahead = ahead, call(variables, examples, step.assemble(batches, devices))
                 if behind:
                     settle(*behind)
                 between_calls()

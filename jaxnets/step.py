@@ -181,11 +181,6 @@ def pmap_train(step: Callable, devices: list[jax.Device]) -> Callable:
     )
 
 
-def compiler_options(deterministic: bool) -> dict[str, bool] | None:
-    """What a program is compiled with; by program, since XLA looks at its flags only once in a process."""
-    return {"xla_gpu_deterministic_ops": True} if deterministic else None
-
-
 def pmap_eval(step: Callable, devices: list[jax.Device]) -> Callable:
     """`(variables, data, batches) -> (EvalTotals, Predictions)` over K batches with leading axes as in training.
 

@@ -92,4 +92,4 @@ def test_no_model_operator_or_step_reads_a_configuration(repository):
 def test_readmes_table_has_the_nets_sizes(repository, name):
     row = re.search(rf"^\| {name} \| (\d+) \| ([\d,]+) \| (\d+) \|", (repository / "README.md").read_text(), re.M)
     ours = summary.summarize(name)
-    assert (ours.image_size, f"{ours.parameters:,}", f"{ours.macs / 1e6:.0f}") == row.groups()
+    assert (f"{ours.image_size}", f"{ours.parameters:,}", f"{ours.macs / 1e6:.0f}") == row.groups()

@@ -104,9 +104,10 @@ def test_output_that_nobody_reads_any_longer_ends_it_quietly(repository):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without room")
 def test_output_for_which_there_is_no_room_is_one_line(repository):
     program = "from jaxnets.errors import exit_on_user_error\nexit_on_user_error(lambda argv: print('line'))([])"
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", program]
-        done = subprocess.run(command, cwd=repository, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, cwd=repository, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
 
 
