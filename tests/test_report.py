@@ -83,6 +83,16 @@ def make_run(workdir, names=NAMES, seed=0, **fields):
     return workdir
 
 
+def with_average(workdir, accuracy):
+    """The run, whose averaged weights have that accuracy in every evaluation."""
+    records = journal.read(workdir)
+    for record in records:
+        if "eval_accuracy" in record:
+            record |= {"ema_eval_accuracy": accuracy, "ema_eval_loss": 0.1}
+    (workdir / journal.FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return workdir
+
+
 @pytest.fixture
 def workdir(tmp_path):
     return make_run(tmp_path / "first")
@@ -210,13 +220,8 @@ def test_several_runs_are_compared_on_shared_axes(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("sketched")
 def test_a_number_that_one_run_lacks_leaves_its_place_empty(tmp_path):
-    plain, averaged = make_run(tmp_path / "plain"), make_run(tmp_path / "averaged")
+    plain, averaged = make_run(tmp_path / "plain"), with_average(make_run(tmp_path / "averaged"), 0.9)
     (plain / timing.FILE).unlink()
-    records = journal.read(averaged)
-    for record in records:
-        if "eval_accuracy" in record:
-            record |= {"ema_eval_accuracy": 0.9, "ema_eval_loss": 0.1}
-    (averaged / journal.FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
     for runs in ((plain, averaged), (averaged, plain)):
         page = report.render([report.load(run, run.name) for run in runs])
         table = re.search(r"<h2>Results</h2>.*?</table>", page, re.DOTALL)[0]
@@ -229,12 +234,7 @@ def test_a_number_that_one_run_lacks_leaves_its_place_empty(tmp_path):
 
 @pytest.mark.usefixtures("sketched")
 def test_of_several_runs_the_averaged_weights_are_the_line_of_one_that_has_them(tmp_path):
-    plain, averaged = make_run(tmp_path / "plain"), make_run(tmp_path / "averaged")
-    records = journal.read(averaged)
-    for record in records:
-        if "eval_accuracy" in record:
-            record |= {"ema_eval_accuracy": 0.25, "ema_eval_loss": 0.1}
-    (averaged / journal.FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    plain, averaged = make_run(tmp_path / "plain"), with_average(make_run(tmp_path / "averaged"), 0.25)
     page = page_of(plain, averaged, out=tmp_path / "both.html")
     described = [figure["aria-label"] for figure in page.all("figure")]
     accuracy = next(text for text in described if text.startswith("Accuracy"))

@@ -107,7 +107,8 @@ def _open() -> ctypes.CDLL:
     if library := _open_built(path):
         return library
     path.parent.mkdir(parents=True, exist_ok=True)
-    if os.statvfs(path.parent).f_flag & os.ST_NOEXEC:  # else it would be built at every start
+    noexec = getattr(os, "ST_NOEXEC", 0)  # not on every system
+    if noexec and os.statvfs(path.parent).f_flag & noexec:  # else it would be built at every start
         raise OSError(f"{path.parent} is on a file system without programs (noexec): set XDG_CACHE_HOME to another")
     with _one_process_at_a_time(path.parent):
         if library := _open_built(path):  # by another one, meanwhile
