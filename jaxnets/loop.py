@@ -178,19 +178,20 @@ def ending_when_asked(run: epochs.Running) -> Iterator[None]:
     asked = run.interruption
     try:
         yield
-    except (interruption.Interrupted, UserError) as error:
-        if isinstance(error, UserError):
-            if asked.signum is None:
-                raise
-            logger.warning("%s", error)  # a process that reads the data may have been asked too
-        run.manager.wait_until_finished()
-        saved = run.manager.latest_step() or 0
-        if distributed.is_primary():
-            run.clock.write(saved)
-        if saved:
-            logger.info("saved step %d; the same command goes on from there", saved)
-        else:
-            logger.info("ended before the first step; the same command begins again")
-        if isinstance(error, UserError):  # of which the other processes of a run do not know
-            raise interruption.Ended(128 + asked.signum) from None
-        raise SystemExit(asked.status) from None
+        return
+    except interruption.Interrupted:
+        ended = SystemExit(asked.status)
+    except UserError as error:
+        if asked.signum is None:
+            raise
+        logger.warning("%s", error)  # a process that reads the data may have been asked too
+        ended = interruption.Ended(128 + asked.signum)  # of which the other processes of a run do not know
+    run.manager.wait_until_finished()
+    saved = run.manager.latest_step() or 0
+    if distributed.is_primary():
+        run.clock.write(saved)
+    if saved:
+        logger.info("saved step %d; the same command goes on from there", saved)
+    else:
+        logger.info("ended before the first step; the same command begins again")
+    raise ended

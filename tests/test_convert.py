@@ -134,11 +134,14 @@ def test_nothing_is_written_over(pth, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"/{name} exists"):
             run(pth, tmp_path / name, *NET)
     name, published = "mobilenet_v2_mini", torch_weights.Published({})
-    monkeypatch.setattr(torch_weights, "export", lambda *_: {})
-    with pytest.raises(UserError, match="/there.safetensors exists"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="/there.safetensors exists"):
+        patch.setattr(torch_weights, "export", lambda *_: {})
         convert.write(tmp_path / "there.safetensors", name, create_model(name), published, None)
-    assert (tmp_path / "there.safetensors").read_text() == "mine"
     assert not list(tmp_path.glob("*.tmp"))
+    (tmp_path / "new.pth.tmp").write_text("mine")
+    run(pth, tmp_path / "new.pth", *NET)
+    assert (tmp_path / "there.safetensors").read_text() == (tmp_path / "new.pth.tmp").read_text() == "mine"
+    assert (tmp_path / "link.pth").is_symlink()
 
 
 def test_the_images_of_a_file_are_its_code_bases_or_as_told(tmp_path):

@@ -1,6 +1,5 @@
 import hashlib
 import http.server
-import importlib.util
 import io
 import itertools
 import json
@@ -513,7 +512,6 @@ def test_data_root(tmp_path, monkeypatch):
     assert data_root("~/x") == Path.home() / "x"
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("tensorflow"), reason="there is no TensorFlow to do without")
 def test_preparing_needs_no_tensorflow(tmp_path):
     script = (
         "from importlib.machinery import PathFinder\n"
