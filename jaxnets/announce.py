@@ -21,13 +21,14 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
     """Say what starts, or goes on, and what of it may not be meant."""
     config = plan.config
     logger.info(
-        "%s (%s parameters) on %s: %d training and %d evaluation images, %d epochs of %d steps of %d images, %s, "
-        "%d %s device(s)",
+        "%s (%s parameters) on %s: %d training and %d evaluation images of %d classes, %d epochs of %d steps of %d "
+        "images, %s, %d %s device(s)",
         config.model.name,
         f"{sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state_shapes(plan).params)):,}",
         config.dataset,
         len(plan.train_split),
         len(plan.eval_split),
+        plan.train_split.num_classes,
         config.num_epochs,
         plan.steps_per_epoch,
         config.batch_size,

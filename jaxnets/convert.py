@@ -118,7 +118,7 @@ def write_workdir(
             "model": {"name": name, "dtype": "auto", "num_classes": model.num_classes, **fields},
             "resident": "auto",
             "resident_limit": 4 << 30,
-            "num_workers": 2,
+            "num_workers": None,
             "steps_per_call": 10,
             "eval_batch_size": 256,
             "compilation_cache": True,

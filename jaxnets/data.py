@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.progress import Progress
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxnets import image_files
-from jaxnets.datasets import ImageFiles, ImageFolder, is_folder, open_builder, read_folder
+from jaxnets import cores, image_files
+from jaxnets.datasets import BUILDERS, ImageFiles, ImageFolder, is_folder, open_builder, read_folder
 from jaxnets.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,9 @@ class Split:
 
     @property
     def files(self) -> str:
-        """Which files of a folder they are: a digest of their names and labels, wherever it lies; else ""."""
+        """Which they are: of a folder a digest of names and labels, wherever it lies; else the data set's version."""
         if not isinstance(self.source, ImageFiles):
-            return ""
+            return os.path.basename(self.directory)
         sha = hashlib.sha256()
         for path, label in self.source:
             sha.update(os.fsencode(path.removeprefix(self.directory)) + f"\0{label}\0".encode())
@@ -106,7 +106,10 @@ def open_splits(
         raise UserError(f"config.image_size must be at least 1 pixel, not {image_size}")
     if is_folder(dataset):
         folder = read_folder(dataset)
-        return [_select(folder, dataset, split, image_size, crop) for split in splits]
+        selected = [_select(folder, dataset, split, image_size, crop) for split in splits]
+        if len(splits) > 1:  # of a run; an evaluation is of one
+            folder.say_unused(splits)
+        return selected
     builder = open_builder(dataset, data_dir)
     return [_open(builder, dataset, split, image_size, crop) for split in splits]
 
@@ -121,7 +124,7 @@ def _open(builder: tfds.core.DatasetBuilder, dataset: str, split: str, image_siz
         raise UserError(f"split {split!r} of {dataset} is empty; it has {known}")
     names = class_names(builder)
     _allow_many_files()
-    _check_shards(instructions, builder.data_path)
+    _check_shards(instructions, dataset, builder.data_path)
     source = ArrayRecordDataSource(instructions)
     ranges = tuple((str(each.filename), each.skip, each.skip + each.take) for each in instructions)
     return Split(dataset, split, str(builder.data_path), source, names, ranges, image_size, crop)
@@ -175,14 +178,20 @@ def _allow_many_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def _check_shards(instructions: Sequence[Any], directory: os.PathLike) -> None:
-    """Raise `UserError` unless each file holds as many records as dataset_info.json says."""
+def _check_shards(instructions: Sequence[Any], dataset: str, directory: os.PathLike) -> None:
+    """Raise `UserError` unless each file can be read and holds as many records as dataset_info.json says."""
 
     def fault(path_and_count: tuple[str, int]) -> str | None:
         path, count = path_and_count
         if not os.path.isfile(path):
             return f"{path} is missing"
-        reader = ArrayRecordReader(path)
+        try:
+            with open(path, "rb"):
+                reader = ArrayRecordReader(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        except RuntimeError as error:
+            return f"{path} cannot be read ({first_line(error)})"
         if not reader.ok():
             return f"{path} is truncated or damaged"
         found = reader.num_records()
@@ -196,7 +205,14 @@ def _check_shards(instructions: Sequence[Any], directory: os.PathLike) -> None:
         faults = sorted(filter(None, pool.map(fault, files)))
     if faults:
         more = f" (and {len(faults) - 1} more files)" if len(faults) > 1 else ""
-        raise UserError(f"{faults[0]}{more}; delete {directory} and have it prepared again")
+        raise UserError(f"{faults[0]}{more}; {_remedy(dataset, directory)}")
+
+
+def _remedy(dataset: str, directory: str | os.PathLike) -> str:
+    """What to do about damaged files."""
+    if dataset.split(":")[0] in BUILDERS:
+        return f"delete {directory} and have it prepared again"
+    return f"replace what is damaged in {directory}, or have it prepared again"
 
 
 def decode(split: Split, progress: bool = True) -> Batch:
@@ -211,14 +227,26 @@ def decode(split: Split, progress: bool = True) -> Batch:
     on_terminal = progress and sys.stderr.isatty()
     if progress and not on_terminal:
         logger.info("%s: %d images", title, len(split))
-    # One thread: PIL holds the interpreter's lock for most of a small image, and threads only slow it down.
-    with Progress(console=Console(stderr=True), disable=not on_terminal) as bar:
+    # PIL holds the interpreter's lock for most of a small image, of which threads only slow the decoding down.
+    threads, chunk = (cores.count(), 16) if _are_photographs(split) else (1, _CHUNK)
+
+    def fill(start: int) -> int:
+        indices = np.arange(start, min(start + chunk, len(split)))
+        _fill(batch, start, split, indices)
+        return len(indices)
+
+    with (
+        Progress(console=Console(stderr=True), disable=not on_terminal) as bar,
+        ThreadPoolExecutor(threads) as pool,
+    ):
         task = bar.add_task(title, total=len(split))
-        for start in range(0, len(split), _CHUNK):
-            indices = np.arange(start, min(start + _CHUNK, len(split)))
-            _fill(batch, start, split, indices)
-            bar.advance(task, len(indices))
+        for done in pool.map(fill, range(0, len(split), chunk)):
+            bar.advance(task, done)
     return batch
+
+
+def _are_photographs(split: Split) -> bool:
+    return isinstance(split.source, ImageFiles) or split.image_size > 64
 
 
 def _empty_batch(split: Split, size: int) -> Batch:
@@ -263,10 +291,11 @@ def _read_record(split: Split, index: int) -> bytes:
 
 def _record_error(split: Split, index: int, error: Exception) -> UserError:
     reason = first_line(error).split(";")[0]
-    what = f"record {index} of {split.name} {split.split} in {split.directory}"
-    remedy = "; delete the directory and have it prepared again"
+    what = f"record {index} of {split.name} {split.split}"
+    remedy = f"; {_remedy(split.name, split.directory)}"
     if isinstance(split.source, ImageFiles):
-        what, remedy = split.source.paths[index], "; replace it or take it out"
+        what = split.source.paths[index]
+        remedy = "; replace it, or take it out, but not of a run that has begun: it goes on with as many images"
     cause = error.__cause__ or error
     if isinstance(cause, MemoryError) or getattr(cause, "errno", None):  # the record is not to blame
         remedy = ""

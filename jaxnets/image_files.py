@@ -71,8 +71,7 @@ def images_below(folder: str, others: collections.Counter[str]) -> Iterator[str]
     Those that end otherwise are counted in `others`, by ending. Links to folders are not followed: they may lead in
     circles. UserError for a folder that cannot be read.
     """
-    Image.init()
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    endings = _endings()
 
     def refuse(error: OSError):
         raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
@@ -84,6 +83,19 @@ def images_below(folder: str, others: collections.Counter[str]) -> Iterator[str]
                 yield os.path.join(parent, name)
             else:
                 others[ending or "none"] += 1
+
+
+def count_images_in(folder: Path) -> int:
+    """How many files there are in a folder, not below it, whose name ends as an image's does."""
+    endings = _endings()
+    with os.scandir(folder) as entries:
+        return sum(os.path.splitext(e.name)[1].lower() in endings and e.is_file() for e in entries)
+
+
+@functools.cache
+def _endings() -> set[str]:
+    Image.init()
+    return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 
 def say_left_out(folder: str, others: collections.Counter[str]) -> None:

@@ -251,9 +251,10 @@ def require_same_data(plan: Plan, directory: Path) -> None:
             f"the run in {directory} had other data: {before.train_images} training and {before.eval_images} "
             f"evaluation images, where there are {now.train_images} and {now.eval_images} now"
         )
-    if before.files and before.files != now.files:
+    if any(then and then != is_now for then, is_now in zip(before.files, now.files)):
         raise UserError(
-            f"the run in {directory} had other data: as many images, of which some had other names or classes"
+            f"the run in {directory} had other data: as many images, but of another version of the data set, or, of a "
+            "folder, some by other names or of other classes"
         )
 
 

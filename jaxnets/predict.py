@@ -24,7 +24,6 @@ if __name__ == "__main__":
 import argparse
 import json
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -266,8 +265,6 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_mixed_args(argv[1:])
     runtime.configure_logging()
     runtime.require_device()
-    # PIL's, of damaged EXIF data and of photographs of half its limit; what it cannot read is an error.
-    warnings.filterwarnings("ignore", module="PIL")
     classifier = _load(args)
     show = _as_json if args.format == "json" else _as_text
     paths, failures = [], 0

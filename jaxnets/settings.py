@@ -141,7 +141,9 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
     checks.require("resident", "auto, true or false", lambda value: str(value).lower() in ("auto", "true", "false"))
     checks.require("data_dir", "a path, or None", _is_path)
     checks.require("crop", "True or False", lambda value: isinstance(value, bool))
-    checks.require("num_workers", "a whole number from 0 to 1000", lambda value: _whole(value, 0, 1000))
+    checks.require(
+        "num_workers", "None or a whole number from 0 to 1000", lambda value: value is None or _whole(value, 0, 1000)
+    )
     checks.require("compilation_cache", "True or False", lambda value: isinstance(value, bool))
     checks.one_of("model.dtype", DTYPES)
     for field in ("model.name", "dataset", "eval_split"):

@@ -1,18 +1,21 @@
 """A split streamed: read and decoded ahead of time by Grain's worker processes, in the order of `data`."""
 
 import atexit
+import functools
 import gc
+import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 
 import grain
 import jax
@@ -20,10 +23,15 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from jaxnets import image_files
+from jaxnets import cores, image_files
 from jaxnets.data import Batch, Split, call_steps, eval_indices, read_batch, steps_per_epoch, take_part, train_indices
 from jaxnets.errors import UserError, first_line
+from jaxnets.interruption import SIGNALS
 
+logger = logging.getLogger(__name__)
+
+MOST_WORKERS = 16  # where nobody says how many
+IN_SHARED_MEMORY = 10  # batches of a worker at most: in its queue, in Grain's buffers, being made and being read
 _open_streams: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -34,7 +42,7 @@ def stream_train(
     batch_size: int,
     start_step: int,
     end_step: int,
-    num_workers: int,
+    num_workers: int | None,
     steps_per_call: int,
     crop_area: float = 0.0,
     part: tuple[int, int] = (0, 1),
@@ -46,7 +54,8 @@ def stream_train(
     `end_step`. Close the iterator (it is a generator) to end its processes.
 
     Args:
-      num_workers: processes that read and decode; 0 reads in threads of this process.
+      num_workers: processes that read and decode, None: one a core, up to 16; 0 reads in threads of this process, and
+        so do as many threads where shared memory has not room enough for the processes' batches.
       crop_area: smallest share of the image in a random-resized crop, other ones every epoch; 0: as in evaluation.
       part: `(i, n)` yields the i-th of n equal parts of every batch, and reads no more.
 
@@ -61,7 +70,9 @@ def stream_train(
     return _stack_calls(batches, start_step, end_step, per_epoch, steps_per_call)
 
 
-def stream_eval(split: Split, *, batch_size: int, num_workers: int, part: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
+def stream_eval(
+    split: Split, *, batch_size: int, num_workers: int | None, part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
     """The batches of `eval_indices`: `{'image': uint8 (B, S, S, 3), 'label': int32 (B,), 'mask': bool (B,)}`.
 
     Where the mask is False, images and labels are 0.
@@ -109,8 +120,12 @@ def _stack_calls(
             yield call
 
 
-def _stream(load: Callable[[int], Batch], start: int, stop: int, num_workers: int, batch_bytes: int) -> Iterator[Batch]:
+def _stream(
+    load: Callable[[int], Batch], start: int, stop: int, num_workers: int | None, batch_bytes: int
+) -> Iterator[Batch]:
     """`load(start)`, ..., `load(stop - 1)`, each of `batch_bytes`, computed ahead of time by Grain."""
+    if num_workers is None:
+        num_workers = min(cores.count(), MOST_WORKERS)
     if num_workers < 0:
         raise UserError(f"config.num_workers must not be negative, but is {num_workers}")
     stream = _iterate(load, start, stop, min(num_workers, stop - start), batch_bytes)
@@ -124,18 +139,22 @@ def _iterate(
     if start >= stop:
         return
     dataset = grain.MapDataset.range(start, stop).map(load)
+    threads = num_workers or 2
+    # Not through pipes: a reader that is killed within a batch would leave us waiting for the rest of it for ever.
+    if num_workers and _shared_memory_bytes() < IN_SHARED_MEMORY * num_workers * batch_bytes:
+        _say_threads(num_workers, IN_SHARED_MEMORY * num_workers * batch_bytes)
+        num_workers = 0
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its flags here, also in a program that parses none
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        # In shared memory, or through pipes at a third of the speed: containers often have only 64 MB of it.
-        shared = _shared_memory_bytes() > 16 * num_workers * batch_bytes
-        options = grain.experimental.DatasetOptions(min_shm_size=0 if shared else sys.maxsize)
+        options = grain.experimental.DatasetOptions(min_shm_size=0)
         dataset = grain.experimental.WithOptionsIterDataset(dataset, options)
         workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(workers, worker_init_fn=_start_worker)
     else:
-        dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, 4))
+        dataset = dataset.to_iter_dataset(options)
     try:
         yield from _copies(iter(dataset), num_workers)
     finally:
@@ -145,17 +164,31 @@ def _iterate(
             gc.collect()
 
 
+@functools.cache  # once, not in every evaluation
+def _say_threads(num_workers: int, wanted: int) -> None:
+    logger.warning(
+        "the data are read by %d threads, not by processes, whose batches may take %d MB of shared memory, where %d MB "
+        "are free (of a container, its --shm-size)",
+        num_workers,
+        wanted // 10**6,
+        _shared_memory_bytes() // 10**6,
+    )
+
+
 def _copies(iterator: grain.DatasetIterator, num_workers: int) -> Iterator[Batch]:
     """The batches of Grain as plain arrays, its errors as ours; ends its processes."""
     ended = None
     with closing(iterator):
         try:
-            for batch in iterator:
+            with _signals_held():  # the processes start with the first
+                batch = next(iterator, None)
+            while batch is not None:
                 # Shared memory goes with Grain's array, whoever still looks at it.
                 yield {name: np.array(value) for name, value in batch.items()}
+                batch = next(iterator, None)
         except UserError as error:
             ended = str(error)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError, MemoryError) as error:
             if not num_workers:
                 raise
             ended = (
@@ -164,6 +197,20 @@ def _copies(iterator: grain.DatasetIterator, num_workers: int) -> Iterator[Batch
             )
     if ended:  # raised here, since Grain's error holds the batch before it
         raise UserError(ended)
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Within it this thread, and what it starts, is given no signal of those that end a run; other threads are.
+
+    Until `_start_worker` a process would answer one, which often goes to the whole group, with a stack trace.
+    """
+    resource_tracker.ensure_running()  # else its start, in the midst of it, would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _shared_memory_bytes() -> int:
@@ -186,8 +233,10 @@ def _start_worker(index: int, count: int) -> None:
     jax.config.update("jax_platforms", "cpu")
     os.environ.pop("XLA_FLAGS", None)  # the parent's simulated devices
     # They often reach the whole process group. The parent finishes its step, saves, and closes us.
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    warnings.filterwarnings("ignore", module="PIL")  # as `runtime.configure_logging` does
 
     def follow_parent():
         connection.wait([multiprocessing.parent_process().sentinel])

@@ -51,6 +51,18 @@ class ImageFolder:
         """The splits with their sizes, as error messages list them."""
         return ", ".join(f"{name} ({len(files)} examples)" for name, files in self.splits.items())
 
+    def say_unused(self, splits: Sequence[str]) -> None:
+        """A line of the log for splits that none of these, in TFDS's syntax, names."""
+        named = {name for split in splits for name in re.findall(r"[^\W\d][\w-]*", split)}
+        if named & set(VALIDATION):
+            named |= set(VALIDATION)
+        unused = {name: files for name, files in self.splits.items() if name not in named and len(files)}
+        if unused and "all" not in named:
+            listed = ", ".join(f"{name} ({len(files)} images)" for name, files in unused.items())
+            logger.info(
+                "%s holds what config.train_split and config.eval_split do not name: %s", self.directory, listed
+            )
+
     def select(self, split: str) -> ImageFiles:
         """The files of a split in TFDS's syntax; ValueError where TFDS knows none of that name or slice.
 
@@ -114,6 +126,11 @@ def read_folder(dataset: str) -> ImageFolder:
     others: collections.Counter[str] = collections.Counter()
     splits = {split: _files(place, class_names, others) for split, place in layout.items()}
     image_files.say_left_out(str(directory), others)
+    for place in layout.values():
+        if loose := image_files.count_images_in(place):
+            logger.warning("%d image files of %s are left out: they are in no class's folder", loose, place)
+    if len(class_names) == 1:
+        logger.warning("%s holds a single class, %s: of one there is nothing to learn", layout["train"], class_names[0])
     strangers = {split: sorted(_folders(place).keys() - set(class_names)) for split, place in layout.items()}
     if not len(splits["train"]):
         raise UserError(
