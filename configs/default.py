@@ -31,7 +31,7 @@ def _data(config: ConfigDict) -> None:
     config.std = (0.2470, 0.2435, 0.2616)  # likewise, above 0
     config.resident = "auto"  # auto, true, false: the decoded data set lives on the devices, or streams
     config.resident_limit = 4 << 30  # bytes of decoded images; "auto" streams a larger data set
-    config.num_workers = placeholder(int)  # processes that read a streamed data set; None: one a core, to 16; 0: threads
+    config.num_workers = placeholder(int)  # processes that read streamed data; 0: threads; None: one a core, up to 16
     config.crop_area = 0.0  # smallest share of an image that a random-resized crop takes, (0, 1]; streams; 0: off
     config.progressive_sizes = ()  # in equal shares of the epochs, (16, 32) pixels or (0.5, 1.0) of image_size; (): off
 

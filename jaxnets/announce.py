@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxnets import augment, data, list_models, machine, optim, settings
 from jaxnets.models import default_image_size
-from jaxnets.plan import Plan, make_schedule, rates, state_shapes
+from jaxnets.plan import Plan, make_schedule, rates
 from jaxnets.runtime import logger
 
 USUAL_DECAY = 0.01  # at most, where it is added to the gradient
@@ -24,7 +24,7 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
         "%s (%s parameters) on %s: %d training and %d evaluation images of %d classes, %d epochs of %d steps of %d "
         "images, %s, %d %s device(s)",
         config.model.name,
-        f"{sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state_shapes(plan).params)):,}",
+        f"{sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.state_shapes.params)):,}",
         config.dataset,
         len(plan.train_split),
         len(plan.eval_split),
@@ -53,8 +53,8 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
             config.optimizer.name,
         )
     if not at:
-        image_size(config)
-        rate(plan)
+        warn_of_small_images(config)
+        warn_of_high_rate(plan)
         logger.info("a new run in %s", directory)
         return
     logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
@@ -62,12 +62,12 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
     if before[place] != config[place]:
         logger.warning("%s was %s and is now %s: it must hold the same images", place, before[place], config[place])
     if at < plan.total_steps:
-        _machines(plan, directory)
+        _warn_of_other_machines(plan, directory)
     if before.num_epochs != config.num_epochs:
-        length(plan, at, before)
+        warn_of_new_length(plan, at, before)
 
 
-def image_size(config: ml_collections.ConfigDict) -> None:
+def warn_of_small_images(config: ml_collections.ConfigDict) -> None:
     """Say where a net for large images, which soon leaves nothing of small ones, has a form for these."""
     name = config.model.name
     if name + "_cifar" in list_models() and config.image_size <= SMALL:
@@ -80,13 +80,13 @@ def image_size(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def rate(plan: Plan) -> None:
+def warn_of_high_rate(plan: Plan) -> None:
     """Say where a net without BatchNorm has a rate at which it learns nothing; the recipes of its family know."""
     optimizer = plan.config.optimizer
     peak = optim.scale_rate(optimizer.learning_rate, plan.config.batch_size, optimizer.batch_scaling)
     if optimizer.name != "sgd" or optimizer.clip_norm or peak < HIGH_RATE:
         return
-    if not jax.tree.leaves(state_shapes(plan).batch_stats):
+    if not jax.tree.leaves(plan.state_shapes.batch_stats):
         logger.warning(
             "%s has no BatchNorm, and may learn nothing at a learning rate of %g: such nets take a tenth, and "
             "config.optimizer.clip_norm=1",
@@ -95,7 +95,7 @@ def rate(plan: Plan) -> None:
         )
 
 
-def _machines(plan: Plan, directory: Path) -> None:
+def _warn_of_other_machines(plan: Plan, directory: Path) -> None:
     """Say where the run was trained in another dtype, or on more or fewer devices, each normalising its own images."""
     machines, dtype = machine.read(directory), settings.compute_dtype(plan.config.model.dtype)
     if others := {str(where["dtype"]) for where in machines if "dtype" in where} - {dtype}:
@@ -106,7 +106,7 @@ def _machines(plan: Plan, directory: Path) -> None:
             dtype,
         )
     before = {where["num_devices"] for where in machines} - {len(plan.devices)}
-    normalises = jax.tree.leaves(state_shapes(plan).batch_stats)
+    normalises = jax.tree.leaves(plan.state_shapes.batch_stats)
     if before and normalises and not plan.config.sync_batch_norm:
         logger.warning(
             "the run was on %s device(s) before, and is on %d now: each normalises its own share of a batch, so that "
@@ -116,7 +116,7 @@ def _machines(plan: Plan, directory: Path) -> None:
         )
 
 
-def length(plan: Plan, at: int, before: ml_collections.ConfigDict) -> None:
+def warn_of_new_length(plan: Plan, at: int, before: ml_collections.ConfigDict) -> None:
     """Say whether a run of this length would have had other learning rates so far, or images become small again."""
     config = plan.config
     so_far = rates(make_schedule(before, plan.steps_per_epoch), at)

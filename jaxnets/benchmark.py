@@ -181,12 +181,16 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
     for contender in workers:
         of_turns = [[turn[contender]["seconds"] / steps[contender] for turn in turns] for turns in taken]
         seconds = [median(turns) for turns in of_turns]
-        entries[contender] |= {"steps_per_turn": steps[contender], "step_seconds": statistics_of(seconds)}
-        entries[contender] |= {"turn_seconds": of_turns}  # a step's, turn by turn, for who doubts the medians
-        entries[contender] |= {"images_per_second": task.batch_size / median(seconds)}
-        entries[contender] |= {"idle_bytes": idle[contender]}
         last = taken[-1][-1][contender]
-        entries[contender] |= {key: last[key] for key in ("peak_bytes", "device_peak_bytes")}
+        entries[contender] |= {
+            "steps_per_turn": steps[contender],
+            "step_seconds": statistics_of(seconds),
+            "turn_seconds": of_turns,  # a step's, turn by turn, for who doubts the medians
+            "images_per_second": task.batch_size / median(seconds),
+            "idle_bytes": idle[contender],
+            "peak_bytes": last["peak_bytes"],
+            "device_peak_bytes": last["device_peak_bytes"],
+        }
     ours = entries["jaxnets"]["step_seconds"]
     ratios = {
         contender: statistics_of([b / a for a, b in zip(ours["rounds"], entries[contender]["step_seconds"]["rounds"])])

@@ -22,7 +22,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, fastest, ready_bytes
-from jaxnets.torch_nets import FORMATS, NETS, synchronize
+from jaxnets.torch_nets import FORMATS, NETS, set_fast, synchronize
 
 # For each form in each round, after two steps that do not count: so long, and so many steps, at least.
 TRIAL_SECONDS, TRIAL_STEPS, TRIAL_ROUNDS = 0.4, 5, 2
@@ -67,8 +67,7 @@ def prepare(task: Task, compiled: bool, cores: Collection[int]) -> _Contender:
     """
     torch.set_num_threads(task.threads)
     torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = True  # as XLA multiplies float32 by default
+    set_fast()
     if _device() == "cuda":
         _unbind(cores)  # the thread that launches its kernels, as ours is
     warnings.simplefilter("ignore")  # what TorchScript and Inductor advise is not for the user
@@ -79,10 +78,11 @@ def prepare(task: Task, compiled: bool, cores: Collection[int]) -> _Contender:
     for name, make in list(forms.items()) * (TRIAL_ROUNDS if len(forms) > 1 else 1):
         step = None  # and the momenta that it holds
         step, last = _try(make, net, cores)
+        tried = name
         before = trials.get(name, last)
         trials[name] = dataclasses.replace(before, step_seconds=min(before.step_seconds, last.step_seconds))
     best = min(trials, key=lambda name: trials[name].step_seconds)
-    if name != best:  # the net has taken another form since
+    if tried != best:  # the net has taken another form since
         step = None
         step, last = _try(forms[best], net, cores)
     if torch.cuda.is_available():

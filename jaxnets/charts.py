@@ -40,6 +40,7 @@ def draw_curves(
     Values that span more than a factor of 30 are drawn on a logarithmic scale, except with `percent` (values are
     fractions) or `from_zero` (the axis begins there).
     """
+    # Here, where the page's thread imports them: at the top they would delay the first step.
     import matplotlib
     from matplotlib import ticker
     from matplotlib.figure import Figure
@@ -93,7 +94,7 @@ def draw_matrix(name: str, shares: np.ndarray, *, xlabel: str, ylabel: str) -> s
 
     A dot is a value, or of a matrix too large for that the largest of a square of them.
     """
-    import matplotlib
+    import matplotlib  # as in draw_curves
     from matplotlib.figure import Figure
 
     from jaxnets import plots

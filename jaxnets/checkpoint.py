@@ -129,14 +129,7 @@ def latest_step(workdir: Path) -> int | None:
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
-def any_evaluated(workdir: Path) -> bool:
-    """Whether a workdir has a checkpoint that can be the best, or none at all."""
-    with closing(open_reader(workdir)) as manager:
-        steps = manager.all_steps()
-        return len(steps) <= 1 or any(manager.metrics(step) for step in steps)
-
-
-def find_step(manager: ocp.CheckpointManager, which: str, *, ema: bool = False) -> int:
+def find_step(manager: ocp.CheckpointManager, which: str | int, *, ema: bool = False) -> int:
     """The step that "best", "latest" or a number names; UserError listing what exists.
 
     With `ema` the best is that of the averaged weights.
@@ -157,9 +150,16 @@ def find_step(manager: ocp.CheckpointManager, which: str, *, ema: bool = False) 
         if not scores:
             raise UserError(f"no checkpoint in {manager.directory} has been evaluated; take latest or a step")
         return max(scores, key=lambda step: (scores[step], step))
-    if which in map(str, steps):
+    if str(which) in map(str, steps):
         return int(which)
     raise UserError(f"no checkpoint {which!r} in {manager.directory}; there are best, latest, {steps}")
+
+
+def has_best(workdir: Path) -> bool:
+    """Whether `find_step` need not refuse "best": one was evaluated, or there is a single one, or none at all."""
+    with closing(open_reader(workdir)) as manager:
+        steps = manager.all_steps()
+        return len(steps) <= 1 or any(manager.metrics(step) for step in steps)
 
 
 def _score(metrics: dict[str, float]) -> float:

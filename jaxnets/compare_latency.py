@@ -12,8 +12,9 @@ import jaxnets
 from jaxnets import latency, machine, settings, summary
 from jaxnets.compare_entries import Entry, net_fields
 from jaxnets.errors import writing
-from jaxnets.plain_files import replacing
+from jaxnets.plain_files import parse_json, read_text, replacing
 from jaxnets.runtime import logger
+from jaxnets.workdir import MAX_BYTES
 
 
 def timed(entry: Entry, image_size: int | None, batch_size: int, num_classes: int) -> dict[str, Any]:
@@ -74,8 +75,8 @@ def measure(what: dict[str, Any], out: Path) -> None:
 def read(what: dict[str, Any], out: Path) -> dict[str, Any] | None:
     """What `measure` found for `what`, or None."""
     try:
-        found = json.loads(path_of(what, out).read_text())
+        found = parse_json(read_text(path_of(what, out), MAX_BYTES))
         same = {name: found.get(name) for name in what} == json.loads(json.dumps(what))  # where tuples are lists
-    except (FileNotFoundError, ValueError, AttributeError):
+    except (FileNotFoundError, ValueError, AttributeError):  # of ValueError is UserError, for what cannot be read
         return None
-    return found if same else None
+    return found if same and {"one", "batch"} <= found.keys() else None

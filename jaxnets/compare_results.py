@@ -150,7 +150,7 @@ def machines(nets: Sequence[Record]) -> dict[str, str]:
     found.sort(key=lambda where: where["date"])
     first: dict[str, str] = {}
     for where in found:
-        first.setdefault(machine.sentence(where), machine.since(where))
+        first.setdefault(machine.sentence(where), machine.dated_sentence(where))
     return first
 
 

@@ -19,6 +19,7 @@ from jaxnets import (
     compare_latency,
     compare_page,
     compare_results,
+    initial_weights,
     journal,
     loop,
     plan,
@@ -187,10 +188,10 @@ def train_all(
 
 @contextlib.contextmanager
 def noted(failed: dict[str, list[str]], entry: Entry, what: str) -> Iterator[None]:
-    """Work of an entry that may fail, out of memory too: then there is a sentence of it, in the log and in `failed`."""
+    """Work of an entry that may fail, of whatever: then there is a sentence of it, in the log and in `failed`."""
     try:
         yield
-    except (UserError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         why = printable(first_line(error))
         logger.warning("%s, %s: %s", entry.label, what, why, exc_info=not isinstance(error, UserError))
         failed[entry.label].append(f"{what}: {why}")
@@ -216,7 +217,7 @@ class Net:
             if entry.framework == TORCH:
                 torch_side().check_resident(planned)
             if config.init_from and not begun:
-                plan.load_initial_weights(planned)
+                initial_weights.load(planned)
             for directory in ended:
                 require_same_images(planned, directory)
             fields = net_fields(config) | {"num_classes": planned.model.num_classes}

@@ -29,7 +29,7 @@ from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
 from jaxnets.torch_augment import augment, normalize
 from jaxnets.torch_muon import Muon
-from jaxnets.torch_nets import FORMATS, synchronize
+from jaxnets.torch_nets import FORMATS, set_fast, synchronize
 
 CHECKPOINT = workdir.TORCH_CHECKPOINT
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "muon")
@@ -82,6 +82,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     The workdir gets the records of a run, `metrics.jsonl`. Raises UserError as `check` and `loop.train` do.
     """
     check(config)
+    config = settings.with_absolute_places(config)
     made = plan.make_plan(config)
     check_resident(made)
     with workdir.claim(directory, config):
@@ -103,7 +104,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
             )
         run = set_up(made, saved)
         workdir.keep(directory, config)
-        workdir.keep_data(directory, made.data)
+        workdir.keep_data(directory, made.data_record)
         if at < made.total_steps:
             machine.note(directory, "torch")
         with contextlib.closing(journal.Journal(directory, at, evaluated=True)) as records:
@@ -166,8 +167,7 @@ def set_up(made: plan.Plan, saved: dict[str, Any] | None) -> Running:
     """
     config = made.config
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cuda.matmul.allow_tf32 = True  # as XLA multiplies float32 by default
+    set_fast()
     net = make_net(config.model.name, made.model, plan.compile_and_create_state(made).variables).to(device)
     examples = [load_examples(split, device) for split in (made.train_split, made.eval_split)]
 

@@ -37,7 +37,10 @@ from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")
 SAFETENSORS = ".safetensors"
-NOT_WRITTEN = {*SUFFIXES, ".onnx", ".npz", ".msgpack", ".tflite"} - {*TORCH, SAFETENSORS}
+NOT_WRITTEN = {*SUFFIXES, ".safetensor", ".pkl", ".onnx", ".npy", ".npz", ".msgpack", ".pb", ".tflite"} - {
+    *TORCH,
+    SAFETENSORS,
+}
 
 
 def read(
@@ -194,7 +197,7 @@ def main(argv: list[str]) -> None:
     if not args.source.exists():
         raise UserError(f"there is no {args.source}")
     require_new(args.target)
-    if suffix in NOT_WRITTEN:
+    if suffix in NOT_WRITTEN or args.target.name == "-":
         raise UserError(f"{args.target} must end in .pth, .pt or .safetensors, or be the name of a new folder")
     if not to_file and args.source.is_dir():
         raise UserError(f"{args.source} is a workdir already; OUT must be a .pth, .pt or .safetensors file")
@@ -217,7 +220,8 @@ def main(argv: list[str]) -> None:
     else:
         write_workdir(args.target, name, fields, published, args.dataset)
     count = sum(np.size(leaf) for leaf in jax.tree.leaves(published.variables["params"]))
-    print(f"{as_utf8(str(args.target))}: {type(model).__name__}, {count:,} parameters")
+    what = type(model).__name__ if to_file else f"a workdir of {type(model).__name__}"
+    print(f"{as_utf8(str(args.target))}: {what}, {count:,} parameters")
 
 
 if __name__ == "__main__":

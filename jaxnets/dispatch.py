@@ -3,13 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 
 import jax
 import numpy as np
 
 from jaxnets import data, distributed, programs, step, streaming
-from jaxnets.plan import Plan, state_shapes
+from jaxnets.plan import Plan
 from jaxnets.runtime import logger
 
 
@@ -43,7 +44,7 @@ def steps_per_call(limit: int, steps_per_epoch: int, at: int) -> int:
     return even if even * 4 >= limit else limit
 
 
-def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[dict[str, np.ndarray]]:
+def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[dict[str, jax.Array | np.ndarray]]:
     """What the mapped training step takes, call by call, from step `at` to the last one."""
     config, size, part = plan.config, len(plan.train_split), distributed.share()
     if resident:
@@ -63,8 +64,9 @@ def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[
             crop_area=config.crop_area,
             part=part,
         )
-    for batches in calls:
-        yield step.assemble(step.shard(batches, len(plan.devices) // part[1]), plan.devices)
+    with closing(calls):  # its worker processes end with the training
+        for batches in calls:
+            yield step.assemble(step.shard(batches, len(plan.devices) // part[1]), plan.devices)
 
 
 def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -116,16 +118,11 @@ def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, siz
         lambda: lower_train(plan, examples, per_call, size, key).compile(options),
     )
     seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
-    logger.info(
-        "compiled the training step in %.1f s; %d step(s) a call; a device holds %s",
-        seconds,
-        per_call,
-        f"{memory.argument_size_in_bytes / 1e6:.0f} MB of state and data, {memory.temp_size_in_bytes / 1e6:.0f} MB "
-        "of activations and gradients"
-        if memory
-        else "an amount of memory its platform does not tell",
-    )
+    held = "an amount of memory its platform does not tell"
+    if memory := compiled.memory_analysis():
+        state_bytes, step_bytes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+        held = f"{state_bytes / 1e6:.0f} MB of state and data, {step_bytes / 1e6:.0f} MB of activations and gradients"
+    logger.info("compiled the training step in %.1f s; %d step(s) a call; a device holds %s", seconds, per_call, held)
     return lambda current, batches: compiled(current, examples, batches, key)
 
 
@@ -146,6 +143,6 @@ def lower_train(
         ema_decay=config.ema_decay,
         axis_name=step.AXIS,
     )
-    shapes = state_shapes(plan), call_shapes(plan, bool(examples), per_call)
+    shapes = plan.state_shapes, call_shapes(plan, bool(examples), per_call)
     current, batches = step.placeholders(*shapes, plan.devices)
     return step.pmap_train(one_step, plan.devices).lower(current, examples, batches, key)

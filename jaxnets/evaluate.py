@@ -18,6 +18,9 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from jaxnets import data, runtime, settings, step
 from jaxnets.arguments import count
@@ -26,7 +29,7 @@ from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printa
 from jaxnets.evaluator import make_evaluator
 from jaxnets.plain_files import user_path
 from jaxnets.trained_run import load_run, require_same_classes
-from jaxnets.workdir import class_names, read_data
+from jaxnets.workdir import CONFIG, class_names, read_data
 
 
 def load_examples(
@@ -67,14 +70,13 @@ def warn_of_other_images(workdir: Path, split: data.Split) -> None:
 
 
 def _print_table(metrics: dict[str, Any], names: tuple[str, ...]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text  # brackets in a name are no markup
-
     table = Table("class", "accuracy", title="Accuracy by class")
     table.columns[1].justify = "right"
     for name, accuracy in zip(names, metrics["class_accuracy"]):
-        table.add_row(Text(printable(name)), "-" if np.isnan(accuracy) else f"{accuracy:.2%}")
+        table.add_row(
+            Text(printable(name)),  # brackets in a name are no markup
+            "-" if np.isnan(accuracy) else f"{accuracy:.2%}",
+        )
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 100).print(table)
     print(
         f"loss {metrics['loss']:.4f}  top-1 {metrics['accuracy']:.2%}  top-5 {metrics['top5_accuracy']:.2%}  "
@@ -98,6 +100,8 @@ def main(argv: list[str]) -> None:
     """Run the command; the last line it prints is the JSON result."""
     args = _parser().parse_args(argv[1:])
     runtime.configure_logging()
+    if settings.read(args.workdir / CONFIG).get("deterministic"):
+        runtime.make_deterministic()
     runtime.require_device()
     if args.data_dir == "":
         raise UserError("--data_dir is empty; leave it out for the place where the run found its data")

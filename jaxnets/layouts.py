@@ -60,7 +60,7 @@ class Layout:
 
     def fits(self, model: nn.Module) -> bool:
         """Whether every net of our kind, trained or not, can be written in this layout."""
-        return self.classifier_bias and all(getattr(model, k) == value for k, value in self.required.items())
+        return self.classifier_bias and not differing(model, self.required)
 
     def require_fields(self, model: nn.Module, code_base: str):
         """UserError if the net lacks a required field."""
@@ -142,9 +142,9 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
         "Keras (by class)": Layout(named.keras_classes, usual=KERAS_V2, strides=IMAGENET_V2, **KERAS),
     },
     ResNet: {
-        "torchvision": Layout(named.resnet_torchvision, usual=RELU),
-        "timm": Layout(named.resnet_torchvision, usual=RELU),
-        "kuangliu": Layout(named.resnet_kuangliu, usual=RELU),
+        "torchvision": Layout(named.resnet_torchvision, usual=RELU, strides=IMAGENET),
+        "timm": Layout(named.resnet_torchvision, usual=RELU, strides=IMAGENET),
+        "kuangliu": Layout(named.resnet_kuangliu, usual=RELU, strides=CIFAR),
     },
     SqueezeNet: {
         "torchvision": Layout(
@@ -196,15 +196,22 @@ def layouts_of(model: nn.Module) -> dict[str, Layout]:
     return LAYOUTS.get(type(model), {}) | {"jaxnets": Layout(named.own_names)}
 
 
+def differing(model: nn.Module, fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of the fields of which the net has other values."""
+    return {name: value for name, value in fields.items() if getattr(model, name) != value}
+
+
 def warn_of_differing(model: nn.Module, code_base: str, fields: dict[str, Any]):
-    """A warning if the net has other values of these fields, which are those of the code base's net."""
-    differing = {name: value for name, value in fields.items() if getattr(model, name) != value}
-    if differing:
-        published, ours = (
-            ", ".join(f"{name}={pick(name)!r}" for name in differing)
-            for pick in (differing.get, lambda name: getattr(model, name))
+    """A warning if the net has other values of these fields, which are those of the code base's published net."""
+    if theirs := differing(model, fields):
+        published = ", ".join(f"{name}={value!r}" for name, value in theirs.items())
+        ours = ", ".join(f"{name}={getattr(model, name)!r}" for name in theirs)
+        logger.warning(
+            "the published net of %s has %s, this one %s: the same weights give other outputs",
+            code_base,
+            published,
+            ours,
         )
-        logger.warning("the net of %s has %s, this one %s: its outputs will differ", code_base, published, ours)
 
 
 def warn_unless_published(model: nn.Module, layout: Layout, classes: int | None):

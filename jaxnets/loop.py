@@ -16,6 +16,7 @@ from jaxnets import (
     checkpoint,
     distributed,
     epochs,
+    initial_weights,
     interruption,
     machine,
     runtime,
@@ -30,14 +31,7 @@ from jaxnets.errors import UserError
 from jaxnets.evaluator import make_evaluator
 from jaxnets.journal import Journal
 from jaxnets.plain_files import user_path
-from jaxnets.plan import (
-    Plan,
-    compile_and_create_state,
-    load_initial_weights,
-    make_plan,
-    require_same_data,
-    state_shapes,
-)
+from jaxnets.plan import Plan, compile_and_create_state, make_plan, require_same_data
 from jaxnets.progress import Progress
 from jaxnets.report import LivePage
 from jaxnets.restore import restore_agreed
@@ -55,6 +49,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     """
     smaller = "config.resident=false or, in evaluation, a lower config.eval_batch_size"
     remedy = f"{smaller} takes less, or, in a workdir where nothing was saved, a lower config.batch_size"
+    runtime.drop_late_answers()  # before `raised`, which in the end puts back the hook that it finds
     with interruption.raised(), runtime.short_of_memory(remedy):
         return _train(config, user_path(directory))
 
@@ -76,10 +71,10 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
     places = {"data_dir": None, settings.place_of(config): None}  # may differ by machine
     distributed.require_agreement("the configuration", json.dumps(settings.as_dict(config) | places))
     plan = distributed.primary_first(partial(make_plan, config))
-    distributed.require_agreement("the data set", json.dumps(plan.data))
-    template = state_shapes(plan)
+    distributed.require_agreement("the data set", json.dumps(plan.data_record))
+    template = plan.state_shapes
     # Before the workdir is claimed: weights that cannot be had leave no trace of this run.
-    weights = load_initial_weights(plan) if initialise else None
+    weights = initial_weights.load(plan) if initialise else None
     if distributed.many():  # each has read them itself
         distributed.require_agreement("what config.init_from holds", digest(weights))
     with (
@@ -98,7 +93,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
         if at:
             require_same_data(plan, directory)
         distributed.on_primary(partial(workdir.keep, directory, config))
-        distributed.on_primary(partial(workdir.keep_data, directory, plan.data))
+        distributed.on_primary(partial(workdir.keep_data, directory, plan.data_record))
         if at < plan.total_steps:
             dtype = settings.compute_dtype(config.model.dtype)
             distributed.on_primary(partial(machine.note, directory, dtype=dtype))

@@ -60,7 +60,7 @@ def sentence(machine: dict[str, object]) -> str:
     return f"{where}, JAX {versions['jax']}, {machine['operators']} operators"
 
 
-def since(machine: dict[str, object]) -> str:
+def dated_sentence(machine: dict[str, object]) -> str:
     """The sentence of one of `read`'s machines, with the day on which a run began there."""
     return f"{sentence(machine)} (from {machine['date']})"
 
@@ -86,7 +86,7 @@ def read(workdir: Path) -> list[dict[str, object]]:
     try:
         found = list(parse_json(read_text(workdir / FILE, MAX_BYTES)))
         for where in found:
-            since(where)
+            dated_sentence(where)
             datetime.date.fromisoformat(where["date"])
     except (FileNotFoundError, UserError, ValueError, TypeError, KeyError):
         return []

@@ -1,5 +1,6 @@
 """Which PyTorch module belongs to which layer of a net: by the names of a known layout, or else by order."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -97,6 +98,21 @@ def _without_prefixes(modules: dict[str, Module]) -> Iterator[dict[str, Module]]
         yield modules
 
 
+def _beside_others(modules: dict[str, Module]) -> Iterator[tuple[dict[str, Module], dict[str, Module]]]:
+    """As `_without_prefixes`, then so what has the most frequent leading name, `model` perhaps; and all other modules.
+
+    So that what does not belong to the net, a loss's weights, say, is named.
+    """
+    for stripped in _without_prefixes(modules):
+        yield stripped, {}
+    firsts = Counter(name.partition(".")[0] for name in modules if "." in name)
+    if len(firsts) and len({name.partition(".")[0] for name in modules}) > 1:
+        (first, _), *_ = firsts.most_common(1)
+        inside = {name: module for name, module in modules.items() if name.startswith(f"{first}.")}
+        for stripped in _without_prefixes(inside):
+            yield stripped, {name: module for name, module in modules.items() if name not in inside}
+
+
 def _wanted(layer: Layer, module: Module) -> tuple[dict[str, list[tuple]], set[str]]:
     """The shapes that each entry of a layer's module may have, and which of them may be left out."""
     if layer.kind == "batch_norm":
@@ -158,7 +174,7 @@ def explain_mismatch(model: nn.Module, layers: Sequence[Layer], weights: Weights
 def _problems_by_name(model: nn.Module, layers: Sequence[Layer], modules: dict[str, Module]) -> list[str]:
     """What keeps the modules from being of the known layout they are nearest to; empty if none is near."""
     best, nearest = len(layers) // 2, []
-    for stripped in _without_prefixes(modules):
+    for stripped, others in _beside_others(modules):
         for layout in layouts_of(model).values():
             names = layout.names(layers) or ()
             if len(stripped.keys() & set(names)) > best:
@@ -166,7 +182,7 @@ def _problems_by_name(model: nn.Module, layers: Sequence[Layer], modules: dict[s
                 nearest = _misfits(layout.expected(layers), names, [stripped.get(name, {}) for name in names])
                 nearest += [
                     f"{name} ({_described(module)}) is left over: the net has no such layer"
-                    for name, module in stripped.items()
+                    for name, module in (stripped | others).items()
                     if name not in set(names) and name.partition(".")[0] not in layout.training_only
                 ]
                 missing = {field: v for field, v in layout.advised.items() if getattr(model, field) != v}

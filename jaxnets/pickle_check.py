@@ -20,6 +20,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # What may be called, and of what kind the result is.
 CALLABLE = {
     "collections OrderedDict": "ordered dict",
+    "collections Counter": "dict",  # the milestones of a schedule
     "torch._utils _rebuild_tensor": "tensor",  # files of 2017
     "torch._utils _rebuild_tensor_v2": "tensor",
     "torch._utils _rebuild_parameter": "tensor",
@@ -90,6 +91,8 @@ def _pop(stack: list[str], start: int) -> list[str]:
 
 
 def _tuple_of(kinds: list[str]) -> str:
+    if kinds == ["dict"]:
+        return "tuple of a dict"
     # Flat, so that it can be looked up; of two and more, nested tuples would take for ever to hash.
     return "tuple of scalars" if all(kind == "scalar" or kind in STORAGES for kind in kinds) else "tuple"
 
@@ -118,6 +121,7 @@ def _call(opcode: str, stack: list[str]) -> None:
         stack.append(target)
         return
     _require(target, *CALLABLE)
-    # A dict made from items would copy them, as often as the file asks.
-    _require(argument, *(("empty tuple",) if target == "collections OrderedDict" else ("tuple", "tuple of scalars")))
+    # A dict made from items would copy them, as often as the file asks: unless they have just been made.
+    arguments = {"collections OrderedDict": ("empty tuple",), "collections Counter": ("tuple of a dict", "empty tuple")}
+    _require(argument, *arguments.get(target, ("tuple", "tuple of scalars")))
     stack.append(CALLABLE[target])

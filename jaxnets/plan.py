@@ -15,27 +15,9 @@ import ml_collections
 import numpy as np
 import optax
 
-from jaxnets import (
-    augment,
-    checkpoint,
-    data,
-    distributed,
-    ops,
-    optim,
-    programs,
-    settings,
-    state,
-    step,
-    torch_weights,
-    trained_run,
-    weight_images,
-    workdir,
-)
+from jaxnets import augment, data, distributed, ops, optim, programs, settings, state, step, trained_run, workdir
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
-from jaxnets.plain_files import user_path
-from jaxnets.runtime import logger
-from jaxnets.weight_files import Weights, spelled
 
 Variables = dict[str, Any]  # {'params', 'batch_stats'}
 MAX_STEPS = 100_000_000  # the learning rates of all are kept
@@ -63,7 +45,7 @@ class Plan:
         return self.config.num_epochs * self.steps_per_epoch
 
     @cached_property
-    def data(self) -> workdir.Data:
+    def data_record(self) -> workdir.Data:
         splits = self.train_split, self.eval_split
         return workdir.Data(self.eval_split.class_names, *map(len, splits), tuple(split.files for split in splits))
 
@@ -88,10 +70,15 @@ class Plan:
 
         def trace():
             create = partial(state.create, model=self.model, optimizer=self.optimizer, **fields)
-            with refuse_unfit_images(config.model.name, config.image_size):
+            with _refuse_unfit_images(config.model.name, config.image_size):
                 return jax.jit(create, compiler_options=options).trace(jax.random.key(0))
 
         return programs.keep(("traced state", self.program_key), trace)
+
+    @property
+    def state_shapes(self) -> state.TrainState:
+        """The shapes of the state, found without computing; UserError where the net cannot take the images."""
+        return self.traced_state.out_info
 
     def training_size(self, epoch: int) -> int:
         """Side in pixels of the images on which epoch `epoch`, from 0, trains."""
@@ -110,59 +97,16 @@ def compile_and_create_state(plan: Plan, weights: Variables | None = None) -> st
     return made.replace(**variables, ema=ema)
 
 
-def load_initial_weights(plan: Plan) -> Variables:
-    """The variables in `config.init_from`, of this run's net; without a classifier where that is of another shape.
-
-    It then begins as the run's seed says.
-
-    Raises UserError if there is no such file, or it holds the weights of another net.
-    """
-    config, source = plan.config, user_path(plan.config.init_from)
-    try:
-        weights = _weights_of_run(source) if source.is_dir() else source
-        published = torch_weights.load_published(plan.model, weights, head="drop")
-    except UserError as error:
-        raise UserError(f"config.init_from={config.init_from!r}: {error}") from None
-    classes = published.num_classes or plan.model.num_classes
-    of_images = weight_images.known_normalization(config.model.name, classes, published)
-    if of_images and not np.allclose(of_images, (tuple(config.mean), tuple(config.std)), rtol=0.01):
-        logger.warning("the weights of config.init_from want images of another normalisation: %s", spelled(of_images))
-    if not published.head_is_new:
-        return published.variables
-    logger.info("config.init_from=%r has another classifier, or none: ours begins anew", config.init_from)
-    body = {name: tree for name, tree in published.variables["params"].items() if name != "classifier"}
-    return published.variables | {"params": body}
-
-
-def _weights_of_run(directory: Path) -> Weights:
-    """The weights in a workdir, as from a file that says all of its net and images."""
-    run = trained_run.load_run(directory, _best_or_latest(directory))
-    if run.config.get("ema_decay"):
-        logger.info(
-            "the weights are those that were trained; of their average: jaxnets.convert --ema %s FILE", directory
-        )
-    state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
-    return Weights(state_dict, True, str(directory), run.images, torch_weights.fields_of(run.model))
-
-
-def _best_or_latest(directory: Path) -> str:
-    """Which checkpoint of a workdir to start from: the latest, as the log then says, where none was evaluated."""
-    if not (directory / workdir.CONFIG).exists() or checkpoint.any_evaluated(directory):
-        return "best"
-    logger.info("config.init_from=%r has not been evaluated yet: its latest checkpoint is taken", str(directory))
-    return "latest"
-
-
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Everything that a configuration names, opened or built; UserError where it does not fit together.
 
     What needs no data is checked first: they may have to be downloaded and prepared.
     """
     devices = distributed.devices()
-    check_batches(config, len(devices))
+    _check_batches(config, len(devices))
     # Of a prepared data set the first trace comes as soon; it is of image_size only.
     if config.progressive_sizes or find_prepared(config.dataset, config.data_dir) is None:
-        check_net(config)
+        _check_net(config)
     train_split, eval_split = data.open_splits(
         config.dataset,
         (config.train_split, config.eval_split),
@@ -179,7 +123,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         )
     steps_per_epoch = data.steps_per_epoch(len(train_split), config.batch_size)
     total_steps = config.num_epochs * steps_per_epoch
-    check_length(config, total_steps)
+    _check_length(config, total_steps)
     schedule = make_schedule(config, steps_per_epoch)
     of_the_rate = ("name", "learning_rate", "batch_scaling")
     update = {name: value for name, value in config.optimizer.items() if name not in of_the_rate}
@@ -187,13 +131,13 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     axis_name = step.AXIS if config.sync_batch_norm and len(devices) > 1 else None
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
     if config.batch_size == len(devices) and axis_name is None:
-        require_several_values(config, model)
+        _require_several_values(config, model)
     # All at once and now: one by one, each would wait for the training steps in flight.
     learning_rates = rates(schedule, total_steps)
     return Plan(config, devices, train_split, eval_split, model, optimizer, learning_rates)
 
 
-def check_batches(config: ml_collections.ConfigDict, num_devices: int) -> None:
+def _check_batches(config: ml_collections.ConfigDict, num_devices: int) -> None:
     """UserError where a batch cannot be shared out among the devices."""
     for field in ("batch_size", "eval_batch_size"):
         if config[field] % num_devices:
@@ -208,7 +152,7 @@ def check_batches(config: ml_collections.ConfigDict, num_devices: int) -> None:
             )
 
 
-def check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
+def _check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
     """UserError for more steps, or more records, than a run keeps."""
     if total_steps > MAX_STEPS:
         raise UserError(
@@ -242,7 +186,7 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
 
 def require_same_data(plan: Plan, directory: Path) -> None:
     """UserError where the run in a workdir had, as far as is known, other images than there are now, or classes."""
-    before, now = workdir.read_data(directory), plan.data
+    before, now = workdir.read_data(directory), plan.data_record
     if before is None:
         return
     trained_run.require_same_classes(directory, plan.eval_split, before.class_names)
@@ -258,24 +202,24 @@ def require_same_data(plan: Plan, directory: Path) -> None:
         )
 
 
-def smallest_size(config: ml_collections.ConfigDict) -> int:
+def _smallest_size(config: ml_collections.ConfigDict) -> int:
     """Side in pixels of the smallest images of a run: they can be too small, never too large."""
     return min((config.image_size, *augment.progressive_pixels(config.progressive_sizes, config.image_size)))
 
 
-def check_net(config: ml_collections.ConfigDict) -> None:
+def _check_net(config: ml_collections.ConfigDict) -> None:
     """UserError where the net cannot be made or cannot take the images; by shapes, nothing is computed."""
     model = settings.make_model(config, num_classes=1)  # how many there are, only the data knows
-    size = smallest_size(config)
+    size = _smallest_size(config)
     origin = "" if size == config.image_size else " (progressive_sizes)"
     # By the operators that are traced in least time: all have the same shapes.
-    with refuse_unfit_images(config.model.name, size, origin), ops.using("reference"):
+    with _refuse_unfit_images(config.model.name, size, origin), ops.using("reference"):
         jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
 
 
-def require_several_values(config: ml_collections.ConfigDict, model: nn.Module) -> None:
+def _require_several_values(config: ml_collections.ConfigDict, model: nn.Module) -> None:
     """UserError where BatchNorm would train on one value a channel: one image on a device, and a map of one pixel."""
-    size = smallest_size(config)
+    size = _smallest_size(config)
     image = jnp.zeros((1, size, size, 3))
 
     def trained(key):
@@ -290,14 +234,9 @@ def require_several_values(config: ml_collections.ConfigDict, model: nn.Module) 
 
 
 @contextlib.contextmanager
-def refuse_unfit_images(name: str, size: int, origin: str = "") -> Iterator[None]:
+def _refuse_unfit_images(name: str, size: int, origin: str = "") -> Iterator[None]:
     """UserError in place of the error of a net that is traced with images too small for it; `origin` of their size."""
     try:
         yield
     except ValueError as error:
         raise UserError(f"config.model.name={name!r} cannot take images of {size}x{size}{origin}: {error}") from None
-
-
-def state_shapes(plan: Plan) -> state.TrainState:
-    """The shapes of the state, found without computing; UserError where the net cannot take the images."""
-    return plan.traced_state.out_info

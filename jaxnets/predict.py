@@ -109,7 +109,7 @@ def _class_names(workdir: Path, config: ml_collections.ConfigDict, num_classes: 
     return ()
 
 
-def load_weights(name: str, weights: str | Path, **fields) -> Classifier:
+def load_weights(name: str, weights: str | Path, /, **fields) -> Classifier:
     """The net `create_model(name, **fields)` with weights of a file, as `torch_weights.load` takes it.
 
     Raises UserError for a bad name or field, and weights that do not fit.

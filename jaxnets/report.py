@@ -44,9 +44,9 @@ def load(workdir: Path, name: str | None = None) -> History:
         for record in journal.read(workdir)
         if isinstance(record, dict)
     ]
-    records = [record for record in records if _has_numbers(record, "step", "epoch")]
-    trained = [record for record in records if _has_numbers(record, "loss", "accuracy")]
-    evaluations = [record for record in records if _has_numbers(record, "eval_loss", "eval_accuracy")]
+    records = [record for record in records if _has(record, "step", "epoch")]
+    trained = [record for record in records if _has(record, "loss", "accuracy")]
+    evaluations = [record for record in records if _has(record, "eval_loss", "eval_accuracy")]
     if not trained + evaluations:
         raise UserError(f"{workdir} has no records in {journal.FILE} yet: the run has not trained")
     evaluated = None
@@ -76,13 +76,13 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and -timing.MAX_STEP < value < timing.MAX_STEP  # so no NaN either
 
 
-def _has_numbers(record: dict, *names: str) -> bool:
+def _has(record: dict, *names: str) -> bool:
     return record.keys() >= {*names}
 
 
 def fill_template(name: str, **values) -> str:
     """A template of this package, filled in; text among the values is no markup, except where the template says so."""
-    import jinja2
+    import jinja2  # by the page's thread: it need not delay the first step
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = importlib.resources.files("jaxnets").joinpath(name).read_text(encoding="utf-8")
@@ -120,10 +120,10 @@ def _run_parts(run: History, colour: str) -> dict:
         "lede": report_parts.lede(run),
         "tiles": {tile["label"]: tile for tile in report_parts.tiles(run)},
         "evaluations": report_parts.evaluations(run),
-        "errors": report_errors.errors(run),
+        "errors": report_errors.mistakes(run),
         "no_errors": f"No evaluation has left its {predictions.FILE} in the workdir.",
-        "time": report_parts.time(run),
-        "machines": [machine.since(where) for where in run.machines],
+        "time": report_parts.phases(run),
+        "machines": [machine.dated_sentence(where) for where in run.machines],
         "fields": report_parts.fields(run.config),
     }
 

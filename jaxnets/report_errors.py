@@ -20,7 +20,7 @@ MAX_MATRIX = 1000  # and of more than that are not drawn
 NUM_PAIRS = 10
 
 
-def errors(run: History) -> dict[str, Any] | None:
+def mistakes(run: History) -> dict[str, Any] | None:
     """Confusions, accuracy by class and the worst mistakes of the last evaluation kept."""
     evaluated = run.evaluated
     if evaluated is None or not len(evaluated.label):
@@ -114,7 +114,7 @@ def _pairs(confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]
 
 def _classes(evaluated: Evaluated, confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]:
     """A row for each class that there are images of, the hardest first."""
-    from sklearn.metrics import precision_recall_fscore_support
+    from sklearn.metrics import precision_recall_fscore_support  # by the page's thread, as in charts
 
     precision, recall, _, support = precision_recall_fscore_support(
         evaluated.label, evaluated.predicted, labels=range(len(names)), zero_division=np.nan

@@ -219,7 +219,7 @@ def _shown(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def time(run: History) -> list[dict[str, Any]]:
+def phases(run: History) -> list[dict[str, Any]]:
     """The phases, the longest first, with their share of the whole."""
     totals = {name: seconds for name, seconds in timing.totals(run.spans).items() if seconds > 0}
     whole = sum(totals.values())

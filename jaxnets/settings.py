@@ -74,6 +74,8 @@ def write(config: ml_collections.ConfigDict, path: Path) -> None:
 
 def read(path: Path) -> ml_collections.ConfigDict:
     """The configuration in a workdir's `config.json`; UserError where there is none or it cannot be read."""
+    if path.parent.is_file():
+        raise UserError(f"{path.parent} is a file, not the folder of a run")
     try:
         values = parse_json(read_text(path, MAX_BYTES))
         if not isinstance(values, dict) or not isinstance(values.get("model"), dict):
@@ -83,7 +85,7 @@ def read(path: Path) -> ml_collections.ConfigDict:
         ]:
             raise ValueError(f"no field can be called {odd[0]:.80}")
         return ml_collections.ConfigDict(values, convert_dict=True)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         raise UserError(f"{path.parent} is not the workdir of a run: it has no {path.name}") from None
     except Exception as error:  # ConfigDict refuses a field called like one of its methods by a KeyError
         raise UserError(f"{path} is not a run's configuration: {error}") from None

@@ -104,7 +104,8 @@ def train_step(
     # Counted over the whole batch: an image's augmentation is the same on any number of devices.
     image_keys = jax.vmap(partial(jax.random.fold_in, augment_key))(device * size + jnp.arange(size))
     images = jax.vmap(partial(augment, **augmentation))(image_keys, batch["image"])
-    images, others, shares = mix_batch(image_keys, images, labels, mixing) if mixing else (images, labels, 1.0)
+    if mixing:
+        images, others, shares = mix_batch(image_keys, images, labels, mixing)
 
     def objective(params):
         logits, updated = model.apply(
@@ -114,13 +115,16 @@ def train_step(
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.fold_in(dropout_key, device)},
         )
-        losses = [cross_entropy(logits, classes, label_smoothing) for classes in (labels, others)]
-        return (shares * losses[0] + (1 - shares) * losses[1]).mean(), (logits, updated)
+        losses = cross_entropy(logits, labels, label_smoothing)
+        if mixing:
+            losses = shares * losses + (1 - shares) * cross_entropy(logits, others, label_smoothing)
+        return losses.mean(), (logits, updated)
 
     (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
     loss, gradients, batch_stats = mean_over_devices((loss, gradients, updated.get("batch_stats", {})))
     # Of a mixed image the class that has more of it counts.
-    correct = (logits.argmax(-1) == jnp.where(shares >= 0.5, labels, others)).sum()
+    expected = jnp.where(shares >= 0.5, labels, others) if mixing else labels
+    correct = (logits.argmax(-1) == expected).sum()
     correct = lax.psum(correct, axis_name) if axis_name else correct
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)

@@ -106,7 +106,7 @@ class Summary:
         return self.totals() | {"layers": [row._asdict() for row in self.rows], "separable_pairs": pairs}
 
 
-def summarize(name: str, image_size: int | None = None, **fields) -> Summary:
+def summarize(name: str, image_size: int | None = None, /, **fields) -> Summary:
     """Count the layers of `create_model(name, **fields)` for one image with sides of `image_size` pixels.
 
     `image_size=None` is the size that the net is made for. Raises UserError for a bad name, field or size.

@@ -14,6 +14,12 @@ from torch import nn
 FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}  # of images in memory
 
 
+def set_fast() -> None:
+    """Have cuDNN try its kernels for every shape, and float32 multiplied as TF32, as XLA does by default."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
 def synchronize() -> None:
     """Wait for what is queued on the GPU, if there is one."""
     if torch.cuda.is_available():

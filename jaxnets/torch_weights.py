@@ -19,7 +19,7 @@ import numpy as np
 from jaxnets import create_model, keras_weights, weight_files
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer, layers_of
-from jaxnets.layouts import Layout, layouts_of, warn_of_differing, warn_unless_published
+from jaxnets.layouts import Layout, differing, layouts_of, warn_of_differing, warn_unless_published
 from jaxnets.megvii_weights import ChannelOrder
 from jaxnets.module_match import ANY, STATISTICS, TRACKED, Match, Module, explain_mismatch, find_match, group
 
@@ -122,7 +122,8 @@ def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = No
     """The state_dict of a net as the code base `layout` names and shapes it.
 
     `layout`: torchvision, timm, kuangliu, chenyaofo, megvii, as far as it has the net, or "jaxnets", our own
-    names, for every net. Left out: torchvision's where it has the net, otherwise the first that has. Float32
+    names, for every net. Left out: that of a code base which has this very net, torchvision's names before others;
+    otherwise the first whose names and shapes fit. Float32
     NumPy arrays, of which `torch.from_numpy` makes what `load_state_dict` takes, and an int64 0 for each BatchNorm's
     `num_batches_tracked`; `load` gives back the same bits.
 
@@ -184,7 +185,11 @@ def _choose_layout(model: nn.Module, layers: Sequence[Layer], name: str | None) 
     known = layouts_of(model)
     names = {key: names for key, layout in known.items() if (names := layout.names(layers)) and layout.writable}
     if name is None:
-        name = next(key for key in names if known[key].fits(model))
+        fitting = [key for key in names if known[key].fits(model)]
+        alike = [key for key in fitting if known[key].names is known[fitting[0]].names]
+        # By the first one's names where a code base has this very net under them, else by those of one that has it.
+        exact = (key for key in (*alike, *fitting) if not differing(model, known[key].usual | known[key].strides))
+        name = next(exact, fitting[0])
     if name not in names:
         raise UserError(f"layout={name!r} has no such {type(model).__name__}: take one of {', '.join(names)}")
     known[name].require_fields(model, name)
@@ -206,6 +211,8 @@ def _arrays_of(model: nn.Module, found: Match, origin: str) -> dict[tuple[str, .
                 converted[suffix] = weight_files.to_numpy(value)
             except UserError as error:
                 raise UserError(f"{origin}: {suffix} for the net's {layer.name}: {error}") from error
+            if not np.isfinite(converted[suffix]).all():
+                logger.warning("%s: %s for the net's %s is not finite everywhere", origin, suffix, layer.name)
         module = _reordered(converted, orders.get(layer.path))
         if layer.kind == "batch_norm" and "bias" in before:
             module["running_mean"] = module["running_mean"] - before["bias"]

@@ -37,7 +37,7 @@ class Run:
         return Images((tuple(config.mean), tuple(config.std)), config.image_size, config.crop)
 
 
-def load_run(workdir: str | Path, which: str = "best", *, ema: bool = False) -> Run:
+def load_run(workdir: str | Path, which: str | int = "best", *, ema: bool = False) -> Run:
     """The net of a run at its checkpoint "best", "latest" or a step; with `ema` its averaged weights.
 
     Raises UserError where there is no such run or checkpoint, or it is damaged or of another model.
@@ -70,7 +70,7 @@ def load_run(workdir: str | Path, which: str = "best", *, ema: bool = False) -> 
     return Run(config, model, averaged if ema else variables, at)
 
 
-def _restore(workdir: Path, which: str, ema: bool) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
+def _restore(workdir: Path, which: str | int, ema: bool) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
     """A checkpoint's step, variables and, with `ema`, their average, None where there is none."""
     with closing(checkpoint.open_reader(workdir)) as manager:
         at = checkpoint.find_step(manager, which, ema=ema)

@@ -25,7 +25,7 @@ TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", *KERAS_SUFFIXES)
 # Under these names training scripts keep the state_dict in a larger checkpoint; the first one present counts.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema_state_dict")
 WRAPPING_MODULES = {"module", "_orig_mod"}  # DataParallel, torch.compile: anywhere in a name
 COUNTERS = ("n_averaged",)  # what torch.optim.swa_utils.AveragedModel has beside the weights
 SAFETENSORS_TYPES = {

@@ -14,6 +14,7 @@ import jaxlib
 # Before jax is imported: one compilation cache for the whole suite and its child processes.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "jaxnets-test-jax-cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # of each operation the whole stack, which nobody reads
 # Four CPU devices to spread a batch over; a computation that names none runs on the first. What XLA and LLVM make of
 # the loops is not ours to test, and takes longer than they do.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -75,7 +76,10 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
-MAX_BYTES = 3 << 30  # that what a process of the tests has traced and compiled may fill with all else
+def share_of_memory() -> int:
+    """A third of what each process of the tests could have, 3 to 6 GiB, for what is traced, compiled and all else."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(max(3 << 30, total // (3 * int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))), 6 << 30)
 
 
 def resident_bytes() -> int:
@@ -96,7 +100,7 @@ def forget_programs():
     programs.LIMIT = 1000  # of one module: none is compiled again
     yield
     programs.forget()
-    if resident_bytes() > MAX_BYTES:
+    if resident_bytes() > share_of_memory():
         jax.clear_caches()
         gc.collect()
 

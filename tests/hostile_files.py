@@ -93,7 +93,7 @@ PICKLES = {
     ),
     "one list copied": (
         lambda path: b"\x80\x02](" + b"K\0" * 1000 + b"eq\0" + b"ccollections\nCounter\nh\0\x85R" * 1000 + b".",
-        "holds collections.Counter",
+        "its pickle has a tuple in the place of a tuple of a dict",
     ),
     "one dict copied": (
         lambda path: state_dict(text("x"), 2 * b"ccollections\nOrderedDict\n)R}q\0bh\0b"),

@@ -28,7 +28,7 @@ def test_a_longer_run_says_whether_the_rates_so_far_are_its_own(make_config, cap
     """Steps of 5 an epoch, that fall by ten halfway: of 10 epochs at step 25, of fewer earlier."""
     fields = {"schedule__name": "step", "schedule__boundaries": (0.5,), "schedule__warmup_epochs": 0.0}
     before, longer = (make_config(num_epochs=epochs, **fields) for epochs in (length, 10))
-    announce.length(make_plan(longer), at, before)
+    announce.warn_of_new_length(make_plan(longer), at, before)
     assert ("neither the shorter nor the longer" in caplog.text) == remarked
 
 
@@ -55,7 +55,7 @@ def test_another_dtype_is_said(make_config, tmp_path, caplog):
 
 def test_a_longer_run_says_within_an_epoch_that_images_become_small_again(make_config, caplog):
     before, longer = (make_config(num_epochs=epochs, progressive_sizes=(0.5, 1.0)) for epochs in (4, 8))
-    announce.length(make_plan(longer), 12, before)  # of its 20 steps, the 2nd on large images
+    announce.warn_of_new_length(make_plan(longer), 12, before)  # of its 20 steps, the 2nd on large images
     assert "images of 16 pixels are followed by smaller ones, of 8" in caplog.text
 
 
@@ -81,7 +81,7 @@ def test_a_rate_at_which_a_net_without_batch_norm_learns_nothing_is_remarked_on(
 ):
     config = make_config(model__name=model, image_size=32)
     config.optimizer.update(name="sgd", learning_rate=0.1, clip_norm=clip_norm, batch_scaling=scaling)
-    announce.rate(make_plan(config))
+    announce.warn_of_high_rate(make_plan(config))
     assert ("squeezenet1_1_cifar has no BatchNorm, and may learn nothing at" in caplog.text) == warned
 
 

@@ -19,7 +19,6 @@ from jaxnets import (
     compare_torch,
     journal,
     loop,
-    models,
     plan,
     torch_nets,
     torch_weights,
@@ -27,6 +26,7 @@ from jaxnets import (
 )
 from jaxnets.errors import UserError
 from tests.slow import mark_slow, slow_after
+from tests.test_models import random_variables
 from tests.tiny_net import TinyNet, registered, small_digits
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -66,10 +66,7 @@ def config(data_dir):
 @pytest.mark.parametrize("name", slow_after(4, torch_nets.NETS))
 def test_the_nets_begin_with_our_weights(name):
     model = jaxnets.create_model(name)
-    images = np.zeros((1, models.default_image_size(name), models.default_image_size(name), 3), np.float32)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    random = np.random.default_rng(0)
-    variables = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape).astype(np.float32), shapes)
+    variables = random_variables(model)
     net = compare_torch.make_net(name, model, variables)
     back = torch_weights.load(model, net.state_dict())
     jax.tree.map(np.testing.assert_array_equal, {"batch_stats": {}} | variables, back)

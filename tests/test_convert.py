@@ -218,6 +218,8 @@ def test_weights_of_other_classes_are_not_evaluated_on_a_folder(pth, tmp_path):
         (["nowhere.pth", "out.pt"], "there is no nowhere.pth"),
         (["net.pth", "out.pt"], "--model is missing"),
         (["net.pth", "out.onnx", "--model=mobilenet_v2"], "out.onnx must end in .pth, .pt or .safetensors"),
+        (["net.pth", "out.safetensor", "--model=mobilenet_v2"], "out.safetensor must end in .pth, .pt or .safetensors"),
+        (["net.pth", "-", "--model=mobilenet_v2"], "- must end in .pth, .pt or .safetensors"),
         (["net.pth", "out.pt", "--model=mobilenet_v9"], "mobilenet_v9"),
         (["net.pth", "out.pt", "--model=mobilenet_v2"], "net.pth"),  # another width
         (["net.pth", "out.pt", "--model=mobilenet_v2", WIDTH, "--field=num_classes=7", "--layout=megvii"], "megvii"),

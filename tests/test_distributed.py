@@ -57,8 +57,9 @@ def start(repository, digits_dir):
         environment = {name: value for name, value in os.environ.items() if name not in NOT_FOR_CHILDREN} | {
             "TFDS_DATA_DIR": str(digits_dir),
             "XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAXNETS_HUGE_PAGES": "0",
+            "TINY_UNDRAWN": "1",
         }
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

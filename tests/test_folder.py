@@ -188,7 +188,7 @@ def test_photographs_are_turned_as_their_exif_data_say_and_transparent_ones_show
 
 def test_a_damaged_file_is_named_and_no_folder_is_to_be_deleted(flat):
     (flat / "dog" / "broken.jpg").write_bytes(b"\xff\xd8 not a whole image")
-    with pytest.raises(UserError, match=r"broken\.jpg cannot be read .*; replace it or take it out") as error:
+    with pytest.raises(UserError, match=r"broken\.jpg cannot be read .*; replace it, or take it out, but not") as error:
         data.decode(data.open_split(f"folder:{flat}", "train", image_size=8), progress=False)
     assert "delete" not in str(error.value)
 
@@ -219,6 +219,28 @@ def test_a_class_without_images_is_said(flat, caplog):
         place(flat, f"{name}/.hidden.png")
     folder.read_folder(f"folder:{flat}").select("train[:1]")
     assert "train[:1] of" in caplog.text and "class ant, bee, c" in caplog.text and "and 2 more" in caplog.text
+
+
+def test_what_a_folder_holds_and_nothing_uses_is_said(split, caplog):
+    caplog.set_level(logging.INFO, logger="jaxnets")
+    place(split, "extra/cat/f.png", "val/loose.png", "val/more.jpg")
+    (split / "val" / "notes.txt").touch()
+    data.open_splits(f"folder:{split}", ("train[:2]", "train[2:]"), image_size=8)
+    assert f"2 image files of {split / 'val'} are left out: they are in no class's folder" in caplog.text
+    unnamed = f"{split} holds what config.train_split and config.eval_split do not name: "
+    assert unnamed + "extra (1 images), val (2 images)" in caplog.text
+    caplog.clear()
+    data.open_splits(f"folder:{split}", ("train", "validation"), image_size=8)
+    assert unnamed + "extra (1 images)\n" in caplog.text
+    caplog.clear()
+    data.open_split(f"folder:{split}", "val", image_size=8)  # as an evaluation does
+    assert unnamed not in caplog.text
+
+
+def test_a_single_class_is_warned_of(tmp_path, caplog):
+    place(tmp_path, "photos/cat/a.png", "photos/dog/b.png")
+    folder.read_folder(f"folder:{tmp_path}")
+    assert f"{tmp_path} holds a single class, photos: of one there is nothing to learn" in caplog.text
 
 
 def test_files_that_are_no_images_are_counted(flat, caplog):

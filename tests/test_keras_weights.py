@@ -158,7 +158,7 @@ def test_logits_are_those_of_the_net_with_keras_padding(published, tmp_path, cap
     net = copy.deepcopy(net).double()
     with jax.enable_x64(True), ops.using("reference"):
         apply = jax.jit(jaxnets.create_model(name, **fields, **activation, dtype=jnp.float64).apply)
-        for side in (64, 75):
+        for side in (75,) if name == "mobilenet_v1" else (64, 75):
             images = images_of(side, 2).astype(np.float64)
             with torch.no_grad():
                 expected = net(to_torch(images)).numpy()
@@ -176,7 +176,7 @@ def test_another_stride_is_warned_of(published, tmp_path, caplog):
     name, fields, _, layers = published
     write_h5(tmp_path / "net.h5", conv_classifier(layers))
     torch_weights.load(name, tmp_path / "net.h5", **fields, stem_stride=1)
-    assert re.search(r"the net of Keras has .*stem_stride=2, this one .*stem_stride=1: its outputs will", caplog.text)
+    assert re.search(r"the published net of Keras has .*stem_stride=2, this one .*stem_stride=1: ", caplog.text)
 
 
 @pytest.mark.parametrize("published", ["mobilenet_v2"], indirect=True)
@@ -203,7 +203,7 @@ def test_older_names_mean_the_same_layers(published, tmp_path, caplog, names, la
         torch_weights.load(name, tmp_path / "older.h5", **fields, stem_stride=1)
     jax.tree.map(np.testing.assert_array_equal, found.variables, expected)
     assert found.layout.normalization == ((0.5,) * 3, (0.5,) * 3)
-    assert f"the net of {layout} has stem_stride=2, this one stem_stride=1" in caplog.text
+    assert f"the published net of {layout} has stem_stride=2, this one stem_stride=1" in caplog.text
 
 
 def test_another_layer_or_one_less_is_refused(published, tmp_path):

@@ -59,7 +59,8 @@ def test_each_layout_leads_there_and_back_bit_by_bit(name):
     usual = torch_weights.export(model, variables)
     assert any(usual.keys() == state_dict.keys() for state_dict in written.values())
     if "torchvision" in expected:
-        assert usual.keys() == written["torchvision"].keys()
+        has_it = "kuangliu" if name == "resnet50_cifar" else "torchvision"  # whose ResNets have larger stems
+        assert usual.keys() == written[has_it].keys()
 
 
 def test_the_layout_decides_not_the_order(caplog):
@@ -111,7 +112,11 @@ def test_what_the_shapes_of_another_net_do_not_show_is_warned_of(caplog, name, f
     model = jaxnets.create_model(name, num_classes=5, width=0.125, **fields)
     with caplog.at_level(logging.WARNING):
         torch_weights.load(model, torch_weights.export(model, random_variables(model), "torchvision"))
-    assert (f"the net of torchvision has {theirs}, this one {ours}" in caplog.text) if theirs else not caplog.text
+    assert (
+        (f"the published net of torchvision has {theirs}, this one {ours}" in caplog.text)
+        if theirs
+        else not caplog.text
+    )
 
 
 SMALL = {"width": 0.125, "num_classes": 7}
@@ -160,7 +165,7 @@ def test_other_strides_than_the_published_nets_are_warned_of_where_weights_are_r
         assert not caplog.text
         torch_weights.load(model, state_dict, **ours)
     has, instead = (", ".join(f"{field}={value}" for field, value in side.items()) for side in (theirs, ours))
-    assert f"the net of {layout} has {has}, this one {instead}: its outputs will differ" in caplog.text
+    assert f"the published net of {layout} has {has}, this one {instead}: " in caplog.text
 
 
 @pytest.mark.parametrize(("classes", "warned"), [(10, True), (100, True), (1000, False)])
@@ -169,7 +174,9 @@ def test_the_classes_of_the_file_tell_the_cifar_net_from_imagenets(caplog, class
     state_dict = torch_weights.export(model, random_variables(model), "torchvision")
     with caplog.at_level(logging.WARNING):
         torch_weights.load(model, state_dict, head="drop", num_classes=10 if classes == 1000 else 1000)
-    expected = ["the net of chenyaofo has stem_stride=1, this one stem_stride=2: its outputs will differ"]
+    expected = [
+        "the published net of chenyaofo has stem_stride=1, this one stem_stride=2: the same weights give other outputs"
+    ]
     assert caplog.messages == (expected if warned else [])
 
 
@@ -210,8 +217,9 @@ def test_published_files_go_without_a_warning_into_their_own_nets_only(shared_di
         torch_weights.load("shufflenet_v2_x0_5", cifar, num_classes=10)
         torch_weights.load("squeezenet1_1_cifar", imagenet, num_classes=1000)
     assert caplog.messages == [
-        "the net of chenyaofo has stem_stride=1, this one stem_stride=2: its outputs will differ",
-        "the net of torchvision has stem_stride=2, this one stem_stride=1: its outputs will differ",
+        "the published net of chenyaofo has stem_stride=1, this one stem_stride=2: the same weights give other outputs",
+        "the published net of torchvision has stem_stride=2, this one stem_stride=1: the same weights give other "
+        "outputs",
     ]
 
 

@@ -70,7 +70,9 @@ def test_a_machine_is_noted_once_and_another_beside_it(tmp_path, monkeypatch):
     for _ in range(2):
         machine.note(tmp_path)
     (here,) = machine.read(tmp_path)
-    assert here.items() >= machine.describe().items() and machine.since(here).endswith(f"(from {here['date']})")
+    assert here.items() >= machine.describe().items() and machine.dated_sentence(here).endswith(
+        f"(from {here['date']})"
+    )
     described = machine.describe()
     monkeypatch.setattr(machine, "describe", lambda: described | {"device": "another"})
     machine.note(tmp_path)

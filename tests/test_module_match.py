@@ -140,3 +140,12 @@ def test_unknown_names_without_an_order_are_refused():
     assert find_match(model, layers_of(model), weights, group(weights)) is None
     text = explain_mismatch(model, layers_of(model), weights, group(weights))
     assert "this kind of file does not keep their order" in text
+
+
+def test_what_stands_beside_a_wrapped_net_is_named():
+    """Lightning keeps a loss's weights with the net's."""
+    model = MODELS["vgg16_bn_cifar"]
+    state_dict = torch_weights.export(model, torch_weights.load(model, state_dict_of(model)), "kuangliu")
+    entries = {f"model.{name}": value for name, value in state_dict.items()} | {"criterion.weight": np.zeros(3)}
+    with pytest.raises(UserError, match=r"VGG: criterion \(weight \(3,\)\) is left over: the net has no such layer$"):
+        torch_weights.load(model, entries)

@@ -23,6 +23,7 @@ from jaxnets.ops.deferred import Convolution
 from jaxnets.ops.native import convolution, normalization
 from tests.kernels import needs_kernels
 from tests.slow import each_once, mark_slow
+from tests.test_models import shapes_of
 
 INF = float("inf")
 BOUNDS = [(-INF, INF), (0.0, INF), (0.0, 6.0), (-INF, 0.5)]
@@ -462,8 +463,7 @@ def test_how_often_a_net_computes_what_could_wait_for_its_reader(name, training,
     monkeypatch.setattr(deferred.Deferred, "__jax_array__", note)
     model = jaxnets.create_model(name)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
-    with ops.using("reference"):
-        variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    variables = shapes_of(model)
     for train, expected in ((True, training), (False, evaluation)):
         computed.clear()
         mutable = ["batch_stats"] if train else False

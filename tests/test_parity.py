@@ -32,6 +32,8 @@ SLOW = {
     *("mobilenet_v2 1", "mobilenet_v2 1.4", "resnet34 kuangliu", "shufflenet_v1 megvii g3 .5", "shufflenet_v2 1"),
     *("shufflenet_v2 2", "shufflenet_v2 kuangliu 2", "vgg19 bn chenyaofo", "mobilenet_v2 timm", "vgg19 bn timm"),
     *("squeezenet 1.0", "shufflenet_v1 kuangliu g3", "shufflenet_v1 megvii g8 .5"),
+    # The same nets as in test_torch_nets.
+    *("squeezenet 1.1 32x32", "shufflenet_v2 1.5 chenyaofo"),
 }
 
 

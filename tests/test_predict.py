@@ -26,7 +26,7 @@ SIZE = 16  # pixels a side, in the run
 
 
 @pytest.fixture(scope="module")
-def run(digits_dir, tmp_path_factory):
+def run(undrawn, digits_dir, tmp_path_factory):
     """A workdir of two short epochs on digits, and their result."""
     config = small_digits()
     config.data_dir = str(digits_dir)
@@ -289,6 +289,8 @@ def test_labels_name_the_classes(mini, photograph, tmp_path):
         (["--model=mobilenet_v2_mini", "--weights=MINI", "--field=widht=0.5", "x.png"], "no field 'widht'"),
         (["--model=mobilenet_v2_mini", "--weights=MINI", "--field=name=vgg16", "x.png"], "--field"),
         (["--model=mobilenet_v2_mini", "--weights=MINI", "--field=num_classes=0", "x.png"], "no classes"),
+        (["--model=mobilenet_v2_mini", "--weights=MINI", "--field=weights=x", "x.png"], "no field 'weights'"),
+        (["--workdir=MINI", "x.png"], "is a file, not the folder of a run"),
         (["--workdir=RUN", "--mean=0.5", "x.png"], "three numbers"),
         (["--workdir=RUN", "--std=1,0,1", "x.png"], "greater than 0"),
         (["--workdir=RUN", "--std=1,nan,1", "x.png"], "three numbers"),

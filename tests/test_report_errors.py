@@ -47,5 +47,5 @@ def test_the_hardest_class_of_all_runs_comes_first(tmp_path):
 
 def test_a_run_with_an_average_says_whose_mistakes_they_are(tmp_path):
     plain, averaged = (report.load(make_run(tmp_path / f"{decay}", ema_decay=decay)) for decay in (0.0, 0.9))
-    assert "average" not in report_errors.errors(plain)["note"]
-    assert "of the weights themselves, not their average: 60 images" in report_errors.errors(averaged)["note"]
+    assert "average" not in report_errors.mistakes(plain)["note"]
+    assert "of the weights themselves, not their average: 60 images" in report_errors.mistakes(averaged)["note"]

@@ -64,6 +64,12 @@ def test_the_variables_are_those_of_the_model_and_float32(theirs, variables):
     np.testing.assert_array_equal(kernel, theirs["features.0.0.weight"].numpy().transpose(2, 3, 1, 0))
 
 
+def test_what_is_not_finite_is_said(theirs, caplog):
+    broken = theirs | {"classifier.1.weight": theirs["classifier.1.weight"] * torch.nan}
+    load(broken)
+    assert "the mapping: weight for the net's classifier is not finite everywhere" in caplog.text
+
+
 @pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module.model."])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "net", "state_dict_ema"])
 def test_prefixes_and_wrappers_are_taken_off(theirs, variables, prefix, wrapper):
@@ -243,7 +249,7 @@ def test_a_file_that_says_what_its_net_is_is_not_held_for_the_published_one(vari
             assert not caplog.text
             safetensors.numpy.save_file(content, tmp_path / "net.safetensors", {weight_files.FIELDS: json.dumps(known)})
             load(tmp_path / "net.safetensors", stem_stride=1)
-    assert "the net of torchvision has stem_stride=2, this one stem_stride=1" in caplog.text
+    assert "the published net of torchvision has stem_stride=2, this one stem_stride=1" in caplog.text
 
 
 def test_fields_of_training_and_precision_may_be_others(told, variables):

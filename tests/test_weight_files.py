@@ -60,11 +60,21 @@ def test_tensors_without_plain_numbers_are_refused(value):
         weight_files.to_numpy(value)
 
 
-def test_the_plain_weights_are_taken_beside_averaged_ones_and_it_is_said(caplog):
-    content = {"state_dict_ema": {"x": np.zeros(1)}, "state_dict": {"x": np.ones(1)}, "epoch": 3}
+@pytest.mark.parametrize(("plain", "averaged"), [("state_dict", "state_dict_ema"), ("model", "model_ema")])
+def test_the_plain_weights_are_taken_beside_averaged_ones_and_it_is_said(caplog, plain, averaged):
+    content = {averaged: {"x": np.zeros(1)}, plain: {"x": np.ones(1)}, "epoch": 3}
     with caplog.at_level(logging.WARNING):
         assert weight_files.unwrap(content, "here")["x"] == 1
-    assert "state_dict is taken" in caplog.text
+    assert f"holds {plain} and {averaged}; {plain} is taken" in caplog.text
+    assert weight_files.unwrap({averaged: {"x": np.zeros(1)}}, "here")["x"] == 0
+
+
+def test_a_checkpoint_with_the_milestones_of_its_schedule_is_read(tmp_path):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60])
+    content = {"state_dict": {"x": torch.ones(2)}, "optimizer": optimizer.state_dict(), "s": schedule.state_dict()}
+    torch.save(content, tmp_path / "net.pth")
+    np.testing.assert_array_equal(weight_files.read(tmp_path / "net.pth").entries["x"], np.ones(2))
 
 
 def test_a_wrapper_around_itself_comes_to_an_end():

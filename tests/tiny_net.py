@@ -1,6 +1,7 @@
 """A net of two convolutions: statistics, depthwise kernels, dropout, and nothing that takes long to compile."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,12 @@ class TinyNet(Net):
 
 def first_variables() -> dict[str, Any]:
     """Of the net for the ten classes of the digits."""
-    return TinyNet(num_classes=10).init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    return jax.tree.map(np.array, _drawn())
+
+
+@functools.cache
+def _drawn():
+    return jax.jit(TinyNet(num_classes=10).init)(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from jaxnets.figures.options import Options
 BASE = "base"
 
 
-def differences(made: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
+def gains(made: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
     """What `measure` gives of entries, the base first; UserError where no run of the base was finished."""
     comparison = training.run(made, options)
     base, *others = comparison["nets"]

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
-from matplotlib.figure import Figure
 
 from jaxnets import compare_entries, optim
 from jaxnets.figures import knobs, training
@@ -52,7 +51,7 @@ def larger_batches(base: ml_collections.ConfigDict) -> dict[str, Sequence[str]]:
 
 def measure(options: Options) -> dict[str, Any]:
     """The accuracy of the base, and for each knob the difference to it, seed by seed; seconds of training."""
-    return knobs.differences(entries(options), options)
+    return knobs.gains(entries(options), options)
 
 
 def entries(options: Options) -> list[compare_entries.Entry]:
@@ -61,6 +60,4 @@ def entries(options: Options) -> list[compare_entries.Entry]:
     return knobs.variants(NET, SETTING, KNOBS | larger_batches(base.config), options)
 
 
-def draw(data: dict[str, Any]) -> Figure:
-    """A row for each knob: every seed's difference to the base, and their mean."""
-    return knobs.draw(data)
+draw = knobs.draw

@@ -2,16 +2,14 @@
 
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from jaxnets import compare_entries
 from jaxnets.figures import knobs
 from jaxnets.figures.options import Options
 
 TRAINS = True
 NET = "shufflenet_v2_x0_5_cifar"
-# The default recipe, of which BUILD.md has the reasons, on few and small images, where cutout is a quarter
-# of a side; and images that grow, which it had until it was run without them.
+# The default recipe, of which BUILD.md has the reasons, on few and small images, where cutout is a quarter of a side;
+# and images that grow.
 RECIPE = (
     "optimizer.name=muon",
     "optimizer.learning_rate=0.02",
@@ -40,7 +38,7 @@ PARTS = {
 
 def measure(options: Options) -> dict[str, Any]:
     """The accuracy of the recipe, and without each part the difference to it, seed by seed; seconds of training."""
-    return knobs.differences(entries(options), options)
+    return knobs.gains(entries(options), options)
 
 
 def entries(options: Options) -> list[compare_entries.Entry]:
@@ -48,6 +46,4 @@ def entries(options: Options) -> list[compare_entries.Entry]:
     return knobs.variants(NET, [f"--config.{field}" for field in (*RECIPE, *SMALL)], PARTS, options)
 
 
-def draw(data: dict[str, Any]) -> Figure:
-    """A row for each part: what every seed lost without it, and the mean."""
-    return knobs.draw(data)
+draw = knobs.draw

@@ -38,6 +38,22 @@ def make_divisible(value: float, divisor: int = 8) -> int:
     return rounded if rounded >= 0.9 * value else rounded + divisor
 
 
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]):
+    """`module.param(name, init, shape)`, which checks a value that is there without tracing `init`.
+
+    That saves a fifth of all tracing.
+
+    Raises UserError for a value of another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape)
+    value = nn.meta.unbox(module.get_variable("params", name))
+    if jnp.shape(value) != shape:
+        place = ".".join((*module.path, name))
+        raise UserError(f"the parameter {place} has the shape {jnp.shape(value)}, where the net has {shape}")
+    return value
+
+
 class Conv(nn.Module):
     """2-D convolution with bias and activation.
 
@@ -67,7 +83,7 @@ class Conv(nn.Module):
                 f"and the {self.features} output channels"
             )
         kernel_init = self.kernel_init or conv_init(groups)
-        kernel = self.param("kernel", kernel_init, (k, k, x.shape[-1] // groups, self.features))
+        kernel = parameter(self, "kernel", kernel_init, (k, k, x.shape[-1] // groups, self.features))
         convolution = ops.Convolution(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -79,7 +95,7 @@ class Conv(nn.Module):
             return convolution
         if not self.use_bias:
             return ACTIVATIONS[self.activation](ops.conv(**convolution._asdict()))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
         bounds, rest = _clipping(self.activation)
         return rest(ops.conv_bias(convolution, bias, bounds=bounds))
 
@@ -117,8 +133,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x, train: bool, shuffle: int = 1):
         """x: an array `(N, H, W, C)`, or the `ops.Convolution` that computes it, whose channels may be shuffled."""
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones, channels)
-        bias = self.param("bias", nn.initializers.zeros, channels)
+        scale = parameter(self, "scale", nn.initializers.ones, channels)
+        bias = parameter(self, "bias", nn.initializers.zeros, channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
         var = self.variable("batch_stats", "var", jnp.ones, channels)
         bounds, rest = _clipping(self.activation)

@@ -30,7 +30,7 @@ def conv(x, kernel, strides, padding):
     """
     padded = pad(x, padding)
     size = output_size(padded.shape[1:3], kernel, strides)
-    if kernel[..., 0].size > PATCH_SIZE or not all(size):
+    if math.prod(kernel.shape[:3]) > PATCH_SIZE or not all(size):
         return reference.conv(x, kernel, strides, padding)
     patches = jnp.concatenate([window(padded, tap, size, strides) for tap in taps(kernel)], -1)
     return pointwise_conv(patches, kernel.reshape(1, 1, -1, kernel.shape[3]), (1, 1))

@@ -10,7 +10,7 @@ from jaxnets.ops.manual_axes import align
 from jaxnets.ops.reference import NO_PADDING, wide, wide_type
 from jaxnets.ops.windows import output_size, pad, taps, window
 
-GROUP = 8  # images whose products the kernel gradient adds up in registers
+IMAGES_AT_ONCE = 8  # images whose products the kernel gradient adds up in registers
 FEW_TAPS = 9  # more of them in one loop, and XLA does not vectorise it
 
 
@@ -110,13 +110,14 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
             of_taps += sum_together(products[first : first + FEW_TAPS], 0)
         return jnp.stack([of_tap.sum((0, 1)) for of_tap in of_taps])
 
-    groups, rest = divmod(dy.shape[0], GROUP)
+    groups, rest = divmod(dy.shape[0], IMAGES_AT_ONCE)
     zeros = jnp.zeros((len(taps(kernel)), kernel.shape[2]), wide_type(dy.dtype))
     gradient, _ = align(zeros, dy)
     if groups:
-        gradient = lax.fori_loop(0, groups, lambda i, total: total + of_group(i * GROUP, GROUP), gradient)
+        count = IMAGES_AT_ONCE
+        gradient = lax.fori_loop(0, groups, lambda i, total: total + of_group(i * count, count), gradient)
     if rest:
-        gradient += of_group(groups * GROUP, rest)
+        gradient += of_group(groups * IMAGES_AT_ONCE, rest)
     return gradient.reshape(kernel.shape).astype(kernel.dtype)
 
 

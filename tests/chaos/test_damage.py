@@ -10,7 +10,7 @@ import pytest
 
 from jaxnets import checkpoint
 from jaxnets.errors import UserError
-from jaxnets.plan import make_plan, state_shapes
+from jaxnets.plan import make_plan
 from jaxnets.restore import restore_latest
 from tests.chaos import damage, runs
 from tests.slow import slow_after
@@ -26,7 +26,7 @@ def made(tiny, data_dir, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def template(tiny, data_dir):
-    return state_shapes(make_plan(runs.make_config(data_dir, num_epochs=4)))
+    return make_plan(runs.make_config(data_dir, num_epochs=4)).state_shapes
 
 
 def restore(workdir, template):
