@@ -1,6 +1,6 @@
 """Many processes as one run: JAX's distributed runtime, and what the processes of a run agree on.
 
-Alone, a process agrees with itself: every function here then does nothing else, and no collective is run.
+Alone, a process agrees with itself, and no collective is run.
 """
 
 import contextlib

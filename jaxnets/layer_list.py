@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxnets import ops
-from jaxnets.models.initializers import conv_init
+from jaxnets.models.initializers import conv_init, init_shapes
 from jaxnets.models.layers import BatchNorm, Conv
 
 TRACED_SIDE = 224  # any image side that every net takes: no weight depends on it
@@ -61,8 +60,8 @@ def layers_of(model: nn.Module, image_size: int = TRACED_SIDE) -> tuple[Layer, .
         return outputs
 
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    with nn.intercept_methods(record), ops.using("reference"):  # all give the same shapes, and these in least time
-        jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    with nn.intercept_methods(record):
+        init_shapes(model, images)
     layers = list(found.values())
     return tuple(
         replace(layer, normalised=layer.kind == "conv" and after is not None and after.kind == "batch_norm")

@@ -16,7 +16,8 @@ BASE_BATCH_SIZE = 256  # whose learning rate the scaling rules start from
 def scale_rate(rate: float, batch_size: int, scaling: str) -> float:
     """The learning rate for a batch, from that for a batch of 256: times their ratio or its square root.
 
-    none: as it is. linear: arXiv 1706.02677, section 2.1. sqrt: keeps the variance of an update (1404.5997).
+    none: as it is. linear: arXiv 1706.02677, section 2.1. sqrt: keeps the variance of an update (1404.5997). ValueError
+    for another rule.
     """
     if scaling not in BATCH_SCALINGS:
         raise ValueError(f"unknown batch scaling {scaling!r}; there are {', '.join(BATCH_SCALINGS)}")
@@ -42,7 +43,7 @@ def make_schedule(
     cosine, linear: to `peak * end_factor` just after the last step. step: times `decay` at each of `boundaries`
     (fractions of the run). exponential: times `decay` every epoch, smoothly. one_cycle (1708.07120) has the rates of
     PyTorch's OneCycleLR, the momentum as it is: the warm-up is half a cosine from `peak / 25`, the fall another to
-    `peak / 250000`, just after the last step.
+    `peak / 250000`, just after the last step. ValueError for another name.
     """
     total = steps_per_epoch * num_epochs
     warmup = min(round(warmup_epochs * steps_per_epoch), total // 2)

@@ -18,6 +18,7 @@ import optax
 from jaxnets import augment, data, distributed, ops, optim, programs, settings, state, step, trained_run, workdir
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
+from jaxnets.models.initializers import init_shapes
 
 Variables = dict[str, Any]  # {'params', 'batch_stats'}
 MAX_STEPS = 100_000_000  # the learning rates of all are kept
@@ -212,9 +213,8 @@ def _check_net(config: ml_collections.ConfigDict) -> None:
     model = settings.make_model(config, num_classes=1)  # how many there are, only the data knows
     size = _smallest_size(config)
     origin = "" if size == config.image_size else " (progressive_sizes)"
-    # By the operators that are traced in least time: all have the same shapes.
-    with _refuse_unfit_images(config.model.name, size, origin), ops.using("reference"):
-        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    with _refuse_unfit_images(config.model.name, size, origin):
+        init_shapes(model, jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
 
 
 def _require_several_values(config: ml_collections.ConfigDict, model: nn.Module) -> None:

@@ -62,9 +62,13 @@ def cache_directory() -> Path:
 
 
 def enable_compilation_cache() -> None:
-    """Keep compiled programs between starts, in `JAX_COMPILATION_CACHE_DIR` or this user's cache."""
+    """Keep compiled programs between starts, in `JAX_COMPILATION_CACHE_DIR` or this user's cache, if there is one."""
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+        try:
+            jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+        except UserError as error:
+            logger.warning("compiled programs are not kept: %s", error)
+            return
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -30,7 +30,10 @@ class TrainState:
 def create(
     key: jax.Array, model: nn.Module, optimizer: optax.GradientTransformation, image_size: int, ema: bool
 ) -> TrainState:
-    """The state before the first step; initial weights are a function of `key` alone."""
+    """The state before the first step, for images of `image_size` pixels a side.
+
+    Its weights, float32, are a function of `key` alone. ValueError where the net cannot take such images.
+    """
     variables = init_at_once(model, key, jnp.zeros((1, image_size, image_size, 3)), train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from jaxnets import checkpoint, data, ops, settings
+from jaxnets import checkpoint, data, settings
 from jaxnets.errors import UserError
+from jaxnets.models.initializers import init_shapes
 from jaxnets.plain_files import user_path
 from jaxnets.restore import require_same_shapes, restore_ema, restore_variables
 from jaxnets.weight_files import Images
@@ -60,8 +60,7 @@ def load_run(workdir: str | Path, which: str | int = "best", *, ema: bool = Fals
     model = settings.make_model(config, num_classes)
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     try:
-        with ops.using("reference"):  # traced in least time: all operators have the same shapes
-            expected = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+        expected = init_shapes(model, images)
     except Exception as error:  # a configuration from elsewhere can ask for sizes that nothing can have
         raise UserError(f"{workdir / CONFIG} describes a net that cannot be made: {str(error)[:300]}") from error
     require_same_shapes(variables, {"params": {}, "batch_stats": {}} | expected, where)

@@ -69,11 +69,11 @@ class ResNet(ResidualNet):
             for i in range(repeats):
                 block = ResidualBlock(
                     features,
-                    2 if stage > 1 and i == 0 else 1,
-                    self.depth >= FIRST_WITH_BOTTLENECK,
-                    self.activation,
-                    self.conv_bn,
-                    next(drop_rates),
+                    strides=2 if stage > 1 and i == 0 else 1,
+                    bottleneck=self.depth >= FIRST_WITH_BOTTLENECK,
+                    activation=self.activation,
+                    conv_bn=self.conv_bn,
+                    drop_rate=next(drop_rates),
                     name=f"stage{stage}_block{i}",
                 )
                 x = block(x, train)

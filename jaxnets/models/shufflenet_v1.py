@@ -1,7 +1,7 @@
 """ShuffleNet: An Extremely Efficient CNN for Mobile Devices (arXiv 1707.01083)."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,6 +14,24 @@ from jaxnets.models.net import FeatureMap, ResidualNet, last_of_each_stride, req
 STAGE2_FEATURES = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
 STEM_FEATURES = 24
 REPEATS = (4, 8, 4)
+
+
+class Variant(NamedTuple):
+    """What the code bases do otherwise than the paper."""
+
+    stem_kernel: int = 3
+    narrow: bool = False  # with stride 2 the bottleneck is a quarter of the channels that are added, not of all
+    first_shuffles: bool = True  # of the units, the net's first too
+    shuffles_late: bool = False  # after the depthwise convolution, and by the inverse permutation
+    activates_depthwise: bool = False
+    shortcut_last: bool = False  # of the channels that are concatenated
+
+
+VARIANTS = {
+    "paper": Variant(),
+    "megvii": Variant(shuffles_late=True),
+    "kuangliu": Variant(1, narrow=True, first_shuffles=False, activates_depthwise=True, shortcut_last=True),
+}
 
 
 def stem_features(width: float, groups: int) -> int:
@@ -30,7 +48,7 @@ class ShuffleUnit(nn.Module):
     strides: int
     feature_group_count: int
     first: bool  # of the net: its input has too few channels to group
-    variant: str
+    variant: Variant
     activation: str
     conv_bn: Any = ConvBN
     drop_rate: float = 0.0
@@ -38,21 +56,21 @@ class ShuffleUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        groups = self.feature_group_count
-        kuangliu, megvii = self.variant == "kuangliu", self.variant == "megvii"
+        groups, variant = self.feature_group_count, self.variant
         added = self.features - x.shape[-1] if self.strides == 2 else self.features
-        hidden = (added if kuangliu else self.features) // 4
-        shuffle = groups if self.shuffle and not (megvii or kuangliu and self.first) else 1
+        hidden = (added if variant.narrow else self.features) // 4
+        shuffles = self.shuffle and (variant.first_shuffles or not self.first)
+        shuffle = groups if shuffles and not variant.shuffles_late else 1
         pointwise1 = self.conv_bn(
             hidden, 1, feature_group_count=1 if self.first else groups, shuffle=shuffle, name="pointwise1"
         )
         y = pointwise1(x, train)
-        activation = self.activation if kuangliu else "identity"
+        activation = self.activation if variant.activates_depthwise else "identity"
         depthwise = self.conv_bn(
             hidden, 3, self.strides, feature_group_count=hidden, activation=activation, name="depthwise"
         )
         y = depthwise(y, train)
-        if self.shuffle and megvii:  # the inverse permutation, and a layer later
+        if shuffles and variant.shuffles_late:
             y = ops.channel_shuffle(y, hidden // groups)
         activation = self.activation if self.strides == 2 else "identity"
         pointwise2 = self.conv_bn(added, 1, feature_group_count=groups, activation=activation, name="pointwise2")
@@ -60,7 +78,7 @@ class ShuffleUnit(nn.Module):
         if self.strides == 1:
             return add(x, drop_path(y, self.drop_rate, train), self.activation)
         pooled = avg_pool(x, 3, 2, padding=1)
-        return jnp.concatenate((y, pooled) if kuangliu else (pooled, y), -1)
+        return jnp.concatenate((y, pooled) if variant.shortcut_last else (pooled, y), -1)
 
 
 class ShuffleNetV1(ResidualNet):
@@ -81,10 +99,10 @@ class ShuffleNetV1(ResidualNet):
     def __post_init__(self):
         require_choice(self, "feature_group_count", STAGE2_FEATURES)
         require_choice(self, "stem_stride", (1, 2))
-        require_choice(self, "variant", ("paper", "megvii", "kuangliu"))
+        require_choice(self, "variant", VARIANTS)
         require(self, "shuffle", isinstance(self.shuffle, bool), "True or False")
         super().__post_init__()
-        if self.variant == "kuangliu":
+        if VARIANTS[self.variant].narrow:
             groups = self.feature_group_count
             added = self.stage2_features - stem_features(self.width, groups)
             divides = added % groups == added // 4 % groups == 0
@@ -99,9 +117,8 @@ class ShuffleNetV1(ResidualNet):
     @nn.compact
     def __call__(self, images, train: bool = False):
         x = self.prepare(images)
-        groups, stride = self.feature_group_count, self.stem_stride
-        kernel = 1 if self.variant == "kuangliu" else 3
-        x = self.conv_bn(stem_features(self.width, groups), kernel, stride, name="stem")(x, train)
+        groups, stride, variant = self.feature_group_count, self.stem_stride, VARIANTS[self.variant]
+        x = self.conv_bn(stem_features(self.width, groups), variant.stem_kernel, stride, name="stem")(x, train)
         maps = [FeatureMap(x, stride)]
         if stride == 2:
             x = max_pool(x, 3, 2, padding=1)
@@ -113,14 +130,14 @@ class ShuffleNetV1(ResidualNet):
             for i in range(repeats):
                 unit = ShuffleUnit(
                     features,
-                    2 if i == 0 else 1,
-                    groups,
-                    stage == 2 and i == 0,
-                    self.variant,
-                    self.activation,
-                    self.conv_bn,
-                    next(drop_rates),
-                    self.shuffle,
+                    strides=2 if i == 0 else 1,
+                    feature_group_count=groups,
+                    first=stage == 2 and i == 0,
+                    variant=variant,
+                    activation=self.activation,
+                    conv_bn=self.conv_bn,
+                    drop_rate=next(drop_rates),
+                    shuffle=self.shuffle,
                     name=f"stage{stage}_block{i}",
                 )
                 x = unit(x, train)

@@ -118,10 +118,10 @@ class ShuffleNetV2(Net):
             for i in range(repeats):
                 unit = ShuffleUnit(
                     features,
-                    2 if i == 0 else 1,
-                    self.se_ratio,
-                    self.variant,
-                    self.conv_bn,
+                    strides=2 if i == 0 else 1,
+                    se_ratio=self.se_ratio,
+                    variant=self.variant,
+                    conv_bn=self.conv_bn,
                     name=f"stage{stage}_block{i}",
                 )
                 x = unit(x, train)
