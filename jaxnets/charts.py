@@ -125,4 +125,4 @@ def _largest(values: np.ndarray, side: int) -> np.ndarray:
 
 def _number(value: float, _position: int) -> str:
     """A tick's label: 12k for 12000, and no more digits than it has."""
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.4g}"
+    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.6g}"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,15 @@ TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies whose time is told
 SAME = ("num_epochs", "eval_every_epochs")
 # What changes nothing of what is compared, and which net it is.
 NO_RECIPE = settings.FREE_FIELDS.difference(SAME) | {"model.name", "model.num_classes"}
+
+# What a note says of the training of all nets, and how.
+SHARED = {
+    "image_size": "{} pixels",
+    "num_epochs": "{} epochs",
+    "batch_size": "batches of {}",
+    "optimizer.name": "{}",
+    "optimizer.learning_rate": "at {:g}",
+}
 
 Record = dict[str, Any]
 
@@ -51,11 +61,12 @@ def _numbers_of(workdir: Path, config: ml_collections.ConfigDict, records: Seque
     accuracy = "ema_eval_accuracy" if config.ema_decay else "eval_accuracy"
     trained = _with_steps([record for record in records if "images_per_second" in record])
     last = [record for record in trained if record["epoch"] == config.num_epochs]
-    by_epoch = _seconds_by_epoch(trained, timing.read(workdir), config)
+    by_epoch = sorted(_seconds_by_epoch(trained, timing.read(workdir), config).items())
+    until = dict(zip((epoch for epoch, _ in by_epoch), itertools.accumulate(seconds for _, seconds in by_epoch)))
     curve = [
         {
             "epoch": record["epoch"],
-            "seconds": sum(seconds for epoch, seconds in by_epoch.items() if epoch <= record["epoch"]),
+            "seconds": until[record["epoch"]],
             "accuracy": float(record[accuracy]),
         }
         for record in evaluated
@@ -242,6 +253,7 @@ def notes(comparison: Record) -> list[str]:
         f"Accuracy: {comparison['eval_split']} of {comparison['dataset']}, after the last epoch"
         + (f", mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else ", one seed."),
         *_averaged(nets),
+        *_trained_alike(comparison),
         "Train accuracy: of the last epoch, as training saw it: while the weights moved"
         + (", on augmented images." if augmented else "."),
         "Seconds: of the training steps; compilation, evaluation and saving are left out; an epoch's are a run's mean, "
@@ -279,6 +291,18 @@ def notes(comparison: Record) -> list[str]:
     if comparison["note"]:
         found.append(comparison["note"])
     return found
+
+
+def _trained_alike(comparison: Record) -> list[str]:
+    """What counts most in how all nets were trained, as far as it is the same, in a sentence."""
+    configs = [settings.flatten(net["config"]) for net in comparison["nets"]]
+    shared = [
+        text.format(configs[0][name])
+        for name, text in SHARED.items()
+        if name in configs[0] and all(config.get(name) == configs[0][name] for config in configs)
+    ]
+    images = f"{comparison['train_split']} of {comparison['dataset']}"
+    return [f"Training: {', '.join([images, *shared])}; all other fields: compare.json."]
 
 
 def recipe_differences(nets: Sequence[Record]) -> list[tuple[str, list[str]]]:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import jaxnets
-from jaxnets import data, journal, machine, plan, settings, torch_nets, torch_weights, weight_files, workdir
+from jaxnets import data, journal, machine, plan, settings, timing, torch_nets, torch_weights, weight_files, workdir
 from jaxnets.compare_entries import net_fields
 from jaxnets.errors import UserError, first_line, writing
 from jaxnets.plain_files import replacing
@@ -79,7 +79,8 @@ def check_device() -> None:
 def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     """Train the net of `config` in PyTorch, or go on with it after the last whole epoch.
 
-    The workdir gets the records of a run, `metrics.jsonl`. Raises UserError as `check` and `loop.train` do.
+    The workdir gets the records of a run, `metrics.jsonl` and `timing.jsonl`. Raises UserError as `check` and
+    `loop.train` do.
     """
     check(config)
     config = settings.with_absolute_places(config)
@@ -102,6 +103,8 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
                 f"the run in {directory} is at its end, but its last evaluation is no longer in {journal.FILE}; delete "
                 "its folder to train that net anew"
             )
+        clock = timing.Clock(directory)
+        clock.step = at
         run = set_up(made, saved)
         workdir.keep(directory, config)
         workdir.keep_data(directory, made.data_record)
@@ -109,19 +112,23 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
             machine.note(directory, "torch")
         with contextlib.closing(journal.Journal(directory, at, evaluated=True)) as records:
             for epoch in range(at // made.steps_per_epoch, config.num_epochs):
-                record = train_epoch(run, epoch)
+                with clock.phase("train"):
+                    record = train_epoch(run, epoch)
                 records.write(record)
                 logger.info(
                     f"PyTorch, epoch {record['epoch']}: loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}, "
                     f"{record['images_per_second']:.0f} images/s"
                 )
                 if (epoch + 1) % config.eval_every_epochs == 0 or epoch + 1 == config.num_epochs:
-                    metrics = evaluate(run)
+                    with clock.phase("evaluate"):
+                        metrics = evaluate(run)
                     if not math.isfinite(metrics["eval_loss"]):
                         raise UserError(f"PyTorch's evaluation loss became {metrics['eval_loss']} in epoch {epoch + 1}")
                     records.write({name: record[name] for name in ("step", "epoch")} | metrics)
                     logger.info(f"PyTorch, epoch {record['epoch']}: accuracy {metrics['eval_accuracy']:.2%}")
-                save(run, directory / CHECKPOINT, record["step"])
+                with clock.phase("checkpoint"):
+                    save(run, directory / CHECKPOINT, record["step"])
+                clock.write(record["step"])
 
 
 def check_resident(made: plan.Plan) -> None:

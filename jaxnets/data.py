@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -212,7 +212,7 @@ def _remedy(dataset: str, directory: str | os.PathLike) -> str:
     """What to do about damaged files."""
     if dataset.split(":")[0] in BUILDERS:
         return f"delete {directory} and have it prepared again"
-    return f"replace what is damaged in {directory}, or have it prepared again"
+    return f"replace what is damaged in {directory}, or have that prepared again"
 
 
 def decode(split: Split, progress: bool = True) -> Batch:
@@ -270,8 +270,9 @@ def _fill(batch: Batch, start: int, split: Split, indices: np.ndarray, fit: Fit 
         records = [_read_record(split, index) for index in indices]
     for position, (index, record) in enumerate(zip(indices, records), start):
         try:
-            image, batch["label"][position] = _decode_record(split, record)
-            batch["image"][position] = np.asarray(fit(image, index) if fit else _fit(split, image))
+            fit_it = partial(fit, index=index) if fit else partial(_fit, split)
+            image, batch["label"][position] = _decode_record(split, record, fit_it)
+            batch["image"][position] = np.asarray(image)
         except _NoLabel:
             raise UserError(f"{split.name} {split.split} has no labels: TFDS says -1; choose another split") from None
         except Exception as error:  # PIL raises anything from OSError to SyntaxError for a bad image
@@ -291,7 +292,7 @@ def _read_record(split: Split, index: int) -> bytes:
 
 def _record_error(split: Split, index: int, error: Exception) -> UserError:
     reason = first_line(error).split(";")[0]
-    what = f"record {index} of {split.name} {split.split}"
+    what = f"record {index} of {split.name} {split.split} in {split.directory}"
     remedy = f"; {_remedy(split.name, split.directory)}"
     if isinstance(split.source, ImageFiles):
         what = split.source.paths[index]
@@ -302,11 +303,13 @@ def _record_error(split: Split, index: int, error: Exception) -> UserError:
     return UserError(f"{what} cannot be read ({reason}){remedy}")
 
 
-def _decode_record(split: Split, record: bytes | tuple[str, int]) -> tuple[Image.Image, int]:
-    """The image of a record in RGB, and its label."""
+def _decode_record(
+    split: Split, record: bytes | tuple[str, int], fit: Callable[[Image.Image], Image.Image]
+) -> tuple[Image.Image, int]:
+    """What `fit` makes of the image of a record, in RGB, and its label."""
     if isinstance(split.source, ImageFiles):
         path, label = record
-        return image_files.read(path), label
+        return image_files.read(path, fit), label
     # By hand: TFDS's own decoding takes three times as long, and would want OpenCV to be faster.
     feature = tf_example_pb2.Example.FromString(record).features.feature
     label = feature["label"].int64_list.value[0]
@@ -315,8 +318,9 @@ def _decode_record(split: Split, record: bytes | tuple[str, int]) -> tuple[Image
     if not 0 <= label < split.num_classes:
         raise ValueError(f"its label {label} is none of {split.num_classes} classes")
     image = image_files.open_image(io.BytesIO(feature["image"].bytes_list.value[0]))
-    image = image_files.eight_bits(image)
-    return image if image.mode == "RGB" else image.convert("RGB"), label
+    with image_files.one_if_large(image):
+        image = image_files.eight_bits(image)
+        return fit(image if image.mode == "RGB" else image.convert("RGB")), label
 
 
 def _fit(split: Split, image: Image.Image) -> Image.Image:

@@ -8,7 +8,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,7 +89,9 @@ def count_images_in(folder: Path) -> int:
     """How many files there are in a folder, not below it, whose name ends as an image's does."""
     endings = _endings()
     with os.scandir(folder) as entries:
-        return sum(os.path.splitext(e.name)[1].lower() in endings and e.is_file() for e in entries)
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    images = (name for name in names if os.path.splitext(name)[1].lower() in endings)
+    return sum(os.path.isfile(folder / name) for name in images)
 
 
 @functools.cache
@@ -121,7 +123,7 @@ def read(path: str, fit: Callable[[Image.Image], Image.Image] = lambda image: im
         with (
             open(path, "rb", opener=open_at_once) as file,
             open_image(file) as image,
-            _one_large_image if image.width * image.height > LARGE else nullcontext(),
+            one_if_large(image),
         ):
             return fit(_to_rgb(image))
     except UnidentifiedImageError:
@@ -133,6 +135,11 @@ def read(path: str, fit: Callable[[Image.Image], Image.Image] = lambda image: im
     except Exception as error:  # for a damaged file PIL raises anything from OSError to struct.error
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(reason) from error
+
+
+def one_if_large(image: Image.Image) -> AbstractContextManager:
+    """Within it, of images that are LARGE this is the only one of the process that is decoded, and made small."""
+    return _one_large_image if image.width * image.height > LARGE else nullcontext()
 
 
 def open_image(file: BinaryIO) -> Image.Image:

@@ -98,7 +98,8 @@ TORCHVISION_SHUFFLENET_V2 = Layout(
     named.shufflenet_v2_torchvision, required={"variant": "torchvision"}, usual=RELU, strides=IMAGENET
 )
 TORCHVISION_VGG = Layout(named.vgg_torchvision, bias_before_batch_norm=True, usual=RELU)
-# The first layout of each net is the one that `export` takes by itself.
+OWN = "jaxnets"  # the layout of our own names, which has every net
+# Of each net the one comes first that `export` takes by itself where no code base has that very net.
 LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
     GoogLeNet: {
         # Whose published net has its `transform_input` make these of ImageNet's.
@@ -193,7 +194,7 @@ LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
 
 def layouts_of(model: nn.Module) -> dict[str, Layout]:
     """The layouts known for a net, by name."""
-    return LAYOUTS.get(type(model), {}) | {"jaxnets": Layout(named.own_names)}
+    return LAYOUTS.get(type(model), {}) | {OWN: Layout(named.own_names)}
 
 
 def differing(model: nn.Module, fields: dict[str, Any]) -> dict[str, Any]:
@@ -217,8 +218,8 @@ def warn_of_differing(model: nn.Module, code_base: str, fields: dict[str, Any]):
 def warn_unless_published(model: nn.Module, layout: Layout, classes: int | None):
     """A warning if weights of this layout were read for a net that is not the published one.
 
-    They have so many `classes`, or None: no classifier. Strides count too, but not for what is written: the layout may
-    be the only one that has the net.
+    They have so many `classes`, or None: no classifier. Strides count too, of which nothing is said where weights are
+    written: the layout may be the only one that has the net.
     """
     alike = [(name, other) for name, other in layouts_of(model).items() if other.names is layout.names]
     unsure = classes is None and len(alike) > 1  # only the classes would tell whose strides these are

@@ -178,6 +178,9 @@ def ending_when_asked(run: epochs.Running) -> Iterator[None]:
         ended = SystemExit(asked.status)
     except UserError as error:
         if asked.signum is None:
+            if distributed.is_primary() and run.journal.records:  # how far it came
+                run.clock.write(max(run.clock.step, run.journal.records[-1]["step"]))
+                run.page.redraw()
             raise
         logger.warning("%s", error)  # a process that reads the data may have been asked too
         ended = interruption.Ended(128 + asked.signum)  # of which the other processes of a run do not know

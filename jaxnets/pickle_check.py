@@ -20,7 +20,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # What may be called, and of what kind the result is.
 CALLABLE = {
     "collections OrderedDict": "ordered dict",
-    "collections Counter": "dict",  # the milestones of a schedule
+    "collections Counter": "counter",  # the milestones of a schedule
     "torch._utils _rebuild_tensor": "tensor",  # files of 2017
     "torch._utils _rebuild_tensor_v2": "tensor",
     "torch._utils _rebuild_parameter": "tensor",

@@ -1,14 +1,16 @@
 """What a net made of every evaluated example: `predictions.npz`, with the images it was most wrong about."""
 
+import os
 import zipfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from jaxnets import data, step
-from jaxnets.errors import UserError
+from jaxnets.datasets import ImageFiles
+from jaxnets.errors import UserError, as_utf8
 from jaxnets.plain_files import open_at_once, replacing
 
 FILE = "predictions.npz"
@@ -29,6 +31,7 @@ class Evaluated:
     label_probability: np.ndarray  # (N,) float32
     mistakes: np.ndarray  # (M,) int64, examples, from the one with the least probable label on
     images: np.ndarray  # (M, S, S, 3) uint8, of the mistakes
+    origins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.str_))  # (M,) str: file or record
 
 
 def worst_mistakes(predictions: step.Predictions) -> np.ndarray:
@@ -51,9 +54,17 @@ def save(workdir: Path, at: int, predictions: step.Predictions, split: data.Spli
         predictions.label_probability,
         mistakes,
         images,
+        np.array([_origin(split, index) for index in mistakes], np.str_),
     )
     with replacing(workdir / FILE) as scratch, scratch.open("wb") as file:
         np.savez_compressed(file, **vars(content))
+
+
+def _origin(split: data.Split, index: int) -> str:
+    """Where an example is found again: its file in the folder, or its record."""
+    if isinstance(split.source, ImageFiles):
+        return as_utf8(os.path.relpath(split.source.paths[index], split.directory))
+    return f"{split.split}, record {index}"
 
 
 def _thumbnails(split: data.Split, indices: np.ndarray) -> np.ndarray:
@@ -71,7 +82,7 @@ def load(workdir: Path) -> Evaluated | None:
     try:
         _require_modest(path)
         with np.load(path) as file:
-            content = Evaluated(**{field.name: file[field.name] for field in fields(Evaluated)})
+            content = Evaluated(**{each.name: file[each.name] for each in fields(Evaluated) if each.name in file.files})
             _check(content)
     except FileNotFoundError:
         return None
@@ -94,8 +105,11 @@ def _check(content: Evaluated) -> None:
         raise ValueError(f"its arrays have shapes {sorted(shapes)}")
     if any(getattr(content, name).dtype.kind != "f" for name in ("probability", "label_probability")):
         raise ValueError("its probabilities are no floats")
-    if content.class_names.dtype.kind != "U":
-        raise ValueError(f"its class names are {content.class_names.dtype}")
+    for name in ("class_names", "origins"):
+        if getattr(content, name).dtype.kind != "U":
+            raise ValueError(f"its {name} are {getattr(content, name).dtype}")
+    if content.origins.shape not in ((0,), content.mistakes.shape):
+        raise ValueError(f"it has {content.origins.shape} origins")
     limits = {
         "label": len(content.class_names),
         "mistakes": len(content.label),

@@ -23,6 +23,7 @@ class Progress:
             rich.progress.TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
             disable=not self.shown,
+            speed_estimate_period=1800,  # seconds: by default only of the last 30, in which a call may not end
         )
         # `completed` steps of an earlier start do not count towards the speed that the time left is made of.
         self._task = self._bar.add_task("", total=total_steps, completed=at, epoch="", metrics="")

@@ -12,12 +12,14 @@ import numpy as np
 from PIL import Image
 
 from jaxnets import charts
+from jaxnets.errors import printable
 from jaxnets.predictions import Evaluated
 from jaxnets.report_parts import History
 
 MAX_TABLE = 20  # classes whose confusions are a table; those of more are an image
 MAX_MATRIX = 1000  # and of more than that are not drawn
 NUM_PAIRS = 10
+NOTHING = np.zeros(0, np.int64)
 
 
 def mistakes(run: History) -> dict[str, Any] | None:
@@ -49,6 +51,7 @@ def mistakes(run: History) -> dict[str, Any] | None:
         identity = f"confusion-{run.name}".encode(errors="surrogatepass").hex()
         shares = confusions.shares()
         made["image"] = charts.draw_matrix(identity, shares, xlabel="taken for class", ylabel="is class")
+        made["classes_a_dot"] = -(-len(names) // charts.MAX_CELLS)
     return made
 
 
@@ -131,6 +134,7 @@ def _classes(evaluated: Evaluated, confusions: Confusions, names: Sequence[str])
             {
                 "name": names[at],
                 "number": int(at),
+                "images": f"{support[at]:,}",
                 "accuracy": f"{recall[at]:.1%}",
                 "width": f"{100 * recall[at]:.1f}",
                 "precision": "–" if np.isnan(precision[at]) else f"{precision[at]:.1%}",
@@ -149,8 +153,11 @@ def _mistakes(evaluated: Evaluated, names: Sequence[str]) -> list[dict[str, Any]
             "predicted": names[evaluated.predicted[at]],
             "probability": _percent(evaluated.probability[at]),
             "label_probability": _percent(evaluated.label_probability[at]),
+            "origin": printable(origin),
         }
-        for at, image in zip(evaluated.mistakes, evaluated.images)
+        for at, image, origin in zip(
+            evaluated.mistakes, evaluated.images, evaluated.origins.tolist() or [""] * len(evaluated.mistakes)
+        )
     ]
 
 
@@ -165,21 +172,24 @@ def _png(image: np.ndarray) -> str:
 
 
 def by_class(runs: Sequence[History]) -> list[dict[str, Any]]:
-    """The accuracy of each class in each run, the hardest first; empty where the runs do not share their classes."""
-    if any(run.evaluated is None for run in runs):
+    """The accuracy of each class in each run, the hardest first; empty where the runs do not share their classes.
+
+    A run without predictions, in its first epoch perhaps, has an empty place.
+    """
+    evaluated = [run.evaluated for run in runs if run.evaluated is not None]
+    if len({tuple(each.class_names.tolist()) for each in evaluated}) != 1:
         return []
-    names = runs[0].evaluated.class_names
-    if any(not np.array_equal(run.evaluated.class_names, names) for run in runs):
-        return []
+    names = evaluated[0].class_names
     right, support = [], []
     for run in runs:
-        label, predicted = run.evaluated.label, run.evaluated.predicted
+        label, predicted = (run.evaluated.label, run.evaluated.predicted) if run.evaluated else (NOTHING, NOTHING)
         right.append(np.bincount(label[label == predicted], minlength=len(names)))
         support.append(np.bincount(label, minlength=len(names)))
     support = np.array(support)
     shares = np.array(right) / np.maximum(support, 1)
     seen = support.sum(0) > 0
-    order = np.lexsort((shares.mean(0), ~seen))
+    known = support.sum(1) > 0
+    order = np.lexsort((shares[known].mean(0), ~seen))
     return [
         {
             "name": names[at],

@@ -13,6 +13,8 @@ from jaxnets.predictions import Evaluated
 
 SERIES = tuple(name for name in charts.COLOURS if name.startswith("series-"))
 TRAINING, EVALUATION, AVERAGED = SERIES[1], SERIES[0], SERIES[2]  # of a page with one run
+FEW_CLASSES = 10  # of which top-5 accuracy says little
+MAX_ROWS = 200  # of a table of evaluations
 TIME_UNITS = ((1.0, "seconds", 180), (60.0, "minutes", 3 * 3600), (3600.0, "hours", np.inf))
 # Title, field of the train records, field of the eval records, and how its axis is made
 CHARTS = (
@@ -95,20 +97,23 @@ def tiles(run: History) -> list[dict[str, str]]:
 
     made = []
     if run.evaluations:
-        best = max(run.evaluations, key=lambda record: record["eval_accuracy"])
-        last = run.evaluations[-1]
+        # Averaged weights count where a run has them, as in `compare`.
+        which = "ema_eval_accuracy" if run.averaged else "eval_accuracy"
+        scored = [record for record in run.evaluations if which in record]
+        best, last = max(scored, key=lambda record: record[which]), scored[-1]
         images, loss = last.get("num_examples"), last["eval_loss"]  # large where the run diverged
+        of = [f"of {images:,} images"] if isinstance(images, int) else []
+        of += ["averaged weights"] * run.averaged
         made += [
-            tile("best accuracy", f"{best['eval_accuracy']:.2%}", f"evaluation after epoch {best['epoch']}"),
-            tile(
-                "last accuracy",
-                f"{last['eval_accuracy']:.2%}",
-                f"of {images:,} images" if isinstance(images, int) else "",
-            ),
+            tile("last accuracy", f"{last[which]:.2%}", ", ".join(of)),
+            tile("best accuracy", f"{best[which]:.2%}", f"evaluation after epoch {best['epoch']}"),
             tile("last loss", f"{loss:.4f}" if loss < 1000 else f"{loss:.3g}", "evaluation, nats"),
         ]
-        if "ema_eval_accuracy" in last:
-            made.append(tile("averaged weights", f"{last['ema_eval_accuracy']:.2%}", "last accuracy"))
+        if run.averaged:
+            made.append(tile("weights themselves", f"{last['eval_accuracy']:.2%}", "last accuracy"))
+        top5 = which.replace("accuracy", "top5_accuracy")
+        if top5 in last and run.evaluated is not None and len(run.evaluated.class_names) > FEW_CLASSES:
+            made.append(tile("last top-5", f"{last[top5]:.2%}", "accuracy"))
     if speeds := [record["images_per_second"] for record in run.throughput]:
         made.append(tile("throughput", f"{np.median(speeds):,.0f}", "training images a second, median"))
     if run.spans:
@@ -163,6 +168,8 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
         if not records:
             return
         x = run.steps(records) if axis == "step" else run.seconds(records) / unit
+        if not np.isfinite(x).any():
+            return
         y = np.array([record[field] for record in records], float)
         curves.append(charts.Curve(x, y, **style))
         descriptions.append(f"{label} from {y[0]:.4g} to {y[-1]:.4g}")
@@ -190,15 +197,18 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
     }
 
 
-def evaluations(run: History) -> dict[str, list]:
-    """A row for each evaluation, with the last training report before it."""
-    seconds = run.seconds(run.evaluations)
+def evaluations(run: History) -> dict[str, Any]:
+    """A row for each evaluation, or for MAX_ROWS of more, with the last training report before it."""
+    every = max(1, -(-len(run.evaluations) // MAX_ROWS))
+    shown = run.evaluations[::-1][::every][::-1]  # with the last
+    left_out = f"One of {every}; metrics.jsonl has all {len(run.evaluations):,}." if every > 1 else ""
+    seconds = run.seconds(shown)
     columns = ["epoch", "step", "time", "learning rate"]
     columns += ["training loss", "training accuracy", "evaluation loss", "evaluation accuracy"]
     reports = sorted(run.trained, key=lambda record: record["step"])
     steps = [record["step"] for record in reports]
     rows = []
-    for record, when in zip(run.evaluations, seconds):
+    for record, when in zip(shown, seconds):
         before = bisect.bisect_right(steps, record["step"])
         trained = reports[before - 1] if before else {}
         row = [
@@ -212,7 +222,7 @@ def evaluations(run: History) -> dict[str, list]:
             f"{record['eval_accuracy']:.2%}",
         ]
         rows.append(row + [_shown(record.get("ema_eval_accuracy"), ".2%")] * run.averaged)
-    return {"columns": columns + ["averaged accuracy"] * run.averaged, "rows": rows}
+    return {"columns": columns + ["averaged accuracy"] * run.averaged, "rows": rows, "left_out": left_out}
 
 
 def _shown(value: float | None, form: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def write(config: ml_collections.ConfigDict, path: Path) -> None:
 
 def read(path: Path) -> ml_collections.ConfigDict:
     """The configuration in a workdir's `config.json`; UserError where there is none or it cannot be read."""
-    if path.parent.is_file():
+    if os.path.isfile(path.parent):
         raise UserError(f"{path.parent} is a file, not the folder of a run")
     try:
         values = parse_json(read_text(path, MAX_BYTES))

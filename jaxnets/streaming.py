@@ -6,6 +6,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import queue
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
 from multiprocessing import connection, resource_tracker
 
@@ -54,8 +55,8 @@ def stream_train(
     `end_step`. Close the iterator (it is a generator) to end its processes.
 
     Args:
-      num_workers: processes that read and decode, None: one a core, up to 16; 0 reads in threads of this process, and
-        so do as many threads where shared memory has not room enough for the processes' batches.
+      num_workers: processes that read and decode; None: one a core, up to 16, as far as shared memory has room for
+        their batches; 0 reads in threads of this process, and so do as many threads where it has no room.
       crop_area: smallest share of the image in a random-resized crop, other ones every epoch; 0: as in evaluation.
       part: `(i, n)` yields the i-th of n equal parts of every batch, and reads no more.
 
@@ -124,26 +125,20 @@ def _stream(
     load: Callable[[int], Batch], start: int, stop: int, num_workers: int | None, batch_bytes: int
 ) -> Iterator[Batch]:
     """`load(start)`, ..., `load(stop - 1)`, each of `batch_bytes`, computed ahead of time by Grain."""
-    if num_workers is None:
-        num_workers = min(cores.count(), MOST_WORKERS)
-    if num_workers < 0:
+    if num_workers is not None and num_workers < 0:
         raise UserError(f"config.num_workers must not be negative, but is {num_workers}")
-    stream = _iterate(load, start, stop, min(num_workers, stop - start), batch_bytes)
+    stream = _iterate(load, start, stop, num_workers, batch_bytes)
     _open_streams.add(stream)
     return stream
 
 
 def _iterate(
-    load: Callable[[int], Batch], start: int, stop: int, num_workers: int, batch_bytes: int
+    load: Callable[[int], Batch], start: int, stop: int, num_workers: int | None, batch_bytes: int
 ) -> Iterator[Batch]:
     if start >= stop:
         return
     dataset = grain.MapDataset.range(start, stop).map(load)
-    threads = num_workers or 2
-    # Not through pipes: a reader that is killed within a batch would leave us waiting for the rest of it for ever.
-    if num_workers and _shared_memory_bytes() < IN_SHARED_MEMORY * num_workers * batch_bytes:
-        _say_threads(num_workers, IN_SHARED_MEMORY * num_workers * batch_bytes)
-        num_workers = 0
+    num_workers, threads = _readers(num_workers, stop - start, batch_bytes)
     if num_workers:
         if not flags.FLAGS.is_parsed():  # Grain reads its flags here, also in a program that parses none
             flags.FLAGS.mark_as_parsed()
@@ -164,6 +159,21 @@ def _iterate(
             gc.collect()
 
 
+def _readers(num_workers: int | None, batches: int, batch_bytes: int) -> tuple[int, int]:
+    """How many processes read, and how many threads where none do."""
+    # Of several processes of a run, which may share a machine, each has its part of the cores.
+    part = max(2, min(cores.count(), MOST_WORKERS) // jax.process_count())
+    wanted = min(part if num_workers is None else num_workers, batches)
+    # Not through pipes: a reader that is killed within a batch would leave us waiting for the rest of it for ever.
+    room = _shared_memory_bytes() // jax.process_count() // (IN_SHARED_MEMORY * max(batch_bytes, 1))
+    if num_workers is None and room:
+        return min(wanted, room), 0
+    if wanted > room:
+        _say_threads(wanted, IN_SHARED_MEMORY * wanted * batch_bytes)
+        return 0, wanted
+    return wanted, 2
+
+
 @functools.cache  # once, not in every evaluation
 def _say_threads(num_workers: int, wanted: int) -> None:
     logger.warning(
@@ -180,8 +190,7 @@ def _copies(iterator: grain.DatasetIterator, num_workers: int) -> Iterator[Batch
     ended = None
     with closing(iterator):
         try:
-            with _signals_held():  # the processes start with the first
-                batch = next(iterator, None)
+            batch = _first(iterator) if num_workers else next(iterator, None)
             while batch is not None:
                 # Shared memory goes with Grain's array, whoever still looks at it.
                 yield {name: np.array(value) for name, value in batch.items()}
@@ -199,18 +208,27 @@ def _copies(iterator: grain.DatasetIterator, num_workers: int) -> Iterator[Batch
         raise UserError(ended)
 
 
-@contextmanager
-def _signals_held() -> Iterator[None]:
-    """Within it this thread, and what it starts, is given no signal of those that end a run; other threads are.
+def _first(iterator: grain.DatasetIterator) -> Batch | None:
+    """The first batch, with which the processes start; read by a thread that is given no signals, as they are not then.
 
-    Until `_start_worker` a process would answer one, which often goes to the whole group, with a stack trace.
+    Before `_start_worker` a process would answer one, which often goes to the whole group, with a stack trace. We
+    wait, and are given them.
     """
-    resource_tracker.ensure_running()  # else its start, in the midst of it, would let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    found: queue.SimpleQueue[tuple[Batch | None, BaseException | None]] = queue.SimpleQueue()
+    resource_tracker.ensure_running()  # its start would let signals through again
+
+    def read():
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            found.put((next(iterator, None), None))
+        except BaseException as error:
+            found.put((None, error))
+
+    threading.Thread(target=read, daemon=True).start()
+    batch, error = found.get()
+    if error:
+        raise error
+    return batch
 
 
 def _shared_memory_bytes() -> int:

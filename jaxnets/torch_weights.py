@@ -19,7 +19,7 @@ import numpy as np
 from jaxnets import create_model, keras_weights, weight_files
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer, layers_of
-from jaxnets.layouts import Layout, differing, layouts_of, warn_of_differing, warn_unless_published
+from jaxnets.layouts import OWN, Layout, differing, layouts_of, warn_of_differing, warn_unless_published
 from jaxnets.megvii_weights import ChannelOrder
 from jaxnets.module_match import ANY, STATISTICS, TRACKED, Match, Module, explain_mismatch, find_match, group
 
@@ -188,7 +188,8 @@ def _choose_layout(model: nn.Module, layers: Sequence[Layer], name: str | None) 
         fitting = [key for key in names if known[key].fits(model)]
         alike = [key for key in fitting if known[key].names is known[fitting[0]].names]
         # By the first one's names where a code base has this very net under them, else by those of one that has it.
-        exact = (key for key in (*alike, *fitting) if not differing(model, known[key].usual | known[key].strides))
+        others = (key for key in (*alike, *fitting) if key != OWN)
+        exact = (key for key in others if not differing(model, known[key].usual | known[key].strides))
         name = next(exact, fitting[0])
     if name not in names:
         raise UserError(f"layout={name!r} has no such {type(model).__name__}: take one of {', '.join(names)}")

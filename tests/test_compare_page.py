@@ -27,7 +27,9 @@ def page():
         nets.append(make_net(label, runs, latency))
     nets.append(make_net("never_finished", []) | {"failed": ["seed 0: the loss became nan"]})
     facts = {"command": f"compare --note='{NAME}'", "date": "2026-01-02", "dataset": NAME, "note": NAME}
-    return compare_page.html(facts | {"eval_split": "test", "seeds": 2, "torch": None, "nets": nets})
+    return compare_page.html(
+        facts | {"train_split": "train", "eval_split": "test", "seeds": 2, "torch": None, "nets": nets}
+    )
 
 
 class Tags(HTMLParser):
@@ -119,7 +121,11 @@ def test_the_page_fits_a_phone(width, tmp_path):
     place = "folder:/a" + "/very_long_name_of_a_folder" * 4
     facts = {"command": "compare --out=" + "x" * 200, "date": "2026-01-02", "dataset": place, "note": "y" * 99}
     page = tmp_path / "compare.html"
-    page.write_text(compare_page.html(facts | {"eval_split": "test", "seeds": 1, "torch": None, "nets": nets}))
+    page.write_text(
+        compare_page.html(
+            facts | {"train_split": "train", "eval_split": "test", "seeds": 1, "torch": None, "nets": nets}
+        )
+    )
     assert chromium.width_of(page, width, tmp_path) <= width
 
 

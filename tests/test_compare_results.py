@@ -132,7 +132,15 @@ def test_an_accuracy_that_one_seed_missed_has_no_time():
     for run in runs:
         run["seconds_to"] = seconds | run["seconds_to"]
     assert compare_results.reached([net, make_net("none", [])]) == ["0.90", "0.92"]  # one with every seed, one with one
-    comparison = {"nets": [net], "seeds": 2, "eval_split": "test", "dataset": "digits", "torch": None, "note": ""}
+    comparison = {
+        "nets": [net],
+        "seeds": 2,
+        "train_split": "train",
+        "eval_split": "test",
+        "dataset": "digits",
+        "torch": None,
+        "note": "",
+    }
     assert not any("No run reached" in note for note in compare_results.notes(comparison))
 
 
@@ -140,7 +148,15 @@ def test_the_notes_say_where_and_how():
     runs = [make_run(0.8, {f"{t:.2f}": None for t in compare_results.TARGETS}) for _ in range(2)]
     runs[1]["machines"] = [MACHINE | {"date": "2026-01-01"}, MACHINE | {"device": "another", "date": "2026-01-03"}]
     net = make_net("a", runs)
-    comparison = {"nets": [net], "seeds": 2, "eval_split": "test", "dataset": "digits", "torch": None, "note": ""}
+    comparison = {
+        "nets": [net],
+        "seeds": 2,
+        "train_split": "train",
+        "eval_split": "test",
+        "dataset": "digits",
+        "torch": None,
+        "note": "",
+    }
     found = "\n".join(compare_results.notes(comparison))
     assert "No run reached 90%." in found and "while the weights moved." in found
     where = ", 4 CPU cores, JAX 1, native operators (from 2026-01-0"
@@ -223,7 +239,15 @@ def test_seeds_that_failed_are_seen():
     assert compare_results.over_seeds(runs)["seconds_to"] == {"0.90": 1.0, "0.92": 2.0}
     net = make_net("a", [make_run(0.8, {f"{t:.2f}": None for t in compare_results.TARGETS})])
     net["failed"] = ["seed 1: the loss became nan"]
-    comparison = {"nets": [net], "seeds": 2, "eval_split": "test", "dataset": "digits", "torch": None, "note": ""}
+    comparison = {
+        "nets": [net],
+        "seeds": 2,
+        "train_split": "train",
+        "eval_split": "test",
+        "dataset": "digits",
+        "torch": None,
+        "note": "",
+    }
     assert "Not finished: a, seed 1: the loss became nan." in compare_results.notes(comparison)
 
 
@@ -246,7 +270,15 @@ def test_tables_have_a_cell_for_every_column():
         make_net("a", [make_run(0.93, {f"{t:.2f}": 5.0 for t in compare_results.TARGETS})], latency),
         make_net("b, with a comma", []),
     ]
-    comparison = {"nets": nets, "seeds": 1, "eval_split": "test", "dataset": "digits", "torch": None, "note": "A note."}
+    comparison = {
+        "nets": nets,
+        "seeds": 1,
+        "train_split": "train",
+        "eval_split": "test",
+        "dataset": "digits",
+        "torch": None,
+        "note": "A note.",
+    }
     section = compare_results.table(comparison)
     assert {len(row) for row in section.rows} == {len(section.header)}
     cells = dict(zip(section.header, section.rows[0]))

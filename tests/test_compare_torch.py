@@ -20,6 +20,7 @@ from jaxnets import (
     journal,
     loop,
     plan,
+    timing,
     torch_nets,
     torch_weights,
     trained_run,
@@ -132,6 +133,7 @@ def test_both_sides_learn_the_same(recipe, config, tmp_path):
             assert other[step, name] == pytest.approx(ours[step, name], rel=1e-4), (step, name)
         assert abs(ours[step, "eval_accuracy"] - other[step, "eval_accuracy"]) <= 1 / 50
     assert ours[10, "num_examples"] == other[10, "num_examples"] == 50
+    assert [(span.first, span.last) for span in timing.read(tmp_path / "torch")] == [(0, 5), (5, 10)]
 
 
 def test_a_run_goes_on_as_if_nothing_had_stopped_it(config, tmp_path, monkeypatch):

@@ -84,6 +84,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny, 
     with pytest.raises(UserError, match=r"the loss became nan at step 7; the last good checkpoint is step 5"):
         loop.train(tiny(), tmp_path / "run")
     assert runs.newest(tmp_path / "run") == 5
+    assert timing.read(tmp_path / "run")[-1].last == journal.read(tmp_path / "run")[-1]["step"]  # how far it came
 
 
 def test_a_rate_that_explodes_is_noticed(tiny, tmp_path):

@@ -223,7 +223,7 @@ def test_a_class_without_images_is_said(flat, caplog):
 
 def test_what_a_folder_holds_and_nothing_uses_is_said(split, caplog):
     caplog.set_level(logging.INFO, logger="jaxnets")
-    place(split, "extra/cat/f.png", "val/loose.png", "val/more.jpg")
+    place(split, "extra/cat/f.png", "val/loose.png", "val/more.jpg", "val/._hidden.jpg")
     (split / "val" / "notes.txt").touch()
     data.open_splits(f"folder:{split}", ("train[:2]", "train[2:]"), image_size=8)
     assert f"2 image files of {split / 'val'} are left out: they are in no class's folder" in caplog.text

@@ -63,6 +63,20 @@ def test_each_layout_leads_there_and_back_bit_by_bit(name):
         assert usual.keys() == written[has_it].keys()
 
 
+@pytest.mark.parametrize(
+    ("name", "fields", "layout"),
+    [
+        ("squeezenet1_1_cifar", {}, "torchvision"),
+        ("mobilenet_v2", {"activation": "silu"}, "torchvision"),
+        ("mobilenet_v1", {}, "kuangliu"),
+    ],
+)
+def test_a_net_that_no_code_base_has_gets_the_first_ones_names(name, fields, layout):
+    model = jaxnets.create_model(name, **fields)
+    variables = random_variables(model)
+    assert torch_weights.export(model, variables).keys() == torch_weights.export(model, variables, layout).keys()
+
+
 def test_the_layout_decides_not_the_order(caplog):
     """Names win over an order that does not fit them, as in PyTorch itself."""
     model = jaxnets.create_model("shufflenet_v2_x0_5")

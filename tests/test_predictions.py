@@ -54,6 +54,7 @@ def test_what_is_saved_is_loaded_with_the_worst_mistakes_first(split, decoded, m
     assert int(loaded.step) == 70 and loaded.class_names.tolist() == list(split.class_names)
     np.testing.assert_array_equal(loaded.mistakes, [30, 7, 3])
     np.testing.assert_array_equal(loaded.images, decoded["image"][[30, 7, 3]])
+    assert loaded.origins.tolist() == [f"test[:50], record {number}" for number in (30, 7, 3)]
     for name in ("label", "predicted", "probability", "label_probability"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(made, name))
     assert [path.name for path in tmp_path.iterdir()] == [predictions.FILE]

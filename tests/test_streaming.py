@@ -103,6 +103,25 @@ def test_stream_refuses_at_once(changed, message, digits):
         streaming.stream_train(digits, seed=0, start_step=0, end_step=10, **sizes)
 
 
+@pytest.mark.parametrize(
+    ("asked", "cores", "batches", "free", "expected"),
+    [
+        (None, 4, 100, 10**9, (4, 0)),
+        (None, 40, 100, 10**9, (16, 0)),
+        (None, 4, 3, 10**9, (3, 0)),
+        (None, 4, 100, 2 * 10**7, (2, 0)),  # as many as there is room for
+        (None, 4, 100, 10**6, (0, 4)),
+        (3, 4, 100, 2 * 10**7, (0, 3)),
+        (0, 4, 100, 10**9, (0, 2)),
+    ],
+)
+def test_how_many_read(asked, cores, batches, free, expected, monkeypatch):
+    monkeypatch.setattr(streaming.cores, "count", lambda: cores)
+    monkeypatch.setattr(streaming, "_shared_memory_bytes", lambda: free)
+    processes, threads = streaming._readers(asked, batches, 10**6)
+    assert (processes, 0 if processes else threads) == expected
+
+
 def workers() -> list[psutil.Process]:
     children = psutil.Process().children(recursive=True)
     return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
@@ -130,6 +149,8 @@ def report(number: int) -> data.Batch:
 
     return {
         "pid": np.array([os.getpid()]),
+        "deaf": np.array([signal.getsignal(signal.SIGINT) == signal.SIG_IGN]),
+        "blocked": np.array([len(signal.pthread_sigmask(signal.SIG_BLOCK, []))]),
         "backends": np.array([len(xla_bridge._backends)]),
         "on_cpu": np.array([jax.config.jax_platforms == "cpu"]),
         "simulated": np.array(["XLA_FLAGS" in os.environ]),
@@ -141,6 +162,8 @@ def test_workers_stay_off_the_accelerator(monkeypatch):
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     reports = list(streaming._stream(report, 0, 2, num_workers=1, batch_bytes=100))
     assert len(reports) == 2 and all(report["pid"] != os.getpid() for report in reports)
+    assert all(report["deaf"] for report in reports) and not any(report["blocked"] for report in reports)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])  # of ours
     assert not any(report["backends"] for report in reports)
     assert all(report["on_cpu"] for report in reports)
     assert not any(report["simulated"] for report in reports)

@@ -53,7 +53,7 @@ class ImageFolder:
 
     def say_unused(self, splits: Sequence[str]) -> None:
         """A line of the log for splits that none of these, in TFDS's syntax, names."""
-        named = {name for split in splits for name in re.findall(r"[^\W\d][\w-]*", split)}
+        named = {name for split in splits for name in re.findall(r"(?:^|\+)\s*([\w-]+)", split)}
         if named & set(VALIDATION):
             named |= set(VALIDATION)
         unused = {name: files for name, files in self.splits.items() if name not in named and len(files)}

@@ -44,7 +44,7 @@ def draw(data: dict[str, Any]) -> Figure:
         axes.errorbar(
             [at for at, _ in points],
             [100 * accuracy["mean"] for _, accuracy in points],
-            yerr=[100 * (accuracy["std"] or 0.0) for _, accuracy in points],
+            yerr=training.whiskers([accuracy for _, accuracy in points]),
             color=plots.COLOURS[index],
             marker=plots.MARKERS[index],
             capsize=3,

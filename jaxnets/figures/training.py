@@ -1,5 +1,6 @@
 """What the figures share whose nets are trained: a small setting, and what it cost."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -77,6 +78,12 @@ def footnote(figure: Figure, data: dict[str, Any], spread: str) -> None:
     """Below a figure: what it cost, and what shows the spread over seeds."""
     seeds = f"; {spread} {data['seeds']} seeds" if data["seeds"] > 1 else "; one seed"
     plots.footnote(figure, data["compute"] + seeds)
+
+
+def whiskers(accuracies: Sequence[dict[str, Any]]) -> list[float] | None:
+    """Standard deviations in points for `errorbar`; none of a single seed."""
+    found = [math.nan if accuracy["std"] is None else 100 * accuracy["std"] for accuracy in accuracies]
+    return None if all(map(math.isnan, found)) else found
 
 
 def net_data(net: dict[str, Any]) -> dict[str, Any]:

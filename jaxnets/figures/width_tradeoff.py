@@ -51,7 +51,7 @@ def draw(data: dict[str, Any]) -> Figure:
             axes.errorbar(
                 [net[cost] / 1e6 for net in nets],
                 [100 * net["accuracy"]["mean"] for net in nets],
-                yerr=[100 * (net["accuracy"]["std"] or 0.0) for net in nets],
+                yerr=training.whiskers([net["accuracy"] for net in nets]),
                 color=plots.COLOURS[index],
                 marker=plots.MARKERS[index],
                 capsize=2.5,
