@@ -101,11 +101,22 @@ def draw(bars: Sequence[Bar], footnote: str) -> Figure:
     return figure
 
 
+def raced(records: Sequence[dict[str, Any]]) -> str:
+    """In which dtype, and on how many images of which size, in a sentence."""
+    races = [race for record in records for race in record["races"]]
+    dtypes = dict.fromkeys(race["contenders"]["jaxnets"]["dtype"] for race in races)
+    sizes: dict[str, dict[str, None]] = {}
+    for race in races:
+        sizes.setdefault(LABELS[race["mode"]], {})[f"{race['batch_size']} at {race['image_size']} px"] = None
+    listed = "; ".join(f"{mode} {' and '.join(of_mode)}" for mode, of_mode in sizes.items())
+    return f"{', '.join(dtypes)}, images at once: {listed}."
+
+
 def read(path: Path) -> dict[str, Any]:
     """A benchmark's record; UserError if the file is none."""
     try:
         record = parse_json(path.read_text())
-        bars_in(record), conditions(record)
+        bars_in(record), conditions(record), raced([record])
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
@@ -128,7 +139,7 @@ def main(argv: list[str]) -> None:
     records = [read(path) for path in args.results]
     bars = bars_of(records)
     with plots.style():
-        figure = draw(bars, " ".join([EXPLANATION, *dict.fromkeys(map(conditions, records))]))
+        figure = draw(bars, " ".join([EXPLANATION, raced(records), *dict.fromkeys(map(conditions, records))]))
         # White, since text and axes are dark wherever the picture is shown.
         with writing(args.out, ""), replacing(args.out) as scratch:
             figure.savefig(scratch, format=args.out.suffix[1:], dpi=plots.DPI, facecolor="white")

@@ -104,11 +104,7 @@ def conditions(record: dict[str, Any]) -> str:
         given = record.get("contender_environments", {}).get("torch", {})  # which counts, whatever is in `environment`
         own = {name: value for name, value in record["environment"].items() if name not in given}
         environment = _assignments(own) + (", PyTorch with" + _assignments(given)[1:] if given else "")
-    sizes = dict.fromkeys(f"{race['batch_size']} of {race['image_size']} px" for race in record["races"])
-    dtypes = dict.fromkeys(race["contenders"]["jaxnets"]["dtype"] for race in record["races"])
-    raced = f"{', '.join(dtypes)}, batches of {', '.join(sizes)}, {record['rounds']} round(s)"
-    device = f"{record['device']}, {record['cores']} CPU cores"
-    return f"{device}, {versions}{environment}; {raced}; {record['date'][:10]}."
+    return f"{record['device']}, {record['cores']} CPU cores, {versions}{environment}; {record['date'][:10]}."
 
 
 def _assignments(environment: dict[str, str]) -> str:

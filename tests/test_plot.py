@@ -9,7 +9,9 @@ from jaxnets.errors import UserError
 
 
 def record_of(*races):
-    return {"races": [{"model": m, "mode": mode, "ratios": ratios} for m, mode, ratios in races], "environment": {}}
+    of_all = {"batch_size": 64, "image_size": 96, "contenders": {"jaxnets": {"dtype": "float32"}}}
+    races = [{"model": model, "mode": mode, "ratios": ratios} | of_all for model, mode, ratios in races]
+    return {"races": races, "environment": {}, "rounds": 3}
 
 
 def ratio(low, median, high):
