@@ -452,6 +452,6 @@ def test_a_non_linear_bottleneck_is_never_negative(bottleneck, negative):
     conv_bn = partial(layers.ConvBN, activation="relu6")
     block = mobilenet_v2.InvertedResidual(4, 6, 1, "none", conv_bn, bottleneck=bottleneck)
     x = jax.random.normal(jax.random.key(1), (2, 4, 4, 4))
-    (y, expanded), _ = block.init_with_output(jax.random.key(0), x, False)
+    (y, expanded), _ = jax.jit(partial(block.init_with_output, train=False))(jax.random.key(0), x)
     assert jnp.asarray(expanded).shape == (2, 4, 4, 24)
     assert bool((jnp.asarray(y) < 0).any()) == negative

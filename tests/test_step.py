@@ -25,7 +25,8 @@ INDEX = {"index": rng.integers(0, COUNT, (6, BATCH)).astype(np.int32)}
 def start(ema=False, **fields):
     model = TinyNet(num_classes=CLASSES, **fields)
     optimizer = optim.make_optimizer("sgd", optax.constant_schedule(0.1), weight_decay=1e-3)
-    return model, optimizer, state.create(jax.random.key(0), model, optimizer, SIDE, ema)
+    create = jax.jit(partial(state.create, model=model, optimizer=optimizer, image_size=SIDE, ema=ema))
+    return model, optimizer, create(jax.random.key(0))
 
 
 def one_step(model, optimizer, axis_name=None, **fields):
