@@ -45,9 +45,10 @@ def using(name):
     """Compute with the formulations `name`, one of `FORMULATIONS`, in this scope.
 
     Read where an operator is traced: a function that `jax.jit` compiled before keeps what it was compiled
-    with, so make the jitted function inside the scope. Raises UserError for any other name.
+    with, so make the jitted function inside the scope. Raises UserError for any other name, and for `native` where
+    the kernels are not there.
     """
-    token = _forced.set(_checked(name, "ops.using"))
+    token = _forced.set(_available(name, "ops.using"))
     try:
         yield
     finally:
@@ -62,9 +63,7 @@ def formulation():
     if name := _forced.get():
         return name
     if name := os.environ.get("JAXNETS_OPS"):
-        if _checked(name, "the environment variable JAXNETS_OPS") == "native":
-            native_library.require()
-        return name
+        return _available(name, "the environment variable JAXNETS_OPS")
     if jax.default_backend() == "cpu":
         return "native" if native_library.available() else "xla"
     # On a TPU nothing has been measured.
@@ -301,9 +300,11 @@ def _formulations(x):
     return FORMULATIONS[formulation()] if x.size else reference
 
 
-def _checked(name, source):
+def _available(name, source):
     if name not in FORMULATIONS:
         raise UserError(f"{source} must be one of {', '.join(FORMULATIONS)}, not {name!r}")
+    if name == "native":
+        native_library.require()
     return name
 
 

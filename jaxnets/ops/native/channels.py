@@ -9,7 +9,6 @@ import numpy as np
 from jaxnets.ops import reference, xla
 from jaxnets.ops.deferred import Normalized
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.native import library
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.normalization import affine_gradient
 from jaxnets.ops.reference import UNBOUNDED
@@ -23,7 +22,6 @@ def channel_shuffle(x, groups):
     x = jnp.asarray(x)
     if x.dtype != jnp.float32:
         return xla.channel_shuffle(x, groups)
-    library.require()
     return _shuffle(x, groups)
 
 
@@ -40,7 +38,6 @@ _shuffle.defvjp(
 
 def interleave(a, b):
     """`channel_shuffle` of two arrays' channels, one behind the other, in two groups; either may be `Normalized`."""
-    library.require()
     parts = [
         (x.raw, x.affine, x.bounds) if isinstance(x, Normalized) else (jnp.asarray(x), None, UNBOUNDED) for x in (a, b)
     ]

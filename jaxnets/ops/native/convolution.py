@@ -11,7 +11,6 @@ from jax import lax
 from jaxnets.ops import reference, xla
 from jaxnets.ops.deferred import Biased, Convolution, Normalized
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.native import library
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.normalization import (
     affine_gradient,
@@ -129,7 +128,6 @@ def conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffl
 
 def products(plan, x, kernel):
     """The products and, if the plan wants them, their (3, C) moments: mean, its rounding error, variance."""
-    library.require()
     affine = nothing()
     if isinstance(x, Normalized) and plan.kind != "dense":
         x, affine, plan = x.raw, x.affine, plan._replace(bounds=x.bounds)
@@ -246,7 +244,6 @@ def window_of(plan):
 
 def conv_bias(convolution, bias, bounds):
     """See `jaxnets.ops.conv_bias`, for what has a plan; `Biased`."""
-    library.require()
     convolution = convolution._replace(x=jnp.asarray(convolution.x))
     return Biased(convolution, bias, plan_of(convolution), bounds, concatenate)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxnets.ops import reference
 from jaxnets.ops.deferred import Channels, Filtered
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.native import channels, library, normalization
+from jaxnets.ops.native import channels, normalization
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.convolution import (
     ALONE,
@@ -42,7 +42,6 @@ class Evaluation(NamedTuple):
 
 def conv_affine(convolution, gain, bias, bounds, shuffle):
     """See `jaxnets.ops.conv_affine`, for what has a plan; `Filtered`."""
-    library.require()
     x, plan = convolution.x, plan_of(convolution, shuffle=shuffle)
     layer = (convolution.kernel, jnp.stack([jnp.zeros_like(bias), gain, bias]))
     if plan.kind == "pointwise" and shuffle == 1 and isinstance(x, Filtered) and x.depthwise and not x.computed:

@@ -13,7 +13,6 @@ from jax import lax
 from jaxnets.ops import xla
 from jaxnets.ops.deferred import Normalized
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.native import library
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.reference import UNBOUNDED
 
@@ -22,7 +21,6 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     """See `jaxnets.ops.batch_norm`."""
     if any(a.dtype != jnp.float32 for a in (x, scale, bias)):
         return xla.batch_norm(x, scale, bias, epsilon, bounds, axis_name)
-    library.require()
     affine, mean, var = affine_of(moments_of(x), scale, bias, epsilon, axis_name)
     z = normalize(x, affine, bounds)
     return z, lax.stop_gradient(mean), lax.stop_gradient(var)
@@ -136,7 +134,6 @@ def affine_gradient(affine, sums):
 
 def add(x, y, bounds):
     """See `jaxnets.ops.add`; y is `Normalized`, without bounds, or an array of x's shape."""
-    library.require()
     if isinstance(y, Normalized):
         y, affine = y.raw, y.affine
     else:

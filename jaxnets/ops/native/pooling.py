@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxnets.ops import reference, xla
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.native import library
 from jaxnets.ops.native.calls import call
 from jaxnets.ops.native.convolution import depthwise_conv
 
@@ -22,7 +21,6 @@ def max_pool(x, window, strides, padding):
     """See `jaxnets.ops.max_pool`."""
     if x.dtype != jnp.float32:
         return xla.max_pool(x, window, strides, padding)
-    library.require()
     return _max_pool(x, window, strides, padding)
 
 
