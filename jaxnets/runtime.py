@@ -11,6 +11,7 @@ from pathlib import Path
 import absl.logging
 import jax
 
+from jaxnets import cores
 from jaxnets.errors import UserError, first_line
 
 logger = logging.getLogger("jaxnets")
@@ -42,7 +43,12 @@ def configure_logging() -> None:
 
 
 def require_device() -> None:
-    """UserError where JAX has no device of the platform that JAX_PLATFORMS asks for."""
+    """UserError where JAX has no device of the platform that JAX_PLATFORMS asks for; to be called before any other use.
+
+    In a container with a share of the cores' time XLA then has as many threads as that is worth, not as many as cores.
+    """
+    if cores.count() < len(cores.usable()):
+        os.environ.setdefault("NPROC", str(cores.count()))
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:

@@ -45,6 +45,16 @@ def test_a_platform_that_is_not_there_is_one_sentence(platform, says):
     assert says in line
 
 
+@pytest.mark.parametrize(("share", "told"), [(1, "1"), (2, None)])
+def test_xla_is_told_of_a_containers_share_of_the_cores(share, told, monkeypatch):
+    monkeypatch.setenv("NPROC", "")  # to be put back as it was
+    monkeypatch.delenv("NPROC")
+    monkeypatch.setattr(runtime.cores, "count", lambda: share)
+    monkeypatch.setattr(runtime.cores, "usable", lambda: {0, 1})
+    runtime.require_device()
+    assert os.environ.get("NPROC") == told
+
+
 def test_log_lines_go_to_standard_error_once(capsys):
     runtime.configure_logging()
     runtime.configure_logging()
