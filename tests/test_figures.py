@@ -180,13 +180,14 @@ def test_shuffle_ablation(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         shuffle_ablation, "spec", lambda groups, shuffle: f"tiny:width={groups}" + ("" if shuffle else ":dropout=0.1")
     )
-    data = run("shuffle_ablation", tmp_path, ["--seeds=1", *small])
+    data = run("shuffle_ablation", tmp_path, ["--seeds=1", "--note=a small copy", *small])
     one, two = data["groups"]
     assert one["no_shuffle"] is None and two["no_shuffle"]["label"] == "tiny:width=2:dropout=0.1"
     assert two["shuffle"]["accuracy"]["n"] == 1
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["figure"] == "shuffle_ablation" and len(result["files"]) == 3
     assert "3 runs of 2 epochs on digits train[:160] at 16 px" in result["compute"]
+    assert result["compute"].endswith("; a small copy")
 
 
 def interrupt(config, directory):
@@ -334,9 +335,10 @@ def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
     facts = {"dataset": "d\udce9", "train_split": "t", "eval_split": "e"}
     net = {"label": "a", "config": config, "model": "m", "fields": {}, "image_size": 24, "macs": 4e9}
     nets = [net | {"runs": [run, run], "failed": ["seed 1: it diverged"]}]
-    line = training.compute(facts | {"nets": nets})
+    line = training.compute(facts | {"nets": nets, "note": ""})
     assert line.startswith("2 runs of 4 epochs on d\ufffd t at 24 px: 12.0 T MACs, 3.0 min of training")
     assert line.endswith("; a machine, 4 CPU cores, JAX 1, native operators (from 2026-01-02); not finished: a")
+    assert training.compute(facts | {"nets": nets, "note": "a copy"}) == f"{line}; a copy"
 
 
 def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, tmp_path, monkeypatch, capsys):
@@ -355,6 +357,7 @@ def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, 
         (["relu_collapse"], "--out"),
         (["relu_collapse", "--out=x", "--config.num_epochs=1"], "trains no net"),
         (["cost_breakdown", "--out=x", "--seeds=3"], "trains no net"),
+        (["cost_breakdown", "--out=x", "--note=a copy"], "trains no net"),
         (["width_tradeoff", "--out=x", "--seeds=0"], "argument --seeds: '0' is not a whole number from 1 on"),
         (["width_tradeoff", "--out=x", "--epochs=1"], "unexpected argument"),
     ],

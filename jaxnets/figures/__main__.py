@@ -94,6 +94,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--out", type=user_path, required=True, help="folder of the figure, and of the runs behind it")
     parser.add_argument("--seeds", type=count, help="runs of each net that is trained; default: 2")
     parser.add_argument("--config", action="append", help=f"configuration of nets that are trained; default: {DEFAULT}")
+    parser.add_argument("--note", help="a few words to stand below the figure, such as which copy of the data")
     return parser
 
 
@@ -105,7 +106,7 @@ def main(argv: list[str]) -> None:
     args, overrides = _parser().parse_known_args(argv[1:])
     config_file.check_overrides(overrides)
     trains = FIGURES[args.name].TRAINS
-    if not trains and (args.seeds or args.config or overrides):
+    if not trains and (args.seeds or args.config or args.note or overrides):
         raise UserError(f"{args.name} trains no net: it takes --out alone")
     if args.config and len(args.config) > 1:
         raise UserError("--config is given twice: a figure's nets are trained by one configuration")
@@ -113,7 +114,7 @@ def main(argv: list[str]) -> None:
     runtime.require_device()
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
     (config,) = args.config or [default_config() if trains else None]
-    asked = {"seeds": args.seeds, "config": config, "command": command}
+    asked = {"seeds": args.seeds, "config": config, "note": args.note, "command": command}
     asked = {name: value for name, value in asked.items() if value is not None}
     data, files = make(args.name, Options(args.out, overrides=tuple(overrides), **asked))
     print(json.dumps({"figure": args.name, "files": [str(file) for file in files], "compute": data["compute"]}))

@@ -39,7 +39,13 @@ def entries(models: Sequence[str], options: Options) -> list[compare_entries.Ent
 def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
     """The comparison of what is to be trained, or go on with it."""
     return compare_runs.run(
-        entries, options.seeds, options.out, latency_batch=0, command=options.command, further=options.files
+        entries,
+        options.seeds,
+        options.out,
+        latency_batch=0,
+        command=options.command,
+        note=options.note,
+        further=options.files,
     )
 
 
@@ -61,6 +67,7 @@ def compute(comparison: dict[str, Any]) -> str:
         f"{config['image_size']} px: {macs / 1e12:.1f} T MACs, {seconds / 60:.1f} min of training; accuracy of "
         + "; ".join([comparison["eval_split"], *compare_results.machines(comparison["nets"]).values()])
         + (f"; not finished: {', '.join(failed)}" if failed else "")
+        + (f"; {comparison['note']}" if comparison["note"] else "")
     )
 
 
