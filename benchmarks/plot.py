@@ -51,12 +51,16 @@ def bars_in(record: dict[str, Any]) -> list[Bar]:
     """Those of one record."""
     bars = []
     for race in record["races"]:
-        ratios = [ratio for name, ratio in race["ratios"].items() if name.startswith("torch")]
-        if ratios:
+        if ratios := against_pytorch(race):
             LABELS[race["mode"]]  # KeyError for one that cannot be drawn
             closest = min(ratios, key=lambda ratio: ratio["median"])
             bars.append(Bar(race["model"], race["mode"], *(float(closest[part]) for part in ("median", "low", "high"))))
     return bars
+
+
+def against_pytorch(race: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ratios of a race to PyTorch, eager and compiled."""
+    return [ratio for name, ratio in race["ratios"].items() if name.startswith("torch")]
 
 
 def draw(bars: Sequence[Bar], footnote: str) -> Figure:
@@ -103,7 +107,7 @@ def draw(bars: Sequence[Bar], footnote: str) -> Figure:
 
 def raced(records: Sequence[dict[str, Any]]) -> str:
     """In which dtype, and on how many images of which size, in a sentence."""
-    races = [race for record in records for race in record["races"]]
+    races = [race for record in records for race in record["races"] if against_pytorch(race)]
     dtypes = dict.fromkeys(race["contenders"]["jaxnets"]["dtype"] for race in races)
     sizes: dict[str, dict[str, None]] = {}
     for race in races:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from jaxnets import journal, machine, report_parts, settings, timing
+from jaxnets import journal, machine, optim, report_parts, settings, timing
 from jaxnets.compare_entries import TORCH
 from jaxnets.errors import UserError
 from jaxnets.tables import Section
@@ -21,15 +21,6 @@ TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies whose time is told
 SAME = ("num_epochs", "eval_every_epochs")
 # What changes nothing of what is compared, and which net it is.
 NO_RECIPE = settings.FREE_FIELDS.difference(SAME) | {"model.name", "model.num_classes"}
-
-# What a note says of the training of all nets, and how.
-SHARED = {
-    "image_size": "{} pixels",
-    "num_epochs": "{} epochs",
-    "batch_size": "batches of {}",
-    "optimizer.name": "{}",
-    "optimizer.learning_rate": "at {:g}",
-}
 
 Record = dict[str, Any]
 
@@ -296,13 +287,23 @@ def notes(comparison: Record) -> list[str]:
 def _trained_alike(comparison: Record) -> list[str]:
     """What counts most in how all nets were trained, as far as it is the same, in a sentence."""
     configs = [settings.flatten(net["config"]) for net in comparison["nets"]]
-    shared = [
-        text.format(configs[0][name])
-        for name, text in SHARED.items()
-        if name in configs[0] and all(config.get(name) == configs[0][name] for config in configs)
-    ]
-    images = f"{comparison['train_split']} of {comparison['dataset']}"
-    return [f"Training: {', '.join([images, *shared])}; all other fields: compare.json."]
+    first, *others = configs
+
+    def shared(*names: str) -> bool:
+        return all(name in first and all(config.get(name) == first[name] for config in others) for name in names)
+
+    said = [f"{comparison['train_split']} of {comparison['dataset']}"]
+    if shared("image_size"):
+        grow = any(config.get("progressive_sizes") for config in configs)
+        said.append(f"{'up to ' * grow}{first['image_size']} pixels")
+    if shared("num_epochs"):
+        said.append(f"{first['num_epochs']} epochs")
+    if shared("batch_size"):
+        said.append(f"batches of {first['batch_size']}")
+    if shared("batch_size", "optimizer.name", "optimizer.learning_rate", "optimizer.batch_scaling"):
+        scaling = first["optimizer.learning_rate"], first["batch_size"], first["optimizer.batch_scaling"]
+        said.append(f"{first['optimizer.name']} at {optim.scale_rate(*scaling):g}")
+    return [f"Training: {', '.join(said)}; all fields: compare.json."]
 
 
 def recipe_differences(nets: Sequence[Record]) -> list[tuple[str, list[str]]]:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from jaxnets.errors import UserError, first_line
 from jaxnets.interruption import Ended, Interruption, leave
-from jaxnets.runtime import configure_logging, logger
+from jaxnets.runtime import configure_logging, logger, share_cores
 
 HEARTBEAT_SECONDS = 15  # a process silent for this long is gone
 POLL_SECONDS = 1.0  # between two looks at who is there
@@ -45,6 +46,13 @@ def share() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
+def local_processes() -> int:
+    """How many processes of the run are on this machine, as far as SLURM and Open MPI tell: else 1."""
+    told = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE") or ""
+    found = re.match(r"[1-9]\d*", told)  # of SLURM's perhaps 8(x2)
+    return int(found[0]) if found else 1
+
+
 def devices() -> list[jax.Device]:
     """The devices of all processes, those of one beside each other; UserError if some have more than others."""
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
@@ -67,6 +75,7 @@ def joined(
 
     Raises UserError for a cluster that is described by halves or cannot be joined.
     """
+    share_cores()
     if not _initialize(coordinator_address, num_processes, process_id):
         yield
         return

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,7 +169,10 @@ def go_on(run: epochs.Running, current: state.TrainState, at: int, totals: check
 
 @contextmanager
 def ending_when_asked(run: epochs.Running) -> Iterator[None]:
-    """SystemExit, with what is saved said, where the run was interrupted, or failed when it had been asked to end."""
+    """SystemExit, with what is saved said, where the run was interrupted, or failed when it had been asked to end.
+
+    Of one that fails otherwise the page is drawn as far as the run came.
+    """
     asked = run.interruption
     try:
         yield
@@ -178,9 +181,7 @@ def ending_when_asked(run: epochs.Running) -> Iterator[None]:
         ended = SystemExit(asked.status)
     except UserError as error:
         if asked.signum is None:
-            if distributed.is_primary() and run.journal.records:  # how far it came
-                run.clock.write(max(run.clock.step, run.journal.records[-1]["step"]))
-                run.page.redraw()
+            _show_how_far(run)
             raise
         logger.warning("%s", error)  # a process that reads the data may have been asked too
         ended = interruption.Ended(128 + asked.signum)  # of which the other processes of a run do not know
@@ -193,3 +194,12 @@ def ending_when_asked(run: epochs.Running) -> Iterator[None]:
     else:
         logger.info("ended before the first step; the same command begins again")
     raise ended
+
+
+def _show_how_far(run: epochs.Running) -> None:
+    if not distributed.is_primary() or not run.journal.records:
+        return
+    if (last := run.journal.records[-1]["step"]) > run.clock.step:
+        with suppress(UserError):  # of a full disk; the run has failed of something else
+            run.clock.write(last)
+    run.page.redraw()

@@ -189,6 +189,8 @@ def by_class(runs: Sequence[History]) -> list[dict[str, Any]]:
     shares = np.array(right) / np.maximum(support, 1)
     seen = support.sum(0) > 0
     known = support.sum(1) > 0
+    if not known.any():
+        return []
     order = np.lexsort((shares[known].mean(0), ~seen))
     return [
         {

@@ -99,9 +99,9 @@ def tiles(run: History) -> list[dict[str, str]]:
     if run.evaluations:
         # Averaged weights count where a run has them, as in `compare`.
         which = "ema_eval_accuracy" if run.averaged else "eval_accuracy"
-        scored = [record for record in run.evaluations if which in record]
+        scored = [record for record in run.evaluations if {which, which.replace("accuracy", "loss")} <= record.keys()]
         best, last = max(scored, key=lambda record: record[which]), scored[-1]
-        images, loss = last.get("num_examples"), last["eval_loss"]  # large where the run diverged
+        images, loss = last.get("num_examples"), last[which.replace("accuracy", "loss")]  # large where it diverged
         of = [f"of {images:,} images"] if isinstance(images, int) else []
         of += ["averaged weights"] * run.averaged
         made += [
@@ -198,7 +198,7 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
 
 
 def evaluations(run: History) -> dict[str, Any]:
-    """A row for each evaluation, or for MAX_ROWS of more, with the last training report before it."""
+    """A row for each evaluation, with the last training report before it; of more than MAX_ROWS every so many-th."""
     every = max(1, -(-len(run.evaluations) // MAX_ROWS))
     shown = run.evaluations[::-1][::every][::-1]  # with the last
     left_out = f"One of {every}; metrics.jsonl has all {len(run.evaluations):,}." if every > 1 else ""

@@ -42,13 +42,15 @@ def configure_logging() -> None:
         logger.propagate = False
 
 
-def require_device() -> None:
-    """UserError where JAX has no device of the platform that JAX_PLATFORMS asks for; to be called before any other use.
-
-    In a container with a share of the cores' time XLA then has as many threads as that is worth, not as many as cores.
-    """
+def share_cores() -> None:
+    """Have XLA start as many threads as a container's share of the cores' time is worth; before any device is used."""
     if cores.count() < len(cores.usable()):
         os.environ.setdefault("NPROC", str(cores.count()))
+
+
+def require_device() -> None:
+    """UserError where JAX has no device of the platform that JAX_PLATFORMS asks for."""
+    share_cores()
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:

@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from jaxnets import cores, image_files
+from jaxnets import cores, distributed, image_files
 from jaxnets.data import Batch, Split, call_steps, eval_indices, read_batch, steps_per_epoch, take_part, train_indices
 from jaxnets.errors import UserError, first_line
 from jaxnets.interruption import SIGNALS
@@ -55,8 +55,8 @@ def stream_train(
     `end_step`. Close the iterator (it is a generator) to end its processes.
 
     Args:
-      num_workers: processes that read and decode; None: one a core, up to 16, as far as shared memory has room for
-        their batches; 0 reads in threads of this process, and so do as many threads where it has no room.
+      num_workers: processes that read and decode; None: one a core, up to 16, or as few as half of them where shared
+        memory has room for so few; 0 reads in threads of this process, and so do as many threads where it has not.
       crop_area: smallest share of the image in a random-resized crop, other ones every epoch; 0: as in evaluation.
       part: `(i, n)` yields the i-th of n equal parts of every batch, and reads no more.
 
@@ -161,27 +161,27 @@ def _iterate(
 
 def _readers(num_workers: int | None, batches: int, batch_bytes: int) -> tuple[int, int]:
     """How many processes read, and how many threads where none do."""
-    # Of several processes of a run, which may share a machine, each has its part of the cores.
-    part = max(2, min(cores.count(), MOST_WORKERS) // jax.process_count())
-    wanted = min(part if num_workers is None else num_workers, batches)
+    here = distributed.local_processes()
+    share = cores.count() // (here if len(cores.usable()) == os.cpu_count() else 1)  # else each is bound to its own
+    wanted = min(max(1, min(share, MOST_WORKERS)) if num_workers is None else num_workers, batches)
     # Not through pipes: a reader that is killed within a batch would leave us waiting for the rest of it for ever.
-    room = _shared_memory_bytes() // jax.process_count() // (IN_SHARED_MEMORY * max(batch_bytes, 1))
-    if num_workers is None and room:
-        return min(wanted, room), 0
-    if wanted > room:
-        _say_threads(wanted, IN_SHARED_MEMORY * wanted * batch_bytes)
-        return 0, wanted
-    return wanted, 2
+    room = _shared_memory_bytes() // here // (IN_SHARED_MEMORY * max(batch_bytes, 1))
+    if wanted <= room:
+        return wanted, 2
+    if num_workers is None and 2 * room >= wanted:  # fewer processes are better than threads
+        return room, 0
+    _say_threads(wanted, IN_SHARED_MEMORY * wanted * batch_bytes)
+    return 0, wanted
 
 
 @functools.cache  # once, not in every evaluation
 def _say_threads(num_workers: int, wanted: int) -> None:
     logger.warning(
         "the data are read by %d threads, not by processes, whose batches may take %d MB of shared memory, where %d MB "
-        "are free (of a container, its --shm-size)",
+        "are free for them (of a container, its --shm-size)",
         num_workers,
         wanted // 10**6,
-        _shared_memory_bytes() // 10**6,
+        _shared_memory_bytes() // distributed.local_processes() // 10**6,
     )
 
 
@@ -224,8 +224,13 @@ def _first(iterator: grain.DatasetIterator) -> Batch | None:
         except BaseException as error:
             found.put((None, error))
 
-    threading.Thread(target=read, daemon=True).start()
-    batch, error = found.get()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        batch, error = found.get()
+    except BaseException:
+        reader.join(timeout=5)  # or it would use the iterator while that is closed
+        raise
     if error:
         raise error
     return batch

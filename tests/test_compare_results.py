@@ -144,6 +144,19 @@ def test_an_accuracy_that_one_seed_missed_has_no_time():
     assert not any("No run reached" in note for note in compare_results.notes(comparison))
 
 
+def test_the_notes_say_how_all_were_trained():
+    """At the rate of their batch, and only what is the same for all."""
+    optimizer = {"name": "sgd", "learning_rate": 0.1, "batch_scaling": "linear"}
+    config = {"image_size": 32, "num_epochs": 3, "batch_size": 512, "progressive_sizes": (), "optimizer": optimizer}
+    nets = [{"config": config}, {"config": config | {"num_epochs": 5}}]
+    facts = {"train_split": "train", "dataset": "cifar10"}
+    (said,) = compare_results._trained_alike(facts | {"nets": nets})
+    assert said == "Training: train of cifar10, 32 pixels, batches of 512, sgd at 0.2; all fields: compare.json."
+    nets[1]["config"] = config | {"progressive_sizes": (16, 32), "optimizer": optimizer | {"name": "muon"}}
+    (said,) = compare_results._trained_alike(facts | {"nets": nets})
+    assert said == "Training: train of cifar10, up to 32 pixels, 3 epochs, batches of 512; all fields: compare.json."
+
+
 def test_the_notes_say_where_and_how():
     runs = [make_run(0.8, {f"{t:.2f}": None for t in compare_results.TARGETS}) for _ in range(2)]
     runs[1]["machines"] = [MACHINE | {"date": "2026-01-01"}, MACHINE | {"device": "another", "date": "2026-01-03"}]

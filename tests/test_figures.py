@@ -341,6 +341,12 @@ def test_the_compute_counts_forward_and_backward_at_every_size(monkeypatch):
     assert training.compute(facts | {"nets": nets, "note": "a copy"}) == f"{line}; a copy"
 
 
+def test_a_single_seed_has_no_whisker():
+    one, two = {"mean": 0.5, "std": None}, {"mean": 0.5, "std": 0.01}
+    assert training.whiskers([one, one]) is None and training.whiskers([]) is None
+    np.testing.assert_equal(training.whiskers([one, two]), [np.nan, 1.0])
+
+
 def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "train", diverging_at(2, loop.train))
     monkeypatch.setattr(width_tradeoff, "FAMILIES", {"one": ("tiny", "tiny:width=2")})

@@ -169,7 +169,7 @@ def test_pytorchs_padding_is_warned_of(published, tmp_path, caplog):
     name, fields, _, layers = published
     write_h5(tmp_path / "net.h5", conv_classifier(layers))
     torch_weights.load(name, tmp_path / "net.h5", width=0.25, num_classes=10)
-    assert re.search(r"the net of Keras has .*bn_epsilon=0.001, padding='(same|keras)', this one", caplog.text)
+    assert re.search(r"net of Keras has .*bn_epsilon=0.001, padding='(same|keras)', this one", caplog.text)
 
 
 def test_another_stride_is_warned_of(published, tmp_path, caplog):

@@ -11,7 +11,7 @@ from jaxnets.errors import UserError
 def record_of(*races):
     of_all = {"batch_size": 64, "image_size": 96, "contenders": {"jaxnets": {"dtype": "float32"}}}
     races = [{"model": model, "mode": mode, "ratios": ratios} | of_all for model, mode, ratios in races]
-    return {"races": races, "environment": {}, "rounds": 3}
+    return {"races": races, "environment": {}}
 
 
 def ratio(low, median, high):
@@ -29,6 +29,12 @@ def test_the_picture_shows_the_ratios_to_the_faster_pytorch():
         plot.Bar("mobilenet_v2", "train", 1.2, 1.1, 1.3),
         plot.Bar("mobilenet_v2", "eval", 0.8, 0.7, 0.9),
     ]
+    # The race of SqueezeNet has no bar.
+    other = {"batch_size": 1, "image_size": 224}
+    latency = record_of(("mobilenet_v2", "latency", {"torch": ratio(1, 1, 1)}))
+    latency["races"] = [race | other for race in latency["races"]]
+    said = "float32, images at once: training 64 at 96 px; evaluation 64 at 96 px; latency of one image 1 at 224 px."
+    assert plot.raced([record, latency]) == said
     axes = plot.draw(bars, "a note").axes[0]
     assert sorted(patch.get_width() for patch in axes.patches) == [0.8, 1.2]
     with pytest.raises(UserError, match="mobilenet_v2 train twice"):

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import digits
 from jaxnets import data, predictions, step
@@ -29,6 +30,18 @@ def made(decoded):
     for at, probability in ((3, 0.3), (7, 0.2), (30, 0.1)):
         predicted[at], of_label[at] = (label[at] + 1) % 10, probability
     return step.Predictions(label, predicted, np.full(50, 0.9, np.float32), of_label)
+
+
+def test_a_mistake_in_a_folder_says_its_file(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name / "0.png")
+    split = data.open_split(f"folder:{tmp_path / 'photos'}", "train", image_size=8)
+    label = data.decode(split, progress=False)["label"]
+    half = np.full(2, 0.5, np.float32)
+    predictions.save(tmp_path, 1, step.Predictions(label, 1 - label, half, half), split)
+    loaded = predictions.load(tmp_path)
+    assert loaded.origins.tolist() == [f"{split.class_names[label[at]]}/0.png" for at in loaded.mistakes]
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -77,7 +90,7 @@ def test_a_workdir_without_predictions_has_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut", "text", "label", "missing", "image", "length", "names", "four", "step", "share"]
+    "damage", ["cut", "text", "label", "missing", "image", "length", "names", "four", "step", "share", "origins"]
 )
 def test_another_file_is_refused(split, made, tmp_path, damage):
     predictions.save(tmp_path, 1, made, split)
@@ -101,6 +114,8 @@ def test_another_file_is_refused(split, made, tmp_path, damage):
             content["probability"] = content["probability"].astype(np.str_)
         if damage == "missing":
             del content["mistakes"]
+        if damage == "origins":
+            content["origins"] = content["origins"][:2]
         np.savez(path, **content)
     with pytest.raises(UserError, match="cannot be read as a run's predictions"):
         predictions.load(tmp_path)

@@ -229,6 +229,7 @@ def test_a_number_that_one_run_lacks_leaves_its_place_empty(tmp_path):
         rows = [[re.sub("<small>.*", "", cell) for cell in row] for row in rows]
         cells = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
         assert (cells["plain"]["last accuracy"], cells["averaged"]["last accuracy"]) == ("75.00%", "90.00%")
+        assert (cells["plain"]["last loss"], cells["averaged"]["last loss"]) == ("0.5000", "0.1000")
         assert (cells["plain"]["weights themselves"], cells["averaged"]["weights themselves"]) == ("–", "75.00%")
         assert cells["plain"]["time"] == "–" and cells["averaged"]["time"] == "1 min 0 s"
         assert cells["averaged"]["throughput"] == "80"

@@ -1,5 +1,7 @@
 """What a run got wrong, counted as scikit-learn counts it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -43,6 +45,18 @@ def test_the_hardest_class_of_all_runs_comes_first(tmp_path):
             run.evaluated.predicted[np.flatnonzero(run.evaluated.label == number)[:count]] = (number + 1) % 3
     rows = report_errors.by_class(runs)
     assert [[float(cell["width"]) for cell in row["cells"]] for row in rows] == [[55, 50], [90, 45], [70, 95]]
+
+
+def test_a_run_without_predictions_has_an_empty_place(tmp_path):
+    one, new = (report.load(make_run(tmp_path / name)) for name in ("one", "new"))
+    new = dataclasses.replace(new, evaluated=None)
+    for runs in ((one, new), (new, one)):
+        rows = report_errors.by_class(runs)
+        assert len(rows) == 3 and all(row["cells"][runs.index(new)]["text"] == "–" for row in rows)
+        assert [row["cells"][runs.index(one)] for row in rows] == [
+            row["cells"][0] for row in report_errors.by_class([one])
+        ]
+    assert report_errors.by_class([new, new]) == []
 
 
 def test_a_run_with_an_average_says_whose_mistakes_they_are(tmp_path):

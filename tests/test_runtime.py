@@ -51,7 +51,7 @@ def test_xla_is_told_of_a_containers_share_of_the_cores(share, told, monkeypatch
     monkeypatch.delenv("NPROC")
     monkeypatch.setattr(runtime.cores, "count", lambda: share)
     monkeypatch.setattr(runtime.cores, "usable", lambda: {0, 1})
-    runtime.require_device()
+    runtime.share_cores()
     assert os.environ.get("NPROC") == told
 
 

@@ -110,7 +110,7 @@ def test_stream_refuses_at_once(changed, message, digits):
         (None, 40, 100, 10**9, (16, 0)),
         (None, 4, 3, 10**9, (3, 0)),
         (None, 4, 100, 2 * 10**7, (2, 0)),  # as many as there is room for
-        (None, 4, 100, 10**6, (0, 4)),
+        (None, 8, 100, 2 * 10**7, (0, 8)),  # but not less than half
         (3, 4, 100, 2 * 10**7, (0, 3)),
         (0, 4, 100, 10**9, (0, 2)),
     ],
@@ -120,6 +120,17 @@ def test_how_many_read(asked, cores, batches, free, expected, monkeypatch):
     monkeypatch.setattr(streaming, "_shared_memory_bytes", lambda: free)
     processes, threads = streaming._readers(asked, batches, 10**6)
     assert (processes, 0 if processes else threads) == expected
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(False, 2), (True, 8)])
+def test_processes_of_a_run_on_one_machine_share_its_cores(bound, expected, monkeypatch):
+    """Unless each is bound to cores of its own."""
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "4(x2)")
+    monkeypatch.setattr(streaming.cores, "count", lambda: 8)
+    monkeypatch.setattr(streaming.cores, "usable", lambda: set(range(8)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 32 if bound else 8)
+    monkeypatch.setattr(streaming, "_shared_memory_bytes", lambda: 4 * 8 * 10**7)
+    assert streaming._readers(None, 100, 10**6)[0] == expected
 
 
 def workers() -> list[psutil.Process]:
