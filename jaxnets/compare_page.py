@@ -62,7 +62,7 @@ def runs_table(nets: Sequence[Record]) -> Section:
             str(run["seed"]),
             f"{run['accuracy']:.2%}",
             f"{run['train_accuracy']:.2%}",
-            f"{run['epoch_seconds']:.1f}",
+            f"{run['epoch_seconds']:,.1f}",
             f"{run['train_seconds']:,.0f}",
             *[", ".join(dict.fromkeys(str(number_of[machine.sentence(w)]) for w in run["machines"]))] * several,
         )

@@ -124,10 +124,10 @@ def everything_saved(workdir):
 
 
 @pytest.fixture(scope="module")
-def whole(finish, tmp_path_factory):
+def whole(finish_quickly, tmp_path_factory):
     """A run that nothing disturbed: its workdir and its result."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    status, out, err = finish("train.py", *SMALL, f"--workdir={workdir}")
+    status, out, err = finish_quickly("train.py", *SMALL, f"--workdir={workdir}")
     assert status == 0, err
     assert len(out.splitlines()) == 1
     return workdir, json.loads(out)
