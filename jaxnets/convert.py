@@ -37,10 +37,8 @@ from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")
 SAFETENSORS = ".safetensors"
-NOT_WRITTEN = {*SUFFIXES, ".safetensor", ".pkl", ".onnx", ".npy", ".npz", ".msgpack", ".pb", ".tflite"} - {
-    *TORCH,
-    SAFETENSORS,
-}
+OTHERS = (".safetensor", ".pkl", ".onnx", ".npy", ".npz", ".msgpack", ".pb", ".tflite")  # a slip, or a hope
+NOT_WRITTEN = {*SUFFIXES, *OTHERS} - {*TORCH, SAFETENSORS}
 
 
 def read(

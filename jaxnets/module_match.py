@@ -99,9 +99,9 @@ def _without_prefixes(modules: dict[str, Module]) -> Iterator[dict[str, Module]]
 
 
 def _beside_others(modules: dict[str, Module]) -> Iterator[tuple[dict[str, Module], dict[str, Module]]]:
-    """As `_without_prefixes`, then so what has the most frequent leading name, `model` perhaps; and all other modules.
+    """As `_without_prefixes` gives them; then those under the most frequent leading name, and all others beside them.
 
-    So that what does not belong to the net, a loss's weights, say, is named.
+    So that what does not belong to the net, a loss's weights beside `model`, say, is named.
     """
     for stripped in _without_prefixes(modules):
         yield stripped, {}

@@ -56,7 +56,7 @@ class History:
     @property
     def averaged(self) -> bool:
         """Whether the averaged weights were evaluated beside the others."""
-        return any("ema_eval_accuracy" in record for record in self.evaluations)
+        return any({"ema_eval_accuracy", "ema_eval_loss"} <= record.keys() for record in self.evaluations)
 
     def steps(self, records: Sequence[Record]) -> np.ndarray:
         return np.array([record["step"] for record in records], float)

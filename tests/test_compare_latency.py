@@ -1,5 +1,7 @@
 """The net that is timed for an entry, and that it is timed once."""
 
+import json
+
 from jaxnets import compare_entries, compare_latency, latency
 from tests.tiny_net import small_digits
 
@@ -49,5 +51,9 @@ def test_large_images_are_timed_on_the_net_made_for_them(tmp_path, monkeypatch):
     assert compare_latency.read(what | {"batch_size": 8}, tmp_path) is None
     time(96)
     assert len(timed) == 2  # known already
+    path = compare_latency.path_of(what, tmp_path)
+    for text in ("[" * 100_000, "[]", json.dumps(what)):  # nothing that was measured
+        path.write_text(text)
+        assert compare_latency.read(what, tmp_path) is None
     time(None)
     assert timed[2:] == [("MobileNetV1", 1, 0.25, 10, (n, 16, 16, 3)) for n in (1, 4)]

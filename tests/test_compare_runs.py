@@ -144,7 +144,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(configs, trained, tmp_pa
     assert found["nets"][0]["runs"] == between["nets"][0]["runs"]
 
 
-@pytest.mark.parametrize("error", slow_after(2, [UserError, jax.errors.JaxRuntimeError, RuntimeError, MemoryError]))
+@pytest.mark.parametrize("error", slow_after(3, [UserError, jax.errors.JaxRuntimeError, TypeError, MemoryError]))
 def test_a_run_that_fails_does_not_keep_the_others(error, configs, tmp_path, monkeypatch):
     train = loop.train
 

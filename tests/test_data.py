@@ -314,6 +314,19 @@ def test_truncated_shard_does_not_open(keep, damaged):
     data.open_split("digits", "train", damaged.parents[1], image_size=8)  # the other files are whole
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(PermissionError(13, "Permission denied"), ": Permission denied$"), (RuntimeError("x"), r" \(x\); delete ")],
+)
+def test_shard_that_cannot_be_read_is_not_damaged(error, says, damaged, monkeypatch):
+    def fails(path):
+        raise error
+
+    monkeypatch.setattr(data, "ArrayRecordReader", fails)
+    with pytest.raises(UserError, match=f"00000-of-00001 cannot be read{says}"):
+        open_test(damaged)
+
+
 def test_missing_shard_does_not_open(damaged):
     shard = damaged / "digits-test.array_record-00000-of-00001"
     shard.unlink()

@@ -90,6 +90,21 @@ def test_photographs_that_have_moved_are_asked_for(workdir, config, monkeypatch,
         evaluate.main(["evaluate", f"--workdir={workdir}"])
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_deterministic_run_is_evaluated_so_before_a_device_is_asked_for(
+    deterministic, config, variables, tmp_path, monkeypatch
+):
+    config = config.copy_and_resolve_references()
+    config.deterministic = deterministic
+    settings.write(config, tmp_path / "config.json")
+    checkpoint.save_variables(tmp_path, variables)
+    asked = []
+    monkeypatch.setattr(evaluate.runtime, "make_deterministic", lambda: asked.append("deterministic"))
+    monkeypatch.setattr(evaluate.runtime, "require_device", lambda: asked.append("device"))
+    evaluate.main(["evaluate", f"--workdir={tmp_path}", "--split=test[:7]"])
+    assert asked == ["deterministic"] * deterministic + ["device"]
+
+
 def test_an_empty_argument_is_no_default(workdir):
     with pytest.raises(UserError, match="--data_dir is empty"):
         evaluate.main(["evaluate", f"--workdir={workdir}", "--data_dir="])

@@ -160,6 +160,15 @@ def test_conv_refuses_what_it_cannot_do():
         Conv(6, 7, padding=0).init(jax.random.key(0), random(1, 6, 9, 3))
 
 
+def test_weights_of_another_shape_are_refused():
+    conv = Conv(6)
+    variables = conv.init(jax.random.key(0), random(1, 4, 4, 4))
+    with pytest.raises(
+        ValueError, match=r"parameter kernel has the shape \(3, 3, 4, 6\), where the net has \(3, 3, 5, 6"
+    ):
+        conv.apply(variables, random(1, 4, 4, 5))
+
+
 def test_conv_starts_with_unit_gain_in_every_grouping():
     x = random(8, 16, 16, 64)
     for groups in (1, 4, 64):
