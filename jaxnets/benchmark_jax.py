@@ -11,6 +11,7 @@ import optax
 
 from jaxnets import create_model, machine
 from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, fastest, ready_bytes
+from jaxnets.models.initializers import init_shapes
 
 
 def make_optimizer() -> optax.GradientTransformation:
@@ -46,9 +47,7 @@ def make_train_step(model, optimizer):
 
 def random_variables(model, image_size: int) -> dict[str, Any]:
     """He normal kernels, BatchNorms that change nothing. `model.init` would compile, which is no part of the race."""
-    shapes = jax.eval_shape(
-        partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, image_size, image_size, 3))
-    )
+    shapes = init_shapes(model, jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
     random = np.random.default_rng(0)
 
     def value(path, leaf):

@@ -105,8 +105,8 @@ def _beside_others(modules: dict[str, Module]) -> Iterator[tuple[dict[str, Modul
     """
     for stripped in _without_prefixes(modules):
         yield stripped, {}
-    firsts = Counter(name.partition(".")[0] for name in modules if "." in name)
-    if len(firsts) and len({name.partition(".")[0] for name in modules}) > 1:
+    firsts = Counter(name.partition(".")[0] for name in modules)
+    if len(firsts) > 1:
         (first, _), *_ = firsts.most_common(1)
         inside = {name: module for name, module in modules.items() if name.startswith(f"{first}.")}
         for stripped in _without_prefixes(inside):

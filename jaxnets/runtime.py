@@ -32,14 +32,18 @@ def configure_logging() -> None:
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
-    # PIL's, of damaged EXIF data and of photographs of half its limit; what it cannot read is an error.
-    warnings.filterwarnings("ignore", module="PIL")
+    ignore_warnings_of_images()
     if not logger.handlers:
         handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+def ignore_warnings_of_images() -> None:
+    """PIL's, of damaged EXIF data and of photographs of half its limit; what it cannot read is an error."""
+    warnings.filterwarnings("ignore", module="PIL")
 
 
 def share_cores() -> None:

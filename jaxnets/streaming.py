@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -28,6 +27,7 @@ from jaxnets import cores, distributed, image_files
 from jaxnets.data import Batch, Split, call_steps, eval_indices, read_batch, steps_per_epoch, take_part, train_indices
 from jaxnets.errors import UserError, first_line
 from jaxnets.interruption import SIGNALS
+from jaxnets.runtime import ignore_warnings_of_images
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ def _start_worker(index: int, count: int) -> None:
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    warnings.filterwarnings("ignore", module="PIL")  # as `runtime.configure_logging` does
+    ignore_warnings_of_images()
 
     def follow_parent():
         connection.wait([multiprocessing.parent_process().sentinel])

@@ -123,9 +123,8 @@ def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = No
 
     `layout`: torchvision, timm, kuangliu, chenyaofo, megvii, as far as it has the net, or "jaxnets", our own
     names, for every net. Left out: that of a code base which has this very net, torchvision's names before others;
-    otherwise the first whose names and shapes fit. Float32
-    NumPy arrays, of which `torch.from_numpy` makes what `load_state_dict` takes, and an int64 0 for each BatchNorm's
-    `num_batches_tracked`; `load` gives back the same bits.
+    otherwise the first whose names and shapes fit. Float32 NumPy arrays, of which `torch.from_numpy` makes what
+    `load_state_dict` takes, and an int64 0 for each BatchNorm's `num_batches_tracked`; `load` gives back the same bits.
 
     Raises UserError for a layout without this net, and for variables of another net.
     """

@@ -124,6 +124,11 @@ def make_net(label, runs, latency=None):
     return sizes | {"results": results, "latency": latency, "failed": [], "runs": runs}
 
 
+def comparison_of(nets, seeds, note=""):
+    splits = {"train_split": "train", "eval_split": "test", "dataset": "digits"}
+    return splits | {"nets": nets, "seeds": seeds, "torch": None, "note": note}
+
+
 def test_an_accuracy_that_one_seed_missed_has_no_time():
     runs = [make_run(0.93, {"0.90": 1.0, "0.92": 2.0}), make_run(0.91, {"0.90": 3.0, "0.92": None})]
     assert compare_results.over_seeds(runs)["seconds_to"] == {"0.90": 2.0, "0.92": None}
@@ -132,15 +137,7 @@ def test_an_accuracy_that_one_seed_missed_has_no_time():
     for run in runs:
         run["seconds_to"] = seconds | run["seconds_to"]
     assert compare_results.reached([net, make_net("none", [])]) == ["0.90", "0.92"]  # one with every seed, one with one
-    comparison = {
-        "nets": [net],
-        "seeds": 2,
-        "train_split": "train",
-        "eval_split": "test",
-        "dataset": "digits",
-        "torch": None,
-        "note": "",
-    }
+    comparison = comparison_of([net], seeds=2)
     assert not any("No run reached" in note for note in compare_results.notes(comparison))
 
 
@@ -161,15 +158,7 @@ def test_the_notes_say_where_and_how():
     runs = [make_run(0.8, {f"{t:.2f}": None for t in compare_results.TARGETS}) for _ in range(2)]
     runs[1]["machines"] = [MACHINE | {"date": "2026-01-01"}, MACHINE | {"device": "another", "date": "2026-01-03"}]
     net = make_net("a", runs)
-    comparison = {
-        "nets": [net],
-        "seeds": 2,
-        "train_split": "train",
-        "eval_split": "test",
-        "dataset": "digits",
-        "torch": None,
-        "note": "",
-    }
+    comparison = comparison_of([net], seeds=2)
     found = "\n".join(compare_results.notes(comparison))
     assert "No run reached 90%." in found and "while the weights moved." in found
     where = ", 4 CPU cores, JAX 1, native operators (from 2026-01-0"
@@ -252,15 +241,7 @@ def test_seeds_that_failed_are_seen():
     assert compare_results.over_seeds(runs)["seconds_to"] == {"0.90": 1.0, "0.92": 2.0}
     net = make_net("a", [make_run(0.8, {f"{t:.2f}": None for t in compare_results.TARGETS})])
     net["failed"] = ["seed 1: the loss became nan"]
-    comparison = {
-        "nets": [net],
-        "seeds": 2,
-        "train_split": "train",
-        "eval_split": "test",
-        "dataset": "digits",
-        "torch": None,
-        "note": "",
-    }
+    comparison = comparison_of([net], seeds=2)
     assert "Not finished: a, seed 1: the loss became nan." in compare_results.notes(comparison)
 
 
@@ -283,15 +264,7 @@ def test_tables_have_a_cell_for_every_column():
         make_net("a", [make_run(0.93, {f"{t:.2f}": 5.0 for t in compare_results.TARGETS})], latency),
         make_net("b, with a comma", []),
     ]
-    comparison = {
-        "nets": nets,
-        "seeds": 1,
-        "train_split": "train",
-        "eval_split": "test",
-        "dataset": "digits",
-        "torch": None,
-        "note": "A note.",
-    }
+    comparison = comparison_of(nets, seeds=1, note="A note.")
     section = compare_results.table(comparison)
     assert {len(row) for row in section.rows} == {len(section.header)}
     cells = dict(zip(section.header, section.rows[0]))
