@@ -254,6 +254,9 @@ def test_recipe_knobs(small, untrained, tmp_path, monkeypatch):
     longer, smoother = data["knobs"]
     assert (longer["label"], longer["gains"]) == ("longer", pytest.approx([0.25, 0.25]))
     assert smoother["gains"] == [0.0, 0.0]
+    # Of the same runs.
+    data = run("recipe_knobs", tmp_path, ["--only=smoother", *small], drawn=False)
+    assert [knob["label"] for knob in data["knobs"]] == ["smoother"]
 
 
 def test_a_knob_is_compared_seed_by_seed(tmp_path, monkeypatch):
@@ -305,11 +308,10 @@ def test_every_knob_changes_the_base_and_can_be_trained(figure, count):
 
 
 def test_recipe_parts_start_from_the_default_recipe():
-    """At half the side: the hole and the borders of the crop are half as wide, and batches too; images grow besides."""
+    """At half the side: the hole and the borders of the crop are half as wide, and batches too."""
     entry, *_ = recipe_parts.entries(Options(None))
     base, recipe = map(settings.as_dict, (entry.config, config_file.load("configs/shufflenet_v2.py:x0_5")))
-    assert base["progressive_sizes"] == [0.5, 0.75, 1.0] and recipe["progressive_sizes"] == []
-    for field in ("optimizer", "schedule", "label_smoothing", "ema_decay"):
+    for field in ("optimizer", "schedule", "progressive_sizes", "label_smoothing", "ema_decay"):
         assert base[field] == recipe[field]
     halved = {"batch_size": 128, "image_size": 16}
     assert {field: base[field] for field in halved} == halved == {field: recipe[field] // 2 for field in halved}
@@ -321,7 +323,7 @@ def test_recipe_parts_start_from_the_default_recipe():
 def test_recipe_parts(small, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe_parts, "NET", "tiny")
     data = run("recipe_parts", tmp_path, small)
-    assert [part["label"] for part in data["knobs"]] == list(recipe_parts.PARTS)
+    assert [part["label"] for part in data["knobs"]] == list(recipe_parts.KNOBS)
     assert all(part["gains"] == [0.0, 0.0] for part in data["knobs"]) and data["net"] == "tiny"
 
 
@@ -366,6 +368,10 @@ def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, 
         (["cost_breakdown", "--out=x", "--note=a copy"], "trains no net"),
         (["width_tradeoff", "--out=x", "--seeds=0"], "argument --seeds: '0' is not a whole number from 1 on"),
         (["width_tradeoff", "--out=x", "--epochs=1"], "unexpected argument"),
+        (["width_tradeoff", "--out=x", "--only=ema_decay=0.99"], "width_tradeoff has no knobs"),
+        (["relu_collapse", "--out=x", "--only=ema_decay=0.99"], "trains no net"),
+        (["recipe_parts", "--out=x", "--only=ema_decay"], "no knob 'ema_decay'; there are optimizer.name=sgd, "),
+        (["recipe_knobs", "--out=x", "--only=batch"], "no knob 'batch'; there are ema_decay=0.99, .*, batch 512, "),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, says):

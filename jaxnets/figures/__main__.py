@@ -3,7 +3,7 @@
 relu_collapse: what ReLU does to a curve in few dimensions. bottleneck_ablation: linear and non-linear bottlenecks,
 and where shortcuts go. shuffle_ablation: ShuffleNetV1 without channel shuffle. width_tradeoff: accuracy against cost.
 cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. recipe_knobs: what each field of a recipe gives.
-recipe_parts: what a recipe is without each of its parts.
+recipe_parts: what the default recipe is without each of its parts, and with images that grow.
 Nets are trained in a small setting: on a laptop's CPU a run takes a few minutes, a figure, of 8 to 28 runs, half an
 hour to an hour and a half. `--config.FIELD=VALUE` sets any field otherwise (`--config.train_split=train
 --config.num_epochs=60`). The same command again goes on where it was stopped. The last line on standard output is one
@@ -94,6 +94,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--out", type=user_path, required=True, help="folder of the figure, and of the runs behind it")
     parser.add_argument("--seeds", type=count, help="runs of each net that is trained; default: 2")
     parser.add_argument("--config", action="append", help=f"configuration of nets that are trained; default: {DEFAULT}")
+    parser.add_argument("--only", action="append", help="a row of recipe_knobs or recipe_parts to make; default: all")
     parser.add_argument("--note", help="a few words to stand below the figure, such as which copy of the data")
     return parser
 
@@ -106,15 +107,18 @@ def main(argv: list[str]) -> None:
     args, overrides = _parser().parse_known_args(argv[1:])
     config_file.check_overrides(overrides)
     trains = FIGURES[args.name].TRAINS
-    if not trains and (args.seeds or args.config or args.note or overrides):
+    if not trains and (args.seeds or args.config or args.only or args.note or overrides):
         raise UserError(f"{args.name} trains no net: it takes --out alone")
     if args.config and len(args.config) > 1:
         raise UserError("--config is given twice: a figure's nets are trained by one configuration")
+    if args.only and not hasattr(FIGURES[args.name], "KNOBS"):
+        raise UserError(f"--only is for recipe_knobs and recipe_parts: {args.name} has no knobs")
     runtime.configure_logging()
     runtime.require_device()
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
     (config,) = args.config or [default_config() if trains else None]
     asked = {"seeds": args.seeds, "config": config, "note": args.note, "command": command}
+    asked["only"] = args.only and tuple(args.only)
     asked = {name: value for name, value in asked.items() if value is not None}
     data, files = make(args.name, Options(args.out, overrides=tuple(overrides), **asked))
     print(json.dumps({"figure": args.name, "files": [str(file) for file in files], "compute": data["compute"]}))

@@ -47,6 +47,14 @@ def last_accuracies(net: dict[str, Any]) -> dict[int, float]:
     return {seed: curve[-1][1] for seed, curve in zip(net["seeds"], net["curves"])}
 
 
+def chosen(knobs: dict[str, Sequence[str]], options: Options) -> dict[str, Sequence[str]]:
+    """The knobs that `options.only` names, or all; UserError for a name that none of them has."""
+    for label in options.only:
+        if label not in knobs:
+            raise UserError(f"there is no knob {label!r}; there are {', '.join(knobs)}")
+    return {label: fields for label, fields in knobs.items() if not options.only or label in options.only}
+
+
 def variants(
     net: str, setting: Sequence[str], knobs: dict[str, Sequence[str]], options: Options
 ) -> list[compare_entries.Entry]:

@@ -14,6 +14,7 @@ class Options:
     seeds: int = 2
     config: str = DEFAULT
     overrides: tuple[str, ...] = ()  # `--config.FIELD=VALUE`
+    only: tuple[str, ...] = ()  # labels of the knobs to be turned; none: all
     note: str = ""  # a few words below the figure, on the data perhaps
     command: str = "python -m jaxnets.figures"  # as it was given
     files: tuple[Path, ...] = ()  # what is made of the runs
