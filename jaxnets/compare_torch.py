@@ -22,7 +22,19 @@ import torch.nn.functional as F
 from torch import nn
 
 import jaxnets
-from jaxnets import data, journal, machine, plan, settings, timing, torch_nets, torch_weights, weight_files, workdir
+from jaxnets import (
+    data,
+    journal,
+    machine,
+    plan,
+    sampling,
+    settings,
+    timing,
+    torch_nets,
+    torch_weights,
+    weight_files,
+    workdir,
+)
 from jaxnets.compare_entries import net_fields
 from jaxnets.errors import UserError, first_line, writing
 from jaxnets.plain_files import replacing
@@ -267,7 +279,7 @@ def train_epoch(run: Running, epoch: int) -> dict[str, Any]:
     # What an epoch draws depends on its number alone, so that a run may go on after any of them.
     torch.manual_seed((config.seed << 20) + epoch)
     run.net.train()
-    order = data.train_indices(config.seed, len(run.plan.train_split), config.batch_size, epoch * steps, steps)
+    order = sampling.train_indices(config.seed, len(run.plan.train_split), config.batch_size, epoch * steps, steps)
     order = torch.from_numpy(order.astype(np.int64)).to(run.device)
     loss, correct = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
     synchronize()

@@ -9,7 +9,7 @@ from functools import partial
 import jax
 import numpy as np
 
-from jaxnets import data, distributed, programs, step, streaming
+from jaxnets import data, distributed, programs, sampling, step, streaming
 from jaxnets.plan import Plan
 from jaxnets.runtime import logger
 
@@ -49,8 +49,12 @@ def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[
     config, size, part = plan.config, len(plan.train_split), distributed.share()
     if resident:
         calls = (
-            {"index": data.take_part(data.train_indices(config.seed, size, config.batch_size, first, count), part)}
-            for first, count in data.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
+            {
+                "index": sampling.take_part(
+                    sampling.train_indices(config.seed, size, config.batch_size, first, count), part
+                )
+            }
+            for first, count in sampling.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
         )
     else:
         calls = streaming.stream_train(
@@ -89,7 +93,7 @@ def call_lengths(plan: Plan, per_call: int, at: int) -> dict[int, list[int]]:
         size, first = plan.training_size(epoch), max(at, epoch * per_epoch)
         if (size, first % per_epoch) not in seen:  # all whole epochs of a size are cut alike
             seen.add((size, first % per_epoch))
-            counts = [count for _, count in data.call_steps(first, (epoch + 1) * per_epoch, per_epoch, per_call)]
+            counts = [count for _, count in sampling.call_steps(first, (epoch + 1) * per_epoch, per_epoch, per_call)]
             found[size] = list(dict.fromkeys([*found.get(size, []), *counts]))
     return found
 

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from jaxnets import data, distributed, ops, programs, step, streaming
+from jaxnets import data, distributed, ops, programs, sampling, step, streaming
 
 Evaluator = Callable[[dict[str, Any]], tuple[dict[str, Any], step.Predictions]]
 
@@ -30,7 +30,7 @@ def eval_calls(
     """
     size, per_call = call_size(len(split), config.eval_batch_size, config.steps_per_call, num_devices * part[1])
     if resident:
-        index, mask = (data.take_part(values, part) for values in data.eval_indices(len(split), size))
+        index, mask = (sampling.take_part(values, part) for values in sampling.eval_indices(len(split), size))
         batches = ({"index": i, "mask": m} for i, m in zip(index, mask))
     else:
         batches = streaming.stream_eval(split, batch_size=size, num_workers=config.num_workers, part=part)

@@ -15,7 +15,20 @@ import ml_collections
 import numpy as np
 import optax
 
-from jaxnets import augment, data, distributed, ops, optim, programs, settings, state, step, trained_run, workdir
+from jaxnets import (
+    augment,
+    data,
+    distributed,
+    ops,
+    optim,
+    programs,
+    sampling,
+    settings,
+    state,
+    step,
+    trained_run,
+    workdir,
+)
 from jaxnets.datasets import find_prepared
 from jaxnets.errors import UserError
 from jaxnets.models.initializers import init_shapes
@@ -39,7 +52,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return data.steps_per_epoch(len(self.train_split), self.config.batch_size)
+        return sampling.steps_per_epoch(len(self.train_split), self.config.batch_size)
 
     @property
     def total_steps(self) -> int:
@@ -122,7 +135,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
             f"config.batch_size={config.batch_size} must be at most the {len(train_split)} examples "
             f"of config.train_split={config.train_split!r}"
         )
-    steps_per_epoch = data.steps_per_epoch(len(train_split), config.batch_size)
+    steps_per_epoch = sampling.steps_per_epoch(len(train_split), config.batch_size)
     total_steps = config.num_epochs * steps_per_epoch
     _check_length(config, total_steps)
     schedule = make_schedule(config, steps_per_epoch)

@@ -1,4 +1,4 @@
-"""A split streamed: read and decoded ahead of time by Grain's worker processes, in the order of `data`."""
+"""A split streamed: read and decoded ahead of time by Grain's worker processes, in the order of `sampling`."""
 
 import atexit
 import functools
@@ -24,10 +24,11 @@ from absl import flags
 from PIL import Image
 
 from jaxnets import cores, distributed, image_files
-from jaxnets.data import Batch, Split, call_steps, eval_indices, read_batch, steps_per_epoch, take_part, train_indices
+from jaxnets.data import Batch, Split, read_batch
 from jaxnets.errors import UserError, first_line
 from jaxnets.interruption import SIGNALS
 from jaxnets.runtime import ignore_warnings_of_images
+from jaxnets.sampling import call_steps, eval_indices, steps_per_epoch, take_part, train_indices
 
 logger = logging.getLogger(__name__)
 

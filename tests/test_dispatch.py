@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from jaxnets import data, dispatch
+from jaxnets import dispatch, sampling
 from jaxnets.plan import make_plan
 from tests.tiny_net import small_digits
 
@@ -30,7 +30,7 @@ def test_calls_end_with_the_epoch(limit, per_epoch, at, expected):
 def test_calls_are_full_but_for_the_last_of_an_epoch_where_no_number_divides_it(limit, per_epoch, at):
     per_call = dispatch.steps_per_call(limit, per_epoch, at)
     assert per_call == limit
-    calls = list(data.call_steps(at, 3 * per_epoch, per_epoch, per_call))
+    calls = list(sampling.call_steps(at, 3 * per_epoch, per_epoch, per_call))
     ends = [first + count for first, count in calls]
     assert [first for first, _ in calls] == [at, *ends[:-1]] and ends[-1] == 3 * per_epoch
     assert all(count == limit or end % per_epoch == 0 for (_, count), end in zip(calls, ends))
@@ -45,7 +45,7 @@ def test_every_length_of_a_call_is_known_before_the_first(digits_dir, at):
     config.progressive_sizes = (8, 16)
     plan = make_plan(config)
     for per_call in (3, 4, 7):
-        calls = data.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
+        calls = sampling.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
         taken = {(plan.training_size(first // 7), count) for first, count in calls}
         known = dispatch.call_lengths(plan, per_call, at)
         assert {(size, count) for size, counts in known.items() for count in counts} == taken
@@ -76,4 +76,4 @@ def test_every_training_example_of_an_epoch_is_fed_in_the_epochs_order(digits_di
     assert len(calls) == 1 and calls[0]["index"].shape == (4, 5, 8)
     assert dispatch.call_shapes(plan, True, 5)["index"].shape == calls[0]["index"].shape
     fed = calls[0]["index"].swapaxes(0, 1).reshape(-1)
-    np.testing.assert_array_equal(fed, data.epoch_order(5, 1, 160))
+    np.testing.assert_array_equal(fed, sampling.epoch_order(5, 1, 160))

@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from jaxnets import data, streaming
+from jaxnets import data, sampling, streaming
 from jaxnets.errors import UserError
 from tests.photo_set import flip_one_record
 from tests.slow import slow_after
@@ -35,7 +35,7 @@ def assert_plain(batch):
 def test_training_streams_the_resident_batches(num_workers, digits, decoded):
     """22 steps an epoch, from the middle of epoch 1 into epoch 3, calls of at most 5 steps."""
     start, end = 30, 70
-    indices = data.train_indices(3, len(digits), 64, start, end - start)
+    indices = sampling.train_indices(3, len(digits), 64, start, end - start)
     stream = streaming.stream_train(
         digits, seed=3, batch_size=64, start_step=start, end_step=end, num_workers=num_workers, steps_per_call=5
     )
@@ -60,7 +60,7 @@ def test_evaluation_streams_the_resident_batches(num_workers, digits, decoded, m
     monkeypatch.setattr(streaming, "_shared_memory_bytes", lambda: 500_000)
     streaming._say_threads.cache_clear()
     monkeypatch.setattr(shared_memory, "SharedMemory", Refused)
-    index, mask = data.eval_indices(len(digits), 400)
+    index, mask = sampling.eval_indices(len(digits), 400)
     batches = list(streaming.stream_eval(digits, batch_size=400, num_workers=num_workers))
     assert len(batches) == 4
     assert ("may take 0 MB of shared memory, where 0 MB are free" in caplog.text) == bool(num_workers)
@@ -314,7 +314,7 @@ def test_random_crops_are_of_the_seed_the_epoch_and_the_image(root):
     assert not np.array_equal(whole, crops(split, 0, 4, seed=4))
 
     def by_image(epoch):
-        order = data.train_indices(3, 8, 4, 2 * epoch, 2).ravel()
+        order = sampling.train_indices(3, 8, 4, 2 * epoch, 2).ravel()
         return np.concatenate(whole[2 * epoch : 2 * epoch + 2])[np.argsort(order)]
 
     first, second = by_image(0), by_image(1)
