@@ -91,8 +91,9 @@ def _optimizer(config: ConfigDict) -> None:
     config.optimizer.beta1 = 0.9  # adamw, lion; muon: of what it leaves to Adam
     config.optimizer.beta2 = 0.999  # adamw, lion, muon's Adam; rmsprop: decay of the squared gradients
     config.optimizer.epsilon = 1e-8  # adamw, rmsprop, muon
-    config.optimizer.weight_decay = 5e-4  # kernels only; sgd, rmsprop: added to the gradient; others: decoupled
+    config.optimizer.weight_decay = 5e-4  # sgd, rmsprop: added to the gradient; others: decoupled
     config.optimizer.decay_depthwise = True  # False: spare depthwise kernels (MobileNetV1, section 3.2)
+    config.optimizer.decay_vectors = False  # True: decay biases and BatchNorm's parameters too, as PyTorch does
     config.optimizer.clip_norm = 0.0  # global norm of the gradient; 0: off
 
 
@@ -112,13 +113,13 @@ def _loss_and_averaging(config: ConfigDict) -> None:
 
 
 def _running(config: ConfigDict) -> None:
-    """Running and watching: none of these changes a result, but `deterministic` in its last bits."""
+    """Running and watching. None of these changes a result, except that `deterministic` may change the last bits."""
     config.steps_per_call = 10  # at most this many training steps in one dispatch
     config.eval_batch_size = 256  # over all devices, at most: batches are of the size that pads the last one least
     config.eval_every_epochs = 1  # and after the last
     config.checkpoint_every_epochs = 1  # and after the last, and on Ctrl-C, SIGTERM and SIGHUP
     config.checkpoint_every_steps = 0  # besides, within long epochs, at the end of a call of steps; 0: off
     config.keep_checkpoints = 3  # the latest; the best by eval_accuracy, and by ema_eval_accuracy, are kept besides
-    config.log_every_steps = 100  # and at the end of every epoch
+    config.log_every_steps = 100  # counted within each epoch, and at its end
     config.deterministic = False  # on a GPU: the same run bit for bit, with slower operations (XLA's flag)
     config.compilation_cache = True  # keep compiled programs between starts (JAX_COMPILATION_CACHE_DIR)

@@ -11,12 +11,15 @@ ShuffleNets   SGD .9, rate .5 falling linearly to 0, decay 4e-5, batches of 1024
               300,000 steps; 1807.11164 keeps it); label smoothing .1 as in the authors' code
 SqueezeNet    SGD .9, rate .04 falling linearly to 0 (1602.07360, section 3.3), decay 2e-4, batches of 512, 68 epochs
               (the authors' solver: 170,000 steps)
-ResNet        SGD .9, rate .1 times .1 twice, decay 1e-4, batches of 256 (1512.03385, section 3.4); 90 epochs ours
-VGG           SGD .9, rate .01 times .1 three times, decay 5e-4, batches of 256, 74 epochs (1409.1556, section 3.1)
+ResNet        SGD .9, rate .1 times .1 twice, decay 1e-4, batches of 256 (1512.03385, section 3.4); the falls at 1/3
+              and 2/3 of 90 epochs are ours
+VGG           SGD .9, rate .01 times .1 three times, decay 5e-4, batches of 256, 74 epochs (1409.1556, section 3.1);
+              the falls at 1/3, 2/3 and 5/6 of them are ours
 
-The MobileNets' papers trained asynchronously on 16 and more devices; a batch here is of all devices. Nobody has
-trained ImageNet itself with this file yet. Training images are random-resized crops and mirrored; evaluation takes
-the middle of the image resized to 8/7 of `image_size`. Colour jitter, which some of the authors used, is left out.
+The MobileNets' papers trained asynchronously on 16 and more devices; a batch here is of all devices, and the rate
+falls smoothly. Nobody has trained ImageNet itself with this file yet. Training images are random-resized crops, of at
+least .08 of the image where nothing else is said here (ours), and mirrored; evaluation takes the middle of the image
+resized to 8/7 of `image_size`. Colour jitter, which some of the authors used, is left out.
 
 A folder: `--config.dataset=folder:PATH`, of `train/class/image` and `val/class/image`; of `class/image` with
 `--config.train_split='train[:90%]' --config.eval_split='train[90%:]'` besides.
@@ -97,6 +100,6 @@ def photographs(config) -> None:
     """Random-resized crops of 224 pixels, normalised as torchvision's nets want them."""
     config.image_size = 224
     config.crop = True
-    config.crop_area = 0.08
+    config.crop_area = 0.08  # 1409.4842, section 6
     config.augment.crop_padding = 0
     config.mean, config.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

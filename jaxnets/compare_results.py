@@ -30,8 +30,8 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
 
     `accuracy` is the last epoch's, of the averaged weights where the run keeps some, never the best of all epochs.
     Seconds are those of the training steps: compilation, evaluation and saving are left out, so that a run that
-    was interrupted has the same. `train_accuracy` is the last epoch's as training saw it: augmented images, under
-    weights that moved. `machines`: where it was trained, as `machine.read` gives it.
+    was interrupted has the same. `train_accuracy` is the last epoch's as training saw it: on images as augmented,
+    while the weights moved. `machines`: where it was trained, as `machine.read` gives it.
 
     Raises UserError for records that are none of a run's.
     """
@@ -50,8 +50,7 @@ def _numbers_of(workdir: Path, config: ml_collections.ConfigDict, records: Seque
     if not evaluated or evaluated[-1]["epoch"] != config.num_epochs:
         return None
     accuracy = "ema_eval_accuracy" if config.ema_decay else "eval_accuracy"
-    trained = _with_steps([record for record in records if "images_per_second" in record])
-    last = [record for record in trained if record["epoch"] == config.num_epochs]
+    trained = [record for record in records if "images_per_second" in record]
     by_epoch = sorted(_seconds_by_epoch(trained, timing.read(workdir), config).items())
     until = dict(zip((epoch for epoch, _ in by_epoch), itertools.accumulate(seconds for _, seconds in by_epoch)))
     curve = [
@@ -65,7 +64,7 @@ def _numbers_of(workdir: Path, config: ml_collections.ConfigDict, records: Seque
     return {
         "seed": config.seed,
         "accuracy": curve[-1]["accuracy"],
-        "train_accuracy": sum(r["accuracy"] * r["steps"] for r in last) / sum(r["steps"] for r in last),
+        "train_accuracy": journal.epoch_means(trained)[config.num_epochs]["accuracy"],
         "epoch_seconds": curve[-1]["seconds"] / config.num_epochs,
         "train_seconds": curve[-1]["seconds"],
         "train_images": evaluated[-1]["step"] * config.batch_size,
@@ -74,12 +73,6 @@ def _numbers_of(workdir: Path, config: ml_collections.ConfigDict, records: Seque
         "curve": curve,
         "machines": machine.read(workdir),
     }
-
-
-def _with_steps(trained: Sequence[Record]) -> list[Record]:
-    """The train records with the steps since the one before."""
-    before = [0, *(record["step"] for record in trained)]
-    return [record | {"steps": record["step"] - last} for record, last in zip(trained, before)]
 
 
 def _seconds_by_epoch(
@@ -98,9 +91,9 @@ def _seconds_by_epoch(
             took = sum(span.seconds.get(phase, 0.0) for phase in timing.TRAINING)
             found[epoch] = found.get(epoch, 0.0) + took
         return found
-    for record in trained:
+    for before, record in zip([0, *(record["step"] for record in trained)], trained):
         # The rate is rounded to a tenth.
-        seconds = record["steps"] * config.batch_size / max(record["images_per_second"], 0.05)
+        seconds = (record["step"] - before) * config.batch_size / max(record["images_per_second"], 0.05)
         found[record["epoch"]] = found.get(record["epoch"], 0.0) + seconds
     return found
 

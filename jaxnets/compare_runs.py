@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 
 from jaxnets import (
+    announce,
     checkpoint,
     compare_latency,
     compare_page,
@@ -214,6 +215,7 @@ class Net:
         config = entry.config
         with named(entry):
             planned = plan.make_plan(entry.at_seed(0))
+            announce.warn_of_high_rate(planned)  # before hours of training, not only at its start
             if entry.framework == TORCH:
                 torch_side().check_resident(planned)
             if config.init_from and not begun:

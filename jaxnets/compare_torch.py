@@ -363,9 +363,9 @@ def make_net(name: str, model: flax.linen.Module, variables: dict[str, Any]) -> 
 
 def make_optimizer(net: nn.Module, config: ml_collections.ConfigDict) -> torch.optim.Optimizer:
     """What `optim.make_optimizer` does; the learning rate is set before every step."""
-    shrunk = [p for p in net.parameters() if _decays(p, config.decay_depthwise)]
-    spared = [p for p in net.parameters() if not _decays(p, config.decay_depthwise)]
-    groups = [{"params": shrunk, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    decaying = [p for p in net.parameters() if _decays(p, config)]
+    spared = [p for p in net.parameters() if not _decays(p, config)]
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         nesterov = config.nesterov and config.momentum > 0
@@ -378,10 +378,10 @@ def make_optimizer(net: nn.Module, config: ml_collections.ConfigDict) -> torch.o
     return torch.optim.RMSprop(groups, 0.0, config.beta2, config.epsilon, momentum=config.momentum, foreach=True)
 
 
-def _decays(parameter: nn.Parameter, decay_depthwise: bool) -> bool:
+def _decays(parameter: nn.Parameter, config: ml_collections.ConfigDict) -> bool:
     """As `optim.decay_mask` has it."""
     is_depthwise = parameter.ndim == 4 and parameter.shape[1] == 1
-    return parameter.ndim > 1 and (decay_depthwise or not is_depthwise)
+    return config.decay_depthwise or not is_depthwise if parameter.ndim > 1 else config.decay_vectors
 
 
 def load_examples(split: data.Split, device: str) -> Examples:

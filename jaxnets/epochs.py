@@ -98,7 +98,8 @@ def settle(run: Running, reading: Reading, in_flight: collections.deque[Future],
         reading.totals = add(reading.totals, metrics, config.batch_size)
         rate = reading.images / (now - reading.began)
         run.progress.advance(reading.at, reading.totals, rate)
-        due = reading.at // config.log_every_steps > before // config.log_every_steps
+        start = before - before % per_epoch  # from where an epoch's reports are counted
+        due = (reading.at - start) // config.log_every_steps > (before - start) // config.log_every_steps
         if due or reading.at % per_epoch == 0:
             report(run, reading.at, reading.totals, rate)
             reading.totals, reading.images, reading.began = dict(NO_TOTALS), 0, now
@@ -212,13 +213,15 @@ def save_alone(run: Running, current: state.TrainState, at: int, totals: Totals)
 
 
 def evaluation(run: Running, current: state.TrainState, at: int) -> tuple[dict[str, float], step.Predictions]:
-    """The metrics of the weights, and of their moving average where the run keeps one; the weights' predictions."""
-    record, predictions = {}, None
+    """The metrics of the weights and, where the run keeps one, of their moving average; the predictions of the latter.
+
+    The average is what a run with one is judged by.
+    """
+    record = {}
     for prefix, variables in (("eval", current.variables), ("ema_eval", current.ema)):
         if variables is None:
             continue
-        metrics, predicted = run.evaluator(variables)
-        predictions = predictions or predicted  # of the weights, which come first
+        metrics, predictions = run.evaluator(variables)
         record |= {
             f"{prefix}_loss": metrics["loss"],
             f"{prefix}_accuracy": metrics["accuracy"],

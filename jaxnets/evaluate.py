@@ -109,6 +109,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--data_dir={args.data_dir}: there is no such folder")
     run = load_run(args.workdir, args.checkpoint, ema=args.ema)
     config = run.config
+    if config.get("ema_decay") and not args.ema:
+        runtime.logger.info("these are the weights as trained; --ema evaluates their moving average")
     if args.data_dir and is_folder(config.dataset):
         config.dataset = f"folder:{args.data_dir}"
     elif args.data_dir:

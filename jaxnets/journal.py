@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,25 @@ def read_strictly(workdir: Path) -> list[dict[str, Any]]:
     ):
         raise UserError(f"{workdir / FILE} has lines that are no records of a run")
     return records
+
+
+def epoch_means(trained: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]:
+    """Loss and accuracy of each epoch of training: the means of its train records, weighted by the steps of each.
+
+    `trained` are all train records of a run, in order; each is the mean since the one before.
+    """
+    sums: dict[int, list[float]] = {}
+    before = 0
+    for record in trained:
+        steps, before = max(record["step"] - before, 0), record["step"]
+        of_epoch = sums.setdefault(record["epoch"], [0, 0.0, 0.0])
+        for at, value in enumerate((1, record["loss"], record["accuracy"])):
+            of_epoch[at] += steps * value
+    return {
+        epoch: {"loss": loss / steps, "accuracy": accuracy / steps}
+        for epoch, (steps, loss, accuracy) in sums.items()
+        if steps
+    }
 
 
 def _start_over(path: Path, records: list[dict[str, Any]]) -> None:

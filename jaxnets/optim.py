@@ -1,5 +1,7 @@
 """The learning-rate schedule, the Optax chain, and which parameters decay."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -72,13 +74,15 @@ def make_schedule(
     return optax.join_schedules([lambda step: peak * (step + 1) / warmup, body], [warmup])
 
 
-def decay_mask(params, decay_depthwise: bool = True):
-    """True for the leaves that weight decay shrinks: kernels, not biases, BatchNorm, or spared depthwise kernels."""
+def decay_mask(params, decay_depthwise: bool = True, decay_vectors: bool = False):
+    """True for the leaves that weight decay shrinks: kernels; with `decay_vectors` biases and BatchNorm's parameters.
+
+    Without `decay_depthwise` it spares depthwise kernels.
+    """
 
     def decays(path, leaf):
-        is_kernel = path[-1].key == "kernel"
         is_depthwise = leaf.ndim == 4 and leaf.shape[2] == 1
-        return is_kernel and (decay_depthwise or not is_depthwise)
+        return decay_depthwise or not is_depthwise if path[-1].key == "kernel" else decay_vectors
 
     return jax.tree_util.tree_map_with_path(decays, params)
 
@@ -149,6 +153,7 @@ def make_optimizer(
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
     decay_depthwise: bool = True,
+    decay_vectors: bool = False,
     clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
     """Clipping, the named update, weight decay, learning rate.
@@ -156,7 +161,8 @@ def make_optimizer(
     Weight decay is PyTorch's: part of the gradient for sgd and rmsprop, decoupled for adamw, lion and muon.
     muon's orthogonal updates have the size of Adam's (2502.16982, section 2.2), so one learning rate serves both.
     """
-    shrink = optax.add_decayed_weights(weight_decay, mask=lambda params: decay_mask(params, decay_depthwise))
+    mask = partial(decay_mask, decay_depthwise=decay_depthwise, decay_vectors=decay_vectors)
+    shrink = optax.add_decayed_weights(weight_decay, mask=mask)
     accumulate = optax.trace(momentum, nesterov=nesterov and name == "sgd") if momentum else optax.identity()
     if name == "sgd":
         update = optax.chain(shrink, accumulate)

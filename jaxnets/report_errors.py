@@ -29,7 +29,7 @@ def mistakes(run: History) -> dict[str, Any] | None:
         return None
     names = class_names(evaluated)
     confusions = Confusions.of(evaluated, len(names))
-    whose = ", of the weights themselves, not their average" if run.config.get("ema_decay") else ""
+    whose = " of the averaged weights" if run.config.get("ema_decay") else ""
     made = {
         "note": f"The last evaluation{whose}: {len(evaluated.label):,} images, after step {int(evaluated.step):,}.",
         "class_names": names,

@@ -1,6 +1,5 @@
 """The parts of a run's page as its template takes them: headline, curves, time, fields. All text is plain."""
 
-import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxnets import charts, settings, timing
+from jaxnets import charts, journal, settings, timing
 from jaxnets.predictions import Evaluated
 
 SERIES = tuple(name for name in charts.COLOURS if name.startswith("series-"))
@@ -198,24 +197,23 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
 
 
 def evaluations(run: History) -> dict[str, Any]:
-    """A row for each evaluation, with the last training report before it; of more than MAX_ROWS every so many-th."""
+    """A row for each evaluation, with its epoch's training; beyond MAX_ROWS only every second one, every third, ..."""
     every = max(1, -(-len(run.evaluations) // MAX_ROWS))
     shown = run.evaluations[::-1][::every][::-1]  # with the last
     left_out = f"One of {every}; metrics.jsonl has all {len(run.evaluations):,}." if every > 1 else ""
     seconds = run.seconds(shown)
     columns = ["epoch", "step", "time", "learning rate"]
     columns += ["training loss", "training accuracy", "evaluation loss", "evaluation accuracy"]
-    reports = sorted(run.trained, key=lambda record: record["step"])
-    steps = [record["step"] for record in reports]
+    means = journal.epoch_means(run.trained)
+    rates = {record["epoch"]: record.get("learning_rate") for record in run.trained}  # each epoch's last
     rows = []
     for record, when in zip(shown, seconds):
-        before = bisect.bisect_right(steps, record["step"])
-        trained = reports[before - 1] if before else {}
+        trained = means.get(record["epoch"], {})
         row = [
             record["epoch"],
             f"{record['step']:,}",
             duration(when),
-            _shown(trained.get("learning_rate"), ".3g"),
+            _shown(rates.get(record["epoch"]), ".3g"),
             _shown(trained.get("loss"), ".4f"),
             _shown(trained.get("accuracy"), ".2%"),
             f"{record['eval_loss']:.4f}",

@@ -21,7 +21,14 @@ MAX_BYTES = 1 << 20  # of a config.json; one has about 2,000
 # What evaluation counts with, and the most that is not a mistake, or a trap in a workdir from elsewhere.
 LIMITS = {"eval_batch_size": 1 << 20, "image_size": 4096, "steps_per_call": 10_000}
 DTYPES = ("auto", "float32", "bfloat16")  # float16 would need its loss scaled
-SWITCHES = ("deterministic", "sync_batch_norm", "augment.flip", "optimizer.nesterov", "optimizer.decay_depthwise")
+SWITCHES = (
+    "deterministic",
+    "sync_batch_norm",
+    "augment.flip",
+    "optimizer.nesterov",
+    "optimizer.decay_depthwise",
+    "optimizer.decay_vectors",
+)
 
 # What may differ when a run goes on, beside the path of a folder of images: none of it changes what is learned, as
 # long as there are the same images (another place is announced, as is a changed horizon).

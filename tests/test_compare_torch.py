@@ -100,6 +100,7 @@ RECIPES = {
         "optimizer__clip_norm": 0.3,
         "optimizer__weight_decay": 0.05,
         "optimizer__decay_depthwise": False,
+        "optimizer__decay_vectors": True,
     },
     "adamw": {"optimizer__name": "adamw", "optimizer__learning_rate": 0.01, "optimizer__weight_decay": 0.5},
     "rmsprop": {"optimizer__name": "rmsprop", "optimizer__learning_rate": 0.01, "optimizer__epsilon": 1e-3},

@@ -80,7 +80,8 @@ def test_the_reference_is_the_published_tables_recipe(name, variant):
     assert (config.num_epochs, config.batch_size) == (200, 256)
     assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.nesterov) == ("sgd", 0.9, True)
     assert config.optimizer.learning_rate == pytest.approx(0.01 if gentler else 0.1)
-    assert config.optimizer.weight_decay == 5e-4
+    assert config.optimizer.weight_decay == 5e-4 and config.optimizer.decay_vectors
+    assert config.std == (0.2023, 0.1994, 0.2010)
     assert config.augment.to_dict() == {"crop_padding": 4, "flip": True, "cutout": 0, "mixup": 0.0, "cutmix": 0.0}
     rates = optim.make_schedule(config.schedule.name, 1.0, steps_per_epoch=195, num_epochs=200, warmup_epochs=0.0)
     assert config.schedule.warmup_epochs == 0 and rates(0) == 1 and rates(195 * 100) == pytest.approx(0.5)

@@ -254,9 +254,13 @@ def test_recipe_knobs(small, untrained, tmp_path, monkeypatch):
     longer, smoother = data["knobs"]
     assert (longer["label"], longer["gains"]) == ("longer", pytest.approx([0.25, 0.25]))
     assert smoother["gains"] == [0.0, 0.0]
-    # Of the same runs.
+    # Of the same runs; the figure of all of them is kept.
     data = run("recipe_knobs", tmp_path, ["--only=smoother", *small], drawn=False)
     assert [knob["label"] for knob in data["knobs"]] == ["smoother"]
+    kept = json.loads((tmp_path / "recipe_knobs.1.json").read_text())
+    assert [knob["label"] for knob in kept["knobs"]] == ["longer", "smoother"]
+    run("recipe_knobs", tmp_path, small, drawn=False)
+    assert not (tmp_path / "recipe_knobs.2.json").exists()
 
 
 def test_a_knob_is_compared_seed_by_seed(tmp_path, monkeypatch):

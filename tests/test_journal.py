@@ -43,6 +43,15 @@ def test_going_on_drops_what_will_be_made_again(workdir, step, evaluated, kept):
     assert journal.read(workdir) == [*RECORDS[:kept], RECORDS[3]]
 
 
+def test_the_mean_of_an_epoch_counts_every_step_once():
+    trained = [record for record in RECORDS if "loss" in record] + [{"step": 16, "epoch": 2, "loss": 7, "accuracy": 1}]
+    means = journal.epoch_means(trained)
+    assert means[1] == {"loss": 1.75, "accuracy": pytest.approx(0.15)}
+    assert means[2] == {"loss": 2.0, "accuracy": pytest.approx(0.5)}
+    # Of damaged records, which do not go on: nothing is divided by no steps.
+    assert journal.epoch_means([trained[-1], trained[0]]).keys() == {2}
+
+
 def test_a_torn_last_line_is_dropped(workdir):
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 20, "epo')

@@ -99,15 +99,26 @@ PARAMS = {
 }
 
 
-@pytest.mark.parametrize("decay_depthwise", [True, False])
-def test_only_kernels_decay(decay_depthwise):
-    mask = optim.decay_mask(PARAMS, decay_depthwise)
+@pytest.mark.parametrize("depthwise", [True, False])
+@pytest.mark.parametrize("vectors", [True, False])
+def test_kernels_decay_and_vectors_only_where_asked(depthwise, vectors):
+    mask = optim.decay_mask(PARAMS, depthwise, vectors)
     assert mask == {
         "conv": {"kernel": True},
-        "depthwise": {"kernel": decay_depthwise},
-        "bn": {"scale": False, "bias": False},
-        "classifier": {"kernel": True, "bias": False},
+        "depthwise": {"kernel": depthwise},
+        "bn": {"scale": vectors, "bias": vectors},
+        "classifier": {"kernel": True, "bias": vectors},
     }
+
+
+def test_decay_reaches_what_it_is_asked_to_reach():
+    gradients = jax.tree.map(jnp.zeros_like, PARAMS)
+    schedule = optax.constant_schedule(0.1)
+    for fields, moved in (({}, 0.0), ({"decay_vectors": True}, -0.05)):
+        optimizer = optim.make_optimizer("sgd", schedule, weight_decay=0.5, momentum=0.0, **fields)
+        updates, _ = optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)
+        np.testing.assert_allclose(updates["bn"]["scale"], moved, atol=1e-9)
+        np.testing.assert_allclose(updates["conv"]["kernel"], -0.025, rtol=1e-6)
 
 
 TORCH = {

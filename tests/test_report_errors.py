@@ -62,4 +62,4 @@ def test_a_run_without_predictions_has_an_empty_place(tmp_path):
 def test_a_run_with_an_average_says_whose_mistakes_they_are(tmp_path):
     plain, averaged = (report.load(make_run(tmp_path / f"{decay}", ema_decay=decay)) for decay in (0.0, 0.9))
     assert "average" not in report_errors.mistakes(plain)["note"]
-    assert "of the weights themselves, not their average: 60 images" in report_errors.mistakes(averaged)["note"]
+    assert "The last evaluation of the averaged weights: 60 images" in report_errors.mistakes(averaged)["note"]

@@ -55,24 +55,20 @@ def test_what_is_no_number_in_a_record_is_left_out(tmp_path, field, value):
     assert "87.50%" in report.write([workdir]).read_text()
 
 
-def test_an_evaluation_stands_with_the_last_report_before_it(tmp_path):
-    """Found without reading through all of them for each."""
-    reads = []
-
-    class Report(dict):
-        def __getitem__(self, name):
-            reads.append(name)
-            return super().__getitem__(name)
-
-    at = [{"step": step, "epoch": 1} for step in range(1, 1001)]
-    trained = [Report(each, loss=each["step"], accuracy=0.5) for each in at[4:]]
+def test_an_evaluation_stands_with_the_mean_of_its_epochs_training(tmp_path):
+    at = [{"step": 10 * epoch, "epoch": epoch} for epoch in range(1, 1001)]
+    trained = []
+    for each in at[6:]:  # nothing is known of the first six
+        half = each | {"step": each["step"] - 2, "loss": each["epoch"] - 1.0, "accuracy": 0.5, "learning_rate": 0.2}
+        trained += [half, half | {"step": each["step"], "loss": each["epoch"] + 4.0, "learning_rate": 0.1}]
     evaluations = [each | {"eval_loss": 1.0, "eval_accuracy": 0.5} for each in at[:1000:3]]
     run = dataclasses.replace(report.load(make_run(tmp_path / "run")), trained=trained, evaluations=evaluations)
     table = report_parts.evaluations(run)  # every other one of 334, with the last
     rows = table["rows"]
     assert len(rows) == 167 and table["left_out"] == "One of 2; metrics.jsonl has all 334."
+    # 8 steps at a loss of the epoch less 1, and 2 at the epoch and 4.
     assert [row[4] for row in rows[:3]] == ["–", "10.0000", "16.0000"] and rows[-1][4] == "1000.0000"
-    assert len(reads) < 10 * len(at)
+    assert rows[-1][3] == "0.1"
 
 
 def test_a_loss_that_diverged_fits_its_tile(tmp_path):

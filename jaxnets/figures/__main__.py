@@ -39,7 +39,7 @@ from jaxnets.figures import (
     shuffle_ablation,
     width_tradeoff,
 )
-from jaxnets.figures.options import Options
+from jaxnets.figures.options import SEEDS, Options
 from jaxnets.plain_files import make_folder, read_own, replacing, set_aside, user_path
 
 FIGURES: dict[str, ModuleType] = {
@@ -65,7 +65,7 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"command": options.command, "date": today}
     data = figure.measure(dataclasses.replace(options, out=out / name, files=(path, *files))) | made
-    if before and getattr(figure, "TIMES", False):
+    if before and (getattr(figure, "TIMES", False) or _rows(before) - _rows(data)):
         with writing(out):
             kept = set_aside([path, *files])
         runtime.logger.info("the earlier %s is kept as %s", path, kept[0].name)
@@ -75,6 +75,11 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
         drawn = figure.draw(data)
     with writing(out):
         return data, [path, *plots.save(drawn, out / name)]
+
+
+def _rows(data: dict[str, Any]) -> set[str]:
+    """The labels of a figure's knobs, of which `--only` makes a part."""
+    return {knob["label"] for knob in data.get("knobs", ())}
 
 
 def check_out(path: Path, files: Sequence[Path]) -> dict[str, Any] | None:
@@ -92,7 +97,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m jaxnets.figures", description=__doc__)
     parser.add_argument("name", metavar="NAME", choices=tuple(FIGURES), help=", ".join(FIGURES))
     parser.add_argument("--out", type=user_path, required=True, help="folder of the figure, and of the runs behind it")
-    parser.add_argument("--seeds", type=count, help="runs of each net that is trained; default: 2")
+    parser.add_argument("--seeds", type=count, help=f"runs of each net that is trained; default: {SEEDS}")
     parser.add_argument("--config", action="append", help=f"configuration of nets that are trained; default: {DEFAULT}")
     parser.add_argument("--only", action="append", help="a row of recipe_knobs or recipe_parts to make; default: all")
     parser.add_argument("--note", help="a few words to stand below the figure, such as which copy of the data")
@@ -116,11 +121,16 @@ def main(argv: list[str]) -> None:
     runtime.configure_logging()
     runtime.require_device()
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
-    (config,) = args.config or [default_config() if trains else None]
-    asked = {"seeds": args.seeds, "config": config, "note": args.note, "command": command}
-    asked["only"] = args.only and tuple(args.only)
-    asked = {name: value for name, value in asked.items() if value is not None}
-    data, files = make(args.name, Options(args.out, overrides=tuple(overrides), **asked))
+    options = Options(
+        args.out,
+        seeds=args.seeds or SEEDS,
+        config=args.config[0] if args.config else default_config() if trains else "",
+        overrides=tuple(overrides),
+        only=tuple(args.only or ()),
+        note=args.note or "",
+        command=command,
+    )
+    data, files = make(args.name, options)
     print(json.dumps({"figure": args.name, "files": [str(file) for file in files], "compute": data["compute"]}))
     compare_results.require_finished(data.get("failed", ()))
 

@@ -45,7 +45,7 @@ def draw(data: dict[str, Any]) -> Figure:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # inside there is no free corner
     figure.axes[0].set_ylabel("accuracy (%)")
     figure.suptitle("MobileNetV2, width 0.5, with ReLU6")
-    training.footnote(figure, data, "bands: range over")
+    training.footnote(figure, data, "bands: range, ±: standard deviation over")
     return figure
 
 

@@ -83,8 +83,9 @@ def measure(options: Options) -> dict[str, Any]:
         "whole_ms": whole,
         "layers": [row._asdict() | {"ms": ms, "group": kind_of(row)} for row, ms in zip(rows, times)],
         "compute": (
-            f"{MODEL} at {IMAGE_SIZE} px, batch {BATCH_SIZE}, forward pass; layers timed alone: {sum(times):.1f} ms "
-            f"together, the whole net {whole:.1f} ms; {machine.sentence(machine.describe())}"
+            f"{MODEL} at {IMAGE_SIZE} px, batch {BATCH_SIZE}, forward pass; layers timed alone, each with its "
+            f"BatchNorm and ReLU: {sum(times):.1f} ms together, the whole net {whole:.1f} ms; "
+            + machine.sentence(machine.describe())
         ),
     }
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from jaxnets.compare_entries import DEFAULT
 
+SEEDS = 2  # of each net, where nobody says how many
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Where the runs of a figure go, and how the nets are trained in place of the figure's own small setting."""
 
     out: Path
-    seeds: int = 2
+    seeds: int = SEEDS
     config: str = DEFAULT
     overrides: tuple[str, ...] = ()  # `--config.FIELD=VALUE`
     only: tuple[str, ...] = ()  # labels of the knobs to be turned; none: all

@@ -40,7 +40,9 @@ def draw(data: dict[str, Any]) -> Figure:
     figure = plots.new_figure(5.0, 3.1)
     axes = figure.subplots()
     for index, (field, label) in enumerate((("shuffle", "with channel shuffle"), ("no_shuffle", "without"))):
-        points = [(at, each[field]["accuracy"]) for at, each in enumerate(data["groups"]) if _finished(each[field])]
+        # One group has nothing to shuffle: it is a point of both lines.
+        nets = [each[field] or each["shuffle"] for each in data["groups"]]
+        points = [(at, net["accuracy"]) for at, net in enumerate(nets) if _finished(net)]
         axes.errorbar(
             [at for at, _ in points],
             [100 * accuracy["mean"] for _, accuracy in points],
