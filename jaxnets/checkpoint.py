@@ -25,7 +25,8 @@ from jaxnets.state import TrainState
 BEST_METRIC = "eval_accuracy"
 METRICS = "metrics"  # Orbax's name for the item, and for the file in it
 # Seconds that a save may take. Orbax counts them by the time of day: one set forward by 20 minutes would end the run.
-PATIENCE = 10 * 365 * 86400
+# Where processes wait for each other, a failure in one of them is noticed by this alone.
+PATIENCE_ALONE, PATIENCE_TOGETHER = 10 * 365 * 86400, 1800
 # To whom training diverges; in another workdir, since a run only goes on as it was configured.
 ADVICE = "a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps, in a new workdir"
 MAX_RECORD = 1 << 20  # bytes of a checkpoint's JSON files
@@ -49,7 +50,7 @@ def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
         preservation_policy=preservation_policy.AnyPreservationPolicy([preservation_policy.LatestN(keep), *best]),
         best_fn=_score,
         cleanup_tmp_directories=True,
-        async_options=ocp.AsyncOptions(timeout_secs=PATIENCE),
+        async_options=ocp.AsyncOptions(timeout_secs=PATIENCE_TOGETHER if distributed.many() else PATIENCE_ALONE),
     )
     return _open(directory, options)
 

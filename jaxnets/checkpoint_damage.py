@@ -16,7 +16,9 @@ from jaxnets.errors import UserError, writing
 
 # By which the system says that a file cannot be read now.
 PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-PASSING += (errno.ESTALE, errno.ETIMEDOUT)  # of a network's file system; EIO is a bad sector's too, for good
+# Of a network's file system whose server is away; EIO is a bad sector's too, for good.
+PASSING += (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
+PASSING += (errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EREMOTEIO)
 
 
 class DamagedError(UserError):

@@ -13,6 +13,7 @@ import orbax.checkpoint as ocp
 
 from jaxnets import distributed
 from jaxnets.errors import UserError, first_line, writing
+from jaxnets.runtime import logger
 
 DELETED = "deleted"  # beside the checkpoints: those that are about to go
 
@@ -26,18 +27,36 @@ class Manager(ocp.CheckpointManager):
 
     def __init__(self, directory: Path, options: ocp.CheckpointManagerOptions, **kwargs):
         self._writes = not options.read_only
+        self._failed = False  # whether the last save that has ended did so in failure
         if self._writes:
             options = dataclasses.replace(options, todelete_subdir=DELETED)
             distributed.on_primary(partial(settle_deletions, directory))
         super().__init__(directory, options=options, **kwargs)
 
     def save(self, step: int, *args, **kwargs):
-        self.wait_until_finished()
+        """Orbax's; where the save before failed, in the background, this one may do better. After two it raises."""
+        if failure := self._failure():
+            if self._failed or distributed.many():  # the other processes wait for what failed here
+                raise failure
+            logger.warning("%s; the run goes on, and saves again", failure)
+        self._failed = failure is not None
         self._settle()
         if step in self.all_steps():
             self.delete(step)
         with _saving(self.directory):
-            return super().save(step, *args, **kwargs)
+            if not super().save(step, *args, **kwargs):
+                raise UserError(f"{self.directory} has no new checkpoint {step}: there is a later one")
+
+    def _failure(self) -> UserError | None:
+        """Why the save before did not come to its end; Orbax may say so in either of two places, or in both."""
+        found = None
+        for look in (super().wait_until_finished, super().check_for_errors):
+            try:
+                with _saving(self.directory):
+                    look()
+            except UserError as error:
+                found = error
+        return found
 
     def reached_preemption(self, step: int) -> bool:
         """Never: a run looks after its signals itself, and Orbax before 0.12.3 fails where JAX does not."""
@@ -71,9 +90,8 @@ def settle_deletions(directory: Path) -> None:
             # Only the newest checkpoint is ever replaced, and it is never deleted for good.
             if path.name.isdecimal() and int(path.name) > newest:
                 path.rename(directory / path.name)
-            else:
-                shutil.rmtree(path)
-        folder.rmdir()
+    # What cannot be removed now, such as a file that another machine holds open, is no reason to end a run.
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,8 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
     records = journal.read_strictly(workdir)
     try:
         return _numbers_of(workdir, config, records)
+    except UserError:  # a file that cannot be read now: the run may be as good as ever
+        raise
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
         raise UserError(
             f"{workdir / journal.FILE} has not the records of a run of {config.num_epochs} epochs; delete its folder "

@@ -183,7 +183,10 @@ def train_all(
                 (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
             if entry.framework == TORCH:
                 torch_side().release()
-            after_each(failed)
+            try:
+                after_each(failed)
+            except Exception as error:  # what comes now is worth more than a table that will be written again
+                logger.warning("the table so far was not written: %s", printable(first_line(error)))
     return failed
 
 

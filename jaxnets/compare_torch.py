@@ -75,7 +75,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def check_device() -> None:
-    """UserError unless PyTorch has the device that JAX trains on, and both train on that one alone."""
+    """UserError unless PyTorch has the device that JAX trains on, and both train on one GPU alone."""
     backend = jax.default_backend()
     if backend not in ("cpu", "gpu") or backend == "gpu" and not torch.cuda.is_available():
         raise UserError(

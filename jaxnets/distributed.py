@@ -167,10 +167,11 @@ class _Watch:
                 pass
             return {device.process_index for device in alive}
 
-        try:
-            return ask()
-        except _ProcessFailureError:  # the first question after a loss raises, the next one is told who is left
-            return ask()
+        for _ in range(jax.process_count()):
+            # The first question after each loss raises, the next one is told who is left.
+            with contextlib.suppress(_ProcessFailureError):
+                return ask()
+        return ask()
 
     def _look(self) -> None:
         while not self._leaving.is_set():

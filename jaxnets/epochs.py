@@ -181,8 +181,11 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
             f"epoch {epoch}: evaluation loss {metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.2%}"
             f"{averaged}"
         )
-    saved = at in run.manager.all_steps()  # by the interruption that this start goes on from
-    if (last or epoch % config.checkpoint_every_epochs == 0) and not (saved and metrics is None):
+    steps = run.manager.all_steps()
+    saved = at in steps  # by the interruption that this start goes on from
+    due = last or epoch % config.checkpoint_every_epochs == 0
+    due |= 0 < config.checkpoint_every_steps <= at - max(steps, default=0)
+    if due and not (saved and metrics is None):
         with run.clock.phase("checkpoint"):
             checkpoint.save(run.manager, current, NO_TOTALS, metrics)
     if distributed.is_primary():

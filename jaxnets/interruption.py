@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 
 GRACE_SECONDS = 5.0  # for what is open to be closed, before the process ends as it is
-# In which a second signal is the first one again: `timeout` sends its own to the command and to its group, and a
-# terminal's Ctrl-C reaches a command that its parent passes it on to.
+# Within this time a signal repeats the one before: `timeout` sends its own to the command and to its group, a parent
+# passes a terminal's Ctrl-C on to a command that got it too, and systemd may send SIGHUP right after SIGTERM.
 ECHO_SECONDS = 1.0
 SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 # A terminal that closes sends SIGHUP; under nohup it is ignored, and stays so.
@@ -111,7 +111,7 @@ def _say(signum: int, what: str) -> None:
 def raised() -> Iterator[None]:
     """Within it the first of the `SIGNALS` raises Ended, so that what is open is closed; a second ends the process.
 
-    The same one within a second is no second.
+    What comes within ECHO_SECONDS is no second one.
     """
 
     def end(signum):
@@ -153,14 +153,14 @@ def deferred(interruption: Interruption) -> Iterator[None]:
 @contextlib.contextmanager
 def _handled(first: Callable[[int], None]) -> Iterator[None]:
     """Have `first` called with the first of the signals, and the process ended by the second, unless it is an echo."""
-    received: tuple[int, float] | None = None  # the first, and when
+    received: float | None = None  # when the first came
 
     def handle(signum, _frame):
         nonlocal received
         if received is None:
-            received = signum, time.monotonic()
+            received = time.monotonic()
             first(signum)
-        elif signum != received[0] or time.monotonic() > received[1] + ECHO_SECONDS:
+        elif time.monotonic() > received + ECHO_SECONDS:
             leave(128 + signum)
 
     before = {signum: signal.signal(signum, handle) for signum in SIGNALS}

@@ -1,5 +1,6 @@
 """What a net made of every evaluated example: `predictions.npz`, with the images it was most wrong about."""
 
+import contextlib
 import os
 import zipfile
 from dataclasses import dataclass, field, fields
@@ -68,11 +69,13 @@ def _origin(split: data.Split, index: int) -> str:
 
 
 def _thumbnails(split: data.Split, indices: np.ndarray) -> np.ndarray:
-    """The images of some examples, uint8 `(M, S, S, 3)`, S at most THUMBNAIL."""
+    """The images of some examples, uint8 `(M, S, S, 3)`, S at most THUMBNAIL; black where one is no longer there."""
     side = min(split.image_size, THUMBNAIL)
     images = np.zeros((len(indices), side, side, 3), np.uint8)
-    for place, image in enumerate(data.read_batch(split, indices)["image"]):
-        images[place] = Image.fromarray(image).resize((side, side))
+    for place, index in enumerate(indices):
+        with contextlib.suppress(UserError):
+            (image,) = data.read_batch(split, np.array([index]))["image"]
+            images[place] = Image.fromarray(image).resize((side, side))
     return images
 
 

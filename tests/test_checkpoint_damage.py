@@ -50,6 +50,7 @@ def raised(error, cause=None):
     [
         (PermissionError(errno.EACCES, "no"), "Permission denied"),
         (MemoryError(), "Cannot allocate memory"),
+        (OSError(errno.EHOSTDOWN, "of a server that is started anew"), "Host is down"),
         (raised(KeyError("item"), raised(ValueError("of TensorStore [os_error_code='24']"))), "Too many open files"),
         (FileNotFoundError(errno.ENOENT, "gone"), None),
         (raised(ValueError("bad"), raised(ValueError("[os_error_code='2']"))), None),

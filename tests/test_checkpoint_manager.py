@@ -1,5 +1,7 @@
 """A checkpoint is whole as long as it is there, whatever is cut short: a deletion, or the saving of a successor."""
 
+import contextlib
+import resource
 import shutil
 from contextlib import closing
 
@@ -7,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxnets import checkpoint
+from jaxnets.errors import UserError
 from jaxnets.restore import restore_item
 from tests.linear_runs import TOTALS, make_state
 
@@ -29,7 +32,7 @@ def save(manager, step, metrics=None):
 
 
 def test_a_deletion_cut_short_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):
-    def dies(path):
+    def dies(path, **_):
         next(file for file in path.rglob("*") if file.is_file()).unlink()
         raise Killed
 
@@ -77,3 +80,60 @@ def test_nothing_is_deleted_through_a_link(tmp_path):
     (tmp_path / "checkpoints" / "deleted").symlink_to(elsewhere)
     checkpoint.open_manager(tmp_path, keep=2).close()
     assert (elsewhere / "1").is_dir()
+
+
+@contextlib.contextmanager
+def no_room():
+    """Within it no file can be written beyond 100 bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def start_saving(manager, step):
+    """What a run does: it goes on while the checkpoint is written."""
+    checkpoint.save(manager, make_state(step=step), TOTALS, None)
+
+
+def test_a_save_that_failed_behind_the_run_is_made_good_by_the_next(tmp_path, caplog):
+    with closing(checkpoint.open_manager(tmp_path, keep=2)) as manager:
+        save(manager, 1)
+        with no_room():
+            start_saving(manager, 2)
+            with contextlib.suppress(OSError):
+                ocp.CheckpointManager.wait_until_finished(manager)
+        start_saving(manager, 3)
+        assert "cannot be written: File too large" in caplog.text and "the run goes on, and saves again" in caplog.text
+        caplog.clear()
+        start_saving(manager, 4)
+    assert steps_on_disk(tmp_path) == [3, 4] and not caplog.text
+
+
+def test_two_failures_one_after_the_other_end_the_run(tmp_path):
+    manager = checkpoint.open_manager(tmp_path, keep=2)
+    save(manager, 1)
+    with no_room(), pytest.raises(UserError, match="cannot be written: File too large"):
+        for step in (2, 3, 4):
+            start_saving(manager, step)
+            with contextlib.suppress(OSError):
+                ocp.CheckpointManager.wait_until_finished(manager)
+    assert steps_on_disk(tmp_path) == [1]
+
+
+def test_a_save_that_orbax_leaves_out_is_no_success(tmp_path):
+    with closing(checkpoint.open_manager(tmp_path, keep=2)) as manager:
+        save(manager, 5)
+        with pytest.raises(UserError, match="no new checkpoint 4: there is a later one"):
+            save(manager, 4)
+
+
+def test_what_cannot_be_removed_now_is_no_reason_to_end_a_run(tmp_path):
+    folder = tmp_path / "checkpoints" / "deleted"
+    folder.mkdir(parents=True)
+    (folder / "note.txt").write_text("of a file manager")
+    with closing(checkpoint.open_manager(tmp_path, keep=2)) as manager:
+        save(manager, 1)
+    assert steps_on_disk(tmp_path) == [1]

@@ -41,6 +41,13 @@ def test_the_numbers_of_a_run(workdir):
     assert (run["seed"], run["train_images"], run["num_examples"]) == (4, 100, 7)
 
 
+def test_a_run_whose_times_cannot_be_read_is_not_called_damaged(workdir):
+    (workdir / "timing.jsonl").write_bytes(b"\xe9")
+    with pytest.raises(UserError, match="timing.jsonl cannot be read: ") as error:
+        compare_results.read_run(workdir, CONFIG)
+    assert "delete" not in str(error.value)
+
+
 def test_seconds_an_epoch_are_the_mean_of_short_and_long_ones(workdir):
     at = {"step": 15, "epoch": 3}
     train = {"loss": 1.0, "accuracy": 1.0, "images_per_second": 50 / 30}

@@ -162,6 +162,20 @@ def test_a_run_that_fails_does_not_keep_the_others(error, configs, tmp_path, mon
         compare_runs.run(compare_entries.make_entries(configs, MODELS[1:]), 1, tmp_path)
 
 
+def test_a_table_that_cannot_be_written_meanwhile_stops_no_run(configs, trained, monkeypatch, tmp_path, caplog):
+    entries, asked = compare_entries.make_entries(configs, MODELS), []
+    monkeypatch.setattr(compare_runs, "is_finished", lambda *args: False)
+    monkeypatch.setattr(loop, "train", lambda config, directory: trained.append(directory))
+
+    def write(failed):
+        asked.append(failed)
+        raise OSError("No space left on device")
+
+    compare_runs.train_all(entries, 2, tmp_path, write)
+    assert len(trained) == len(asked) == 2 * len(entries)
+    assert "the table so far was not written: No space left on device" in caplog.text
+
+
 def test_runs_of_another_configuration_are_refused_before_any_work(finished, configs, trained):
     out = finished
     changed = {name: config.copy_and_resolve_references() for name, config in configs.items()}

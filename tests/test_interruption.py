@@ -46,8 +46,9 @@ PROGRAMS = {
         "interruption.ECHO_SECONDS = 0.1\n"
         f"with interruption.deferred(interruption.Interruption()):\n    {KILL}\n    time.sleep(0.2)\n    {KILL}"
     ),
-    "and by another at once": (
-        f"with interruption.deferred(interruption.Interruption()):\n    {KILL}\n"
+    "and by another": (
+        "interruption.ECHO_SECONDS = 0.1\n"
+        f"with interruption.deferred(interruption.Interruption()):\n    {KILL}\n    time.sleep(0.2)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
     ),
     "at once": f"interruption.end_at_once()\n{KILL}",
@@ -84,9 +85,10 @@ def test_a_signal_ends_the_process_wherever_it_is(repository, place):
     assert len(ended.stderr.splitlines()) == 1 and "SIGTERM: " in ended.stderr
 
 
-def test_a_signal_that_comes_twice_at_once_is_one(repository):
-    """As `timeout` sends it: to the command, and to the group that it is in."""
-    kills = f"    {KILL}\n" * 2
+@pytest.mark.parametrize("again", ["SIGTERM", "SIGHUP"])
+def test_a_signal_that_comes_twice_at_once_is_one(repository, again):
+    """As `timeout` sends it, to the command and to its group; or with SIGHUP after it, as systemd may."""
+    kills = f"    {KILL}\n    os.kill(os.getpid(), signal.{again})\n"
     code = (
         "import os, signal\nfrom jaxnets import interruption\nasked = interruption.Interruption()\n"
         f"with interruption.deferred(asked):\n{kills}    print('saved', asked.status)\n"

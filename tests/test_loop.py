@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from contextlib import closing
 from functools import partial
 
 import jax
@@ -182,6 +183,14 @@ def test_a_kill_within_an_epoch_costs_the_steps_since_the_last_checkpoint(make_c
     assert timing.read(tmp_path / "run")[-1].last == at
     loop.train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_checkpoint_is_due_at_an_epochs_end_too(make_config, tmp_path):
+    """Every 5 steps, of epochs of 5 of which only every hundredth is saved for its own sake."""
+    config = make_config(num_epochs=3, checkpoint_every_steps=5, checkpoint_every_epochs=100)
+    loop.train(config, tmp_path / "run")
+    with closing(checkpoint.open_reader(tmp_path / "run")) as manager:
+        assert sorted(manager.all_steps()) == [5, 10, 15]
 
 
 def test_data_that_changed_are_not_gone_on_with(make_config, folder, tmp_path):

@@ -60,6 +60,17 @@ def test_statistics_in_one_pass_are_exact_wherever_an_outlier_is(position):
     np.testing.assert_allclose(y.reshape(x.shape), expected, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+def test_statistics_of_bfloat16_are_those_of_its_values(mean):
+    """Also 30 deviations from 0, where a value has no more than three bits for what it differs from the mean by."""
+    x = jnp.asarray(mean + normal(0, 64, 8, 8, 3), jnp.bfloat16)
+    with ops.using("gpu"):
+        _, got_mean, got_var = ops.batch_norm(x, np.ones(3, np.float32), np.zeros(3, np.float32))
+    exact = np.float64(x).reshape(-1, 3)
+    np.testing.assert_allclose(got_mean, exact.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got_var, exact.var(0), rtol=1e-3)
+
+
 @pytest.mark.parametrize("bounds", [ops.UNBOUNDED, RELU, (-0.5, 0.5)])
 def test_bias(bounds):
     def function(x, bias):

@@ -44,6 +44,20 @@ def test_a_mistake_in_a_folder_says_its_file(tmp_path):
     assert loaded.origins.tolist() == [f"{split.class_names[label[at]]}/0.png" for at in loaded.mistakes]
 
 
+def test_an_image_that_is_gone_is_black_and_keeps_nothing_else_from_being_saved(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), "white").save(tmp_path / "photos" / name / "0.png")
+    split = data.open_split(f"folder:{tmp_path / 'photos'}", "train", image_size=8)
+    label = data.decode(split, progress=False)["label"]
+    (tmp_path / "photos" / "cat" / "0.png").unlink()
+    half = np.full(2, 0.5, np.float32)
+    predictions.save(tmp_path, 1, step.Predictions(label, 1 - label, half, half), split)
+    loaded = predictions.load(tmp_path)
+    shown = {origin: image.max() for origin, image in zip(loaded.origins.tolist(), loaded.images)}
+    assert shown == {"cat/0.png": 0, "dog/0.png": 255}
+
+
 @pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("num_devices", [1, 4])
 def test_an_evaluation_predicts_every_example_in_order(split, decoded, num_devices, streamed):

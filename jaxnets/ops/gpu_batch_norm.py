@@ -72,13 +72,14 @@ def _normalised(x, origin, difference, inverse_std):
 
 
 def _origin(x, axis_name):
-    """A value of each channel to count from: the middle one of three, far apart.
+    """A value of each channel to count from: the middle one of three, far apart; 0 for half precision.
 
     The squares of differences to it lose digits only where it lies many deviations from the mean, which two of three
-    values at once hardly ever do (for k deviations, less than 3 / k^4 by Chebyshev's inequality).
+    values at once hardly ever do (for k deviations, less than 3 / k^4 by Chebyshev's inequality). Where the mean is so
+    many deviations large that float32 loses digits of squares, half precision has lost those of the values.
     """
     flat = wide(x).reshape(-1, x.shape[-1])
-    if not len(flat):
+    if not len(flat) or x.dtype.itemsize < flat.dtype.itemsize:
         return jnp.zeros(x.shape[-1], flat.dtype)
     a, b, c = (flat[int(GOLDEN_RATIO * (i + 1) % 1 * len(flat))] for i in range(3))
     middle = jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
