@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxnets import ops
-from jaxnets.ops import Biased, Channels, Convolution, Filtered, Normalized
+from jaxnets.ops import ChannelSlice, Convolution, LazyBatchNorm, LazyBiasedConv, LazyConv
 from tests.kernels import NATIVE, needs_kernels
 from tests.slow import each_once, mark_slow
 
@@ -319,7 +319,7 @@ def test_a_function_jitted_once_has_every_gradient_that_is_asked_for(kind, chann
 def test_convolutions_with_bias_are_computed_into_one_array():
     def function(x, kernel, bias):
         parts = [ops.conv_bias(Convolution(x, kernel, (1, 1), ops.NO_PADDING, 1), b) for b in (bias, 2 * bias)]
-        assert all(isinstance(part, Biased) for part in parts)
+        assert all(isinstance(part, LazyBiasedConv) for part in parts)
         return ops.concatenate(parts)
 
     arrays = jnp.asarray(normal(0, 2, 3, 3, 5)), jnp.asarray(normal(1, 1, 1, 5, 7)), jnp.ones(7)
@@ -331,7 +331,7 @@ def test_convolutions_with_bias_are_computed_into_one_array():
 @needs_kernels
 def test_what_is_deferred_is_like_an_array():
     x, y = (jnp.asarray(normal(seed, 2, 3, 3, 4)) for seed in (0, 1))
-    halves = Channels(x, 2, 2)
+    halves = ChannelSlice(x, 2, 2)
     np.testing.assert_array_equal(halves, x[..., 2:])
     for got, expected in (
         (1 - halves, 1 - x[..., 2:]),
@@ -345,15 +345,15 @@ def test_what_is_deferred_is_like_an_array():
         (jax.tree.map(lambda a: a, halves), x[..., 2:]),
         (halves > 0, x[..., 2:] > 0),
         (np.asarray(y)[..., :2] - halves, y[..., :2] - x[..., 2:]),
-        (jax.grad(lambda x: jax.nn.relu(Channels(x, 2, 2)).sum())(x)[..., 2:], jnp.where(x[..., 2:] > 0, 1.0, 0.0)),
+        (jax.grad(lambda x: jax.nn.relu(ChannelSlice(x, 2, 2)).sum())(x)[..., 2:], jnp.where(x[..., 2:] > 0, 1.0, 0.0)),
     ):
         np.testing.assert_array_equal(got, expected)
-    parts = Channels(x, 1, 2)
+    parts = ChannelSlice(x, 1, 2)
     assert jax.jit(lambda: parts.sum())() == parts.sum()  # what was traced is not kept
 
     @jax.jit
     def read_twice(x):
-        parts = Channels(x, 1, 2)
+        parts = ChannelSlice(x, 1, 2)
         return jax.lax.map(lambda scale: (scale * parts).sum(), jnp.ones(2)).sum() + parts.sum()
 
     np.testing.assert_allclose(read_twice(x), 3 * parts.sum(), rtol=1e-6)
@@ -537,7 +537,7 @@ def test_depthwise_is_left_to_the_1x1_that_reads_it():
         array = jnp.asarray(filtered)
         shuffled = ops.channel_shuffle(filtered, 2), ops.concatenate_shuffle(filtered, x)
     assert "jaxnets_separable" in program and "jaxnets_depthwise" not in program
-    assert isinstance(filtered, Filtered)
+    assert isinstance(filtered, LazyConv)
     assert (filtered.shape, filtered.dtype, filtered.size) == (array.shape, array.dtype, array.size)
     assert jnp.asarray(filtered) is array
     np.testing.assert_array_equal(filtered + x, array + x)
@@ -807,7 +807,7 @@ def test_normalized_acts_as_its_array():
     x = jnp.asarray(normal(0, 2, 4, 4, 6))
     with ops.using("native"):
         y = conv_bn(x, jnp.asarray(normal(1, 1, 1, 6, 6)), jnp.ones(6), jnp.zeros(6), bounds=RELU)
-    assert isinstance(y, Normalized)
+    assert isinstance(y, LazyBatchNorm)
     array = jnp.asarray(y)
     assert (y.shape, y.dtype, y.ndim, y.size) == (array.shape, array.dtype, array.ndim, array.size)
     np.testing.assert_array_equal(jnp.concatenate((y, x), -1), jnp.concatenate((array, x), -1))

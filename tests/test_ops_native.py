@@ -345,7 +345,7 @@ def test_second_derivatives_name_the_way_out():
 def test_few_rows_that_an_affine_reads(rows):
     x, kernel, affine = normal(0, 1, rows, 1, 70), normal(1, 1, 1, 70, 200) / 8, normal(2, 3, 70)
     plan = convolution.plan_of(Convolution(x, kernel, (1, 1), ops.NO_PADDING, 1))
-    normalized = deferred.Normalized(jnp.asarray(x), jnp.asarray(affine), (0.0, 6.0), normalization.normalize)
+    normalized = deferred.LazyBatchNorm(jnp.asarray(x), jnp.asarray(affine), (0.0, 6.0), normalization.normalize)
     mean, gain, bias = affine.astype(np.float64)
     expected = np.clip((x - mean) * gain + bias, 0, 6) @ kernel[0, 0].astype(np.float64)
     assert_near(convolution.products(plan, normalized, kernel)[:1], [expected], 2e-6)
@@ -479,5 +479,5 @@ def test_a_deferred_array_of_its_own_type_is_itself():
     with ops.using("native"):
         convolution = ops.Convolution(x, np.ones((1, 1, 8, 8), np.float32), (1, 1), ops.NO_PADDING, 1)
         y, _, _ = ops.conv_batch_norm(convolution, np.ones(8, np.float32), np.zeros(8, np.float32))
-    assert isinstance(y, ops.Normalized) and y.astype(np.float32) is y and not y.computed
+    assert isinstance(y, ops.LazyBatchNorm) and y.astype(np.float32) is y and not y.computed
     assert y.astype(np.float16).dtype == np.float16

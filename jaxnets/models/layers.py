@@ -13,7 +13,7 @@ from jax import lax
 from jaxnets import ops
 from jaxnets.errors import UserError
 from jaxnets.models.initializers import conv_init
-from jaxnets.ops.reference import wide
+from jaxnets.ops.reference import upcast
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
@@ -227,7 +227,7 @@ def adaptive_avg_pool(x, side: int):
     if x.shape[1:3] == (side, side):
         return x
     # In at least float32: bfloat16 has no 1 / 3.
-    values = wide(x)
+    values = upcast(x)
     rows, columns = (_bins(size, side).astype(values.dtype) for size in x.shape[1:3])
     return jnp.einsum("nhwc,ah,bw->nabc", values, rows, columns).astype(x.dtype)
 

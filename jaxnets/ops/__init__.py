@@ -10,9 +10,9 @@ There are four sets of formulations: `reference` (lax, plain autodiff), which sa
 `xla` (portable XLA as CPUs want it, some gradients of its own), `native` (C++ on the CPU, built on first use; what it
 does not do is xla's), and `gpu` (portable XLA as GPUs want it). JAXNETS_OPS=reference|xla|native|gpu or
 `with ops.using(name)` forces one; otherwise the platform decides: native on the CPU, or xla where the build fails, gpu
-on a GPU, and reference elsewhere. A convolution that a BatchNorm follows may stay a `Convolution`, and
-the BatchNorm's output `Normalized` or, in evaluation, `Filtered`, one with a bias `Biased`, and part of an array
-`Channels`, until the native operators read them: all are arrays to everyone else.
+on a GPU, and reference elsewhere. Native operators may return lazy arrays (`deferred`): a BatchNorm's output, in
+training `LazyBatchNorm` and in evaluation `LazyConv`; a convolution with a bias, `LazyBiasedConv`; and a part of an
+array, `ChannelSlice`. Native operators read them as they are; everyone else sees arrays.
 
 All work under jit, grad, vmap, pmap, shard_map, scan and remat. All but `native`, which raises UserError, have second
 derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) needs `reference`: what has a gradient of its own
@@ -31,7 +31,7 @@ import numpy as np
 
 from jaxnets.errors import UserError
 from jaxnets.ops import arguments, gpu, native, reference, xla
-from jaxnets.ops.deferred import Biased, Channels, Convolution, Filtered, Normalized
+from jaxnets.ops.deferred import ChannelSlice, Convolution, LazyBatchNorm, LazyBiasedConv, LazyConv
 from jaxnets.ops.native import library as native_library
 from jaxnets.ops.reference import NO_PADDING, UNBOUNDED
 
@@ -141,7 +141,7 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
       shuffle: groups for `channel_shuffle` of y; scale, bias, mean and variance stay in the kernel's order.
 
     Returns:
-      What `batch_norm` returns, but y may be `Normalized`: computed when `jnp.asarray` asks for it, or by the
+      What `batch_norm` returns, but y may be `LazyBatchNorm`: computed when `jnp.asarray` asks for it, or by the
       next convolution as it reads. ValueError as for `conv`, `batch_norm` and `channel_shuffle`.
     """
     convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
@@ -158,7 +158,7 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
 def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
     """clip(`conv` * gain + bias), gain and bias `(O,)` float32: a BatchNorm in evaluation. Of x's dtype.
 
-    `shuffle` as for `conv_batch_norm`. May be `Filtered`: computed when `jnp.asarray` asks for it, or together with
+    `shuffle` as for `conv_batch_norm`. May be `LazyConv`: computed when `jnp.asarray` asks for it, or together with
     the 1x1 convolution, the sum, the concatenation or the max pooling that reads it. ValueError as for
     `conv_batch_norm`.
     """
@@ -175,7 +175,7 @@ def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
 def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
     """clip(`conv` + bias), bias `(O,)` float32; of x's dtype. ValueError as for `conv_batch_norm`.
 
-    May be `Biased`: computed when `jnp.asarray` asks for it, or by `concatenate` or `max_pool`.
+    May be `LazyBiasedConv`: computed when `jnp.asarray` asks for it, or by `concatenate` or `max_pool`.
     """
     convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
     bias = arguments.array("bias", bias, convolution.kernel.shape[3:])
@@ -195,7 +195,7 @@ def add(x, y, *, bounds=UNBOUNDED):
     if _takes_part(y, x) and y.bounds[-1] == UNBOUNDED:
         return native.evaluate(y, x, sum_bounds=bounds)
     if formulation() == "native" and _are_alike(x, y):
-        unclipped = isinstance(y, Normalized) and y.bounds == UNBOUNDED
+        unclipped = isinstance(y, LazyBatchNorm) and y.bounds == UNBOUNDED
         return native.add(x, y if unclipped else jnp.asarray(y), bounds)
     try:
         np.broadcast_shapes(x.shape, y.shape)
@@ -235,7 +235,9 @@ def concatenate(parts):
     """
     parts = [arguments.array("each part", part, floating=False) for part in parts]
     parts = [arguments.array("each part", part, (*parts[0].shape[:3], "C"), floating=False) for part in parts]
-    joined = all(isinstance(part, Biased) and not part.computed and part.plan.kind != "depthwise" for part in parts)
+    joined = all(
+        isinstance(part, LazyBiasedConv) and not part.computed and part.plan.kind != "depthwise" for part in parts
+    )
     if joined and len({part.bounds for part in parts}) == 1:
         return native.concatenate(parts)
     return jnp.concatenate(list(map(jnp.asarray, parts)), -1)
@@ -256,14 +258,14 @@ def concatenate_shuffle(x, y):
 
 
 def halves(x):
-    """The first and the second half of x's channels, `(N, H, W, C / 2)` each; they may be `Channels`.
+    """The first and the second half of x's channels, `(N, H, W, C / 2)` each; they may be `ChannelSlice`.
 
     Raises ValueError for an odd number, and where x is not `(N, H, W, C)`.
     """
     x = jnp.asarray(arguments.array("x", x, floating=False))
     half = x.shape[3] // arguments.dividing("groups", 2, x.shape[3])
     if formulation() == "native":
-        return Channels(x, 0, half), Channels(x, half, half)
+        return ChannelSlice(x, 0, half), ChannelSlice(x, half, half)
     return x[..., :half], x[..., half:]
 
 
@@ -278,8 +280,8 @@ def channel_shuffle(x, groups):
 
 
 def _takes_part(y, x):
-    """Whether y is `Filtered` and can be computed together with x."""
-    if not isinstance(y, Filtered) or y.computed or y.depthwise or y.plans[-1].shuffle > 1:
+    """Whether y is `LazyConv` and can be computed together with x."""
+    if not isinstance(y, LazyConv) or y.computed or y.depthwise or y.plans[-1].shuffle > 1:
         return False
     return x.shape == y.shape and x.dtype == y.dtype
 
@@ -309,13 +311,13 @@ def _available(name, source):
 
 
 __all__ = [
-    "Biased",
-    "Channels",
-    "Convolution",
-    "Filtered",
     "NO_PADDING",
-    "Normalized",
     "UNBOUNDED",
+    "ChannelSlice",
+    "Convolution",
+    "LazyBatchNorm",
+    "LazyBiasedConv",
+    "LazyConv",
     "add",
     "avg_pool",
     "batch_norm",

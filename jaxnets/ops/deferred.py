@@ -112,7 +112,7 @@ for _name in (f"__{name}__" for name in OPERATORS + COMPARISONS):  # which Pytho
     setattr(Deferred, _name, _of_array(_name))
 
 
-class Normalized(Deferred):
+class LazyBatchNorm(Deferred):
     """clip((raw - mean) * gain + bias), an array of raw's shape, as its parts: a convolution normalises as it reads.
 
     Args:
@@ -138,11 +138,11 @@ class Normalized(Deferred):
         return self.compute(self.raw, self.affine, self.bounds)
 
 
-class Filtered(Deferred):
+class LazyConv(Deferred):
     """A convolution in evaluation, or a depthwise and a 1x1, as parts: what reads it may take part in computing it.
 
     Args:
-      x: `(N, H, W, C)`, an array or `Channels`.
+      x: `(N, H, W, C)`, an array or `ChannelSlice`.
       layers: of each convolution its kernel and `(3, C)` affine: mean, gain, bias.
       plans: how each is computed.
       bounds: `(low, high)` that each is clipped to.
@@ -150,7 +150,7 @@ class Filtered(Deferred):
     """
 
     def __init__(self, x, layers, plans, bounds, compute):
-        super().__init__(x.whole if isinstance(x, Channels) else x, *itertools.chain(*layers))
+        super().__init__(x.whole if isinstance(x, ChannelSlice) else x, *itertools.chain(*layers))
         self.x, self.layers, self.plans, self.bounds, self.compute = x, layers, plans, bounds, compute
 
     @property
@@ -174,7 +174,7 @@ class Filtered(Deferred):
         return self.compute(self)
 
 
-class Biased(Deferred):
+class LazyBiasedConv(Deferred):
     """clip(convolution + bias) as its parts: others like it may be computed into one array with it.
 
     Args:
@@ -201,8 +201,8 @@ class Biased(Deferred):
         return self.compute([self])
 
 
-class Channels(Deferred):
-    """The `count` channels of an array `whole` from `first` on; `Filtered` reads them where they are."""
+class ChannelSlice(Deferred):
+    """The `count` channels of an array `whole` from `first` on; `LazyConv` reads them where they are."""
 
     def __init__(self, whole, first, count):
         super().__init__(whole)

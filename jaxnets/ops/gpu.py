@@ -15,7 +15,7 @@ from jaxnets.ops.gpu_batch_norm import batch_norm
 from jaxnets.ops.gpu_depthwise import depthwise_conv
 from jaxnets.ops.gpu_sums import sums
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.reference import channel_shuffle, conv, wide, within
+from jaxnets.ops.reference import channel_shuffle, conv, upcast, within
 from jaxnets.ops.xla import pointwise_conv
 
 
@@ -32,7 +32,7 @@ def grouped_conv(x, kernel, strides, padding, feature_group_count):
 
 def avg_pool(x, window, strides, padding):
     """See `reference.avg_pool`; added in float32."""
-    return reference.avg_pool(wide(x), window, strides, padding).astype(x.dtype)
+    return reference.avg_pool(upcast(x), window, strides, padding).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -70,10 +70,10 @@ def _add_bias_forward(x, bias, bounds):
 def _add_bias_backward(bounds, saved, dy):
     y, bias = saved
     if y is None:  # nothing is clipped
-        (dbias,) = sums(wide(dy))
+        (dbias,) = sums(upcast(dy))
         return dy, dbias.astype(bias.dtype)
     y, dy = lax.optimization_barrier((y, dy))
-    (dbias,) = sums(wide(within(y, dy, bounds)))
+    (dbias,) = sums(upcast(within(y, dy, bounds)))
     y, dy = lax.optimization_barrier((y, dy))  # computed again as they are read
     return within(y, dy, bounds), dbias.astype(bias.dtype)
 

@@ -13,7 +13,7 @@ from jax import lax
 
 from jaxnets.ops.gpu_sums import sums
 from jaxnets.ops.manual_axes import align, mean_of_devices
-from jaxnets.ops.reference import clip, wide, within
+from jaxnets.ops.reference import clip, upcast, within
 
 GOLDEN_RATIO = 0.6180339887498949
 
@@ -33,7 +33,7 @@ def _batch_norm(x, scale, bias, epsilon, bounds, axis_name):
 def _forward(x, scale, bias, epsilon, bounds, axis_name):
     x = lax.optimization_barrier(x)
     origin = _origin(x, axis_name)
-    shifted = wide(x) - origin
+    shifted = upcast(x) - origin
     count = max(1, x.size // x.shape[-1])
     difference, square = (mean_of_devices(total / count, axis_name) for total in sums(shifted, jnp.square(shifted)))
     var = jnp.maximum(square - jnp.square(difference), 0)
@@ -49,7 +49,7 @@ def _backward(epsilon, bounds, axis_name, saved, cotangents):
     def read(x, dy):
         """dy where the output was not clipped, and the normalised input."""
         normalised = _normalised(x, origin, difference, inverse_std)
-        return within(normalised * scale + bias, wide(dy), bounds), normalised
+        return within(normalised * scale + bias, upcast(dy), bounds), normalised
 
     # Mean and variance feed the running statistics: no gradient comes from there.
     x, dy = lax.optimization_barrier((x, cotangents[0]))
@@ -68,7 +68,7 @@ _batch_norm.defvjp(_forward, _backward)
 
 
 def _normalised(x, origin, difference, inverse_std):
-    return ((wide(x) - origin) - difference) * inverse_std
+    return ((upcast(x) - origin) - difference) * inverse_std
 
 
 def _origin(x, axis_name):
@@ -78,7 +78,7 @@ def _origin(x, axis_name):
     values at once hardly ever do (for k deviations, less than 3 / k^4 by Chebyshev's inequality). Where the mean is so
     many deviations large that float32 loses digits of squares, half precision has lost those of the values.
     """
-    flat = wide(x).reshape(-1, x.shape[-1])
+    flat = upcast(x).reshape(-1, x.shape[-1])
     if not len(flat) or x.dtype.itemsize < flat.dtype.itemsize:
         return jnp.zeros(x.shape[-1], flat.dtype)
     a, b, c = (flat[int(GOLDEN_RATIO * (i + 1) % 1 * len(flat))] for i in range(3))

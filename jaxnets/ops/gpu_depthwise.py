@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxnets.ops import reference
 from jaxnets.ops.gpu_sums import sums
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.reference import wide
+from jaxnets.ops.reference import upcast
 from jaxnets.ops.windows import output_size, pad, taps, window
 from jaxnets.ops.xla_depthwise import input_gradient
 
@@ -36,10 +36,10 @@ def _depthwise(x, kernel, strides, padding):
 def _shifted_products(x, kernel, strides, padding):
     padded = pad(x, padding)
     size = output_size(padded.shape[1:3], kernel, strides)
-    weights = wide(kernel)
+    weights = upcast(kernel)
     y = jnp.zeros((x.shape[0], *size, x.shape[3]), weights.dtype)
     if y.size:
-        y = sum(wide(window(padded, tap, size, strides)) * weights[tap] for tap in taps(kernel))
+        y = sum(upcast(window(padded, tap, size, strides)) * weights[tap] for tap in taps(kernel))
     return y.astype(x.dtype)
 
 
@@ -67,6 +67,6 @@ _depthwise.defvjp(_forward, _backward)
 def _kernel_gradient(x, dy, kernel, strides, padding):
     """Sums of the products of dy with every tap's window: all taps beside one another, as channels of one map."""
     padded, size = pad(x, padding), dy.shape[1:3]
-    products = [wide(window(padded, tap, size, strides)) * wide(dy) for tap in taps(kernel)]
+    products = [upcast(window(padded, tap, size, strides)) * upcast(dy) for tap in taps(kernel)]
     (gradient,) = sums(jnp.concatenate(products, -1))
     return gradient.reshape(kernel.shape).astype(kernel.dtype)

@@ -45,7 +45,7 @@ def pointwise_conv(x, kernel, strides):
 
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     """Two passes over the batch in float32, gradient by autodiff."""
-    x32 = wide(x)
+    x32 = upcast(x)
     mean = x32.mean((0, 1, 2))
     if axis_name is not None:
         mean = lax.pmean(mean, axis_name)
@@ -56,12 +56,12 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
     return y.astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
-def wide(values):
+def upcast(values):
     """In at least float32, as sums and all that lies between two roundings are computed."""
-    return values.astype(wide_type(values.dtype))
+    return values.astype(upcast_dtype(values.dtype))
 
 
-def wide_type(dtype):
+def upcast_dtype(dtype):
     """float32, or `dtype` where that is wider."""
     return jnp.promote_types(dtype, jnp.float32)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from jaxnets.ops import reference
-from jaxnets.ops.reference import add_bias, wide, wide_type
+from jaxnets.ops.reference import add_bias, upcast, upcast_dtype
 from jaxnets.ops.windows import output_size, pad, taps, window
 from jaxnets.ops.xla_batch_norm import batch_norm
 from jaxnets.ops.xla_depthwise import depthwise_conv
@@ -62,7 +62,7 @@ def grouped_conv(x, kernel, strides, padding, feature_group_count):
 def _many_groups_conv(x, kernel, strides, padding, groups):
     padded = pad(x, padding)
     size = output_size(padded.shape[1:3], kernel, strides)
-    sum_type = wide_type(x.dtype)
+    sum_type = upcast_dtype(x.dtype)
     y = jnp.zeros((x.shape[0], *size, kernel.shape[3]), sum_type)
     if y.size:
         for tap in taps(kernel):
@@ -96,8 +96,8 @@ channel_shuffle.defvjp(
 
 def avg_pool(x, window, strides, padding, conv=depthwise_conv):
     """A depthwise convolution, of at least float32: bfloat16 has no 1 / 9."""
-    kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, wide_type(x.dtype))
-    return conv(wide(x), kernel, (strides, strides), padding).astype(x.dtype)
+    kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, upcast_dtype(x.dtype))
+    return conv(upcast(x), kernel, (strides, strides), padding).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -123,7 +123,7 @@ def max_pool_backward(size, strides, padding, saved, dy):
     # Written down, or XLA looks for the maxima of all windows again at every pixel of each.
     first = lax.optimization_barrier(first)
     # Where windows overlap, an input gets several gradients: they are added in at least float32.
-    sum_type = wide_type(dy.dtype)
+    sum_type = upcast_dtype(dy.dtype)
     zero = jnp.zeros((), sum_type)
     total = jnp.zeros(padded.shape, sum_type)
     for number, tap in numbered:

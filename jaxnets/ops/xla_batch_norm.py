@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops.manual_axes import align, mean_of_devices
-from jaxnets.ops.reference import clip, wide, within
+from jaxnets.ops.reference import clip, upcast, within
 
 
 def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
@@ -67,7 +67,7 @@ def _statistics(x, axis_name):
     Of the batches of all devices together if `axis_name` is given. Sums of differences to one of the values,
     and the error kept, are what makes a large mean with a small variance lose nothing.
     """
-    flat = wide(_flat(x))
+    flat = upcast(_flat(x))
     origin = flat[len(flat) // 2] if len(flat) else jnp.zeros(flat.shape[1], flat.dtype)
     origin = mean_of_devices(jnp.where(jnp.isfinite(origin), origin, 0), axis_name)
     difference = mean_of_devices((flat - origin).mean(0), axis_name)

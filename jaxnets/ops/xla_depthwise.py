@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops.manual_axes import align
-from jaxnets.ops.reference import NO_PADDING, wide, wide_type
+from jaxnets.ops.reference import NO_PADDING, upcast, upcast_dtype
 from jaxnets.ops.windows import output_size, pad, taps, window
 
 IMAGES_AT_ONCE = 8  # images whose products the kernel gradient adds up in registers
@@ -33,7 +33,7 @@ def _depthwise(x, kernel, strides, padding):
 def _forward(x, kernel, strides, padding):
     padded = pad(x, padding)
     size = output_size(padded.shape[1:3], kernel, strides)
-    inputs, weights = wide(padded), wide(kernel)  # bfloat16 would round after every tap
+    inputs, weights = upcast(padded), upcast(kernel)  # bfloat16 would round after every tap
     y = jnp.zeros((x.shape[0], *size, x.shape[3]), inputs.dtype)
     if y.size:
         y = sum(window(inputs, tap, size, strides) * weights[tap] for tap in taps(kernel))
@@ -57,7 +57,7 @@ def input_gradient(dy, kernel, strides, padding, size):
     """Input `cell * stride + phase` met only every stride-th tap: each phase is a convolution of its own."""
     if len(taps(kernel)) > FEW_TAPS:
         return _input_gradient_of_many_taps(dy, kernel, strides, padding, size)
-    gradient, weights = wide(dy), wide(kernel)
+    gradient, weights = upcast(dy), upcast(kernel)
     cells = [-(-n // stride) for n, stride in zip(size, strides)]
     rows = []
     for row in range(strides[0]):
@@ -101,7 +101,7 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
     """
 
     def of_group(start, count):
-        x, d = (wide(lax.dynamic_slice_in_dim(a, start, count)) for a in (padded, dy))
+        x, d = (upcast(lax.dynamic_slice_in_dim(a, start, count)) for a in (padded, dy))
         # Cropped and padded anew, the group is copied into the cache; as a mere slice it is not.
         x = pad(pad(x, [(-low, -high) for low, high in padding]), padding)
         products = [window(x, tap, d.shape[1:3], strides) * d for tap in taps(kernel)]
@@ -111,7 +111,7 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
         return jnp.stack([of_tap.sum((0, 1)) for of_tap in of_taps])
 
     groups, rest = divmod(dy.shape[0], IMAGES_AT_ONCE)
-    zeros = jnp.zeros((len(taps(kernel)), kernel.shape[2]), wide_type(dy.dtype))
+    zeros = jnp.zeros((len(taps(kernel)), kernel.shape[2]), upcast_dtype(dy.dtype))
     gradient, _ = align(zeros, dy)
     if groups:
         count = IMAGES_AT_ONCE

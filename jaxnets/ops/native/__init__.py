@@ -1,7 +1,7 @@
 """Convolutions and BatchNorm by C++ kernels, on the CPU and in float32; the rest is `xla`'s.
 
 A convolution followed by BatchNorm writes its products once and takes their moments on the way; its normalised and
-clipped values are written only where something other than a convolution wants them (`Normalized`): the next
+clipped values are written only where something other than a convolution wants them (`LazyBatchNorm`): the next
 convolution normalises what it reads. The gradients likewise: each convolution's reads its output's gradient, its
 output and its input once, and gives the gradient before the BatchNorm that it read through.
 

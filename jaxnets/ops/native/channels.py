@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.ops import reference, xla
-from jaxnets.ops.deferred import Normalized
+from jaxnets.ops.deferred import LazyBatchNorm
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.normalization import affine_gradient
@@ -15,10 +15,10 @@ from jaxnets.ops.reference import UNBOUNDED
 
 
 def channel_shuffle(x, groups):
-    """See `jaxnets.ops.channel_shuffle`; of `Normalized`, the same."""
-    if isinstance(x, Normalized):
+    """See `jaxnets.ops.channel_shuffle`; of `LazyBatchNorm`, the same."""
+    if isinstance(x, LazyBatchNorm):
         affine = reference.channel_shuffle(x.affine, groups)
-        return Normalized(channel_shuffle(x.raw, groups), affine, x.bounds, x.compute)
+        return LazyBatchNorm(channel_shuffle(x.raw, groups), affine, x.bounds, x.compute)
     x = jnp.asarray(x)
     if x.dtype != jnp.float32:
         return xla.channel_shuffle(x, groups)
@@ -37,9 +37,10 @@ _shuffle.defvjp(
 
 
 def interleave(a, b):
-    """`channel_shuffle` of two arrays' channels, one behind the other, in two groups; either may be `Normalized`."""
+    """`channel_shuffle` of two arrays' channels, one behind the other, in two groups; either may be `LazyBatchNorm`."""
     parts = [
-        (x.raw, x.affine, x.bounds) if isinstance(x, Normalized) else (jnp.asarray(x), None, UNBOUNDED) for x in (a, b)
+        (x.raw, x.affine, x.bounds) if isinstance(x, LazyBatchNorm) else (jnp.asarray(x), None, UNBOUNDED)
+        for x in (a, b)
     ]
     arrays = [nothing() if x is None else x for part in parts for x in part[:2]]
     return _interleave(*align(*arrays), tuple(part[2] for part in parts))

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxnets.ops import reference, xla
-from jaxnets.ops.deferred import Biased, Convolution, Normalized
+from jaxnets.ops.deferred import Convolution, LazyBatchNorm, LazyBiasedConv
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.normalization import (
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
 ALONE, SUM, INTERLEAVED = range(3)  # the products, plus another array, in turns with another array's channels
 
 
-class Together(NamedTuple):
+class Epilogue(NamedTuple):
     """Where the products of a convolution go, and with what other array; hashable."""
 
     join: int = ALONE
@@ -116,11 +116,11 @@ def _plain(x, kernel, strides, padding, groups, portable):
 
 
 def conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffle):
-    """See `jaxnets.ops.conv_batch_norm`, for what has a plan; `Normalized`."""
+    """See `jaxnets.ops.conv_batch_norm`, for what has a plan; `LazyBatchNorm`."""
     y, moments = products(plan_of(convolution, True, shuffle), convolution.x, convolution.kernel)
     scale, bias = (reference.channel_shuffle(vector, shuffle) for vector in (scale, bias))
     affine, mean, var = affine_of(moments, scale, bias, epsilon, axis_name)
-    z = Normalized(*align(y, affine), bounds, normalize)
+    z = LazyBatchNorm(*align(y, affine), bounds, normalize)
     # Its own inverse, with as many groups as there were channels in each.
     mean, var = (reference.channel_shuffle(vector, vector.size // shuffle) for vector in (mean, var))
     return z, lax.stop_gradient(mean), lax.stop_gradient(var)
@@ -129,7 +129,7 @@ def conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffl
 def products(plan, x, kernel):
     """The products and, if the plan wants them, their (3, C) moments: mean, its rounding error, variance."""
     affine = nothing()
-    if isinstance(x, Normalized) and plan.kind != "dense":
+    if isinstance(x, LazyBatchNorm) and plan.kind != "dense":
         x, affine, plan = x.raw, x.affine, plan._replace(bounds=x.bounds)
     return _conv_moments(*align(jnp.asarray(x), affine, kernel), plan)
 
@@ -199,7 +199,7 @@ def _depthwise_gradients(plan, dy, y, correction, x, affine, kernel):
     return call("depthwise_gradients", shapes, *align(dy, y, correction, x, affine, kernel), **_attributes(plan))
 
 
-def forward(plan, x, affine, kernel, output=None, bounds=UNBOUNDED, together=None, other=None):
+def forward(plan, x, affine, kernel, output=None, bounds=UNBOUNDED, epilogue=None, other=None):
     """The kernel's two results: the products, read as `output` and `bounds` say, and their moments.
 
     Args:
@@ -207,19 +207,19 @@ def forward(plan, x, affine, kernel, output=None, bounds=UNBOUNDED, together=Non
       x, affine, kernel: the operands; what x is read as, or `nothing`.
       output: `(3, C)`: mean, gain, bias.
       bounds: `(low, high)` that the products are clipped to; only where there is `output`.
-      together, other: where the products go and with what, but for those of a depthwise convolution.
+      epilogue, other: where the products go and with what, but for those of a depthwise convolution.
     """
-    together = together or Together()
+    epilogue = epilogue or Epilogue()
     output, other_or_nothing = (nothing() if array is None else array for array in (output, other))
     *rest, channels = plan.convolution(x, kernel).shape
-    shapes = [(*rest, together.of_output(channels)), (3, channels if plan.moments else 0)]
+    shapes = [(*rest, epilogue.of_output(channels)), (3, channels if plan.moments else 0)]
     attributes = {**attributes_of(bounds, "output_"), **_attributes(plan)}
     read, joined = (() if plan.kind == "dense" else (affine,)), ()
     if plan.kind != "depthwise":
         joined = (other_or_nothing,)
-        attributes |= together.attributes("join", "other_first", "to", *(["first"] if plan.kind == "pointwise" else []))
+        attributes |= epilogue.attributes("join", "other_first", "to", *(["first"] if plan.kind == "pointwise" else []))
     arrays = align(x, *read, kernel, output, *joined)
-    aliases = {len(arrays) - 1: 0} if together.channels and other is not None else None
+    aliases = {len(arrays) - 1: 0} if epilogue.channels and other is not None else None
     return tuple(call(plan.kind, shapes, *arrays, aliases=aliases, **attributes))
 
 
@@ -243,13 +243,13 @@ def window_of(plan):
 
 
 def conv_bias(convolution, bias, bounds):
-    """See `jaxnets.ops.conv_bias`, for what has a plan; `Biased`."""
+    """See `jaxnets.ops.conv_bias`, for what has a plan; `LazyBiasedConv`."""
     convolution = convolution._replace(x=jnp.asarray(convolution.x))
-    return Biased(convolution, bias, plan_of(convolution), bounds, concatenate)
+    return LazyBiasedConv(convolution, bias, plan_of(convolution), bounds, concatenate)
 
 
 def concatenate(parts):
-    """Of `Biased` with the same bounds, one array; only one may be a depthwise convolution, and then alone."""
+    """Of `LazyBiasedConv` with the same bounds, one array; only one may be a depthwise convolution, and then alone."""
     arrays = [array for part in parts for array in (part.convolution.x, part.convolution.kernel, part.bias)]
     return _conv_biases(tuple(part.plan for part in parts), parts[0].bounds, *align(*arrays))
 
@@ -260,7 +260,7 @@ def _conv_biases(plans, bounds, *operands):
     y, to, channels = None, 0, sum(bias.size for bias in operands[2::3])
     for plan, x, kernel, bias in zip(plans, operands[::3], operands[1::3], operands[2::3]):
         affine = shift_by(bias)
-        y, _ = forward(plan, x, nothing(), kernel, affine, bounds, Together(channels=channels, to=to), y)
+        y, _ = forward(plan, x, nothing(), kernel, affine, bounds, Epilogue(channels=channels, to=to), y)
         to += bias.size
     return y
 

@@ -78,7 +78,7 @@ class PaddedRows {
 // How PaddedRows reads x, as `reading` says.
 struct ReadValues {
   const float* x;
-  Reading reading;  // of the block's channels
+  ClippedAffine reading;  // of the block's channels
 
   template <class Width>
   INLINE auto operator()(Width, Index c) const {
@@ -97,7 +97,7 @@ struct ReadValues {
 // How PaddedRows reads a gradient, or it together with that of the moments, as GradientRows do.
 struct ReadGradient {
   const float *dy, *y;
-  Reading correction;  // of the block's channels; no bounds
+  ClippedAffine correction;  // of the block's channels; no bounds
 
   template <class Width>
   INLINE auto operator()(Width, Index c) const {
@@ -141,7 +141,7 @@ void CorrelateBlock(const float* const* rows, Index at, const float* const* weig
 }
 
 // A row of outputs, a block of channels wide, becomes what `output` makes of it.
-inline void Rewrite(Reading output, float* row, Index count, Index pitch, Index channels) {
+inline void Rewrite(ClippedAffine output, float* row, Index count, Index pitch, Index channels) {
   ForVectors(channels, [&](auto width, Index c) {
     constexpr int B = width;
     const Affine<B> z(output.affine, output.channels, c);
@@ -156,8 +156,8 @@ struct DepthwiseWindow {
 };
 
 template <int K>
-void DepthwiseForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float* x, Shape in, Reading input,
-                      const float* kernel, float* y, Shape out, Reading output, float* moments) {
+void DepthwiseForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float* x, Shape in, ClippedAffine input,
+                      const float* kernel, float* y, Shape out, ClippedAffine output, float* moments) {
   const Index padded = (out.width - 1) * window.stride + K;
   const Index step = BlockWidth(K, padded), blocks = DivideUp(in.channels, step);
   // Groups of images where there are many, strips of rows where there are few.
@@ -269,7 +269,7 @@ void KernelGradientRow(const PaddedRows& rows, Index row, Index stride, const fl
 // dx (through the reading's gradient, if there is one, whose sums are `sums`) and dkernel.
 template <int K, int STRIDE>
 void DepthwiseBackward(ffi::ThreadPool& pool, DepthwiseWindow window, ReadGradient gradient, const float* x,
-                       Reading input, const float* kernel, float* dx, float* sums, float* dkernel, Shape in,
+                       ClippedAffine input, const float* kernel, float* dx, float* sums, float* dkernel, Shape in,
                        Shape out) {
   const Index padded = (out.width - 1) * STRIDE + K;
   const Index left = std::max<Index>(0, -FloorDivide(window.left - (K - 1), STRIDE));
@@ -281,7 +281,7 @@ void DepthwiseBackward(ffi::ThreadPool& pool, DepthwiseWindow window, ReadGradie
   Parallel(pool, groups * blocks, [&](Index task) {
     const Index group = task % groups, first = task / groups * step;
     const Channels block{first, std::min(step, in.channels - first)};
-    const Reading reading = input.From(first);
+    const ClippedAffine reading = input.From(first);
     if (reading.affine) gradient_sums[task] = GradientSums(block.count);
     PaddedRows rows_of_dy(out, block, K, left, padded_out), rows_of_x(in, block, K, window.left, padded);
     const ReadValues read_x{x, reading};

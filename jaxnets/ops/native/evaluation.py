@@ -1,6 +1,6 @@
 """Convolutions whose affine is known beforehand, as a BatchNorm's in evaluation, with what reads them.
 
-They stay `Filtered`: a 1x1 convolution computes the depthwise one that it reads, a sum, or a concatenation and shuffle,
+They stay `LazyConv`: a 1x1 convolution computes the depthwise one that it reads, a sum, or a concatenation and shuffle,
 is done as the products leave, and a stem is pooled as it is computed (`stem`).
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.ops import reference
-from jaxnets.ops.deferred import Channels, Filtered
+from jaxnets.ops.deferred import ChannelSlice, LazyConv
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import channels, normalization
 from jaxnets.ops.native.calls import attributes_of, call, nothing
@@ -20,8 +20,8 @@ from jaxnets.ops.native.convolution import (
     ALONE,
     INTERLEAVED,
     SUM,
+    Epilogue,
     Plan,
-    Together,
     forward,
     plan_of,
     products,
@@ -36,55 +36,55 @@ class Evaluation(NamedTuple):
     plans: tuple[Plan, ...]  # of the convolutions: one, or a depthwise and a 1x1
     bounds: tuple[tuple[float, float], ...]  # of what each gives
     count: int  # of the input's channels
-    together: Together
+    epilogue: Epilogue
     sum_bounds: tuple[float, float]
 
 
 def conv_affine(convolution, gain, bias, bounds, shuffle):
-    """See `jaxnets.ops.conv_affine`, for what has a plan; `Filtered`."""
+    """See `jaxnets.ops.conv_affine`, for what has a plan; `LazyConv`."""
     x, plan = convolution.x, plan_of(convolution, shuffle=shuffle)
     layer = (convolution.kernel, jnp.stack([jnp.zeros_like(bias), gain, bias]))
-    if plan.kind == "pointwise" and shuffle == 1 and isinstance(x, Filtered) and x.depthwise and not x.computed:
-        return Filtered(x.x, (*x.layers, layer), (*x.plans, plan), (*x.bounds, bounds), evaluate)
-    if not (plan.kind == "pointwise" and isinstance(x, Channels)):
+    if plan.kind == "pointwise" and shuffle == 1 and isinstance(x, LazyConv) and x.depthwise and not x.computed:
+        return LazyConv(x.x, (*x.layers, layer), (*x.plans, plan), (*x.bounds, bounds), evaluate)
+    if not (plan.kind == "pointwise" and isinstance(x, ChannelSlice)):
         x = jnp.asarray(x)
-    return Filtered(x, (layer,), (plan,), (bounds,), evaluate)
+    return LazyConv(x, (layer,), (plan,), (bounds,), evaluate)
 
 
-def evaluate(filtered, other=None, interleaved=False, sum_bounds=UNBOUNDED):
-    """The array: `filtered`, or its sum with `other`, clipped, or other's channels and its own in turns.
+def evaluate(lazy, other=None, interleaved=False, sum_bounds=UNBOUNDED):
+    """The array: `lazy`, or its sum with `other`, clipped, or other's channels and its own in turns.
 
-    `filtered` must be none of a depthwise convolution if there is an `other`, which is an array or `Channels`, and
+    `lazy` must be none of a depthwise convolution if there is an `other`, which is an array or `ChannelSlice`, and
     without bounds for a sum.
     """
-    x, first = _place(filtered.x)
+    x, first = _place(lazy.x)
     join = ALONE if other is None else INTERLEAVED if interleaved else SUM
     other, other_first = (nothing(), 0) if other is None else _place(other)
-    together = Together(join, first, other_first)
-    how = Evaluation(filtered.plans, filtered.bounds, filtered.x.shape[3], together, sum_bounds)
-    return _evaluate(how, *align(x, other, *(array for layer in filtered.layers for array in layer)))
+    epilogue = Epilogue(join, first, other_first)
+    how = Evaluation(lazy.plans, lazy.bounds, lazy.x.shape[3], epilogue, sum_bounds)
+    return _evaluate(how, *align(x, other, *(array for layer in lazy.layers for array in layer)))
 
 
 def _place(x):
-    return (x.whole, x.first) if isinstance(x, Channels) else (jnp.asarray(x), 0)
+    return (x.whole, x.first) if isinstance(x, ChannelSlice) else (jnp.asarray(x), 0)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _evaluate(how, x, other, *layers):
-    bounds = how.sum_bounds if how.together.join == SUM else how.bounds[-1]
+    bounds = how.sum_bounds if how.epilogue.join == SUM else how.bounds[-1]
     *_, (kernel, affine) = pairs = list(zip(layers[::2], layers[1::2]))
     if len(pairs) == 1:
-        return forward(how.plans[0], x, nothing(), kernel, affine, bounds, how.together, other)[0]
-    filtered = Filtered(x, pairs, how.plans, how.bounds, evaluate)
-    *rest, features = filtered.shape
+        return forward(how.plans[0], x, nothing(), kernel, affine, bounds, how.epilogue, other)[0]
+    lazy = LazyConv(x, pairs, how.plans, how.bounds, evaluate)
+    *rest, features = lazy.shape
     attributes = {
         **window_of(how.plans[0]),
         **attributes_of(how.bounds[0]),
-        **how.together.attributes("join", "other_first"),
+        **how.epilogue.attributes("join", "other_first"),
         **attributes_of(bounds, "output_"),
         "groups": np.int64(how.plans[1].groups),
     }
-    return call("separable", [(*rest, how.together.of_output(features))], *align(x, *layers, other), **attributes)[0]
+    return call("separable", [(*rest, how.epilogue.of_output(features))], *align(x, *layers, other), **attributes)[0]
 
 
 def _evaluate_forward(how, x, other, *layers):
@@ -93,14 +93,14 @@ def _evaluate_forward(how, x, other, *layers):
 
 def _composed(how, x, other, *layers):
     """The same in steps, whose gradients are known."""
-    y = jnp.asarray(Channels(x, how.together.first, how.count))
+    y = jnp.asarray(ChannelSlice(x, how.epilogue.first, how.count))
     for plan, bounds, kernel, affine in zip(how.plans, how.bounds, layers[::2], layers[1::2]):
         affine = reference.channel_shuffle(affine, plan.shuffle)
         y = normalization.normalize(products(plan, y, kernel)[0], affine, bounds)
-    if how.together.join == ALONE:
+    if how.epilogue.join == ALONE:
         return y
-    other = jnp.asarray(Channels(other, how.together.other_first, y.shape[3]))
-    if how.together.join == SUM:
+    other = jnp.asarray(ChannelSlice(other, how.epilogue.other_first, y.shape[3]))
+    if how.epilogue.join == SUM:
         return normalization.add(other, y, how.sum_bounds)
     return channels.interleave(other, y)
 

@@ -36,7 +36,7 @@ Index RowsOf(ffi::Span<const int64_t> d) {
   return rows;
 }
 
-Reading ReadingOf(const Input& affine, Index channels, float low, float high) {
+ClippedAffine ClippedAffineOf(const Input& affine, Index channels, float low, float high) {
   return {Optional(affine), channels, {low, high}};
 }
 
@@ -58,8 +58,9 @@ ffi::Error Depthwise(ffi::ThreadPool pool, Index stride, Index top, Index left, 
   const Index size = kernel.dimensions()[0];
   if (size != 3 && size != 5) return NoSuchKernel();
   auto run = size == 3 ? DepthwiseForward<3> : DepthwiseForward<5>;
-  run(pool, {stride, top, left}, x.typed_data(), in, ReadingOf(affine, in.channels, low, high), kernel.typed_data(),
-      y->typed_data(), out, ReadingOf(output, out.channels, out_low, out_high), Optional(moments));
+  run(pool, {stride, top, left}, x.typed_data(), in, ClippedAffineOf(affine, in.channels, low, high),
+      kernel.typed_data(), y->typed_data(), out, ClippedAffineOf(output, out.channels, out_low, out_high),
+      Optional(moments));
   return ffi::Error::Success();
 }
 
@@ -72,8 +73,8 @@ ffi::Error DepthwiseGradients(ffi::ThreadPool pool, Index stride, Index top, Ind
   if ((size != 3 && size != 5) || (stride != 1 && stride != 2)) return NoSuchKernel();
   auto run = size == 3 ? (stride == 1 ? DepthwiseBackward<3, 1> : DepthwiseBackward<3, 2>)
                        : (stride == 1 ? DepthwiseBackward<5, 1> : DepthwiseBackward<5, 2>);
-  const ReadGradient gradient{dy.typed_data(), y.typed_data(), ReadingOf(correction, out.channels, 0, 0)};
-  run(pool, {stride, top, left}, gradient, x.typed_data(), ReadingOf(affine, in.channels, low, high),
+  const ReadGradient gradient{dy.typed_data(), y.typed_data(), ClippedAffineOf(correction, out.channels, 0, 0)};
+  run(pool, {stride, top, left}, gradient, x.typed_data(), ClippedAffineOf(affine, in.channels, low, high),
       kernel.typed_data(), dx->typed_data(), sums->typed_data(), dkernel->typed_data(), in, out);
   return ffi::Error::Success();
 }
@@ -83,13 +84,13 @@ ffi::Error DepthwiseGradients(ffi::ThreadPool pool, Index stride, Index top, Ind
 enum Join : Index { kAlone, kSum, kInterleaved };
 
 // Products go to y's channels from `to` on; `other`'s channels from `first` on are joined with them.
-Delivery DeliveryOf(Output& y, Index to, Index join, const Input& other, Index first) {
-  Delivery delivery{y->typed_data() + to, LastOf(y->dimensions())};
-  if (join == kAlone || !other.element_count()) return delivery;
-  delivery.other = other.typed_data() + first;
-  delivery.other_pitch = LastOf(other.dimensions());
-  delivery.interleaved = join == kInterleaved;
-  return delivery;
+Epilogue DeliveryOf(Output& y, Index to, Index join, const Input& other, Index first) {
+  Epilogue epilogue{y->typed_data() + to, LastOf(y->dimensions())};
+  if (join == kAlone || !other.element_count()) return epilogue;
+  epilogue.other = other.typed_data() + first;
+  epilogue.other_pitch = LastOf(other.dimensions());
+  epilogue.interleaved = join == kInterleaved;
+  return epilogue;
 }
 
 // 1x1, kernel (input channels of a group, output channels), of x's channels from `first` on; y and its moments have
@@ -99,12 +100,13 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index fi
                      Input kernel, Input output, Input other, Output y, Output moments) {
   const Index rows = RowsOf(x.dimensions()), in = kernel.dimensions()[2] * groups, out = LastOf(kernel.dimensions());
   if (!rows) return NoMoments(moments), ffi::Error::Success();
-  Delivery delivery = DeliveryOf(y, to, join, other, other_first);
-  delivery.shuffle = shuffle, delivery.group = out / shuffle;
+  Epilogue epilogue = DeliveryOf(y, to, join, other, other_first);
+  epilogue.shuffle = shuffle, epilogue.group = out / shuffle;
   const Side depth{groups, in / groups}, width{groups, out / groups};
-  const MatrixRows matrix{x.typed_data() + first, LastOf(x.dimensions()), depth, ReadingOf(affine, in, low, high)};
-  const Reading reading = ReadingOf(output, out, out_low, out_high);
-  Product(pool, matrix, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, delivery,
+  const MatrixRows matrix{
+      x.typed_data() + first, LastOf(x.dimensions()), depth, ClippedAffineOf(affine, in, low, high)};
+  const ClippedAffine reading = ClippedAffineOf(output, out, out_low, out_high);
+  Product(pool, matrix, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, epilogue,
           Optional(moments));
   return ffi::Error::Success();
 }
@@ -124,7 +126,7 @@ ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, Index shuffle,
   const Index rows = RowsOf(x.dimensions()), in = LastOf(x.dimensions()), out = LastOf(kernel.dimensions());
   const auto order = shuffle > 1 ? ShuffledOrder(out, shuffle) : std::vector<int32_t>();
   const Side depth{groups, in / groups}, width{groups, out / groups};
-  const MatrixRows matrix{x.typed_data(), in, depth, ReadingOf(affine, in, low, high)};
+  const MatrixRows matrix{x.typed_data(), in, depth, ClippedAffineOf(affine, in, low, high)};
   MatrixGradients of_rows(pool, kernel.typed_data(), width, matrix, dx->typed_data(), sums->typed_data());
   ProductGradients(pool, matrix, depth, GradientOf(dy, y, correction, to, {out_low, out_high}, width, order), rows,
                    &of_rows, dkernel->typed_data(), Optional(dbias));
@@ -135,15 +137,15 @@ ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, Index shuffle,
 template <int K>
 void SeparableOf(ffi::ThreadPool& pool, DepthwiseWindow window, Index groups, Bounds bounds, Bounds out_bounds,
                  const Input& x, const Input& kernel, const Input& affine, const Input& pointwise, const Input& output,
-                 const Delivery& delivery, const Shape& out) {
+                 const Epilogue& epilogue, const Shape& out) {
   const Shape in(x.dimensions());
   const Shape between{out.images, out.height, out.width, in.channels};
   const Side depth{groups, in.channels / groups}, width{groups, out.channels / groups};
-  const Reading between_reading{affine.typed_data(), in.channels, bounds};
-  const Reading reading{output.typed_data(), out.channels, out_bounds};
+  const ClippedAffine between_reading{affine.typed_data(), in.channels, bounds};
+  const ClippedAffine reading{output.typed_data(), out.channels, out_bounds};
   Panels panels(pointwise.typed_data(), false, depth, width, reading);
   SeparableForward<K>(pool, window, x.typed_data(), in, kernel.typed_data(), between_reading, between,
-                      std::move(panels), depth, width, delivery);
+                      std::move(panels), depth, width, epilogue);
 }
 
 ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, Index groups, Index join,
@@ -174,13 +176,13 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Inde
   const auto windows =
       WindowsOf(x.typed_data(), x.dimensions(), y->dimensions(), kernel.dimensions(), stride, top, left);
   const Side depth{1, windows.length()}, width{1, out};
-  const Reading reading = ReadingOf(output, out, out_low, out_high);
-  const Delivery delivery = DeliveryOf(y, to, join, other, other_first);
-  if (reading.affine && !Optional(moments) && !delivery.interleaved && SuitsWinograd(windows, rows, out)) {
-    WinogradForward(pool, windows, rows, kernel.typed_data(), out, reading, delivery);
+  const ClippedAffine reading = ClippedAffineOf(output, out, out_low, out_high);
+  const Epilogue epilogue = DeliveryOf(y, to, join, other, other_first);
+  if (reading.affine && !Optional(moments) && !epilogue.interleaved && SuitsWinograd(windows, rows, out)) {
+    WinogradForward(pool, windows, rows, kernel.typed_data(), out, reading, epilogue);
     return ffi::Error::Success();
   }
-  Product(pool, windows, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, delivery,
+  Product(pool, windows, rows, Panels(kernel.typed_data(), false, depth, width, reading), width, epilogue,
           Optional(moments));
   return ffi::Error::Success();
 }
@@ -227,7 +229,7 @@ ffi::Error Moments(ffi::ThreadPool pool, Input x, Output moments) {
 // clip((x - mean) * gain + bias + added), `added` being optional.
 ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input affine, Input added, Output z) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
-  const Reading reading = ReadingOf(affine, channels, low, high);
+  const ClippedAffine reading = ClippedAffineOf(affine, channels, low, high);
   const float *from_x = x.typed_data(), *from_added = Optional(added);
   float* to_z = z->typed_data();
   ForRows(pool, rows, channels, [&](Index, Index from, Index to) {
@@ -250,7 +252,7 @@ ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input
 ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input dz, Input x, Input affine, Input z,
                              Output dx, Output sums, Output d_added) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
-  const Reading reading = ReadingOf(affine, channels, low, high);
+  const ClippedAffine reading = ClippedAffineOf(affine, channels, low, high);
   const float* sum = Optional(z);
   float* d = Optional(d_added);
   std::vector<GradientSums> gradient_sums(kMostTasks);
@@ -282,8 +284,9 @@ ffi::Error Shuffle(ffi::ThreadPool pool, Index groups, Input x, Output y) {
 ffi::Error Interleave(ffi::ThreadPool pool, float low, float high, float other_low, float other_high, Input a,
                       Input a_affine, Input b, Input b_affine, Output y) {
   const Index rows = RowsOf(a.dimensions()), channels = LastOf(a.dimensions());
-  const MatrixRows of_a{a.typed_data(), channels, {1, channels}, ReadingOf(a_affine, channels, low, high)};
-  const MatrixRows of_b{b.typed_data(), channels, {1, channels}, ReadingOf(b_affine, channels, other_low, other_high)};
+  const MatrixRows of_a{a.typed_data(), channels, {1, channels}, ClippedAffineOf(a_affine, channels, low, high)};
+  const MatrixRows of_b{
+      b.typed_data(), channels, {1, channels}, ClippedAffineOf(b_affine, channels, other_low, other_high)};
   float* to_y = y->typed_data();
   ForRows(pool, rows, 2 * channels, [&](Index, Index from, Index to) {
     float *left = Scratch<0>(of_a.pitch()), *right = Scratch<1>(of_b.pitch());
@@ -300,8 +303,8 @@ ffi::Error InterleaveGradients(ffi::ThreadPool pool, float low, float high, floa
                                Input dy, Input a, Input a_affine, Input b, Input b_affine, Output da, Output a_sums,
                                Output db, Output b_sums) {
   const Index rows = RowsOf(a.dimensions()), channels = LastOf(a.dimensions());
-  const Reading read_a = ReadingOf(a_affine, channels, low, high);
-  const Reading read_b = ReadingOf(b_affine, channels, other_low, other_high);
+  const ClippedAffine read_a = ClippedAffineOf(a_affine, channels, low, high);
+  const ClippedAffine read_b = ClippedAffineOf(b_affine, channels, other_low, other_high);
   std::vector<GradientSums> of_a(kMostTasks), of_b(kMostTasks);
   float *to_a = da->typed_data(), *to_b = db->typed_data();
   const Index tasks = ForRows(pool, rows, 2 * channels, [&](Index task, Index from, Index to) {
@@ -354,7 +357,7 @@ ffi::Error Stem(ffi::ThreadPool pool, Index map_height, Index map_width, Index s
   const std::vector<int64_t> map{x.dimensions()[0], map_height, map_width, LastOf(kernel.dimensions())};
   const auto windows = WindowsOf(x.typed_data(), x.dimensions(), map, kernel.dimensions(), stride, top, left);
   const Side depth{1, windows.length()}, width{1, map.back()};
-  const Reading reading = ReadingOf(output, width.count, out_low, out_high);
+  const ClippedAffine reading = ClippedAffineOf(output, width.count, out_low, out_high);
   StemForward(pool, windows, Panels(kernel.typed_data(), false, depth, width, reading), width,
               PoolingOf(map, y->dimensions(), pool_window, pool_stride, pool_top, pool_left), y->typed_data());
   return ffi::Error::Success();

@@ -138,7 +138,7 @@ class ColumnSums {
   std::vector<double> totals_;
 };
 
-// The gradients of one task's Reading: the sums of dz where z was not clipped, and of that times x - mean.
+// The gradients of one task's ClippedAffine: the sums of dz where z was not clipped, and of that times x - mean.
 class GradientSums {
  public:
   GradientSums() = default;
@@ -147,7 +147,7 @@ class GradientSums {
   // In place, `rows` rows of dz become the gradient of x: dz where z was not clipped, times the gain. If x was not all
   // that was clipped, `sum` is: what came out. Of what that was added to x, the gradient is `d_added`, if there is one.
   // Both are as dz is.
-  void Apply(Reading reading, const float* x, Index x_pitch, float* dz, Index pitch, Index rows,
+  void Apply(ClippedAffine reading, const float* x, Index x_pitch, float* dz, Index pitch, Index rows,
              const float* sum = nullptr, float* d_added = nullptr) {
     for (Index from = 0; from < rows; from += kChunk) {
       const Index to = std::min(rows, from + kChunk);

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops import xla
-from jaxnets.ops.deferred import Normalized
+from jaxnets.ops.deferred import LazyBatchNorm
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.reference import UNBOUNDED
@@ -133,8 +133,8 @@ def affine_gradient(affine, sums):
 
 
 def add(x, y, bounds):
-    """See `jaxnets.ops.add`; y is `Normalized`, without bounds, or an array of x's shape."""
-    if isinstance(y, Normalized):
+    """See `jaxnets.ops.add`; y is `LazyBatchNorm`, without bounds, or an array of x's shape."""
+    if isinstance(y, LazyBatchNorm):
         y, affine = y.raw, y.affine
     else:
         affine = as_it_is(y.shape[-1])

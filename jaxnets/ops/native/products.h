@@ -1,13 +1,13 @@
 // Convolutions as products of matrices: rows of the image's positions times a kernel's matrix.
 //
 // Rows are brought into the nearest caches (rows.h), a chunk at a time or few ones at once, and multiplied there; what
-// comes out is normalised, joined with another array (delivery.h), or its moments are taken, before it leaves them.
+// comes out is normalised, joined with another array (epilogue.h), or its moments are taken, before it leaves them.
 
 #pragma once
 
 #include <numeric>
 
-#include "delivery.h"
+#include "epilogue.h"
 #include "moments.h"
 #include "rows.h"
 #include "tasks.h"
@@ -124,7 +124,7 @@ struct Coming {
 class Panels {
  public:
   // `transposed`: `kernel` is (width.count, groups * depth.count).
-  Panels(const float* kernel, bool transposed, Side depth, Side width, Reading output = {})
+  Panels(const float* kernel, bool transposed, Side depth, Side width, ClippedAffine output = {})
       : kernel_(kernel), transposed_(transposed), depth_(depth), width_(width), output_(output),
         cuts_{width.aligned()} {
     if (!output.affine) return;
@@ -202,17 +202,17 @@ class Panels {
 
   // a (rows, depth) times a panel. The products go where they belong at once, or else by way of `products`, (rows,
   // kPanel) of them; what is `coming` is fetched meanwhile.
-  void Multiply(Staged a, Index rows, Index panel, const Delivery& delivery, float* products, Coming coming = {}) const {
+  void Multiply(Staged a, Index rows, Index panel, const Epilogue& epilogue, float* products, Coming coming = {}) const {
     const Index first = Group(panel) * width_.count + First(panel);
     const Index columns = std::min(Columns(panel), width_.count - First(panel));
-    const bool direct = columns == Columns(panel) && delivery.in_order();
-    float* out = direct ? delivery.y + first : products;
-    const Index pitch = direct ? delivery.pitch : kPanel;
-    for (Index r = 0; delivery.sum() && r < rows; ++r) {
-      Copy(delivery.other + r * delivery.other_pitch + first, columns, out + r * pitch);
+    const bool direct = columns == Columns(panel) && epilogue.in_order();
+    float* out = direct ? epilogue.y + first : products;
+    const Index pitch = direct ? epilogue.pitch : kPanel;
+    for (Index r = 0; epilogue.sum() && r < rows; ++r) {
+      Copy(epilogue.other + r * epilogue.other_pitch + first, columns, out + r * pitch);
     }
-    Multiply(a, rows, panel, out, pitch, delivery.sum(), coming);
-    if (!direct) delivery.Finish(products, first, columns, rows);
+    Multiply(a, rows, panel, out, pitch, epilogue.sum(), coming);
+    if (!direct) epilogue.Finish(products, first, columns, rows);
   }
 
  private:
@@ -244,7 +244,7 @@ class Panels {
   const float* kernel_;
   bool transposed_;
   Side depth_, width_;
-  Reading output_;
+  ClippedAffine output_;
   Cuts cuts_;
   Memory memory_;
   std::vector<float> bias_;
@@ -271,7 +271,7 @@ inline Staged StageAll(ffi::ThreadPool& pool, const MatrixRows& in, Index rows, 
 // Of few rows: each thread packs panels of its own and multiplies the rows with one, while the next is fetched from
 // memory.
 template <class Rows>
-void ProductOfFew(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, const Delivery& delivery) {
+void ProductOfFew(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, const Epilogue& epilogue) {
   Memory memory;
   const Staged a = StageAll(pool, in, rows, memory);
   panels.Share(Threads(pool));
@@ -283,15 +283,15 @@ void ProductOfFew(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels pane
     const Index from = Cut(tiles, part, parts) * kRows, to = std::min(rows, Cut(tiles, part + 1, parts) * kRows);
     const Coming coming = parts == 1 ? panels.Source(panel + 1, rows) : Coming{};
     panels.Pack(panel);
-    panels.Multiply(a.From(from), to - from, panel, delivery.From(from), Scratch<1>((to - from) * kPanel), coming);
+    panels.Multiply(a.From(from), to - from, panel, epilogue.From(from), Scratch<1>((to - from) * kPanel), coming);
   });
 }
 
 // The rows times the panels; the moments of what is delivered if there is room for them.
 template <class Rows>
-void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, Side width, const Delivery& delivery,
+void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, Side width, const Epilogue& epilogue,
              float* moments) {
-  if (!moments && panels.FewRows(rows)) return ProductOfFew(pool, in, rows, std::move(panels), delivery);
+  if (!moments && panels.FewRows(rows)) return ProductOfFew(pool, in, rows, std::move(panels), epilogue);
   panels.Pack(pool);
   // Few chunks would leave threads without work.
   const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
@@ -300,7 +300,7 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
   // Each of the parts stages the rows for itself: no more than keep all threads at work. Moments are taken of whole
   // rows, and what is shuffled leaves in them.
   const Index threads = Threads(pool), wanted = threads == 1 ? 1 : DivideUp(4 * threads, tasks);
-  const Index parts = moments || delivery.shuffled() ? 1 : std::clamp<Index>(wanted, 1, panels.count());
+  const Index parts = moments || epilogue.shuffled() ? 1 : std::clamp<Index>(wanted, 1, panels.count());
   std::vector<MomentSums> sums(moments ? tasks : 0);
   Parallel(pool, tasks * parts, [&](Index index) {
     const Index task = index / parts, part = index % parts;
@@ -309,14 +309,14 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
     float *staged = Scratch<0>(chunk * in.pitch()), *products = Scratch<1>(chunk * kPanel);
     for (Index c = Cut(chunks, task, tasks); c < Cut(chunks, task + 1, tasks); ++c) {
       const Index from = c * chunk, to = std::min(rows, from + chunk);
-      const Delivery of_chunk = delivery.From(from);
+      const Epilogue of_chunk = epilogue.From(from);
       const Staged a = in.StageForProduct(from, to, staged);
-      const Delivery in_order{delivery.shuffled() ? Scratch<5>(chunk * channels) : nullptr, channels};
+      const Epilogue in_order{epilogue.shuffled() ? Scratch<5>(chunk * channels) : nullptr, channels};
       for (Index panel = from_panel; panel < to_panel; ++panel) {
-        panels.Multiply(a, to - from, panel, delivery.shuffled() ? in_order : of_chunk, products);
+        panels.Multiply(a, to - from, panel, epilogue.shuffled() ? in_order : of_chunk, products);
       }
-      for (Index r = 0; delivery.shuffled() && r < to - from; ++r) {
-        ShuffleRow(in_order.y + r * channels, delivery.shuffle, delivery.group, of_chunk.y + r * delivery.pitch);
+      for (Index r = 0; epilogue.shuffled() && r < to - from; ++r) {
+        ShuffleRow(in_order.y + r * channels, epilogue.shuffle, epilogue.group, of_chunk.y + r * epilogue.pitch);
       }
       if (moments) sums[task].Add(of_chunk.y, to - from, channels);
     }

@@ -44,7 +44,7 @@ struct MatrixRows {
   const float* x;
   Index x_pitch;
   Side side;
-  Reading reading;
+  ClippedAffine reading;
 
   Index pitch() const { return side.pitch(); }
   Index group_pitch() const { return side.aligned(); }

@@ -18,7 +18,7 @@ constexpr int kFilterVectors = K * K + 3;
 
 // Of each vector of channels the kernel's taps and the affine that follows them, as a filter takes them.
 template <int K>
-Floats PackFilters(const float* kernel, Side side, Reading output) {
+Floats PackFilters(const float* kernel, Side side, ClippedAffine output) {
   constexpr int kVectors = kFilterVectors<K>;
   Floats packed = NewFloats(kVectors * side.channels());
   for (Index group = 0; group < side.groups; ++group) {
@@ -201,12 +201,13 @@ Staged StageAll(ffi::ThreadPool& pool, const DepthwiseRows<K>& in, Index rows, M
 // The product of what the depthwise convolution gives, read as `output` says, and the panels.
 template <int K>
 void SeparableForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float* x, Shape in, const float* kernel,
-                      Reading output, Shape between, Panels panels, Side depth, Side width, const Delivery& delivery) {
+                      ClippedAffine output, Shape between, Panels panels, Side depth, Side width,
+                      const Epilogue& epilogue) {
   const Index count = between.size() / between.channels;
   const Floats packed = PackFilters<K>(kernel, depth, output), zeros = NewZeros(in.width * in.channels);
   const DepthwiseRows<K> rows{x, in, window, between.height, between.width, output.bounds, depth, packed.get(),
                               zeros.get()};
-  Product(pool, rows, count, std::move(panels), width, delivery, nullptr);
+  Product(pool, rows, count, std::move(panels), width, epilogue, nullptr);
 }
 
 }  // namespace jaxnets

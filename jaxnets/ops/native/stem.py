@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxnets.ops.deferred import Biased, Filtered
+from jaxnets.ops.deferred import LazyBiasedConv, LazyConv
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import convolution, evaluation, normalization, pooling
 from jaxnets.ops.native.calls import attributes_of, call
@@ -25,9 +25,9 @@ class Stem(NamedTuple):
 
 def stem_parts(x):
     """How to compute x, and of what, as `pooled_stem` wants it: `(plan, bounds, arrays)`, or None."""
-    if isinstance(x, Filtered) and len(x.plans) == 1:
+    if isinstance(x, LazyConv) and len(x.plans) == 1:
         (plan,), (bounds,), ((kernel, vector),), image = x.plans, x.bounds, x.layers, x.x
-    elif isinstance(x, Biased):
+    elif isinstance(x, LazyBiasedConv):
         plan, bounds, kernel, vector, image = x.plan, x.bounds, x.convolution.kernel, x.bias, x.convolution.x
     else:
         return None
@@ -63,9 +63,9 @@ def _stem_forward(how, x, kernel, vector):
 def _composed(how, x, kernel, vector):
     """The same in steps, whose gradients are known."""
     if vector.ndim == 2:
-        y = evaluation.evaluate(Filtered(x, ((kernel, vector),), (how.plan,), (how.bounds,), evaluation.evaluate))
+        y = evaluation.evaluate(LazyConv(x, ((kernel, vector),), (how.plan,), (how.bounds,), evaluation.evaluate))
     else:
-        biased = Biased(how.plan.convolution(x, kernel), vector, how.plan, how.bounds, convolution.concatenate)
+        biased = LazyBiasedConv(how.plan.convolution(x, kernel), vector, how.plan, how.bounds, convolution.concatenate)
         y = convolution.concatenate([biased])
     return pooling.max_pool(y, *how.pooling)
 

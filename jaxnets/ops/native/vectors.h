@@ -82,16 +82,16 @@ struct Bounds {
 
 // What is read of an array: its values, or, where there is `affine` (mean, gain and bias, each of all channels),
 // clip((x - mean) * gain + bias).
-struct Reading {
+struct ClippedAffine {
   const float* affine;
   Index channels;
   Bounds bounds;
 
   // The same for the channels from `first` on.
-  Reading From(Index first) const { return {affine ? affine + first : nullptr, channels, bounds}; }
+  ClippedAffine From(Index first) const { return {affine ? affine + first : nullptr, channels, bounds}; }
 };
 
-// A Reading of one vector of channels.
+// A ClippedAffine of one vector of channels.
 template <int B>
 struct Affine {
   Vector<B> mean, gain, bias;

@@ -91,7 +91,7 @@ struct WinogradRows {
 // their gain, the bias is what is added then.
 class WinogradKernel {
  public:
-  WinogradKernel(ffi::ThreadPool& pool, const float* kernel, Index depth, Index width, Reading output)
+  WinogradKernel(ffi::ThreadPool& pool, const float* kernel, Index depth, Index width, ClippedAffine output)
       : kernel_(kernel), depth_(depth), width_(width), output_(output), cuts_{Aligned(width)},
         memory_(kPlaces * depth * Aligned(width)), bias_(width) {
     const float *mean = output.affine, *gain = mean + output.channels, *bias = gain + output.channels;
@@ -122,15 +122,15 @@ class WinogradKernel {
 
   // The outputs of tiles from `from` on, from a panel's products.
   void Finish(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
-              const Delivery& delivery) const {
+              const Epilogue& epilogue) const {
     float checked[kLanes] = {};  // 0 where all outputs are finite, else NaN
     auto deliver = [&](auto width, Place, Index c, const Targets& targets,
                        Outputs<decltype(width)::value>& out) __attribute__((always_inline)) {
       Store<width>(checked, Load<width>(checked) + (out[0] + out[1] + out[2] + out[3]) * 0.f);
       targets.Deliver<width>(c, out, output_.bounds);
     };
-    ForOutputs(in, from, to, panel, products, delivery, deliver);
-    if (!AllZero(checked)) FinishInfinite(in, from, to, panel, products, delivery);
+    ForOutputs(in, from, to, panel, products, epilogue, deliver);
+    if (!AllZero(checked)) FinishInfinite(in, from, to, panel, products, epilogue);
   }
 
  private:
@@ -175,14 +175,14 @@ class WinogradKernel {
     const float* other[4];
     bool all = true;
 
-    Targets(const WinogradRows& in, Place tile, Index first, const Delivery& delivery) {
+    Targets(const WinogradRows& in, Place tile, Index first, const Epilogue& epilogue) {
       const Index height = in.windows.out_height, width = in.windows.out_width;
       for (Index k = 0; k < 4; ++k) {
         const Index row = 2 * tile.i + k / 2, column = 2 * tile.j + k % 2;
         const Index at = (tile.image * height + row) * width + column;
         const bool inside = row < height && column < width;
-        to[k] = inside ? delivery.y + at * delivery.pitch + first : nullptr;
-        other[k] = inside && delivery.other ? delivery.other + at * delivery.other_pitch + first : nullptr;
+        to[k] = inside ? epilogue.y + at * epilogue.pitch + first : nullptr;
+        other[k] = inside && epilogue.other ? epilogue.other + at * epilogue.other_pitch + first : nullptr;
         all = all && inside;
       }
     }
@@ -207,10 +207,10 @@ class WinogradKernel {
   // body(width of the vectors, tile, channel of the panel, targets, outputs) for tiles from `from` on.
   template <class Body>
   INLINE void ForOutputs(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
-                         const Delivery& delivery, Body body) const {
+                         const Epilogue& epilogue, Body body) const {
     const Index first = cuts_.First(panel), columns = std::min(cuts_.Columns(panel), width_ - first);
     in.ForTiles(from, to, [&](Index tile, Place place) {
-      const Targets targets(in, place, first, delivery);
+      const Targets targets(in, place, first, epilogue);
       const float* of_tile = products + (tile - from) * kPlaces * kPanel;
       ForVectors(columns, [&](auto width, Index c) {
         Outputs<width> out;
@@ -226,7 +226,7 @@ class WinogradKernel {
 
   // `Finish` of the vectors of a tile whose outputs are not finite: as sums over their own windows.
   NOINLINE void FinishInfinite(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
-                               const Delivery& delivery) const {
+                               const Epilogue& epilogue) const {
     auto deliver = [&](auto width, Place tile, Index c, const Targets& targets,
                        Outputs<decltype(width)::value>& out) {
       float own[kLanes] = {};
@@ -235,7 +235,7 @@ class WinogradKernel {
       ByDefinition<width>(in, tile, cuts_.First(panel) + c, out);
       targets.Deliver<width>(c, out, output_.bounds);
     };
-    ForOutputs(in, from, to, panel, products, delivery, deliver);
+    ForOutputs(in, from, to, panel, products, epilogue, deliver);
   }
 
   template <int B>
@@ -275,7 +275,7 @@ class WinogradKernel {
 
   const float* kernel_;
   Index depth_, width_;
-  Reading output_;
+  ClippedAffine output_;
   Cuts cuts_;
   Memory memory_;
   std::vector<float> bias_;
@@ -293,7 +293,7 @@ inline bool SuitsWinograd(const WindowRows& in, Index positions, Index width) {
 
 // What `Product` gives of these windows, read as `output` says, which has an affine; not interleaved.
 inline void WinogradForward(ffi::ThreadPool& pool, const WindowRows& windows, Index positions, const float* kernel,
-                            Index width, Reading output, const Delivery& delivery) {
+                            Index width, ClippedAffine output, const Epilogue& epilogue) {
   const Floats zeros = NewZeros(windows.channels);
   const WinogradRows in{windows, zeros.get()};
   const WinogradKernel transformed(pool, kernel, windows.channels, width, output);
@@ -310,7 +310,7 @@ inline void WinogradForward(ffi::ThreadPool& pool, const WindowRows& windows, In
     in.Stage(from, to, staged);
     for (Index panel = 0; panel < transformed.panels(); ++panel) {
       transformed.Multiply(staged, side, to - from, panel, products);
-      transformed.Finish(in, from, to, panel, products, delivery);
+      transformed.Finish(in, from, to, panel, products, epilogue);
     }
   });
 }

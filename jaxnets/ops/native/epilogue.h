@@ -48,7 +48,7 @@ inline void InTurns(const float* left, const float* right, Index count, float* t
 }
 
 // Where products go, and with what.
-struct Delivery {
+struct Epilogue {
   float* y;
   Index pitch;                   // between rows
   Index shuffle = 1, group = 0;  // groups in which a row's channels are shuffled, and the channels of each
@@ -59,8 +59,8 @@ struct Delivery {
   bool sum() const { return other && !interleaved; }
   bool shuffled() const { return shuffle > 1; }
   bool in_order() const { return !shuffled() && !interleaved; }
-  Delivery From(Index row) const {
-    Delivery rest = *this;
+  Epilogue From(Index row) const {
+    Epilogue rest = *this;
     rest.y += row * pitch;
     if (other) rest.other += row * other_pitch;
     return rest;
