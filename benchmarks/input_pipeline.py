@@ -1,7 +1,7 @@
-"""The share of a training step that its input takes: gathering, augmenting and normalising resident images.
+"""Measure the share of a training step that its input takes: gathering, augmenting and normalising resident images.
 
 `python benchmarks/input_pipeline.py [--model=mobilenet_v2_cifar] [--batch_size=128] [--rounds=5]` times whole steps
-and their input alone, in turns, on one device with random images as CIFAR-10's. The last line is one JSON object.
+and their input alone, in turns, on one device with random images like CIFAR-10's. The last line is one JSON object.
 """
 
 from jaxnets import huge_pages
@@ -26,12 +26,12 @@ from jaxnets.augment import augment
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error
 
 SIDE, CLASSES, COUNT = 32, 10, 50_000
-AUGMENTATION = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}  # a crop and a flip besides
+AUGMENTATION = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}  # and, by default, a crop and a flip
 KEY = jax.random.key(0)
 
 
 def random_examples() -> step.Batch:
-    """Images and labels of a data set, on the device."""
+    """Random images and labels of a data set, on the device."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
     return jax.device_put({"image": images, "label": rng.integers(0, CLASSES, COUNT).astype(np.int32)})
@@ -39,7 +39,7 @@ def random_examples() -> step.Batch:
 
 @jax.jit
 def inputs(examples, index):
-    """The images of K batches, made one after the other as a training call makes them; returns the last ones."""
+    """Make the images of K batches, one after the other as a training call does; returns the last ones."""
 
     def body(_, step_and_index):
         at, of_step = step_and_index
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     for _ in range(args.rounds + 1):
         spent, (current, _) = milliseconds(train, current, examples, {"index": index[None]}, KEY)
         whole.append(spent / steps)
-        # As many as take a while: one batch is over before it is measured.
+        # Enough to take a while: a single batch is too short to measure.
         alone.append(sum(milliseconds(inputs, examples, index)[0] for _ in range(8)) / (8 * steps))
     step_ms, input_ms = statistics.median(whole[1:]), statistics.median(alone[1:])  # the first compiles
     print(f"{args.model}, batch {args.batch_size}: step {step_ms:.1f} ms, input {input_ms:.2f} ms")

@@ -1,9 +1,9 @@
-"""Draw the ratios to PyTorch that `python -m jaxnets.benchmark --out=FILE` kept, one bar a net and mode.
+"""Draw the ratios to PyTorch that `python -m jaxnets.benchmark --out=FILE` saved, one bar per net and mode.
 
 python benchmarks/plot.py benchmarks/results/cpu-avx512-{training,evaluation,latency}.json --out=PICTURE
 
-Where eager and compiled PyTorch took part, the bar is against the faster of them. The line across a bar's end reaches
-from the lowest to the highest round.
+If both eager and compiled PyTorch took part, the bar is relative to the faster of them. The line across a bar's end
+spans the lowest to the highest round.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Bar(NamedTuple):
 
 
 def bars_of(records: Sequence[dict[str, Any]]) -> list[Bar]:
-    """One for each race in which PyTorch took part; UserError if a net's mode stands there twice."""
+    """One for each race against PyTorch; UserError if there is none, or a net has the same mode twice."""
     bars: dict[tuple[str, str], Bar] = {}
     for bar in itertools.chain.from_iterable(map(bars_in, records)):
         if (bar.net, bar.mode) in bars:
@@ -48,11 +48,11 @@ def bars_of(records: Sequence[dict[str, Any]]) -> list[Bar]:
 
 
 def bars_in(record: dict[str, Any]) -> list[Bar]:
-    """Those of one record."""
+    """The bars of one record."""
     bars = []
     for race in record["races"]:
         if ratios := against_pytorch(race):
-            LABELS[race["mode"]]  # KeyError for one that cannot be drawn
+            LABELS[race["mode"]]  # KeyError for a mode that cannot be drawn
             closest = min(ratios, key=lambda ratio: ratio["median"])
             bars.append(Bar(race["model"], race["mode"], *(float(closest[part]) for part in ("median", "low", "high"))))
     return bars
@@ -64,7 +64,7 @@ def against_pytorch(race: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def draw(bars: Sequence[Bar], footnote: str) -> Figure:
-    """Horizontal bars, grouped by net, from the line at 1 where both are equally fast."""
+    """Horizontal bars, grouped by net, with a line at 1, where both are equally fast."""
     nets = list(dict.fromkeys(bar.net for bar in bars))
     modes = [mode for mode in LABELS if any(bar.mode == mode for bar in bars)]
     thickness = 0.8 / len(modes)
@@ -106,7 +106,7 @@ def draw(bars: Sequence[Bar], footnote: str) -> Figure:
 
 
 def raced(records: Sequence[dict[str, Any]]) -> str:
-    """In which dtype, and on how many images of which size, in a sentence."""
+    """The dtype, and the number and size of the images, in a sentence."""
     races = [race for record in records for race in record["races"] if against_pytorch(race)]
     dtypes = dict.fromkeys(race["contenders"]["jaxnets"]["dtype"] for race in races)
     sizes: dict[str, dict[str, None]] = {}
@@ -117,7 +117,7 @@ def raced(records: Sequence[dict[str, Any]]) -> str:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A benchmark's record; UserError if the file is none."""
+    """A benchmark's record; UserError if the file is not one."""
     try:
         record = parse_json(path.read_text())
         bars_in(record), conditions(record), raced([record])

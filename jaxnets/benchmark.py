@@ -1,25 +1,25 @@
 """Race our nets against PyTorch's: training, evaluation, and the latency of one image.
 
-Every contender lives in a process of its own. They take short turns, so that what else the machine does meets all of
-them; compilation and first steps are timed apart. A turn in which the host of a virtual machine takes processor time
-away is taken again, a few times at most. A round's figure is the median of its turns. A ratio is theirs to ours in the
-same round, above 1 where jaxnets is faster; shown are medians, and the lowest and highest round. The contenders:
+Every contender runs in a process of its own. They take short turns, so that other load on the machine affects all of
+them; compilation and first steps are timed separately. A turn in which the host of a virtual machine takes processor
+time away is repeated, a few times at most. A round's figure is the median of its turns. A ratio is theirs to ours in
+the same round, above 1 where jaxnets is faster; shown are medians, and the lowest and highest round. The contenders:
 
 jaxnets        a jitted step with create_model, value_and_grad and optax, as a user writes it
-torch          eager PyTorch with the memory format, and in evaluation the fused or frozen graph, that is fastest
-torch_compile  torch.compile; in evaluation with frozen weights on a CPU, with CUDA graphs on a GPU
-flax           our net on the convolutions of lax, as flax has them, and a plain BatchNorm: JAXNETS_OPS=reference
+torch          eager PyTorch in its fastest form: memory format and, in evaluation, fused or frozen graph
+torch_compile  torch.compile; on a GPU with CUDA graphs, on a CPU in evaluation with frozen weights
+flax           our net on the convolutions of lax, as in flax, and a plain BatchNorm: JAXNETS_OPS=reference
 
-On a CPU PyTorch is given huge pages, which our kernels use, unless THP_MEM_ALLOC_ENABLE=0, and threads that stay on
-their cores, unless OMP_PROC_BIND=false. Our kernels keep XLA's large buffers from step to step; JAXNETS_KEEP_MEMORY=0
-has them given back, as PyTorch gives its own. On a GPU all compute in bfloat16.
+On a CPU, PyTorch gets huge pages, which our kernels use, unless THP_MEM_ALLOC_ENABLE=0, and threads pinned to their
+cores, unless OMP_PROC_BIND=false. Our kernels keep XLA's large buffers from step to step; JAXNETS_KEEP_MEMORY=0 has
+them freed, as PyTorch frees its own. On a GPU, all compute in bfloat16.
 
 The floor of a step is the larger of two times. Memory: every convolution and dense layer reads its input and
 writes its output once, in training their gradients too, at the bandwidth of a large copy; parameters are read once, in
-training they and their momenta are read and written. Arithmetic: two operations a multiply-accumulate, in training
-three times that less the image's gradient, at the rate of a large product of matrices. Both are measured in the same
-run, with the same threads, and the better of the libraries' figures taken.
-The floor is no bound for maps that stay in a cache.
+training they and their momenta are read and written. Arithmetic: two operations per multiply-accumulate, in training
+three times that minus the image's gradient, at the rate of a large matrix product. Both rates are measured in the same
+run, with the same threads, and the better of the libraries' figures is used.
+The floor is not a bound for feature maps that stay in a cache.
 """
 
 from jaxnets import interruption
@@ -56,7 +56,7 @@ from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, user_path
 from jaxnets.summary import summarize
 
-# Those that PyTorch's side has, too.
+# The nets that the PyTorch side has, too.
 MODELS = (
     "mobilenet_v1",
     "mobilenet_v2",
@@ -69,15 +69,15 @@ MODELS = (
     "shufflenet_v1_g3_cifar",
     "shufflenet_v2_x1_0_cifar",
 )
-# A turn is as many steps as take at least this long; a round has so many turns of everyone, fewer where steps are slow.
-# Turns are shorter than what slows a shared machine, which may last for seconds, and enough for a median.
+# A turn is as many steps as take at least TURN_SECONDS; a round is TURNS turns of everyone, fewer if steps are slow.
+# Turns are shorter than the slowdowns of a shared machine, which may last for seconds, and enough for a median.
 TURN_SECONDS, TURNS, ROUND_SECONDS = 0.2, 8, 30.0
-QUIET, TRIES = 0.03, 8  # the share of processor time that a host may take in turns that count; else so many tries
-IMAGE_SIZE, BATCH_SIZE = 96, 64  # of ImageNet's nets, except for latency
+QUIET, TRIES = 0.03, 8  # the host's share of processor time in a turn, above which it is retried; the most tries
+IMAGE_SIZE, BATCH_SIZE = 96, 64  # for ImageNet nets, except for latency
 CIFAR_BATCH_SIZE = 128
 PACKAGES = ("jaxnets", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "torchvision")
-PACKAGES += ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13")  # whichever there is: a GPU's convolutions
-# Beginnings of the names of the environment variables that change how fast something runs; ends of those that do not.
+PACKAGES += ("nvidia-cudnn-cu12", "nvidia-cudnn-cu13")  # whichever is installed: a GPU's convolutions
+# Prefixes of environment variables that affect speed; suffixes (SILENT) of those that do not.
 VARIABLES = ("JAX", "XLA_", "GLIBC_", "MALLOC_", "LD_PRELOAD", "OMP_", "GOMP_", "KMP_", "MKL_", "TORCH", "PYTORCH_")
 VARIABLES += ("LD_LIBRARY_PATH", "TF_XLA_", "TF_GPU_", "TRITON_")
 VARIABLES += ("CUDA_", "NVIDIA_TF32_", "NCCL_", "CUBLAS", "CUDNN", "THP_", "ATEN_", "ONEDNN_", "DNNL_", "OPENBLAS_")
@@ -87,7 +87,7 @@ FORMATS = ("table", "markdown", "json")
 
 @dataclass(frozen=True)
 class Race:
-    """A task, and who takes part: "jaxnets" first."""
+    """A task and its contenders, "jaxnets" first."""
 
     task: Task
     contenders: tuple[str, ...]
@@ -95,7 +95,7 @@ class Race:
 
 @dataclass(frozen=True)
 class Floor:
-    """What a step must at least move and compute, and the seconds for each at the machine's rates."""
+    """What a step must move and compute at least, and the seconds for each at the machine's rates."""
 
     bytes: int
     flops: int
@@ -108,7 +108,7 @@ class Floor:
 
 
 def task_of(model: str, mode: str, batch_size: int | None = None, image_size: int | None = None) -> Task:
-    """The task, sizes of None chosen by the kind of net: CIFAR's 128 x 32 px, ImageNet's 64 x 96 px.
+    """The task, with sizes of None chosen by the kind of net: 128 x 32 px for CIFAR, 64 x 96 px for ImageNet.
 
     Latency is that of one image, 224 px for ImageNet. Raises UserError for an unknown net or a size it cannot take.
     """
@@ -128,7 +128,7 @@ def task_of(model: str, mode: str, batch_size: int | None = None, image_size: in
 
 
 def floor_of(task: Task, rates: dict[str, float], float_bytes: int) -> Floor:
-    """The floor of one step, as defined above, with `float_bytes` for each number of a map."""
+    """The floor of one step, as defined above, with `float_bytes` per number of a feature map."""
     model, train = create_model(task.model), task.mode == "train"
     layers = [layer for layer in layers_of(model, task.image_size) if layer.kind != "batch_norm"]
     numbers = [math.prod(layer.input_shape) + math.prod(layer.output_shape) for layer in layers]
@@ -151,8 +151,8 @@ def statistics_of(values: Sequence[float]) -> dict[str, Any]:
 def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]:
     """Start the contenders, warm each up, and let them take turns.
 
-    UserError if a process dies, or a contender's net has another number of parameters than ours, or, as on another
-    kind of device, another dtype.
+    UserError if a process dies, or if a contender's net differs from ours in the number of parameters or, as on another
+    kind of device, in dtype.
     """
     task, name = race.task, f"{race.task.model} {race.task.mode}"
     expected = summarize(task.model, task.image_size).parameters
@@ -185,7 +185,7 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
         entries[contender] |= {
             "steps_per_turn": steps[contender],
             "step_seconds": statistics_of(seconds),
-            "turn_seconds": of_turns,  # a step's, turn by turn, for who doubts the medians
+            "turn_seconds": of_turns,  # per step, turn by turn, for anyone who doubts the medians
             "images_per_second": task.batch_size / median(seconds),
             "idle_bytes": idle[contender],
             "peak_bytes": last["peak_bytes"],
@@ -210,7 +210,7 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
 
 
 def steps_per_turn(worker: Worker) -> int:
-    """How many steps take `TURN_SECONDS`: from one step, or some where one is too short to tell."""
+    """How many steps take `TURN_SECONDS`, judging by one step, or by several if one is too short to tell."""
     steps = 1
     while (seconds := worker.ask("turn", steps=steps)["seconds"]) < TURN_SECONDS / 5:
         steps = max(2 * steps, math.ceil(steps * TURN_SECONDS / 4 / seconds))
@@ -222,7 +222,7 @@ def take_turns(
 ) -> tuple[list[list[dict[str, dict[str, Any]]]], float]:
     """The answers by round, turn and contender, and the share of processor time that the host took meanwhile.
 
-    A round is `TURNS` turns, or as many as begin within `ROUND_SECONDS`; who begins changes from turn to turn.
+    A round is `TURNS` turns, or as many as begin within `ROUND_SECONDS`; who goes first changes from turn to turn.
     """
     taken, shares, orders = [], [], itertools.cycle(_rotations(list(workers)))
     for _ in range(rounds):
@@ -242,9 +242,9 @@ def _rotations(names: Sequence[str]) -> list[list[str]]:
 def quiet_turn(
     workers: dict[str, Worker], steps: dict[str, int], order: Sequence[str], until: float
 ) -> tuple[float, dict[str, dict[str, Any]]]:
-    """A turn of all: the share of processor time that the host took, and the answers.
+    """A turn of every contender: the share of processor time that the host took, and the answers.
 
-    It is taken again while that is more than `QUIET`, `TRIES` times at most and not after `until`; the quietest counts.
+    It is repeated while that share is above `QUIET`, up to `TRIES` tries and not after `until`; the quietest counts.
     """
     tries = []
     while not tries or (tries[-1][0] > QUIET and len(tries) < TRIES and time.monotonic() < until):
@@ -271,7 +271,7 @@ def measure_rates(contenders: Sequence[str]) -> tuple[dict[str, float], dict[str
 
 
 def describe_run(argv: Sequence[str]) -> dict[str, Any]:
-    """When, with what command, versions and environment."""
+    """The date, command, machine, versions and environment of this run."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -294,7 +294,7 @@ def describe_run(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _listed(text: str, what: str, known: Sequence[str]) -> tuple[str, ...]:
-    """The names between commas, each once; UserError for one that is not known."""
+    """The comma-separated names, each once; UserError for an unknown one."""
     names = tuple(dict.fromkeys(text.split(",")))
     for name in names:
         if name not in known:
@@ -319,7 +319,7 @@ def _parser() -> ArgumentParser:
 
 
 def plan(args) -> list[Race]:
-    """The races that the arguments ask for; UserError for bad ones."""
+    """The races that the arguments ask for; UserError for bad arguments."""
     modes = _listed(args.mode, "mode", MODES)
     against = _listed(args.against, "against", CONTENDERS[1:])
     names = dict.fromkeys(args.models.split(","))
@@ -342,8 +342,8 @@ def plan(args) -> list[Race]:
 
 
 def main(argv: list[str]) -> None:
-    """Run the command; UserError for bad arguments, before any work, and at the end where a race failed."""
-    # What this process traces itself needs no accelerator: that is for the contenders.
+    """Run the command; UserError for bad arguments, before any work, and at the end if a race failed."""
+    # This process only traces, which needs no accelerator: that is for the contenders.
     jax.config.update("jax_platforms", "cpu")
     args = _parser().parse_args(argv[1:])
     races = plan(args)
@@ -361,10 +361,10 @@ def main(argv: list[str]) -> None:
         for race in races:
             try:
                 record["races"].append(run_race(race, args.rounds, rates))
-            except UserError as error:  # the others are worth hours
+            except UserError as error:  # the other races are worth hours
                 record["failed"].append(f"{race.task.model} {race.task.mode}: {error}")
                 runtime.logger.warning("%s", record["failed"][-1])
-            if args.out is not None:  # after every race, so that an end before the last loses none
+            if args.out is not None:  # after every race, so that an early end loses none
                 with writing(args.out, ""), replacing(args.out) as scratch:
                     scratch.write_text(json.dumps(record, indent=1) + "\n")
     finally:

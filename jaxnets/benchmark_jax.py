@@ -1,4 +1,4 @@
-"""The benchmark's JAX side: a net trained and evaluated as a user does it, without our loop."""
+"""The benchmark's JAX side: a net trained and evaluated as a user would do it, without our loop."""
 
 import time
 from functools import partial
@@ -15,7 +15,7 @@ from jaxnets.models.initializers import init_shapes
 
 
 def make_optimizer() -> optax.GradientTransformation:
-    """SGD with momentum that decays every parameter, as PyTorch's does by default."""
+    """SGD with momentum and weight decay of every parameter, as PyTorch's has by default."""
     return optax.chain(optax.add_decayed_weights(WEIGHT_DECAY), optax.sgd(LEARNING_RATE, MOMENTUM))
 
 
@@ -46,7 +46,7 @@ def make_train_step(model, optimizer):
 
 
 def random_variables(model, image_size: int) -> dict[str, Any]:
-    """He normal kernels, BatchNorms that change nothing. `model.init` would compile, which is no part of the race."""
+    """He normal kernels and no-op BatchNorms. `model.init` would compile, which is not part of the race."""
     shapes = init_shapes(model, jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32))
     random = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def random_variables(model, image_size: int) -> dict[str, Any]:
 
 
 class _Contender:
-    """A call to repeat; in training, where each needs the one before, only the last is waited for."""
+    """A call to repeat; in training, where each depends on the one before, only the last is waited for."""
 
     def __init__(self, call, wait_for_each, report):
         self._call, self._wait_for_each, self.report = call, wait_for_each, report
@@ -82,8 +82,8 @@ def prepare(task: Task) -> _Contender:
     """Compile the task's function and take a first step.
 
     On a GPU the net computes in bfloat16. `report`: parameters, compile_seconds (tracing included),
-    first_step_seconds (compilation included), ready_bytes (resident between the two), temp_bytes and argument_bytes of
-    XLA's plan, dtype, form, loss.
+    first_step_seconds (compilation included), ready_bytes (resident after compiling, before the first step), temp_bytes
+    and argument_bytes of XLA's plan, dtype, form, loss.
     """
     on_cpu = jax.default_backend() == "cpu"
     dtype = jnp.float32 if on_cpu else jnp.bfloat16
@@ -117,7 +117,7 @@ def prepare(task: Task) -> _Contender:
     compile_seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     before = ready_bytes()
-    # Called through jit, as users do: it takes what was just compiled.
+    # Called through jit, as users do: it reuses what was just compiled.
     first = jax.block_until_ready(call())
     report = {
         "parameters": parameters,
@@ -134,8 +134,8 @@ def prepare(task: Task) -> _Contender:
 
 
 def rates(threads: int) -> dict[str, Any]:
-    """Bytes a second read and written in a copy, floating-point operations a second in a product of matrices."""
-    del threads  # XLA takes those of the process's affinity
+    """Bytes per second read and written in a copy, floating-point operations per second in a matrix product."""
+    del threads  # XLA follows the process's CPU affinity
     on_cpu = jax.default_backend() == "cpu"
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)
     kept = [jnp.zeros((1 << 26 if on_cpu else 1 << 28,), jnp.float32)]
@@ -145,7 +145,7 @@ def rates(threads: int) -> dict[str, Any]:
         return kept[0]
 
     n, dtype = (2048, jnp.float32) if on_cpu else (8192, jnp.bfloat16)
-    a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # a GPU takes less power for ones, and runs faster
+    a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # with all ones a GPU draws less power and runs faster
     product = jax.jit(lambda a: a @ a)
     return {
         "copy_bytes_per_second": 2 * kept[0].nbytes / fastest(call_copy, jax.block_until_ready),

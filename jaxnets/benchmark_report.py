@@ -9,12 +9,12 @@ MIB = 1024**2
 
 
 def sections(record: dict[str, Any]) -> list[Section]:
-    """Speed, what starting and memory cost, and how far the floor is."""
+    """The tables of speed, of the cost of starting and of memory, and of the distance to the floor."""
     return [speed(record), costs(record), floors(record)]
 
 
 def speed(record: dict[str, Any]) -> Section:
-    """One row for each race and contender: a step of both, and the ratio of them."""
+    """One row per race and contender: the time of a step on both sides, and their ratio."""
     rows = []
     for race in record["races"]:
         ours = race["contenders"]["jaxnets"]
@@ -40,7 +40,7 @@ def speed(record: dict[str, Any]) -> Section:
 
 
 def costs(record: dict[str, Any]) -> Section:
-    """One row for each race and contender: compiling, the first step, memory."""
+    """One row per race and contender: compiling, the first step, memory."""
     rows = []
     for race in record["races"]:
         for name, entry in race["contenders"].items():
@@ -75,7 +75,7 @@ def costs(record: dict[str, Any]) -> Section:
 
 
 def floors(record: dict[str, Any]) -> Section:
-    """One row a race: what a step must move and compute, and jaxnets beside it."""
+    """One row per race: what a step must move and compute, compared with jaxnets."""
     rows = []
     for race in record["races"]:
         floor, ours = race["floor"], race["contenders"]["jaxnets"]["step_seconds"]["median"]
@@ -101,7 +101,7 @@ def conditions(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in names)
     environment = _assignments(record["environment"])
     if any(name.startswith("torch") for race in record["races"] for name in race["ratios"]):
-        given = record.get("contender_environments", {}).get("torch", {})  # which counts, whatever is in `environment`
+        given = record.get("contender_environments", {}).get("torch", {})  # which takes precedence over `environment`
         own = {name: value for name, value in record["environment"].items() if name not in given}
         environment = _assignments(own) + (", PyTorch with" + _assignments(given)[1:] if given else "")
     return f"{record['device']}, {record['cores']} CPU cores, {versions}{environment}; {record['date'][:10]}."

@@ -1,9 +1,9 @@
 """The benchmark's PyTorch side, in its best honest form.
 
-Tried before the race, the fastest taken: the memory format (channels_last or not), and in evaluation the BatchNorms
-folded into the convolutions (torch.fx) and, on a CPU, TorchScript's frozen graph, on a GPU weights that are bfloat16
-already. `compiled` is torch.compile: on a GPU with CUDA graphs, of evaluation there on that folded bfloat16 net, on the
-CPU with Inductor's freezing, which folds and repacks the weights.
+Before the race it tries both memory formats (channels_last or not) and, in evaluation, BatchNorms folded into the
+convolutions (torch.fx), TorchScript's frozen graph on a CPU, and weights already in bfloat16 on a GPU; it takes the
+fastest form. `compiled` is torch.compile: on a GPU with CUDA graphs, in evaluation of that folded bfloat16 net; on a
+CPU, in evaluation, with Inductor's freezing, which folds and repacks the weights.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from torch.fx.experimental.optimization import fuse
 from jaxnets.benchmark_worker import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Task, fastest, ready_bytes
 from jaxnets.torch_nets import FORMATS, NETS, set_fast, synchronize
 
-# For each form in each round, after two steps that do not count: so long, and so many steps, at least.
+# For each form in each round, after two steps that do not count: at least TRIAL_SECONDS, and at least TRIAL_STEPS.
 TRIAL_SECONDS, TRIAL_STEPS, TRIAL_ROUNDS = 0.4, 5, 2
 Step = Callable[[], torch.Tensor]  # returns the loss, or the logits
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """How a form started, and how fast it is then."""
+    """How a form started, and how fast it is afterwards."""
 
-    first_step_seconds: float  # setting up included
-    step_seconds: float  # of the fastest
+    first_step_seconds: float  # including setup
+    step_seconds: float  # of the fastest step
     ready_bytes: int  # resident between steps
     first: torch.Tensor  # the loss, or the logits
 
@@ -53,36 +53,36 @@ class _Contender:
     def device_peak_bytes(self) -> int | None:
         if not torch.cuda.is_available():
             return None
-        # What CUDA graphs work in is reserved for them, and never counted as allocated while they run.
+        # The memory that CUDA graphs work in is reserved for them, and never counted as allocated while they run.
         return torch.cuda.max_memory_reserved() if self._in_graphs else torch.cuda.max_memory_allocated()
 
 
 def prepare(task: Task, compiled: bool, cores: Collection[int]) -> _Contender:
-    """Try the forms of the task, keep the fastest.
+    """Try the forms of the task and keep the fastest.
 
-    `cores`: of the CPU, on which torch.compile may compile, and on a GPU the thread that launches kernels may run. On a
-    GPU the net computes in bfloat16, by autocast. `report`: parameters, compile_seconds (of the first step what a later
-    one does not take), first_step_seconds, ready_bytes (resident between steps), dtype, form, loss, and `tried`:
-    seconds a step by form.
+    `cores`: the CPU cores on which torch.compile may compile and, with a GPU, the thread that launches kernels may run.
+    On a GPU the net computes in bfloat16, by autocast. `report`: parameters, compile_seconds (the first step's less a
+    later one's), first_step_seconds, ready_bytes (resident between steps), dtype, form, loss, and `tried`: seconds per
+    step by form.
     """
     torch.set_num_threads(task.threads)
     torch.manual_seed(0)
     set_fast()
     if _device() == "cuda":
-        _unbind(cores)  # the thread that launches its kernels, as ours is
-    warnings.simplefilter("ignore")  # what TorchScript and Inductor advise is not for the user
+        _unbind(cores)  # the thread that launches kernels, as on the JAX side
+    warnings.simplefilter("ignore")  # advice from TorchScript and Inductor is not for the user
     net = NETS[task.model]().to(_device())
     forms = _forms(net, task, compiled)
     trials: dict[str, Trial] = {}
-    # In rounds, since what else the machine does would meet one form alone; a single form needs no choice.
+    # In rounds, or other load on the machine might affect one form alone; a single form needs no choice.
     for name, make in list(forms.items()) * (TRIAL_ROUNDS if len(forms) > 1 else 1):
-        step = None  # and the momenta that it holds
+        step = None  # frees the momenta that it holds
         step, last = _try(make, net, cores)
         tried = name
         before = trials.get(name, last)
         trials[name] = dataclasses.replace(before, step_seconds=min(before.step_seconds, last.step_seconds))
     best = min(trials, key=lambda name: trials[name].step_seconds)
-    if tried != best:  # the net has taken another form since
+    if tried != best:  # the net has been put into another form since
         step = None
         step, last = _try(forms[best], net, cores)
     if torch.cuda.is_available():
@@ -108,14 +108,14 @@ def _device() -> str:
 
 
 def _unbind(cores: Collection[int]) -> None:
-    """Let this thread, and what it starts, run on all of the cores: OpenMP has bound it to one."""
+    """Let this thread, and those it starts, run on all of the cores: OpenMP has bound it to one."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
 
 
 @contextlib.contextmanager
 def _unbound(cores: Collection[int]) -> Iterator[None]:
-    """`_unbind` for a while, as for compilers."""
+    """`_unbind` temporarily, e.g. for compilers."""
     bound = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else cores
     _unbind(cores)
     try:
@@ -125,7 +125,7 @@ def _unbound(cores: Collection[int]) -> Iterator[None]:
 
 
 def _try(make: Callable[[], Step], net: nn.Module, cores: Collection[int]) -> tuple[Step, Trial]:
-    """Set a form of the net up and time its steps."""
+    """Set up a form of the net and time its steps."""
     began = time.perf_counter()
     with _unbound(cores):
         step = make()
@@ -135,7 +135,7 @@ def _try(make: Callable[[], Step], net: nn.Module, cores: Collection[int]) -> tu
     for _ in range(2):  # TorchScript optimises in the second step, CUDA graphs are recorded by the third
         step()
     synchronize()
-    # As on JAX's side after compiling: momenta and what was compiled are there, nothing of a step.
+    # As on the JAX side after compiling: momenta and compiled programs are there, but nothing of a step.
     net.zero_grad(set_to_none=True)
     resident = ready_bytes()
     began, seconds = time.perf_counter(), []
@@ -143,12 +143,12 @@ def _try(make: Callable[[], Step], net: nn.Module, cores: Collection[int]) -> tu
         step()
         synchronize()
         seconds.append(time.perf_counter() - step_began)
-    # What else the machine does makes a step slower, never faster.
+    # Other load on the machine makes a step slower, never faster.
     return step, Trial(first_step_seconds, min(seconds), resident, first)
 
 
 def _forms(net: nn.Module, task: Task, compiled: bool) -> dict[str, Callable[[], Step]]:
-    """The ways to run the net, each with what sets it up."""
+    """The ways to run the net, each with the function that sets it up."""
     labels = torch.randint(task.num_classes, (task.batch_size,), device=_device())
     images = torch.randn(task.batch_size, 3, task.image_size, task.image_size, device=_device())
 
@@ -170,7 +170,7 @@ def _forms(net: nn.Module, task: Task, compiled: bool) -> dict[str, Callable[[],
 
 
 def _evaluation_changes(device: str) -> dict[str, Callable]:
-    """What may make a net faster that is no longer trained, by what it adds to the name of a form."""
+    """Changes that may speed up a net in evaluation, by the suffix that they add to a form's name."""
     if device == "cpu":
         return {", fused": _fused, ", TorchScript": _frozen}
     return {", fused": _fused, ", bfloat16": _narrow, ", fused, bfloat16": _fused_narrow}
@@ -181,12 +181,12 @@ def _unchanged(net: nn.Module, batch: torch.Tensor) -> nn.Module:
 
 
 def _fused(net: nn.Module, batch: torch.Tensor) -> nn.Module:
-    """BatchNorms folded into the convolutions in front of them."""
+    """The net with BatchNorms folded into the preceding convolutions."""
     return fuse(net)
 
 
 def _narrow(net: nn.Module, batch: torch.Tensor) -> nn.Module:
-    """With weights that autocast need not make bfloat16 in every call."""
+    """A copy with bfloat16 weights, which autocast need not convert in every call."""
     return copy.deepcopy(net).to(torch.bfloat16)
 
 
@@ -195,7 +195,7 @@ def _fused_narrow(net: nn.Module, batch: torch.Tensor) -> nn.Module:
 
 
 class _Marked(nn.Module):
-    """A net in CUDA graphs, which are told where a step begins."""
+    """A net in CUDA graphs that marks where each step begins."""
 
     def __init__(self, net: nn.Module):
         super().__init__()
@@ -250,13 +250,13 @@ def _eval_step(net: nn.Module, images: torch.Tensor) -> Step:
 
 
 def rates(threads: int) -> dict[str, Any]:
-    """Bytes a second read and written in a copy, floating-point operations a second in a product of matrices."""
+    """Bytes per second read and written in a copy, floating-point operations per second in a matrix product."""
     torch.set_num_threads(threads)
     on_cpu = _device() == "cpu"
     source = torch.zeros(1 << 26 if on_cpu else 1 << 28, device=_device())
     target = torch.zeros_like(source)
     n, dtype = (2048, torch.float32) if on_cpu else (8192, torch.bfloat16)
-    a = torch.randn(n, n, dtype=dtype, device=_device())  # a GPU takes less power for ones, and runs faster
+    a = torch.randn(n, n, dtype=dtype, device=_device())  # with all ones a GPU draws less power and runs faster
     product = torch.empty_like(a)
     return {
         "copy_bytes_per_second": 2 * source.nbytes / fastest(lambda: target.copy_(source), lambda _: synchronize()),

@@ -1,8 +1,8 @@
-"""A contender of the benchmark in a process of its own: asked in lines of JSON, blocked on its input between turns.
+"""A benchmark contender in its own process: it is asked in lines of JSON and blocks on its input between turns.
 
 The process answers four questions: "hello" (its libraries are imported), "rates" (how fast it copies and multiplies
-matrices), "prepare" (a task: weights, compilation, the first step) and "turn" (the seconds that so many steps take).
-What it prints itself goes to standard error.
+matrices), "prepare" (a task: weights, compilation, the first step) and "turn" (the seconds for a number of steps).
+Anything else it prints goes to standard error.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ from jaxnets.errors import UserError
 
 MODES = ("train", "eval", "latency")
 CONTENDERS = ("jaxnets", "torch", "torch_compile", "flax")
-# What PyTorch gets unless it is told otherwise: threads that stay on their cores, and huge pages, as our kernels' XLA.
+# What PyTorch gets unless told otherwise: threads pinned to their cores, and huge pages, as XLA has with our kernels.
 PYTORCH = {"OMP_PROC_BIND": "true", "THP_MEM_ALLOC_ENABLE": "1"}
-# The same on every machine; `environment` has the rest.
+# The same on every machine; `environment` adds the rest.
 ENVIRONMENTS = {
     "jaxnets": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
     "flax": {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAXNETS_OPS": "reference"},
@@ -52,15 +52,15 @@ class Task:
 
 
 class Contender(Protocol):
-    """A net that is warm. `report`: what `prepare` answers."""
+    """A warmed-up net. `report`: the answer to "prepare"."""
 
     report: dict[str, Any]
 
     def run(self, steps: int) -> None:
-        """Take so many steps; returns when they are done."""
+        """Take that many steps; returns when they are done."""
 
     def device_peak_bytes(self) -> int | None:
-        """Most device memory in use so far; None on a CPU."""
+        """Peak device memory so far; None on a CPU."""
 
 
 class Worker:
@@ -79,7 +79,7 @@ class Worker:
         )
 
     def ask(self, question: str, **details) -> dict[str, Any]:
-        """Send a question, wait for its answer. UserError with its last words if the process has died."""
+        """Send a question and wait for the answer. UserError with the process's last words if it has died."""
         try:
             self._process.stdin.write(json.dumps({"question": question} | details) + "\n")
             self._process.stdin.flush()
@@ -117,24 +117,24 @@ class Worker:
 
 
 def start(contender: str) -> Worker:
-    """A process for one of `CONTENDERS`."""
+    """Start a process for one of `CONTENDERS`."""
     command = [sys.executable, "-m", "jaxnets.benchmark_worker", contender]
     return Worker(contender, command, environment(contender))
 
 
 def environment(contender: str) -> dict[str, str]:
-    """What a contender is started with beside the environment that all share."""
+    """The variables a contender is started with, besides the environment that all share."""
     own = dict(ENVIRONMENTS[contender])
     if contender.startswith("torch"):
         own = {name: os.environ.get(name, value) for name, value in own.items()}
     if contender != "torch_compile":
         return own
-    # Else it compiles on as many cores as OpenMP has left to the thread that asks: one.
+    # Otherwise it compiles on the one core that OpenMP leaves to the calling thread.
     return own | {"TORCHINDUCTOR_COMPILE_THREADS": str(cores.count())}
 
 
 def peak_bytes() -> int:
-    """The most memory that was resident at once, since `reset_peak` where that works."""
+    """Peak resident memory, since `reset_peak` where that works."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -144,9 +144,9 @@ def peak_bytes() -> int:
 
 
 def reset_peak() -> None:
-    """Count `peak_bytes` from here on, on Linux; elsewhere it stays that of the process's life.
+    """Have `peak_bytes` start anew, on Linux; elsewhere it stays that of the process's whole life.
 
-    Memory that the process has freed is handed back first, where the C library can (glibc).
+    Memory that the process has freed is first returned to the system, where the C library can do so (glibc).
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -155,16 +155,16 @@ def reset_peak() -> None:
 
 
 def ready_bytes() -> int:
-    """What is resident while no step is taken: `peak_bytes` beyond it is the steps' own."""
+    """What is resident while no step runs: what `peak_bytes` has beyond it is due to the steps."""
     gc.collect()
     reset_peak()
     return peak_bytes()
 
 
 def fastest(call: Callable[[], Any], wait: Callable[[Any], Any]) -> float:
-    """Seconds of the fastest of ten calls, of fewer where they take more than a second; after two to warm up.
+    """Seconds of the fastest of ten calls, or of fewer if they take more than a second, after two to warm up.
 
-    `wait` is given what a call returns, and returns when that is there.
+    `wait` is given what a call returns, and returns when that is ready.
     """
     seconds: list[float] = []
     while len(seconds) < 5 or len(seconds) < 12 and sum(seconds[2:]) < 1:
@@ -192,10 +192,10 @@ def serve(
             answer = rates(**details)
         elif question == "prepare":
             contender = prepare(Task(**details))
-            reset_peak()  # what compiling and trying out took does not count, unless it stays
+            reset_peak()  # memory for compiling and trying out does not count, unless it stays
             answer = contender.report
         else:
-            contender.run(1)  # fills the caches, while the other's threads may still look out for work
+            contender.run(1)  # fills the caches, while the other's threads may still be spinning
             began = time.perf_counter()
             contender.run(details["steps"])
             seconds = time.perf_counter() - began
@@ -205,12 +205,12 @@ def serve(
 
 
 def main(contender: str) -> None:
-    """Be one of `CONTENDERS`."""
-    # Libraries may print: the answers have a pipe of their own, and what is printed goes where errors go.
+    """Run as one of `CONTENDERS`."""
+    # Libraries may print: the answers have a pipe of their own, and anything printed goes to standard error.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     own = sorted(cores.usable())[: cores.count()]  # before OpenMP binds this thread to one of them
-    if hasattr(os, "sched_setaffinity"):  # XLA takes all that it may run on, also beyond a container's quota
+    if hasattr(os, "sched_setaffinity"):  # XLA uses all cores that it may run on, even beyond a container's quota
         os.sched_setaffinity(0, own)
     if contender in ("jaxnets", "flax"):
         from jaxnets import benchmark_jax

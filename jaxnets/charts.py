@@ -1,28 +1,28 @@
-"""Curves and matrices as SVG, drawn by matplotlib, that take fonts and colours from the page they stand in."""
+"""Curves and matrices as SVG, drawn by matplotlib, that take fonts and colours from the page they are in."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-# Colours as matplotlib writes them, and the page's CSS variables that take their place.
+# Colours by name: the page's CSS variables, which replace the placeholders that matplotlib writes.
 COLOURS = ("muted", "grid", *(f"series-{number}" for number in range(1, 9)))
 STYLE = {"font.size": 10}
-SIZE = (4.6, 2.7)  # inches, of 72 pixels each where a phone shows a chart
-DASHES = ("-", (0, (4, 2)), (0, (1, 1.3)))  # of lines that share a colour, as the legend of a page has them too
-MAX_CELLS = 400  # a side, that the picture of a matrix has pixels for
+SIZE = (4.6, 2.7)  # inches; a phone shows a chart at 72 pixels per inch
+DASHES = ("-", (0, (4, 2)), (0, (1, 1.3)))  # for lines that share a colour; a page's legend has the same
+MAX_CELLS = 400  # per side, at most: the picture of a matrix has pixels for no more
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: points `x`, `y` and how it looks; values that are not finite are gaps."""
+    """One line: points `x`, `y` and how it looks; non-finite values are gaps."""
 
     x: np.ndarray
     y: np.ndarray
     colour: str  # of COLOURS
     faint: bool = False
     dash: int = 0  # of DASHES
-    marked: bool = False  # its points, where they are few
+    marked: bool = False  # at its points, if they are few
 
 
 def _placeholder(colour: str) -> str:
@@ -35,12 +35,12 @@ PAGE_COLOURS = {_placeholder(colour): f"var(--{colour})" for colour in COLOURS}
 def draw_curves(
     name: str, curves: Sequence[Curve], *, xlabel: str, percent: bool = False, from_zero: bool = False
 ) -> str:
-    """The curves on one pair of axes as an `<svg>` element, its ids begun with `name`.
+    """The curves on one pair of axes as an `<svg>` element, its ids prefixed with `name`.
 
-    Values that span more than a factor of 30 are drawn on a logarithmic scale, except with `percent` (values are
-    fractions) or `from_zero` (the axis begins there).
+    Positive values that span more than a factor of 30 are drawn on a logarithmic scale, except with `percent` (values
+    are fractions) or `from_zero` (the axis begins there).
     """
-    # Here, where the page's thread imports them: at the top they would delay the first step.
+    # Imported here, by the page's thread: at the top they would delay the first step.
     import matplotlib
     from matplotlib import ticker
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def draw_curves(
                 linewidth=1.1 if curve.faint else 1.9,
                 linestyle=DASHES[curve.dash],
                 alpha=0.55 if curve.faint else 1.0,
-                # One point alone would be no line.
+                # A single point would draw no line.
                 marker="o" if curve.marked and len(curve.x) <= 30 or len(curve.x) == 1 else "",
                 markersize=3.4,
             )
@@ -90,9 +90,9 @@ def draw_curves(
 
 
 def draw_matrix(name: str, shares: np.ndarray, *, xlabel: str, ylabel: str) -> str:
-    """A square matrix of values in [0, 1] as an `<svg>` element, darker for more.
+    """A square matrix of values in [0, 1] as an `<svg>` element, darker for larger values.
 
-    A dot is a value, or of a matrix too large for that the largest of a square of them.
+    A dot is a value or, if the matrix is too large for that, the largest in a square of values.
     """
     import matplotlib  # as in draw_curves
     from matplotlib.figure import Figure
@@ -102,7 +102,7 @@ def draw_matrix(name: str, shares: np.ndarray, *, xlabel: str, ylabel: str) -> s
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 5.0))
         axes = figure.add_axes((0.1, 0.1, 0.88, 0.88))
-        # Black that is more or less opaque: the page inverts it where its ground is dark.
+        # Black of varying opacity: the page inverts it on a dark background.
         cells = _largest(shares, -(-len(shares) // MAX_CELLS))
         ink = np.zeros((*cells.shape, 4))
         ink[..., 3] = np.sqrt(cells)
@@ -117,12 +117,12 @@ def draw_matrix(name: str, shares: np.ndarray, *, xlabel: str, ylabel: str) -> s
 
 
 def _largest(values: np.ndarray, side: int) -> np.ndarray:
-    """The largest value of each square of so many a side; at the ends squares may be smaller."""
+    """The largest value in each `side` x `side` square; squares at the edges may be smaller."""
     padded = np.pad(values, (0, -len(values) % side))
     count = len(padded) // side
     return padded.reshape(count, side, count, side).max((1, 3))
 
 
 def _number(value: float, _position: int) -> str:
-    """A tick's label: 12k for 12000, and no more digits than it has."""
+    """A tick's label: 12k for 12000, and no trailing zeros."""
     return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:.6g}"

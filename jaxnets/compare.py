@@ -1,12 +1,12 @@
-"""Train nets side by side, each with several seeds, and write one table and one page: what they reach, and cost.
+"""Train nets side by side, each with several seeds, and write a table and a page of what they reach and cost.
 
-`--models` names the nets, with fields of their own where wanted, `mobilenet_v2_cifar:width=0.5`, and patterns,
-`shufflenet_v2*_cifar`; without it the nets are those of the configurations, of which there may be several. Fields of
-all runs are set as `--config.num_epochs=3`. `--against=torch` trains every net in PyTorch too, from the same weights
-and by the same recipe. Every run has a workdir in OUT/runs; the same command again goes on where it was stopped, and
-does not run again what is finished. OUT/compare.{md,json,csv,html} are rewritten after every run.
-Standard output is the table, and one JSON object in the last line. Where a run failed, the others are finished, and
-the command ends with status 1.
+`--models` lists nets, with fields of their own if wanted, as in `mobilenet_v2_cifar:width=0.5`, or patterns of names,
+such as `shufflenet_v2*_cifar`; without it the nets are those of the configurations, of which there may be several.
+Fields of all runs are set as in `--config.num_epochs=3`. `--against=torch` also trains every net in PyTorch, from the
+same weights and with the same recipe. Every run has a workdir in OUT/runs; running the same command again resumes
+where it stopped and skips finished runs. OUT/compare.{md,json,csv,html} are rewritten after every run.
+Standard output is the table, then one JSON object on the last line. If a run fails, the others are still finished, and
+the command exits with status 1.
 """
 
 from jaxnets import huge_pages, interruption
@@ -65,14 +65,14 @@ def _parser() -> ArgumentParser:
 def main(argv: list[str]) -> None:
     """Run the command; the last line it prints is the JSON result.
 
-    Raises UserError for bad input, before any training, and at the end where a run or a timing failed.
+    Raises UserError for bad input, before any training, and at the end if a run or a timing failed.
     """
     args, overrides = _parser().parse_known_args(argv[1:])
     config_file.check_overrides(overrides)
     if args.against:
-        # Else XLA takes most of a GPU's memory at once, and keeps it.
+        # Otherwise XLA takes most of a GPU's memory at once and keeps it.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-        # Else PyTorch, which is imported later, has a thread for each core, where XLA has one for each of its threads.
+        # Otherwise PyTorch, imported later, runs one thread per physical core, where XLA runs one per hardware thread.
         os.environ.setdefault("OMP_NUM_THREADS", str(cores.count()))
     for name, least, most in (("latency_batch", 0, "eval_batch_size"), ("latency_size", 1, "image_size")):
         value = getattr(args, name)
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{name}={value} must be from {least} to {LIMITS[most]}")
     preset = PRESETS.get(args.preset, Preset((), ()))
     models = preset.models if args.models is None else split_models(args.models)
-    # What the user sets comes last, and counts.
+    # The user's overrides come last, so they win.
     configs = load_configs(args.config or [default_config()], [*preset.overrides, *overrides], models)
     entries = make_entries(configs, models)
     comparison = compare_runs.run(

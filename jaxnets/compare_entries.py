@@ -1,4 +1,4 @@
-"""The nets of a comparison: what stands on the command line, or in a preset, as labels and configurations."""
+"""The nets of a comparison, from the command line or a preset, as labels and configurations."""
 
 import dataclasses
 import re
@@ -14,47 +14,47 @@ from jaxnets.arguments import literal
 from jaxnets.errors import UserError, as_utf8
 
 JAXNETS, TORCH = "jaxnets", "torch"  # what a net is trained in
-DEFAULT = "configs/default.py"  # the configuration where none is named
+DEFAULT = "configs/default.py"  # the configuration if none is named
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One net to train: how the table calls it, and its configuration at the first seed."""
+    """One net to train: its label in the table, and its configuration for the first seed."""
 
     label: str
     config: ml_collections.ConfigDict
     framework: str = JAXNETS  # or TORCH
 
     def at_seed(self, number: int) -> ml_collections.ConfigDict:
-        """The configuration of the `number`-th seed, from 0."""
+        """The configuration for the `number`-th seed, counted from 0."""
         config = self.config.copy_and_resolve_references()
         config.seed += number
         return config
 
 
 def folder_of(label: str) -> str:
-    """The folder in OUT/runs of the net with this label."""
+    """The folder in OUT/runs for the net with this label."""
     return re.sub(r"[^\w.,=-]+", "_", label)
 
 
 def workdir_at(out: Path, label: str, seed: int) -> Path:
-    """Where the run of the net with this label and seed lives."""
+    """The workdir of the run with this label and seed."""
     return out / "runs" / folder_of(label) / f"seed{seed}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A comparison by name: what stands on the command line for it."""
+    """A named comparison: the command-line arguments that it stands for."""
 
     models: tuple[str, ...]
     overrides: tuple[str, ...]
     latency_size: int | None = None
 
 
-# Undoes what a family's recipe adds to the training of plain images.
+# Undoes what a family's recipe adds to training on plain images.
 PLAIN = ("--config.augment.cutout=0", "--config.label_smoothing=0.0", "--config.progressive_sizes=()")
 PRESETS = {
-    # The comparison that the literature of light nets opens with: all for the same 3 epochs of Adam.
+    # The comparison that the literature on light nets opens with: all trained for the same 3 epochs with Adam.
     "classic": Preset(
         models=(
             "mobilenet_v1_cifar",
@@ -68,7 +68,7 @@ PRESETS = {
             "--config.num_epochs=3",
             "--config.batch_size=100",
             "--config.eval_batch_size=100",
-            "--config.optimizer.name=adamw",  # without decay AdamW is Adam
+            "--config.optimizer.name=adamw",  # without weight decay, AdamW is Adam
             "--config.optimizer.weight_decay=0.0",
             "--config.optimizer.learning_rate=1e-3",
             "--config.schedule.name=constant",
@@ -83,7 +83,7 @@ PRESETS = {
 
 
 def default_config() -> str:
-    """The path of the configuration where none is named; UserError outside a checkout, which has no such file."""
+    """The path of the configuration if none is named; UserError outside a checkout, where there is no such file."""
     if not config_file.is_file(DEFAULT):
         raise UserError(
             f"there is no {DEFAULT} here: run it from the jaxnets checkout, or name a configuration by --config"
@@ -92,7 +92,7 @@ def default_config() -> str:
 
 
 def split_models(text: str) -> list[str]:
-    """The nets of `--models`, split at the commas outside brackets: a field may be a tuple. UserError for none."""
+    """The nets of `--models`, split at commas outside brackets: a field may be a tuple. UserError if there are none."""
     models, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -108,7 +108,7 @@ def split_models(text: str) -> list[str]:
 def load_configs(
     paths: Sequence[str], overrides: Sequence[str], models: Sequence[str] = ()
 ) -> dict[str, ml_collections.ConfigDict]:
-    """The configurations by name; UserError for a field of one net where there are `models`, which have their own."""
+    """The configurations by name; UserError for overriding a net's field where `models` set their own."""
     for override in overrides:
         field = override.split("=")[0].removeprefix(config_file.PREFIX)
         if models and field.startswith("model.") and field != "model.dtype":
@@ -122,15 +122,15 @@ def load_configs(
             raise UserError(f"two configurations are called {name}; give each once, under a name of its own")
     configs = {name: config_file.load(path, overrides) for name, path in zip(names, paths)}
     for config in configs.values():
-        config.dataset = datasets.absolute(config.dataset)  # as a run's workdir keeps it
+        config.dataset = datasets.absolute(config.dataset)  # as stored in a run's workdir
     return configs
 
 
 def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence[str] = ()) -> list[Entry]:
-    """The nets `models` under each of the configurations, or without any the net of each configuration.
+    """The nets `models` under each of the configurations; without `models`, the net of each configuration.
 
-    A model is `NAME[:FIELD=VALUE]...`, or a pattern of names; of `config.model` it keeps the dtype alone, since
-    the other fields there belong to another net. Raises UserError for what is no net or field, and for one net twice.
+    A model is `NAME[:FIELD=VALUE]...`, or a pattern of names; it keeps only the dtype of `config.model`, since
+    the other fields there belong to another net. Raises UserError for an unknown net or field, and for a duplicate net.
     """
     entries = []
     for config_name, config in configs.items():
@@ -139,7 +139,7 @@ def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence
         for text in models:
             for label, fields in expand_model(text):
                 if unknown := fields.keys() - config.model.keys():
-                    jaxnets.create_model(**fields)  # refuses what the net has not either
+                    jaxnets.create_model(**fields)  # refuses fields that the net lacks, too
                     raise UserError(
                         f"--models={text!r}: {min(unknown)} is no field of a run's net; configs/default.py lists them"
                     )
@@ -161,7 +161,7 @@ def net_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def beside_torch(entries: Sequence[Entry]) -> list[Entry]:
-    """Each entry, and after it the same in PyTorch."""
+    """Each entry followed by its PyTorch counterpart."""
     return [
         found
         for entry in entries
@@ -172,7 +172,7 @@ def beside_torch(entries: Sequence[Entry]) -> list[Entry]:
 def expand_model(text: str) -> list[tuple[str, dict[str, Any]]]:
     """`NAME[:FIELD=VALUE]...` as a label and the fields of `config.model`; a pattern gives every net that matches.
 
-    Raises UserError for what is no net, or no field with a value.
+    Raises UserError for an unknown net or a malformed assignment.
     """
     name, *assignments = text.split(":")
     fields = {}
@@ -186,7 +186,7 @@ def expand_model(text: str) -> list[tuple[str, dict[str, Any]]]:
             raise UserError(f"--models={text!r}: the net is named in front of its fields")
         fields[field] = literal(value)
     if not set(name) & set("*?["):
-        jaxnets.create_model(name)  # refuses what is no net
+        jaxnets.create_model(name)  # refuses an unknown net
         names = [name]
     elif not (names := jaxnets.list_models(name)):
         raise UserError(f"--models={text!r}: no net matches {name!r}; `python -m jaxnets.summary --all` lists them")

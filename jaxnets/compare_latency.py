@@ -1,6 +1,6 @@
-"""How long the nets of a comparison take for one image and for a batch, kept beside their runs.
+"""The latency of a comparison's nets for one image and for a batch, stored next to their runs.
 
-Entries of the same net, as under several recipes, share what was timed.
+Entries of the same net, for example under several recipes, share one measurement.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from jaxnets.workdir import MAX_BYTES
 
 
 def timed(entry: Entry, image_size: int | None, batch_size: int, num_classes: int) -> dict[str, Any]:
-    """What is timed for an entry, and where: its net by `timed_net`, on one image and on `batch_size`.
+    """What is timed for an entry, and where: the net from `timed_net`, on one image and on `batch_size` images.
 
-    Raises UserError for a size that the net cannot have.
+    Raises UserError for an image size that the net cannot take.
     """
     name, size, fields = timed_net(entry, image_size, num_classes)
     counted = summary.summarize(name, size, **fields)
@@ -37,10 +37,10 @@ def timed(entry: Entry, image_size: int | None, batch_size: int, num_classes: in
 
 
 def timed_net(entry: Entry, image_size: int | None, num_classes: int) -> tuple[str, int, dict[str, Any]]:
-    """The net of an entry that is timed: its name, the side of its images, its fields.
+    """The net that is timed for an entry: its name, the side of its images, its fields.
 
-    At another `image_size` than the run's own that is the net made for large images where there is one: that of the
-    same name without `_cifar`.
+    If `image_size` is not the run's own, this is the net made for large images, if there is one: that of the same name
+    without `_cifar`.
     """
     config = entry.config
     name, size, fields = config.model.name, image_size or config.image_size, net_fields(config)
@@ -51,13 +51,13 @@ def timed_net(entry: Entry, image_size: int | None, num_classes: int) -> tuple[s
 
 
 def path_of(what: dict[str, Any], out: Path) -> Path:
-    """Where it stands how long `what` takes."""
+    """The file that stores the latency of `what`."""
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     return out / "runs" / f"latency-{digest[:16]}.json"
 
 
 def measure(what: dict[str, Any], out: Path) -> None:
-    """Time `what`, as `timed` gives it, unless the same was timed before."""
+    """Time `what`, as returned by `timed`, unless it was timed before."""
     if read(what, out):
         return
     name, size, fields = what["model"], what["image_size"], what["fields"]
@@ -73,10 +73,10 @@ def measure(what: dict[str, Any], out: Path) -> None:
 
 
 def read(what: dict[str, Any], out: Path) -> dict[str, Any] | None:
-    """What `measure` found for `what`, or None."""
+    """The result of `measure` for `what`, or None."""
     try:
         found = parse_json(read_text(path_of(what, out), MAX_BYTES))
-        same = {name: found.get(name) for name in what} == json.loads(json.dumps(what))  # where tuples are lists
-    except (FileNotFoundError, ValueError, AttributeError):  # of ValueError is UserError, for what cannot be read
+        same = {name: found.get(name) for name in what} == json.loads(json.dumps(what))  # which has lists for tuples
+    except (FileNotFoundError, ValueError, AttributeError):  # UserError, if unreadable, is a ValueError
         return None
     return found if same and {"one", "batch"} <= found.keys() else None

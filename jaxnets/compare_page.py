@@ -1,4 +1,4 @@
-"""The page of a comparison: one HTML file that needs nothing else, for screen, phone and print, light and dark."""
+"""The page of a comparison: one self-contained HTML file, for screen, phone and print, light and dark."""
 
 import itertools
 import shlex
@@ -14,12 +14,12 @@ from jaxnets import compare_results, machine, plots, report
 from jaxnets.compare_entries import JAXNETS, TORCH, workdir_at
 from jaxnets.tables import Section
 
-# Small, with large text: a phone shows it at about its own size.
+# Small, with large text: a phone shows it at about its actual size.
 CHART_SIZE = (4.4, 3.3)  # inches
 LARGE_TEXT = dict.fromkeys(("axes.labelsize", "legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 10)  # points
-POINTS_MARKED = 25  # of a curve, at most: of more evaluations not each
-TWO_COLUMNS = 20  # characters of a label that leave room for another beside it
-LEGEND_WIDTH = 44  # characters of the longest line of a label
+POINTS_MARKED = 25  # per curve, at most: with more evaluations, not every one
+TWO_COLUMNS = 20  # labels of at most this many characters fit in two columns
+LEGEND_WIDTH = 44  # characters per line of a label, at most
 
 Record = dict[str, Any]
 
@@ -44,7 +44,7 @@ def html(comparison: Record) -> str:
 
 
 def recipes_table(nets: Sequence[Record]) -> Section | None:
-    """One row a net, with the fields in which the training of the nets differs; None where it does in none."""
+    """One row per net, with the fields in which the nets' training differs; None if there are none."""
     fields = compare_results.recipe_differences(nets)
     if not fields:
         return None
@@ -53,7 +53,7 @@ def recipes_table(nets: Sequence[Record]) -> Section | None:
 
 
 def runs_table(nets: Sequence[Record]) -> Section:
-    """One row a finished run; where there are several machines, with their numbers in the notes."""
+    """One row per finished run; if there are several machines, with their numbers from the notes."""
     number_of = {where: number for number, where in enumerate(compare_results.machines(nets), start=1)}
     several = len(number_of) > 1
     rows = [
@@ -74,7 +74,7 @@ def runs_table(nets: Sequence[Record]) -> Section:
 
 
 def pages(nets: Sequence[Record]) -> list[str | None]:
-    """For each row of `runs_table` where the run's own page is, from this one; PyTorch's have none."""
+    """For each row of `runs_table`, the relative link to the run's own page; PyTorch runs have none."""
     return [
         urllib.parse.quote(str(workdir_at(Path(), net["label"], run["seed"]) / report.FILE))
         if net["framework"] == JAXNETS
@@ -85,7 +85,7 @@ def pages(nets: Sequence[Record]) -> list[str | None]:
 
 
 def _charts(nets: Sequence[Record]) -> list[dict[str, str]]:
-    """Title, drawing and caption of each chart; none where no net has a finished run."""
+    """Title, drawing and caption of each chart; none if no net has a finished run."""
     finished = [(index, net) for index, net in zip(pair_numbers(nets), nets) if net["runs"]]
     if not finished:
         return []
@@ -114,9 +114,9 @@ def _charts(nets: Sequence[Record]) -> list[dict[str, str]]:
 def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence[tuple[int, Record]]) -> str:
     with plots.style(LARGE_TEXT):
         width, height = CHART_SIZE
-        # Broken between fields, which end in a colon.
+        # Lines break between fields, after a colon.
         labels = [textwrap.fill(net["label"].replace(":", ": "), LEGEND_WIDTH).replace(": ", ":") for _, net in nets]
-        # matplotlib leaves labels out that begin with an underscore.
+        # matplotlib leaves out labels that begin with an underscore.
         labels = [f"\N{ZERO WIDTH SPACE}{label}" if label.startswith("_") else label for label in labels]
         columns = 2 if max(map(len, labels)) <= TWO_COLUMNS else 1
         lines = -(-sum(label.count("\n") + 1 for label in labels) // columns)
@@ -132,12 +132,12 @@ def _chart(title: str, draw: Callable[[Axes, int, Record], None], nets: Sequence
 
 
 def pair_numbers(nets: Sequence[Record]) -> list[int]:
-    """A number for each net, from 0; one in PyTorch has that of the net before it, which is the same in JAX."""
+    """A number for each net, from 0; a PyTorch net shares that of the net before it, its JAX counterpart."""
     return [number - 1 for number in itertools.accumulate(net["framework"] == JAXNETS for net in nets)]
 
 
 def look(index: int, framework: str = JAXNETS) -> dict[str, str]:
-    """How the net with that number is drawn in every chart: its colour and marker, of PyTorch's a hollow one."""
+    """How the net with that number is drawn in every chart: its colour and marker, hollow for PyTorch."""
     hollow = {"markerfacecolor": "none"} if framework == TORCH else {}
     colours, markers = plots.COLOURS, plots.MARKERS
     return {"color": colours[index % len(colours)], "marker": markers[index % len(markers)]} | hollow
@@ -157,19 +157,19 @@ def _point(axes: Axes, x: float, index: int, net: Record) -> None:
 
 
 def draw_cost(axes: Axes, index: int, net: Record) -> None:
-    """A net's accuracy at its MACs."""
+    """A net's accuracy against its MACs."""
     _point(axes, net["macs"] / 1e6, index, net)
     axes.set_xlabel("MACs (M)")
 
 
 def draw_latency(axes: Axes, index: int, net: Record) -> None:
-    """A net's accuracy at the time it takes for one image."""
+    """A net's accuracy against its latency for one image."""
     _point(axes, net["latency"]["one"]["ms"], index, net)
     axes.set_xlabel("latency of one image (ms)")
 
 
 def draw_curves(axes: Axes, index: int, net: Record) -> None:
-    """A net's accuracy as its runs went on."""
+    """A net's accuracy over training time, a line per run."""
     for number, run in enumerate(net["runs"]):
         axes.plot(
             [point["seconds"] for point in run["curve"]],

@@ -1,4 +1,4 @@
-"""What finished runs reached and cost: numbers from their workdirs, and the tables made of them."""
+"""What finished runs reached and cost: numbers from their workdirs, and the tables made from them."""
 
 import csv
 import io
@@ -15,11 +15,11 @@ from jaxnets.compare_entries import TORCH
 from jaxnets.errors import UserError
 from jaxnets.tables import Section
 
-TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies whose time is told
+TARGETS = (0.90, 0.92, 0.93, 0.94)  # accuracies for which the time taken is reported
 
-# What a run may be gone on with, but what runs that are compared may not differ in.
+# Fields that may change when a run is resumed, but not if it belongs to a comparison.
 SAME = ("num_epochs", "eval_every_epochs")
-# What changes nothing of what is compared, and which net it is.
+# Fields with no effect on what is compared, and those that say which net it is.
 NO_RECIPE = settings.FREE_FIELDS.difference(SAME) | {"model.name", "model.num_classes"}
 
 Record = dict[str, Any]
@@ -28,17 +28,17 @@ Record = dict[str, Any]
 def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
     """The numbers of the run in a workdir, or None if it has not reached `config.num_epochs`.
 
-    `accuracy` is the last epoch's, of the averaged weights where the run keeps some, never the best of all epochs.
-    Seconds are those of the training steps: compilation, evaluation and saving are left out, so that a run that
-    was interrupted has the same. `train_accuracy` is the last epoch's as training saw it: on images as augmented,
-    while the weights moved. `machines`: where it was trained, as `machine.read` gives it.
+    `accuracy` is the last epoch's, of the averaged weights if the run keeps them, never the best of all epochs.
+    Seconds count training steps only, without compilation, evaluation and saving, so that an interrupted run has
+    the same. `train_accuracy` is the last epoch's as measured in training: on augmented images, while the weights
+    change. `machines`: where it was trained, as returned by `machine.read`.
 
-    Raises UserError for records that are none of a run's.
+    Raises UserError for records that are not those of a run.
     """
     records = journal.read_strictly(workdir)
     try:
         return _numbers_of(workdir, config, records)
-    except UserError:  # a file that cannot be read now: the run may be as good as ever
+    except UserError:  # a file that cannot be read now: the run itself may be fine
         raise
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
         raise UserError(
@@ -80,9 +80,9 @@ def _numbers_of(workdir: Path, config: ml_collections.ConfigDict, records: Seque
 def _seconds_by_epoch(
     trained: Sequence[Record], spans: Sequence[timing.Span], config: ml_collections.ConfigDict
 ) -> dict[int, float]:
-    """Seconds of the steps of each epoch: by the clock, or, where the workdir has not all of that, by the rates.
+    """Seconds of each epoch's steps: by the clock or, if its records in the workdir are incomplete, by the rates.
 
-    A rate stands for the steps since the record before, though after an interruption it is only that of the last.
+    A rate is applied to all steps since the previous record, though after an interruption it covers only the last ones.
     """
     steps, found = trained[-1]["step"], {}
     ends = [0, *(span.last for span in spans)]
@@ -106,7 +106,7 @@ def _seconds_to(curve: Sequence[Record], target: float) -> float | None:
 
 
 def spread(values: Sequence[float]) -> Record:
-    """Mean, sample standard deviation (None of a single value), extremes and count."""
+    """Mean, sample standard deviation (None for a single value), extremes and count."""
     return {
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
@@ -117,9 +117,9 @@ def spread(values: Sequence[float]) -> Record:
 
 
 def over_seeds(runs: Sequence[Record], lost: bool = False) -> Record:
-    """The numbers of one net over its finished runs; an accuracy not reached by all of them has no seconds.
+    """The numbers of one net over its finished runs; an accuracy that not all of them reached has no seconds.
 
-    `lost`: there are seeds that did not finish, which did not reach it either.
+    `lost`: some seeds did not finish, so they did not reach it either.
     """
     if not runs:
         return {}
@@ -135,14 +135,14 @@ def over_seeds(runs: Sequence[Record], lost: bool = False) -> Record:
 
 
 def reached(nets: Sequence[Record]) -> list[str]:
-    """The targets that some run of some net reached."""
+    """The targets that at least one run reached."""
     runs = [run for net in nets for run in net["runs"]]
     targets = (f"{target:.2f}" for target in TARGETS)
     return [target for target in targets if any(run["seconds_to"][target] is not None for run in runs)]
 
 
 def machines(nets: Sequence[Record]) -> dict[str, str]:
-    """Where the nets were trained: the sentence of each machine, in their order, and with the day on which it began."""
+    """Where the nets were trained: each machine's sentence, in order of date, mapped to the same with its first day."""
     found = [where for net in nets for run in net["runs"] for where in run["machines"]]
     found.sort(key=lambda where: where["date"])
     first: dict[str, str] = {}
@@ -152,7 +152,7 @@ def machines(nets: Sequence[Record]) -> dict[str, str]:
 
 
 def torch_versions(nets: Sequence[Record]) -> str | None:
-    """PyTorch's that trained the runs, as they noted it; None where no net is of PyTorch."""
+    """The PyTorch versions that trained the runs, as they recorded them; None if there is no PyTorch net."""
     of_torch = [net for net in nets if net["framework"] == TORCH]
     if not of_torch:
         return None
@@ -161,7 +161,7 @@ def torch_versions(nets: Sequence[Record]) -> str | None:
 
 
 def table(comparison: Record) -> Section:
-    """One row a net."""
+    """One row per net."""
     nets = comparison["nets"]
     targets = reached(nets)
     sized = [net["latency"] for net in nets if net["latency"]]
@@ -193,7 +193,7 @@ def _latency_cells(latency: Record | None) -> list[str]:
 
 
 def with_spread(value: Record, seeds: int) -> str:
-    """Per cent, with the standard deviation over seeds and, where `seeds` are several, of how many it is."""
+    """Per cent, with the standard deviation over seeds and, if there are several `seeds`, the number of runs."""
     spread = "" if value["std"] is None else f" ± {value['std'] * 100:.2f}"
     return f"{value['mean'] * 100:.2f}{spread}" + (f" (n={value['n']})" if seeds > 1 else "")
 
@@ -207,7 +207,7 @@ def _milliseconds(value: float) -> str:
 
 
 def csv_text(comparison: Record) -> str:
-    """One line a net, numbers unrounded; empty where there is none."""
+    """One line per net, numbers unrounded; a missing number is left empty."""
     rows = [_flat(net) for net in comparison["nets"]]
     names = list(dict.fromkeys(name for row in rows for name in row))
     buffer = io.StringIO()
@@ -232,7 +232,7 @@ def _flat(net: Record) -> Record:
 
 
 def notes(comparison: Record) -> list[str]:
-    """How the numbers were made, a sentence each."""
+    """How the numbers were obtained, one sentence each."""
     seeds, nets = comparison["seeds"], comparison["nets"]
     augmented = any(any(net["config"]["augment"].values()) or net["config"].get("crop_area") for net in nets)
     found = [
@@ -280,7 +280,7 @@ def notes(comparison: Record) -> list[str]:
 
 
 def _trained_alike(comparison: Record) -> list[str]:
-    """What counts most in how all nets were trained, as far as it is the same, in a sentence."""
+    """The most important settings that all nets were trained with alike, in one sentence."""
     configs = [settings.flatten(net["config"]) for net in comparison["nets"]]
     first, *others = configs
 
@@ -302,9 +302,9 @@ def _trained_alike(comparison: Record) -> list[str]:
 
 
 def recipe_differences(nets: Sequence[Record]) -> list[tuple[str, list[str]]]:
-    """The fields of the configuration in which the training of the nets differs, and their values net by net.
+    """The configuration fields in which the nets' training differs, and their values net by net.
 
-    Left out is what changes nothing, which net it is, and what the labels say.
+    Fields without effect, those that say which net it is, and those that the labels give are left out.
     """
     found = report_parts.differences([net["config"] for net in nets])
     said = [_said(net["label"]) for net in nets]
@@ -316,12 +316,12 @@ def recipe_differences(nets: Sequence[Record]) -> list[tuple[str, list[str]]]:
 
 
 def _said(label: str) -> set[str]:
-    """The fields that a net's label gives: model.width of `mobilenet_v2_cifar:width=0.5`."""
+    """The fields that a net's label gives: model.width for `mobilenet_v2_cifar:width=0.5`."""
     return {f"model.{assignment.partition('=')[0]}" for assignment in label.split(":")[1:]}
 
 
 def _averaged(nets: Sequence[Record]) -> list[str]:
-    """Whose accuracy is that of averaged weights, in a sentence; none where nobody's is."""
+    """Which nets' accuracy is that of their averaged weights, in a sentence; none if there are no such nets."""
     labels = [net["label"] for net in nets if net["config"].get("ema_decay")]
     if not labels:
         return []
@@ -330,12 +330,12 @@ def _averaged(nets: Sequence[Record]) -> list[str]:
 
 
 def failures(nets: Sequence[Record]) -> list[str]:
-    """What went wrong, a sentence each."""
+    """What went wrong, one sentence per failure."""
     return [f"{net['label']}, {sentence}" for net in nets for sentence in net["failed"]]
 
 
 def require_finished(failed: Sequence[str]) -> None:
-    """UserError with the first of `failures`, if there is one, and how many more there are."""
+    """UserError with the first of `failures`, if any, and how many more there are."""
     if failed:
         more = f"; and {len(failed) - 1} more" if len(failed) > 1 else ""
         raise UserError(f"not finished: {failed[0]}{more}")

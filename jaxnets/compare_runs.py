@@ -1,7 +1,7 @@
-"""The runs of a comparison: refused or trained, gone on with, and written down after each of them.
+"""The runs of a comparison: refused, trained or resumed, with the results written after each of them.
 
-Every run has a workdir in OUT/runs, from which all that is known of it is read. OUT holds compare.{md,json,csv,html},
-and as compare.1.* what an earlier one said of runs that are no longer there.
+Every run has a workdir in OUT/runs, from which all that is known about it is read. OUT holds compare.{md,json,csv,html}
+and, as compare.1.*, those of an earlier comparison some of whose runs no longer exist.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from jaxnets.runtime import logger
 
 STEM = "compare"
 LOCK = ".lock"
-FORMATS = ("json", "md", "csv", "html")  # the first says whose the others are
+FORMATS = ("json", "md", "csv", "html")  # the first shows whether all are ours
 MAX_BYTES = 1 << 28  # of a table as JSON, which holds every run's curve
 
 
@@ -51,14 +51,14 @@ def torch_side():
 
 
 def workdir_of(out: Path, entry: Entry, number: int) -> Path:
-    """Where an entry's run with its `number`-th seed lives."""
+    """The workdir of an entry's run with its `number`-th seed."""
     return workdir_at(out, entry.label, entry.config.seed + number)
 
 
 def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
-    """UserError for the first run that cannot be: by its configuration alone, or what its workdir holds.
+    """UserError for the first impossible run, judging only by its configuration and by what its workdir holds.
 
-    Quick: what opens the data and traces the net is `Net.of`'s.
+    Quick: opening the data and tracing the net is left to `Net.of`.
     """
     first = entries[0].config
     for entry in entries:
@@ -84,7 +84,7 @@ def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
 
 @contextlib.contextmanager
 def named(entry: Entry) -> Iterator[None]:
-    """Have the sentence of what is wrong with an entry begin with its label."""
+    """Prefix the message of a UserError about an entry with its label."""
     try:
         yield
     except UserError as error:
@@ -92,7 +92,7 @@ def named(entry: Entry) -> Iterator[None]:
 
 
 def check_length(directory: Path, before: ml_collections.ConfigDict | None, config: ml_collections.ConfigDict) -> None:
-    """UserError where a run was begun with another length: gone on with, it is none that was made in one go."""
+    """UserError if a run was begun with another length: resumed, it would not equal one made in one go."""
     for field in compare_results.SAME:
         if before and before.get(field) != config[field]:
             raise UserError(
@@ -102,14 +102,14 @@ def check_length(directory: Path, before: ml_collections.ConfigDict | None, conf
 
 
 def files_of(out: Path) -> list[Path]:
-    """The table in each of its `FORMATS`, and the page."""
+    """The files of the table and the page, one for each of `FORMATS`."""
     return [out / f"{STEM}.{ending}" for ending in FORMATS]
 
 
 def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> bool:
-    """True where there is an older table all of whose runs are still there; logs those that the new one leaves out.
+    """Whether there is an older table whose runs all still exist; logs those that the new table leaves out.
 
-    UserError where a table would take the place of what is none of ours.
+    UserError if a table would overwrite files that are not ours.
     """
 
     def runs_of(table: dict[str, Any]) -> list[tuple[str, int]]:
@@ -131,31 +131,31 @@ def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> bool:
 
 
 def keep(files: Sequence[Path]) -> None:
-    """Set aside what was made of runs that are no longer there: it cannot be made again."""
+    """Set aside files made from runs that no longer exist, since they cannot be made again."""
     if kept := set_aside(files):
         names = ", ".join(path.name for path in kept)
         logger.warning("%s was made of runs that are no longer there: it is kept as %s", files[0], names)
 
 
 def is_finished(entry: Entry, number: int, out: Path) -> bool:
-    """Whether the run with the `number`-th seed has come to its end, and its last checkpoint, if any, was saved."""
+    """Whether the run with the `number`-th seed is complete, and its last checkpoint, if any, was saved."""
     directory, config = workdir_of(out, entry, number), entry.at_seed(number)
     numbers = compare_results.read_run(directory, config)
     if not numbers or entry.framework == TORCH:
         return bool(numbers)
-    # A disk may have been full; checkpoints that were all deleted are no reason to train it again.
+    # The disk may have been full; if all checkpoints were deleted, that is no reason to train again.
     saved = checkpoint.latest_step(directory)
     return saved is None or saved * config.batch_size >= numbers["train_images"]
 
 
 def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
-    """The workdirs of the entry's runs that have come to their end."""
+    """The workdirs of the entry's completed runs."""
     paths = {number: workdir_of(out, entry, number) for number in range(num_seeds)}
     return [path for number, path in paths.items() if compare_results.read_run(path, entry.at_seed(number))]
 
 
 def has_begun(entry: Entry, number: int, out: Path) -> bool:
-    """Whether the run with the `number`-th seed needs no first weights: it has a checkpoint, or is finished."""
+    """Whether the run with the `number`-th seed needs no initial weights: it has a checkpoint, or is finished."""
     directory = workdir_of(out, entry, number)
     saved = checkpoint.exists(directory) or (directory / workdirs.TORCH_CHECKPOINT).exists()
     return saved or bool(compare_results.read_run(directory, entry.at_seed(number)))
@@ -166,8 +166,8 @@ def train_all(
 ) -> dict[str, list[str]]:
     """Train what is not finished, every net with one seed before any with the next.
 
-    Returns, and after every run passes on, what went wrong: sentences by label. A run that fails does not keep the
-    others from running. SystemExit where the user interrupts; the same call goes on there.
+    Returns what went wrong, sentences by label, and passes it to `after_each` after every run. A run that fails does
+    not keep the others from running. SystemExit if the user interrupts; the same call then resumes.
     """
     failed: dict[str, list[str]] = {entry.label: [] for entry in entries}
     for number in range(num_seeds):
@@ -185,14 +185,14 @@ def train_all(
                 torch_side().release()
             try:
                 after_each(failed)
-            except Exception as error:  # what comes now is worth more than a table that will be written again
+            except Exception as error:  # later runs are worth more than a table that will be rewritten anyway
                 logger.warning("the table so far was not written: %s", printable(first_line(error)))
     return failed
 
 
 @contextlib.contextmanager
 def noted(failed: dict[str, list[str]], entry: Entry, what: str) -> Iterator[None]:
-    """Work of an entry that may fail, of whatever: then there is a sentence of it, in the log and in `failed`."""
+    """Guard work of an entry that may fail for any reason: a failure becomes a sentence in the log and in `failed`."""
     try:
         yield
     except Exception as error:
@@ -203,7 +203,7 @@ def noted(failed: dict[str, list[str]], entry: Entry, what: str) -> Iterator[Non
 
 @dataclasses.dataclass(frozen=True)
 class Net:
-    """An entry's net as the table has it: its own fields, and what it costs for an image of its run."""
+    """An entry's net as the table shows it: its own fields, and what one image of its run costs."""
 
     fields: dict[str, Any]
     parameters: int
@@ -211,14 +211,14 @@ class Net:
 
     @classmethod
     def of(cls, entry: Entry, ended: Sequence[Path] = (), begun: bool = False) -> "Net":
-        """Opens and builds all that the entry's runs need, and compares it with the workdirs of those that `ended`.
+        """Open and build all that the entry's runs need, and check it against the workdirs of those that `ended`.
 
-        `begun`: whether all of them have weights. UserError, with the entry's label, where something does not fit.
+        `begun`: whether all runs have weights. UserError, with the entry's label, if something does not fit.
         """
         config = entry.config
         with named(entry):
             planned = plan.make_plan(entry.at_seed(0))
-            announce.warn_of_high_rate(planned)  # before hours of training, not only at its start
+            announce.warn_of_high_rate(planned)  # now, not only when it starts, hours later
             if entry.framework == TORCH:
                 torch_side().check_resident(planned)
             if config.init_from and not begun:
@@ -231,9 +231,9 @@ class Net:
 
 
 def require_same_images(planned: plan.Plan, directory: Path) -> None:
-    """UserError where a finished run had other images or classes; a warning where its images lay elsewhere.
+    """UserError if a finished run had other images or classes; a warning if its images were elsewhere.
 
-    A configuration does not show it: another folder may be the same one, moved.
+    The configuration does not show it: another folder may be the same one, moved.
     """
     plan.require_same_data(planned, directory)
     place = settings.place_of(planned.config)
@@ -248,7 +248,7 @@ def require_same_images(planned: plan.Plan, directory: Path) -> None:
 def net_record(
     entry: Entry, net: Net, num_seeds: int, out: Path, failed: Sequence[str], what: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """All that is known of an entry now: its size, its finished runs, and the latency of `what`, if measured."""
+    """All that is known about an entry so far: its size, its finished runs, and the latency of `what`, if measured."""
     config = entry.config
     found = [
         compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number)) for number in range(num_seeds)
@@ -272,11 +272,11 @@ def net_record(
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """What is compared, as far as it is known before anything is trained, and where it is written."""
+    """What is compared, as far as it is known before any training, and where the results are written."""
 
     entries: Sequence[Entry]
     nets: Sequence[Net]
-    timed: Sequence[dict[str, Any] | None]  # of each net what its latency is measured of, if it is
+    timed: Sequence[dict[str, Any] | None]  # what the latency of each net is measured on, if it is
     num_seeds: int
     out: Path
     command: str
@@ -302,14 +302,14 @@ class Comparison:
         }
 
     def write(self, failed: dict[str, list[str]]) -> dict[str, Any]:
-        """Write down what is known now; the record."""
+        """Write what is known so far; returns the record."""
         record = self.record(failed)
         write_files(record, self.out)
         return record
 
 
 def write_files(comparison: dict[str, Any], out: Path) -> None:
-    """The table as Markdown, JSON and CSV, and the page."""
+    """Write the table as Markdown, JSON and CSV, and the page."""
     notes = "\n".join(f"- {note}" for note in compare_results.notes(comparison))
     where = f"`{comparison['command']}`; {comparison['date']}"
     texts = {
@@ -335,10 +335,10 @@ def run(
     note: str = "",
     further: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Train, time and write down a whole comparison, or go on with it; its record.
+    """Train, time and record a whole comparison, or resume it; returns its record.
 
-    `latency_batch=0` times nothing. `further` files are made of the same runs, and kept as the table is. Raises
-    UserError where a run cannot be, before any is started, and where none was finished.
+    `latency_batch=0` times nothing. `further` files are made from the same runs, and kept as the table is. Raises
+    UserError for an impossible run, before any is started, and if no run was finished.
     """
     runtime.configure_logging()
     if any(entry.config.deterministic for entry in entries):
@@ -364,7 +364,7 @@ def run(
 
 
 def train_and_write(comparison: Comparison) -> dict[str, Any]:
-    """The part of `run` that takes long."""
+    """The long-running part of `run`."""
     failed = train_all(comparison.entries, comparison.num_seeds, comparison.out, comparison.write)
     for entry, what in zip(comparison.entries, comparison.timed, strict=True):
         if what:

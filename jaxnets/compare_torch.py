@@ -1,7 +1,7 @@
-"""The runs of a comparison in PyTorch: the same net, first weights, data, order and recipe as `loop.train`'s.
+"""The runs of a comparison in PyTorch: the same net, initial weights, data, order and recipe as in `loop.train`.
 
-Images are changed (`torch_augment`) and units dropped by the same distributions, by other draws. All of it is on the
-device, in whichever memory format trains faster. Needs PyTorch, pip install -e '.[torch]'.
+Augmentation (`torch_augment`) and dropout use the same distributions, with other draws. Everything is on the device,
+in whichever memory format trains faster. Needs PyTorch, pip install -e '.[torch]'.
 """
 
 import collections
@@ -45,20 +45,20 @@ from jaxnets.torch_nets import FORMATS, set_fast, synchronize
 
 CHECKPOINT = workdir.TORCH_CHECKPOINT
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "muon")
-TRIAL_STEPS = 3  # of each memory format and size of images
+TRIAL_STEPS = 3  # for each memory format and image size
 
 Examples = dict[str, torch.Tensor]  # {'image': uint8 (N, 3, S, S), 'label': int64 (N,)}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """UserError where PyTorch's side has not the net of `config`, or a part of its recipe."""
+    """UserError if the PyTorch side lacks the net of `config`, or a part of its recipe."""
     check_device()
     model = config.model
     if model.name not in torch_nets.NETS:
         raise UserError(
             f"--against=torch: there is no {model.name} in PyTorch here; there are {', '.join(torch_nets.NETS)}"
         )
-    jaxnets.create_model(model.name, **net_fields(config))  # refuses what is no field
+    jaxnets.create_model(model.name, **net_fields(config))  # refuses an unknown field
     plain = jaxnets.create_model(model.name)
     other = {
         **{f"model.{name}": getattr(plain, name) != value for name, value in net_fields(config).items()},
@@ -75,7 +75,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def check_device() -> None:
-    """UserError unless PyTorch has the device that JAX trains on, and both train on one GPU alone."""
+    """UserError unless PyTorch has the device that JAX trains on, and this is the CPU or a single GPU."""
     backend = jax.default_backend()
     if backend not in ("cpu", "gpu") or backend == "gpu" and not torch.cuda.is_available():
         raise UserError(
@@ -89,7 +89,7 @@ def check_device() -> None:
 
 
 def train(config: ml_collections.ConfigDict, directory: Path) -> None:
-    """Train the net of `config` in PyTorch, or go on with it after the last whole epoch.
+    """Train the net of `config` in PyTorch, or resume it after its last complete epoch.
 
     The workdir gets the records of a run, `metrics.jsonl` and `timing.jsonl`. Raises UserError as `check` and
     `loop.train` do.
@@ -144,7 +144,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
 
 
 def check_resident(made: plan.Plan) -> None:
-    """UserError for images that are to be streamed: PyTorch's side keeps all of them in memory."""
+    """UserError for images that are to be streamed: the PyTorch side keeps all of them in memory."""
     config, nbytes = made.config, made.train_split.nbytes + made.eval_split.nbytes
     if not data.is_resident(config.resident, nbytes, config.resident_limit):
         raise UserError(
@@ -154,7 +154,7 @@ def check_resident(made: plan.Plan) -> None:
 
 
 def release() -> None:
-    """Give the memory of a GPU back that PyTorch keeps for later: JAX is to have it next."""
+    """Release the GPU memory that PyTorch caches, since JAX needs it next."""
     torch.cuda.empty_cache()
 
 
@@ -179,10 +179,10 @@ class Running:
 
 
 def set_up(made: plan.Plan, saved: dict[str, Any] | None) -> Running:
-    """The run of a plan where `saved`, what `read` gives, left it, or before its first step.
+    """The run of a plan as `saved`, from `read`, left it, or before its first step.
 
-    In the memory format that is faster, which a run keeps: the optimizer's state lies in memory as the weights do, and
-    PyTorch's fused steps do not look.
+    It takes the faster memory format and keeps it: the optimizer's state is laid out in memory as the weights are, and
+    PyTorch's fused steps do not check that.
     """
     config = made.config
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
@@ -207,9 +207,9 @@ def set_up(made: plan.Plan, saved: dict[str, Any] | None) -> Running:
 
 
 def warm_up(trial: Running) -> None:
-    """A step, at a learning rate of 0, and a batch of every kind that the run has.
+    """Take a step at every image size of the run, at a learning rate of 0, and evaluate a batch of every size.
 
-    cuDNN tries its kernels at the first of each, which is no more training than XLA's compilation.
+    cuDNN tries its kernels at the first of each, which is no more a part of training than XLA's compilation.
     """
     config = trial.plan.config
     for size in epochs_by_size(trial.plan):
@@ -220,7 +220,7 @@ def warm_up(trial: Running) -> None:
 
 
 def fastest(trials: dict[str, Running]) -> str:
-    """The one in which the run's epochs take least: by the fastest of some steps of every size, in turns."""
+    """The format in which the run's epochs take least time: by the fastest of some steps of every size, in turns."""
     epochs = epochs_by_size(next(iter(trials.values())).plan)
     rounds = [
         {name: {size: time_step(trial, size) for size in epochs} for name, trial in trials.items()}
@@ -250,7 +250,7 @@ def time_step(trial: Running, size: int) -> float:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What `save` left, if it did; UserError for a damaged or hostile file."""
+    """What `save` wrote, or None; UserError for a damaged or hostile file."""
     if not path.exists():
         return None
     try:
@@ -264,19 +264,19 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def save(run: Running, path: Path, step: int) -> None:
-    """What `read` takes: all that the run goes on from; UserError where it cannot be written."""
+    """Write what `read` returns, all that is needed to resume the run; UserError if it cannot be written."""
     saved = {"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "format": run.layout}
     with writing(path), replacing(path) as scratch:
         try:
             torch.save(saved, scratch)
-        except RuntimeError as error:  # of a full disk
+        except RuntimeError as error:  # from a full disk
             raise OSError(first_line(error)) from error
 
 
 def train_epoch(run: Running, epoch: int) -> dict[str, Any]:
-    """Take the steps of an epoch, from 0; their record."""
+    """Take the steps of an epoch, numbered from 0; returns their record."""
     config, steps, size = run.plan.config, run.plan.steps_per_epoch, run.plan.training_size(epoch)
-    # What an epoch draws depends on its number alone, so that a run may go on after any of them.
+    # An epoch's draws depend only on the seed and its number, so that a run can resume after any epoch.
     torch.manual_seed((config.seed << 20) + epoch)
     run.net.train()
     order = sampling.train_indices(config.seed, len(run.plan.train_split), config.batch_size, epoch * steps, steps)
@@ -323,7 +323,7 @@ def take_step(run: Running, indices: torch.Tensor, rate: float, size: int) -> tu
 
 @torch.inference_mode()
 def evaluate(run: Running, part: slice = slice(None)) -> dict[str, Any]:
-    """The record of an evaluation, of a part of the examples or of all, without its step."""
+    """The record of an evaluation, on a part of the examples or on all, without its step."""
     run.net.eval()
     config, images, labels = run.plan.config, run.eval_examples["image"][part], run.eval_examples["label"][part]
     loss, correct = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
@@ -340,18 +340,18 @@ def evaluate(run: Running, part: slice = slice(None)) -> dict[str, Any]:
 
 
 def autocast(run: Running):
-    """The net's compute dtype."""
+    """A context with the net's compute dtype."""
     if settings.compute_dtype(run.plan.config.model.dtype) == "bfloat16":
         return torch.autocast(run.device.type, torch.bfloat16)
     return contextlib.nullcontext()
 
 
 def make_net(name: str, model: flax.linen.Module, variables: dict[str, Any]) -> nn.Module:
-    """PyTorch's net of that name with the weights of ours; UserError where they do not fit."""
+    """The PyTorch net of that name with the weights of ours; UserError if they do not fit."""
     net = torch_nets.NETS[name](num_classes=model.num_classes)
     entries, exported = net.state_dict(), torch_weights.export(model, variables)
     if exported.keys() != entries.keys():
-        # Written in `torch_nets`: no published layout, but modules in forward order, as ours are listed.
+        # Nets written in `torch_nets` have no published layout, but have their modules in forward order, as ours do.
         exported = dict(zip(entries, torch_weights.export(model, variables, "jaxnets").values(), strict=True))
     for entry, value in exported.items():
         if entries[entry].shape != value.shape:
@@ -362,7 +362,7 @@ def make_net(name: str, model: flax.linen.Module, variables: dict[str, Any]) -> 
 
 
 def make_optimizer(net: nn.Module, config: ml_collections.ConfigDict) -> torch.optim.Optimizer:
-    """What `optim.make_optimizer` does; the learning rate is set before every step."""
+    """The counterpart of `optim.make_optimizer`; the learning rate is set before every step."""
     decaying = [p for p in net.parameters() if _decays(p, config)]
     spared = [p for p in net.parameters() if not _decays(p, config)]
     groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
@@ -379,7 +379,7 @@ def make_optimizer(net: nn.Module, config: ml_collections.ConfigDict) -> torch.o
 
 
 def _decays(parameter: nn.Parameter, config: ml_collections.ConfigDict) -> bool:
-    """As `optim.decay_mask` has it."""
+    """Whether weight decay applies, as in `optim.decay_mask`."""
     is_depthwise = parameter.ndim == 4 and parameter.shape[1] == 1
     return config.decay_depthwise or not is_depthwise if parameter.ndim > 1 else config.decay_vectors
 

@@ -1,4 +1,4 @@
-"""How long a net, or a layer, takes to answer: the forward pass of evaluation, on one device."""
+"""The latency of a net, or of a layer: the forward pass of evaluation, on one device."""
 
 import time
 from collections.abc import Callable
@@ -14,10 +14,10 @@ SECONDS = 1.5  # of calls, within those bounds
 
 
 def measure(module: nn.Module, shape: tuple[int, ...], **arguments) -> dict[str, float]:
-    """Milliseconds from a float32 input of `shape` to the output, compilation left out.
+    """Milliseconds from a float32 input of `shape` to the output, without compilation.
 
-    The median of the calls as `ms`, with `low_ms` and `high_ms`, their quartiles. Weights are random: time does not
-    depend on them. `arguments` go to the module beside the input, `train=False` to a net.
+    The median of the calls as `ms`, and their quartiles as `low_ms` and `high_ms`. Weights are random: time does not
+    depend on them. `arguments` are passed to the module with the input, `train=False` for a net.
     """
     device = jax.local_devices()[0]
     inputs = jax.device_put(jax.random.normal(jax.random.key(0), shape, jnp.float32), device)
@@ -25,7 +25,7 @@ def measure(module: nn.Module, shape: tuple[int, ...], **arguments) -> dict[str,
     options = {"xla_backend_optimization_level": 0} if device.platform == "cpu" else None
     initialise = jax.jit(partial(module.init, **arguments), compiler_options=options)
     variables = jax.device_put(initialise(jax.random.key(0), inputs[:1]), device)
-    # A block may give what an array is yet to be computed from.
+    # A block may return a deferred value, from which the array is yet to be computed.
     forward = jax.jit(lambda variables, x: jnp.asarray(module.apply(variables, x, **arguments)))
     forward = forward.lower(variables, inputs).compile()
     times = call_times(lambda: forward(variables, inputs))
@@ -34,7 +34,7 @@ def measure(module: nn.Module, shape: tuple[int, ...], **arguments) -> dict[str,
 
 
 def call_times(call: Callable) -> np.ndarray:
-    """Seconds of each of some calls of a compiled function, after two to warm up."""
+    """Seconds of each of several calls of a compiled function, after two to warm up."""
     for _ in range(2):
         jax.block_until_ready(call())
     times: list[float] = []

@@ -1,4 +1,4 @@
-"""The layers of a net that hold weights, in the order in which its forward pass calls them."""
+"""The layers of a net that have weights, in the order in which its forward pass calls them."""
 
 import functools
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxnets.models.initializers import conv_init, init_shapes
 from jaxnets.models.layers import BatchNorm, Conv
 
-TRACED_SIDE = 224  # any image side that every net takes: no weight depends on it
+TRACED_SIDE = 224  # an image side that every net takes; no weight depends on it
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution, BatchNorm or dense layer: where its variables stand, and their shapes."""
+    """One convolution, BatchNorm or dense layer: the path of its variables, and its shapes."""
 
     path: tuple[str, ...]
     kind: str  # "conv", "batch_norm" or "dense"
@@ -34,9 +34,9 @@ class Layer:
 
 @functools.lru_cache(maxsize=128)  # more than there are nets
 def layers_of(model: nn.Module, image_size: int = TRACED_SIDE) -> tuple[Layer, ...]:
-    """The layers of `model` in the order of their calls; traced, nothing is computed.
+    """The layers of `model` in the order of their calls; it is only traced, nothing is computed.
 
-    `image_size`, the side of the image in pixels, decides `input_shape` and `output_shape` and nothing else.
+    `image_size`, the side of the image in pixels, determines only `input_shape` and `output_shape`.
     """
     found: dict[tuple[str, ...], Layer] = {}
 

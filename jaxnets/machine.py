@@ -1,4 +1,4 @@
-"""Where numbers were made: the machine and the versions, to stand beside every one of them."""
+"""Where numbers were measured: the machine and the versions, to accompany every one of them."""
 
 import datetime
 import functools
@@ -20,7 +20,7 @@ MAX_BYTES = 1 << 20
 PACKAGES = ("jax", "jaxlib", "flax", "optax")
 OPERATORS = Path(ops.__file__).parent
 CPUINFO = Path("/proc/cpuinfo")
-# Of the processors' flags on Linux, the widest first: what a virtual machine calls its processor does not tell them.
+# Vector instructions by processor flag on Linux, widest first: a virtual machine's processor name does not tell them.
 VECTORS = {"avx512f": "AVX-512", "avx2": "AVX2", "sve": "SVE", "asimd": "NEON"}
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def describe(*packages: str) -> dict[str, object]:
     """The devices of all processes, the cores that this one may use, and the versions, for JSON.
 
-    `packages`: further ones whose versions count.
+    `packages`: further ones whose versions are included.
     """
     devices, counting = jax.devices(), (*PACKAGES, *packages)
     versions = {"python": platform.python_version(), "jaxnets": f"{metadata.version('jaxnets')}+{_operators_digest()}"}
@@ -45,13 +45,13 @@ def describe(*packages: str) -> dict[str, object]:
 
 @functools.cache
 def _operators_digest() -> str:
-    """Of the operators' sources, which decide how fast a net is, and change within a version."""
+    """A digest of the operators' sources, which decide how fast a net is and change within a version."""
     files = sorted(path for path in OPERATORS.rglob("*") if path.suffix in (".py", ".cc", ".h"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:8]
 
 
 def sentence(machine: dict[str, object]) -> str:
-    """`describe`'s in one line; of PyTorch where that was among the packages that counted."""
+    """A machine, as `describe` gives it, in one line; with PyTorch's version if that was among the packages."""
     count = f"{machine['num_devices']} x " if machine["num_devices"] > 1 else ""
     versions = machine["versions"]
     where = f"{count}{machine['device']}, {machine['cores']} CPU cores"
@@ -61,14 +61,14 @@ def sentence(machine: dict[str, object]) -> str:
 
 
 def dated_sentence(machine: dict[str, object]) -> str:
-    """The sentence of one of `read`'s machines, with the day on which a run began there."""
+    """The sentence of a machine from `read`, with the day on which a run began there."""
     return f"{sentence(machine)} (from {machine['date']})"
 
 
 def note(workdir: Path, *packages: str, **facts: str) -> None:
-    """Write down, in a workdir, where, and with what further facts, its run is trained from today on.
+    """Record in a workdir where, and with what further facts, its run is trained from today on.
 
-    Unless it was trained so last. What stands there already is kept: where it cannot be read, as `machines.1.json`.
+    A no-op if the last record says the same. Earlier records are kept; an unreadable file becomes `machines.1.json`.
     """
     before, here = read(workdir), describe(*packages) | facts
     if before and {name: value for name, value in before[-1].items() if name != "date"} == here:
@@ -82,7 +82,7 @@ def note(workdir: Path, *packages: str, **facts: str) -> None:
 
 
 def read(workdir: Path) -> list[dict[str, object]]:
-    """What `note` wrote: `describe`'s and the first day of each machine, in their order; [] where there is none."""
+    """What `note` wrote: each machine, as `describe` gives it, with its first day, in order; [] if there is none."""
     try:
         found = list(parse_json(read_text(workdir / FILE, MAX_BYTES)))
         for where in found:
@@ -94,9 +94,9 @@ def read(workdir: Path) -> list[dict[str, object]]:
 
 
 def processor_ticks() -> tuple[int, int]:
-    """Since the start, summed over the cores: at work, and wanted but taken by the host of a virtual machine.
+    """Ticks since boot, summed over the cores: busy, and stolen by the host of a virtual machine.
 
-    (0, 0) where the system does not tell.
+    (0, 0) if the system does not tell.
     """
     try:
         first_line, _ = Path("/proc/stat").read_text().split("\n", 1)
@@ -107,7 +107,7 @@ def processor_ticks() -> tuple[int, int]:
 
 
 def _processor() -> str:
-    """Its name, and how wide its vectors are, as far as the system tells."""
+    """The processor's name and vector instructions, as far as the system tells."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a net made of every evaluated example: `predictions.npz`, with the images it was most wrong about."""
+"""What a net predicted for every evaluated example: `predictions.npz`, with the images it was most wrong about."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from jaxnets.plain_files import open_at_once, replacing
 FILE = "predictions.npz"
 MAX_BYTES = 1 << 28
 NUM_MISTAKES = 24
-THUMBNAIL = 128  # pixels a side, at most
+THUMBNAIL = 128  # pixels per side, at most
 
 
 @dataclass(frozen=True)
@@ -30,19 +30,19 @@ class Evaluated:
     predicted: np.ndarray  # (N,) int32
     probability: np.ndarray  # (N,) float32, of the predicted class
     label_probability: np.ndarray  # (N,) float32
-    mistakes: np.ndarray  # (M,) int64, examples, from the one with the least probable label on
+    mistakes: np.ndarray  # (M,) int64, indices of examples, the least probable label first
     images: np.ndarray  # (M, S, S, 3) uint8, of the mistakes
     origins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.str_))  # (M,) str: file or record
 
 
 def worst_mistakes(predictions: step.Predictions) -> np.ndarray:
-    """The wrongly classified examples with the least probable labels, int64 `(NUM_MISTAKES,)` or fewer."""
+    """The misclassified examples with the least probable labels, int64 `(NUM_MISTAKES,)` or fewer."""
     wrong = np.flatnonzero(predictions.predicted != predictions.label)
     return wrong[np.argsort(predictions.label_probability[wrong], kind="stable")[:NUM_MISTAKES]]
 
 
 def save(workdir: Path, at: int, predictions: step.Predictions, split: data.Split) -> None:
-    """Write the predictions of the weights of step `at` for `split`, all of them or none."""
+    """Write the predictions for `split` by the weights of step `at`, all of them or none."""
     mistakes = worst_mistakes(predictions)
     images = _thumbnails(split, mistakes)
     names = np.asarray(split.class_names, dtype=np.str_)
@@ -62,14 +62,14 @@ def save(workdir: Path, at: int, predictions: step.Predictions, split: data.Spli
 
 
 def _origin(split: data.Split, index: int) -> str:
-    """Where an example is found again: its file in the folder, or its record."""
+    """Where to find an example: its file in the folder, or its record."""
     if isinstance(split.source, ImageFiles):
         return as_utf8(os.path.relpath(split.source.paths[index], split.directory))
     return f"{split.split}, record {index}"
 
 
 def _thumbnails(split: data.Split, indices: np.ndarray) -> np.ndarray:
-    """The images of some examples, uint8 `(M, S, S, 3)`, S at most THUMBNAIL; black where one is no longer there."""
+    """The images of some examples, uint8 `(M, S, S, 3)`, S at most THUMBNAIL; black if no longer readable."""
     side = min(split.image_size, THUMBNAIL)
     images = np.zeros((len(indices), side, side, 3), np.uint8)
     for place, index in enumerate(indices):
@@ -80,7 +80,7 @@ def _thumbnails(split: data.Split, indices: np.ndarray) -> np.ndarray:
 
 
 def load(workdir: Path) -> Evaluated | None:
-    """The last predictions of a run, None where none were kept; UserError for a file that is something else."""
+    """The last predictions of a run, None if none were saved; UserError for a file that is something else."""
     path = workdir / FILE
     try:
         _require_modest(path)
@@ -95,14 +95,14 @@ def load(workdir: Path) -> Evaluated | None:
 
 
 def _require_modest(path: Path) -> None:
-    """ValueError for an archive that would inflate to more than any run writes, or is a pipe."""
+    """ValueError for a pipe, or for an archive that would inflate to more than any run writes."""
     with open(path, "rb", opener=open_at_once) as file, zipfile.ZipFile(file) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
             raise ValueError(f"it inflates to more than {MAX_BYTES >> 20} MiB")
 
 
 def _check(content: Evaluated) -> None:
-    """ValueError where the arrays do not belong together."""
+    """ValueError if the arrays do not belong together."""
     shapes = {getattr(content, name).shape for name in ("label", "predicted", "probability", "label_probability")}
     if len(shapes) > 1 or content.label.ndim != 1 or content.class_names.ndim != 1 or content.step.shape:
         raise ValueError(f"its arrays have shapes {sorted(shapes)}")

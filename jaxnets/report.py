@@ -1,7 +1,7 @@
 """Draw the page of a run, or of several on shared axes: curves, mistakes, time and configuration in one file.
 
 A run keeps its own page, report.html in its workdir, up to date while it trains. With several workdirs, the page
-compares them and is written to --out. The file needs nothing beside it and no network.
+compares them and is written to --out. The file is self-contained and needs no network.
 """
 
 from jaxnets import interruption
@@ -28,17 +28,17 @@ from jaxnets.workdir import CONFIG
 
 FILE = "report.html"
 COMPARISON = "comparison.html"
-_MARK = '<meta name="generator" content="jaxnets.report">'  # which the template writes: a page of ours
+_MARK = '<meta name="generator" content="jaxnets.report">'  # written by the template: a page of ours
 
 
 def load(workdir: Path, name: str | None = None) -> History:
-    """What a workdir holds about the course of its run.
+    """The history of a run, from its workdir.
 
-    Raises UserError where there is no run, or it has recorded nothing yet. Predictions that cannot be read are
+    Raises UserError if there is no run, or it has recorded nothing yet. Predictions that cannot be read are
     reported in the log and left out.
     """
     config = settings.read(workdir / CONFIG).to_dict()
-    # What is no number is damaged.
+    # Anything but a number is damage.
     records = [
         {name: value for name, value in record.items() if _is_number(value)}
         for record in journal.read(workdir)
@@ -67,7 +67,7 @@ def load(workdir: Path, name: str | None = None) -> History:
 
 
 def name_of(workdir: Path) -> str:
-    """The folder's name; of a comparison's run, which is called after its seed, its net's before it."""
+    """The folder's name, preceded by the net's for a comparison's run, whose own folder is named after its seed."""
     folder = workdir.resolve()
     return f"{folder.parent.name}/{folder.name}" if re.fullmatch(r"seed\d+", folder.name) else folder.name
 
@@ -81,8 +81,8 @@ def _has(record: dict, *names: str) -> bool:
 
 
 def fill_template(name: str, **values) -> str:
-    """A template of this package, filled in; text among the values is no markup, except where the template says so."""
-    import jinja2  # by the page's thread: it need not delay the first step
+    """A template of this package, filled in; text in the values is escaped, unless the template says otherwise."""
+    import jinja2  # in the page's thread, so as not to delay the first step
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = importlib.resources.files("jaxnets").joinpath(name).read_text(encoding="utf-8")
@@ -129,10 +129,10 @@ def _run_parts(run: History, colour: str) -> dict:
 
 
 def write(workdirs: Sequence[Path], out: Path | None = None, tag: str = "") -> Path:
-    """Draw one page of all workdirs; the file, which is whole or not there at all.
+    """Draw one page of all workdirs; returns the file, which is written completely or not at all.
 
     `out` is by default report.html in the workdir, comparison.html for several; `tag` is `replacing`'s. Raises
-    UserError for a workdir without a run, and where `out` is a file that is no such page, or cannot be written.
+    UserError for a workdir without a run, and if `out` is a file that is not such a page, or cannot be written.
     """
     out = out or (workdirs[0] / FILE if len(workdirs) == 1 else Path(COMPARISON))
     try:
@@ -147,7 +147,7 @@ def write(workdirs: Sequence[Path], out: Path | None = None, tag: str = "") -> P
     if not ours:
         raise UserError(f"{out} exists and is no page of jaxnets.report; choose another --out")
     names = [name_of(workdir) for workdir in workdirs]
-    # Folders of one name are told apart by their paths.
+    # Folders of the same name are told apart by their paths.
     runs = [load(w, str(w) if names.count(name) > 1 else name) for w, name in zip(workdirs, names)]
     page = render(runs)
     with writing(out, ""), replacing(out, tag) as scratch:
@@ -156,10 +156,10 @@ def write(workdirs: Sequence[Path], out: Path | None = None, tag: str = "") -> P
 
 
 class LivePage:
-    """Draws the page of a run that is training, in a thread; a failure is a line in the log and no more.
+    """Draws the page of a run that is training, in a thread; a failure is only logged.
 
-    In a tenth of the time at most, but for `redraw`: drawing keeps Python from dispatching steps, which on a GPU take
-    milliseconds.
+    It takes a tenth of the time at most, except for `redraw`: drawing keeps Python from dispatching steps, which take
+    milliseconds on a GPU.
     """
 
     def __init__(self, workdir: Path, split: data.Split):
@@ -169,22 +169,22 @@ class LivePage:
         self._due, self._closing = 0.0, threading.Event()
 
     def update(self, at: int, predicted: step.Predictions) -> None:
-        """Draw the run as it is now, with the predictions of step `at`, or soon, with later ones; returns at once."""
+        """Draw the run as it is now, with the predictions of step `at`, or soon with newer ones; returns at once."""
         self._wanted.append((at, predicted))
         self._pool.submit(self._draw_wanted)
 
     def redraw(self) -> None:
-        """Draw the run as it is now, with the predictions it has kept; returns at once."""
+        """Draw the run as it is now, with the predictions it has saved; returns at once."""
         self._pool.submit(self._draw)
 
     def close(self) -> None:
-        """Wait until what was asked for is drawn."""
+        """Wait until everything requested is drawn."""
         self._closing.set()
         self._pool.shutdown()
 
     def _draw_wanted(self) -> None:
         self._closing.wait(self._due - time.monotonic())
-        if self._wanted:  # else an earlier drawing has shown it
+        if self._wanted:  # otherwise an earlier drawing has shown it
             began = time.monotonic()
             self._draw(*self._wanted.pop())
             now = time.monotonic()
@@ -220,7 +220,7 @@ def main(argv: list[str]) -> None:
     workdirs = [*args.workdir, *args.more]
     if not workdirs:
         raise UserError("give the folder of a run: --workdir=DIR")
-    # The run may be training, and draw its page in this very moment.
+    # The run may be training and drawing its page at this very moment.
     print(as_utf8(str(write(workdirs, args.out, ".command"))))
 
 

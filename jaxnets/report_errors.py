@@ -1,4 +1,4 @@
-"""What a run got wrong, as the template of its page takes it: confusions, accuracy by class, the worst mistakes."""
+"""What a run got wrong, as its page's template takes it: confusions, accuracy by class, the worst mistakes."""
 
 import base64
 import io
@@ -16,8 +16,8 @@ from jaxnets.errors import printable
 from jaxnets.predictions import Evaluated
 from jaxnets.report_parts import History
 
-MAX_TABLE = 20  # classes whose confusions are a table; those of more are an image
-MAX_MATRIX = 1000  # and of more than that are not drawn
+MAX_TABLE = 20  # classes at most for a confusion matrix as a table; with more it is an image
+MAX_MATRIX = 1000  # and with more than that it is not drawn
 NUM_PAIRS = 10
 NOTHING = np.zeros(0, np.int64)
 
@@ -47,7 +47,7 @@ def mistakes(run: History) -> dict[str, Any] | None:
             for row, shares_of_row in enumerate(confusions.shares())
         ]
     elif len(names) <= MAX_MATRIX:
-        # Unlike any other's on the page, whatever bytes its folder's name has.
+        # Unique on the page, whatever bytes the folder's name has.
         identity = f"confusion-{run.name}".encode(errors="surrogatepass").hex()
         shares = confusions.shares()
         made["image"] = charts.draw_matrix(identity, shares, xlabel="taken for class", ylabel="is class")
@@ -57,7 +57,7 @@ def mistakes(run: History) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class Confusions:
-    """The entries of a confusion matrix that are not 0, row by row: of thousands of classes the whole is too large."""
+    """The nonzero entries of a confusion matrix, row by row: for thousands of classes the whole is too large."""
 
     num_classes: int
     label: np.ndarray  # (P,) int64
@@ -73,31 +73,31 @@ class Confusions:
         return cls(num_classes, *np.divmod(pairs, num_classes), images, support)
 
     def shares(self) -> np.ndarray:
-        """The whole matrix, each row over its sum, 0 where that is 0."""
+        """The whole matrix, each row divided by its sum, 0 where that is 0."""
         shares = np.zeros((self.num_classes, self.num_classes))
         shares[self.label, self.predicted] = self.images / self.support[self.label]
         return shares
 
     def wrong(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Label, prediction and number of those off the diagonal, the most frequent first."""
+        """Label, prediction and number of images off the diagonal, the most frequent first."""
         off = np.flatnonzero(self.label != self.predicted)
         off = off[np.argsort(-self.images[off], kind="stable")]
         return self.label[off], self.predicted[off], self.images[off]
 
 
 def class_names(evaluated: Evaluated) -> list[str]:
-    """A name for every class there is; a net may have more classes than its data set names."""
+    """A name for every class; a net may have more classes than its data set names."""
     count = max(len(evaluated.class_names), int(evaluated.predicted.max(initial=0)) + 1)
     names = evaluated.class_names.tolist()
     return names + [f"class {number}" for number in range(len(names), count)]
 
 
 def _cell(share: float, right: bool) -> dict[str, str]:
-    # The eye compares areas of one colour badly: the square root shows small shares, which are the news here.
+    # The eye is poor at comparing shades of a colour: the square root shows small shares, which matter here.
     shade = 90 * math.sqrt(share)
-    # Half up; 29 in 200 are 14.499999999999998 in binary.
+    # Half up; 29 in 200 is 14.499999999999998 % in binary.
     percent = math.floor(round(100 * share, 6) + 0.5)
-    # From where on the text that the ground of a page has is read worse: a dark ground's, a light ground's.
+    # Shades on which a page's usual text is harder to read: on a dark page (strong), on a light one (stronger).
     kinds = {"right": right, "strong": shade > 60, "stronger": right and shade > 82, "none": not percent}
     kind = " ".join(name for name, holds in kinds.items() if holds)
     return {"text": str(percent or "·"), "shade": f"{shade:.0f}", "kind": kind}
@@ -116,8 +116,8 @@ def _pairs(confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]
 
 
 def _classes(evaluated: Evaluated, confusions: Confusions, names: Sequence[str]) -> list[dict[str, str]]:
-    """A row for each class that there are images of, the hardest first."""
-    from sklearn.metrics import precision_recall_fscore_support  # by the page's thread, as in charts
+    """A row for each class that has images, the hardest first."""
+    from sklearn.metrics import precision_recall_fscore_support  # in the page's thread, as in charts
 
     precision, recall, _, support = precision_recall_fscore_support(
         evaluated.label, evaluated.predicted, labels=range(len(names)), zero_division=np.nan
@@ -172,9 +172,9 @@ def _png(image: np.ndarray) -> str:
 
 
 def by_class(runs: Sequence[History]) -> list[dict[str, Any]]:
-    """The accuracy of each class in each run, the hardest first; empty where the runs do not share their classes.
+    """The accuracy of each class in each run, the hardest first; empty if the runs do not share their classes.
 
-    A run without predictions, in its first epoch perhaps, has an empty place.
+    A run without predictions, perhaps in its first epoch, has empty cells.
     """
     evaluated = [run.evaluated for run in runs if run.evaluated is not None]
     if len({tuple(each.class_names.tolist()) for each in evaluated}) != 1:

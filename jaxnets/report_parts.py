@@ -11,11 +11,11 @@ from jaxnets import charts, journal, settings, timing
 from jaxnets.predictions import Evaluated
 
 SERIES = tuple(name for name in charts.COLOURS if name.startswith("series-"))
-TRAINING, EVALUATION, AVERAGED = SERIES[1], SERIES[0], SERIES[2]  # of a page with one run
-FEW_CLASSES = 10  # of which top-5 accuracy says little
-MAX_ROWS = 200  # of a table of evaluations
+TRAINING, EVALUATION, AVERAGED = SERIES[1], SERIES[0], SERIES[2]  # on a page with one run
+FEW_CLASSES = 10  # for which top-5 accuracy says little
+MAX_ROWS = 200  # in a table of evaluations
 TIME_UNITS = ((1.0, "seconds", 180), (60.0, "minutes", 3 * 3600), (3600.0, "hours", np.inf))
-# Title, field of the train records, field of the eval records, and how its axis is made
+# Title, field of the train records, field of the eval records, and options for its axis
 CHARTS = (
     ("Loss", "loss", "eval_loss", {}),
     ("Accuracy", "accuracy", "eval_accuracy", {"percent": True}),
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class History:
-    """What the workdir of a run holds about its course."""
+    """The history of a run, as its workdir holds it."""
 
     directory: Path
     name: str
@@ -36,12 +36,12 @@ class History:
     trained: list[Record]  # the train records of metrics.jsonl
     evaluations: list[Record]  # and the eval records
     spans: list[timing.Span]
-    machines: list[Record]  # where it was trained, as `machine.read` gives it
+    machines: list[Record]  # where it was trained, as returned by `machine.read`
     evaluated: Evaluated | None  # the last evaluation, example by example
 
     @property
     def throughput(self) -> list[Record]:
-        """Images a second of training in every span, as records: of an epoch, or its parts around an interruption."""
+        """Training images per second in every span (an epoch, or its parts around an interruption), as records."""
         size = self.config.get("batch_size")
         if not isinstance(size, int):
             return []
@@ -54,7 +54,7 @@ class History:
 
     @property
     def averaged(self) -> bool:
-        """Whether the averaged weights were evaluated beside the others."""
+        """Whether the averaged weights were evaluated, too."""
         return any({"ema_eval_accuracy", "ema_eval_loss"} <= record.keys() for record in self.evaluations)
 
     def steps(self, records: Sequence[Record]) -> np.ndarray:
@@ -65,7 +65,7 @@ class History:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 0.42 s, 3 min 5 s, 2 h 5 min."""
+    """Seconds as a person would say them: 0.42 s, 3 min 5 s, 2 h 5 min."""
     if not np.isfinite(seconds):
         return "–"
     if seconds < 59.5:
@@ -76,31 +76,31 @@ def duration(seconds: float) -> str:
 
 
 def lede(run: History) -> str:
-    """The run in a line: net, data, length."""
+    """The run in one line: net, data, length."""
     config = run.config
     width = (config.get("model") or {}).get("width")
     net = str((config.get("model") or {}).get("name")) + (f", width {width}" if width else "")
     epochs, records = config.get("num_epochs"), run.trained + run.evaluations
     last, at = (max(record[name] for record in records) for name in ("step", "epoch"))
-    # Only its evaluation ends a run.
+    # A run ends only with its last evaluation.
     done = bool(run.evaluations) and run.evaluations[-1]["epoch"] == epochs
     state = f"{epochs} epochs" if done else f"epoch {at} of {epochs} so far"
     return f"{net}, on {config.get('dataset')}; {state}, {last:,} steps of {config.get('batch_size')} images"
 
 
 def tiles(run: History) -> list[dict[str, str]]:
-    """The numbers that come first, each with a label and a remark."""
+    """The headline numbers, each with a label and a note."""
 
     def tile(label, value, note=""):
         return {"label": label, "value": value, "note": note}
 
     made = []
     if run.evaluations:
-        # Averaged weights count where a run has them, as in `compare`.
+        # If a run has averaged weights, those count, as in `compare`.
         which = "ema_eval_accuracy" if run.averaged else "eval_accuracy"
         scored = [record for record in run.evaluations if {which, which.replace("accuracy", "loss")} <= record.keys()]
         best, last = max(scored, key=lambda record: record[which]), scored[-1]
-        images, loss = last.get("num_examples"), last[which.replace("accuracy", "loss")]  # large where it diverged
+        images, loss = last.get("num_examples"), last[which.replace("accuracy", "loss")]  # large if it diverged
         of = [f"of {images:,} images"] if isinstance(images, int) else []
         of += ["averaged weights"] * run.averaged
         made += [
@@ -121,7 +121,7 @@ def tiles(run: History) -> list[dict[str, str]]:
 
 
 def legend(runs: Sequence[History]) -> list[dict[str, Any]]:
-    """What each kind of line is."""
+    """What each kind of line stands for."""
     if len(runs) > 1:
         names = [
             {
@@ -143,12 +143,12 @@ def legend(runs: Sequence[History]) -> list[dict[str, Any]]:
 
 
 def run_styles(count: int) -> list[tuple[str, int]]:
-    """The colour of each of several runs, and the dashes of its lines: of those beyond the colours they differ."""
+    """The colour and the dash pattern of each of several runs; runs that share a colour differ in their dashes."""
     return [(SERIES[number % len(SERIES)], number // len(SERIES) % len(charts.DASHES)) for number in range(count)]
 
 
 def draw_charts(runs: Sequence[History]) -> list[dict[str, str]]:
-    """Loss, accuracy, learning rate and throughput, over steps and, where it is known, over time."""
+    """Loss, accuracy, learning rate and throughput, over steps and, if known, over time."""
     axes = [("step", 1.0, "step")]
     longest = max((sum(timing.totals(run.spans).values()) for run in runs if run.spans), default=0.0)
     if longest:
@@ -159,7 +159,7 @@ def draw_charts(runs: Sequence[History]) -> list[dict[str, str]]:
 
 
 def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: str, evaluated: str | None, look):
-    """One chart with its title and description, or None where there is nothing to draw."""
+    """One chart with its title and description, or None if there is nothing to draw."""
     curves, descriptions = [], []
 
     def add(run, records, field, label, **style):
@@ -180,7 +180,7 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
         records = run.throughput if trained == "images_per_second" else run.trained
         marked = trained == "images_per_second"
         add(run, records, trained, f"{name}training", faint=bool(evaluated), marked=marked, **style)
-        if evaluated and several:  # a run has one line, and its averaged weights count, as in `compare`
+        if evaluated and several:  # one line per run, of its averaged weights if it has them, as in `compare`
             field = f"ema_{evaluated}" if run.averaged else evaluated
             add(run, run.evaluations, field, f"{name}evaluation", marked=True, **style)
         elif evaluated:
@@ -197,9 +197,9 @@ def _draw_chart(runs, axis: str, unit: float, xlabel: str, title: str, trained: 
 
 
 def evaluations(run: History) -> dict[str, Any]:
-    """A row for each evaluation, with its epoch's training; beyond MAX_ROWS only every second one, every third, ..."""
+    """A row for each evaluation, with its epoch's training; beyond MAX_ROWS only every second, every third, ... one."""
     every = max(1, -(-len(run.evaluations) // MAX_ROWS))
-    shown = run.evaluations[::-1][::every][::-1]  # with the last
+    shown = run.evaluations[::-1][::every][::-1]  # including the last
     left_out = f"One of {every}; metrics.jsonl has all {len(run.evaluations):,}." if every > 1 else ""
     seconds = run.seconds(shown)
     columns = ["epoch", "step", "time", "learning rate"]
@@ -228,7 +228,7 @@ def _shown(value: float | None, form: str) -> str:
 
 
 def phases(run: History) -> list[dict[str, Any]]:
-    """The phases, the longest first, with their share of the whole."""
+    """The phases, the longest first, with their shares of the total."""
     totals = {name: seconds for name, seconds in timing.totals(run.spans).items() if seconds > 0}
     whole = sum(totals.values())
     return [
@@ -244,13 +244,13 @@ def phases(run: History) -> list[dict[str, Any]]:
 
 
 def fields(config: dict[str, Any]) -> list[tuple[str, str]]:
-    """The configuration by dotted names; what a net was left to decide is left out."""
+    """The configuration by dotted names, without the fields that are left to the net."""
     flat = settings.flatten(config)
     return [(name, _value(value)) for name, value in flat.items() if value is not None]
 
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """The fields, by dotted name, that are not the same in all of some runs."""
+    """The fields, by dotted name, in which some runs differ, except data_dir."""
     flat = [settings.flatten(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config)
     rows = [(name, [_value(config.get(name)) for config in flat]) for name in names if name != "data_dir"]

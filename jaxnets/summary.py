@@ -1,10 +1,10 @@
-"""Print a net by layer: output shape, parameters, multiply-accumulates (MACs), activation memory.
+"""Print a net layer by layer: output shape, parameters, multiply-accumulates (MACs), activation memory.
 
-Counted are the layers with weights. MACs: kernel height x width x input channels / groups x output channels x
-output height x width of a convolution, inputs x outputs of a dense layer; nothing for biases, BatchNorm,
-activations, pooling. This is the papers' count, at 224x224 for ImageNet; the 819 M of SqueezeNet 1.0 are those
-of 224 too, while its authors' 227 make 833 M. Activation memory: the outputs of convolutions and dense layers,
-float32, for one image; a BatchNorm belongs to the convolution in front of it. Nothing is computed, only traced.
+Only layers with weights are counted. MACs: kernel height x width x input channels / groups x output channels x
+output height x width for a convolution, inputs x outputs for a dense layer; none for biases, BatchNorm,
+activations or pooling. This is how the papers count, at 224x224 for ImageNet; SqueezeNet 1.0's 819 M are also at 224,
+while its authors' 227 gives 833 M. Activation memory: the outputs of convolutions and dense layers, float32, for
+one image; a BatchNorm belongs to the convolution before it. Nothing is computed, only traced.
 """
 
 from jaxnets import interruption
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A depthwise-separable convolution beside the standard one that it replaces (1704.04861, section 3.1)."""
+    """A depthwise-separable convolution and the standard one that it replaces (1704.04861, section 3.1)."""
 
     depthwise: str
     pointwise: str
@@ -65,7 +65,7 @@ class Summary:
     """What a net costs for one image."""
 
     model: str
-    fields: dict[str, Any]  # of the model, where they are not its own
+    fields: dict[str, Any]  # of the model, where they differ from its own
     image_size: int
     rows: tuple[Row, ...]
     pairs: tuple[Pair, ...]
@@ -109,7 +109,7 @@ class Summary:
 def summarize(name: str, image_size: int | None = None, /, **fields) -> Summary:
     """Count the layers of `create_model(name, **fields)` for one image with sides of `image_size` pixels.
 
-    `image_size=None` is the size that the net is made for. Raises UserError for a bad name, field or size.
+    `image_size=None` is the size that the net is designed for. Raises UserError for a bad name, field or size.
     """
     if image_size is None:
         image_size = default_image_size(name)
@@ -136,7 +136,7 @@ def _row(layer: Layer, norm: Layer | None) -> Row:
 
 
 def _name(layer: Layer) -> str:
-    """The path, of a `ConvBN` rather than of the convolution in it."""
+    """The layer's path; for a convolution in a `ConvBN`, that of the `ConvBN`."""
     return ".".join(layer.path[:-1] if layer.normalised and layer.path[-1] == "conv" else layer.path)
 
 
@@ -146,7 +146,7 @@ def _groups(layer: Layer) -> int:
 
 def _is_depthwise(layer: Layer) -> bool:
     single = layer.kind == "conv" and 1 < _groups(layer) == layer.input_shape[-1]
-    return single and layer.shape[:2] != (1, 1)  # else a grouped 1x1 that is as narrow as its groups are many
+    return single and layer.shape[:2] != (1, 1)  # otherwise a grouped 1x1 with as many groups as channels
 
 
 def _is_separable(first: Layer, second: Layer) -> bool:
@@ -216,13 +216,13 @@ def _pair_section(pairs: Sequence[Pair]) -> Section:
 
 
 def _joined(pair: Pair) -> str:
-    """Both names, their common module once: `block0.depthwise + pointwise`."""
+    """Both names, with their common module once: `block0.depthwise + pointwise`."""
     block, _, name = pair.pointwise.rpartition(".")
     return f"{pair.depthwise} + {name if pair.depthwise.rpartition('.')[0] == block else pair.pointwise}"
 
 
 def overview(summaries: Sequence[Summary]) -> Section:
-    """One row a net."""
+    """One row per net."""
     return Section(
         "",
         ("model", "image", "parameters", "MACs (M)", "activations (MiB)", "largest (MiB)"),
@@ -284,5 +284,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed: a GPU may be at work
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a GPU may be busy
     exit_on_user_error(main)(sys.argv)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 
 class Section(NamedTuple):
-    """A table to print: cells of text, the first columns to the left and numbers to the right."""
+    """A table to print: cells of text, left-aligned in the first columns, with right-aligned numbers after them."""
 
     title: str  # or ""
     header: tuple[str, ...]
@@ -20,7 +20,7 @@ class Section(NamedTuple):
 
 
 def print_section(section: Section) -> None:
-    """A table no wider than the terminal, or than 80 columns without one; long names are folded, never cut."""
+    """Print a table no wider than the terminal, or 80 columns without one; long names are folded, never cut."""
     console = Console(file=sys.stdout, highlight=False, markup=False)
     if section.title:
         console.print(section.title, style="bold")
@@ -28,7 +28,7 @@ def print_section(section: Section) -> None:
     for position, name in enumerate(section.header):
         if position < section.text_columns:
             table.add_column(name, overflow="fold")
-        else:  # units below: the numbers need less room
+        else:  # the unit on a line below, since numbers need less room
             table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for row in section.rows:
         table.add_row(*row)

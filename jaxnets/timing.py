@@ -1,4 +1,4 @@
-"""Where the time of a run goes: `timing.jsonl`, one object for each epoch, apart from what a seed decides."""
+"""Where the time of a run goes: `timing.jsonl`, one object per epoch, kept apart from what the seed determines."""
 
 import contextlib
 import dataclasses
@@ -15,26 +15,26 @@ from jaxnets.plain_files import parse_json, read_text
 
 FILE = "timing.jsonl"
 MAX_BYTES = 1 << 26
-MAX_STEP = 1 << 62  # beyond which a number of steps is damage
+MAX_STEP = 1 << 62  # a number of steps beyond this is damage
 REST = "set-up and rest"
-TRAINING = ("train", "wait for data")  # what passes while the steps of an epoch are taken
-AFTERWARDS = ("evaluate", "checkpoint")  # and when it ends; all else comes before its first step
+TRAINING = ("train", "wait for data")  # phases while the steps of an epoch are taken
+AFTERWARDS = ("evaluate", "checkpoint")  # and after its last step; all others come before its first
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Seconds spent by phase from one step of a run to another."""
+    """Seconds spent in each phase from one step of a run to another."""
 
-    first: int  # the step it starts from
+    first: int  # the step that it starts from
     last: int
     seconds: dict[str, float]
 
 
 class Clock:
-    """The seconds of a process by phase: every moment belongs to the innermost phase that is open."""
+    """The seconds of a process by phase: every moment belongs to the innermost open phase."""
 
     def __init__(self, workdir: Path):
-        self.step = 0  # from which the seconds since the last `write` are counted
+        self.step = 0  # the seconds since the last `write` count from this step
         self._path = workdir / FILE
         self._phase = REST
         self._since = time.perf_counter()
@@ -42,7 +42,7 @@ class Clock:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count what passes inside to `name`, and not to the phase around it."""
+        """Count the time inside towards `name`, and not towards the enclosing phase."""
         outer = self._switch(name)
         try:
             yield
@@ -50,11 +50,11 @@ class Clock:
             self._switch(outer)
 
     def write(self, step: int) -> None:
-        """Append what has passed since the last call, up to `step`."""
+        """Append the time since the last call, up to `step`."""
         self._switch(self._phase)
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         with writing(self._path), self._path.open("a") as file:
-            # A line that a kill tore ends here, and spoils no other.
+            # Ends a line that a kill has torn, so that it spoils no other.
             file.write("\n" * (file.tell() > 0) + json.dumps({"first": self.step, "last": step, "seconds": seconds}))
         self.step, self._seconds = step, {}
 
@@ -66,7 +66,7 @@ class Clock:
 
 
 def read(workdir: Path) -> list[Span]:
-    """The spans of a workdir in order, those left out that a start from an earlier checkpoint made again."""
+    """The spans of a workdir in order, without those that were redone from an earlier checkpoint."""
     try:
         lines = read_text(workdir / FILE, MAX_BYTES).splitlines()
     except FileNotFoundError:
@@ -97,9 +97,9 @@ def totals(spans: Sequence[Span]) -> dict[str, float]:
 
 
 def elapsed(spans: Sequence[Span], steps: Sequence[int]) -> np.ndarray:
-    """Seconds of work, pauses between starts left out, after which each step was taken; NaN beyond the spans.
+    """Seconds of work after which each step was taken, without pauses between starts; NaN beyond the spans.
 
-    Within a span steps are taken to be equally long.
+    Within a span, steps are assumed to be equally long.
     """
     at, when, now = [], [], 0.0
     for span in spans:
@@ -108,7 +108,7 @@ def elapsed(spans: Sequence[Span], steps: Sequence[int]) -> np.ndarray:
             for names in (None, TRAINING, AFTERWARDS)
         )
         if span.last > span.first:
-            at += [span.first + 0.5, span.last]  # not at `first`, where the span before ends
+            at += [span.first + 0.5, span.last]  # not at `first`, where the previous span ends
             when += [now + total - training - after, now + total - after]
         now += total
     if not at:

@@ -1,4 +1,4 @@
-"""Images changed on PyTorch's device as `augment` changes them on JAX's: the same distributions, other draws."""
+"""Augmentation on PyTorch's device, as `augment` does it on JAX's: the same distributions, other draws."""
 
 import functools
 
@@ -8,21 +8,21 @@ import torch.nn.functional as F
 
 
 def normalize(images: torch.Tensor, config: ml_collections.ConfigDict) -> torch.Tensor:
-    """uint8 images `(N, 3, H, W)` as float32 with the run's mean and deviation taken out."""
+    """uint8 images `(N, 3, H, W)` as float32, normalised by the run's mean and standard deviation."""
     mean, std = (by_channel(tuple(value), images.device) for value in (config.mean, config.std))
     return (images.float() / 255 - mean) / std
 
 
 @functools.cache
 def by_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """The values on a device, `(1, C, 1, 1)`; copied once, since a copy waits for all that the device has to do."""
+    """The values on a device, `(1, C, 1, 1)`; copied once, since a copy waits for all work queued on the device."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 def augment(images: torch.Tensor, config: ml_collections.ConfigDict, size: int) -> torch.Tensor:
     """uint8 images `(N, 3, H, W)` cropped, mirrored, normalised, cut out and resized, `(N, 3, S, S)`.
 
-    As by `augment.augment`; draws from PyTorch's generator of the images' device.
+    As in `augment.augment`; draws from PyTorch's generator for the images' device.
     """
     count, _, height, width = images.shape
     device, padding = images.device, config.augment.crop_padding
@@ -44,7 +44,7 @@ def augment(images: torch.Tensor, config: ml_collections.ConfigDict, size: int) 
 
 
 def cut_out(images: torch.Tensor, size: int) -> torch.Tensor:
-    """A square of each image `(N, C, H, W)` set to 0, as by `augment.cut_out`."""
+    """Images `(N, C, H, W)` with a square of each set to 0, as in `augment.cut_out`."""
 
     def inside(length):
         first = torch.randint(length, (len(images), 1), device=images.device) - size // 2

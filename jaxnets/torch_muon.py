@@ -1,4 +1,4 @@
-"""Muon in PyTorch as `optim.make_optimizer` has it. PyTorch's own takes matrices alone, and rounds them to bfloat16."""
+"""Muon in PyTorch, as in `optim.make_optimizer`. PyTorch's own takes only matrices, and rounds them to bfloat16."""
 
 import math
 
@@ -6,16 +6,16 @@ import torch
 
 from jaxnets.optim import MUON_RMS
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # a quintic's, by which the singular values come near 1
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of a quintic that brings the singular values close to 1
 ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonal updates for convolutions, depthwise ones excepted, Adam's for the rest; decoupled weight decay.
+    """Orthogonalised updates for convolutions except depthwise ones, Adam's for the rest; decoupled weight decay.
 
     Args:
-      params: parameters or groups of them, which have a `weight_decay` each.
-      momentum, nesterov: of Muon; `nesterov` makes Adam NAdam too.
+      params: parameters, or groups of them, each with its `weight_decay`.
+      momentum, nesterov: of Muon; `nesterov` also turns Adam into NAdam.
       betas, epsilon: of Adam; `epsilon` keeps both from dividing by 0.
     """
 
@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
                     torch._foreach_add_(updated, updates, alpha=-group["lr"])
 
     def _muon(self, parameters):
-        """Those of one shape as one stack, so that their products are batches."""
+        """Muon's updates; parameters of one shape are stacked, so that their products are batched."""
         self._count(parameters, "mean")
         by_shape: dict[torch.Size, list[int]] = {}
         for number, parameter in enumerate(parameters):
@@ -61,7 +61,7 @@ class Muon(torch.optim.Optimizer):
         return list(torch._foreach_div(self._means(parameters, beta1), deviations))
 
     def _means(self, parameters, beta):
-        """Of the gradients so far, without the bias of their start; with `nesterov`, as they will be a step later."""
+        """Bias-corrected means of the gradients so far; with `nesterov`, as they will be a step later."""
         gradients, steps = [p.grad for p in parameters], self._kept(parameters, "step")
         means = self._kept(parameters, "mean")
         torch._foreach_mul_(means, beta)
@@ -74,7 +74,7 @@ class Muon(torch.optim.Optimizer):
         return ahead
 
     def _count(self, parameters, *names):
-        """One step more in the state of each; what it has of these names is zeros at first."""
+        """Count one more step in the state of each; its entries with these names start as zeros."""
         for parameter in parameters:
             state = self.state[parameter]
             state["step"] = state.get("step", 0) + 1
@@ -87,12 +87,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:
-    """Whether it is Muon's, as `optim._is_matrix` has it."""
+    """Whether Muon updates it, as in `optim._is_matrix`."""
     return parameter.ndim == 4 and parameter.shape[1] > 1
 
 
 def orthogonal(matrices: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """The matrices `(..., rows, columns)` with singular values near 1, by Newton-Schulz iterations."""
+    """The matrices `(..., rows, columns)` with singular values brought close to 1, by Newton-Schulz iterations."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + epsilon)

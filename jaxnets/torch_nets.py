@@ -1,8 +1,8 @@
-"""The light nets in PyTorch: torchvision's own, and in its style those that it does not have.
+"""The light nets in PyTorch: torchvision's own and, in its style, those that it lacks.
 
-What `jaxnets.benchmark` races against and the tests compare with; every net computes what ours of the same name does.
-Importing it gives torchvision's ShuffleNetV2 our `shuffle`.
-Needs PyTorch and torchvision, `pip install -e '.[torch]'`, and nothing of JAX.
+`jaxnets.benchmark` races against them, and the tests compare with them; every net computes what ours of that name does.
+Importing this module gives torchvision's ShuffleNetV2 our `shuffle`.
+Needs PyTorch and torchvision, `pip install -e '.[torch]'`, but not JAX.
 """
 
 from functools import partial
@@ -11,25 +11,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}  # of images in memory
+FORMATS = {"channels_last": torch.channels_last, "NCHW": torch.contiguous_format}  # memory formats of images
 
 
 def set_fast() -> None:
-    """Have cuDNN try its kernels for every shape, and float32 multiplied as TF32, as XLA does by default."""
+    """Have cuDNN try its kernels for every shape, and multiply float32 as TF32, as XLA does by default."""
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def synchronize() -> None:
-    """Wait for what is queued on the GPU, if there is one."""
+    """Wait for all work queued on the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def import_torchvision():
-    """torchvision, also where its CUDA build stands beside a CPU PyTorch.
+    """Import torchvision, even if its CUDA build is installed with a CPU build of PyTorch.
 
-    There the operators are missing from the binary, and their import fails until the schemas exist.
+    In that case the operators are missing from the binary, and importing them fails until their schemas exist.
     """
     try:
         import torchvision
@@ -64,15 +64,15 @@ def relu(x):
     return F.relu(x, inplace=True)
 
 
-@torch.fx.wrap  # a call in a net that is traced by its symbols: how memory lies, only arrays know
+@torch.fx.wrap  # kept as a call by symbolic tracing, which does not know the memory format
 def shuffle(x, groups):
-    """Channels shuffled in groups, in the memory format of x, or all that follows would be copied out of it too."""
+    """Channels shuffled in groups, in the memory format of x: otherwise all that follows would leave it too."""
     if x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).unflatten(3, (groups, -1)).transpose(3, 4).flatten(3).permute(0, 3, 1, 2)
     return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
 
-# In place of torchvision's, which gives NCHW whatever it gets.
+# Replaces torchvision's, which returns NCHW whatever it gets.
 torchvision.models.shufflenetv2.channel_shuffle = lambda x, groups: shuffle(x, groups)
 
 
@@ -195,7 +195,7 @@ class ShuffleNetV1(nn.Module):
 
 
 def shufflenet_v2_cifar(size, num_classes=10):
-    """torchvision's with stride 1 in the stem and no max-pool, as chenyaofo's pytorch-cifar-models has it."""
+    """torchvision's with stride 1 in the stem and no max-pool, as in chenyaofo's pytorch-cifar-models."""
     net = getattr(torchvision.models, f"shufflenet_v2_{size}")(num_classes=num_classes)
     net.conv1[0].stride = (1, 1)
     net.maxpool = nn.Identity()

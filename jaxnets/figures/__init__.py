@@ -1,1 +1,1 @@
-"""Experiments from the papers, one module each: `measure` finds the data, `draw` makes the figure of them."""
+"""Experiments from the papers, one module each: `measure` obtains the data, `draw` makes the figure from them."""

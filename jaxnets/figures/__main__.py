@@ -2,12 +2,12 @@
 
 relu_collapse: what ReLU does to a curve in few dimensions. bottleneck_ablation: linear and non-linear bottlenecks,
 and where shortcuts go. shuffle_ablation: ShuffleNetV1 without channel shuffle. width_tradeoff: accuracy against cost.
-cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. recipe_knobs: what each field of a recipe gives.
-recipe_parts: what the default recipe is without each of its parts, and with images that grow.
-Nets are trained in a small setting: on a laptop's CPU a run takes a few minutes, a figure, of 8 to 28 runs, half an
-hour to an hour and a half. `--config.FIELD=VALUE` sets any field otherwise (`--config.train_split=train
---config.num_epochs=60`). The same command again goes on where it was stopped. The last line on standard output is one
-JSON object. Where a run failed, the figure is of the others, and the command ends with status 1.
+cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. recipe_knobs: what each field of a recipe adds.
+recipe_parts: the default recipe without each of its parts, and with images that grow.
+Nets are trained in a small setting: on a laptop CPU a run takes a few minutes, and a figure of 8 to 28 runs half an
+hour to an hour and a half. `--config.FIELD=VALUE` overrides any field (`--config.train_split=train
+--config.num_epochs=60`). Running the same command again resumes where it stopped. The last line on standard output is
+one JSON object. If a run fails, the figure shows the others, and the command exits with status 1.
 """
 
 from jaxnets import huge_pages, interruption
@@ -55,12 +55,12 @@ MAX_BYTES = 1 << 28  # of a figure's data
 
 
 def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
-    """Measure, write and draw a figure in `options.out`; its data and its files."""
+    """Measure, write and draw a figure in `options.out`; returns its data and its files."""
     figure = FIGURES[name]
     out = options.out
     path, files = out / f"{name}.json", plots.files_of(out / name)
     before = check_out(path, files)
-    if not figure.TRAINS:  # else the comparison makes it, once it has found nothing to refuse
+    if not figure.TRAINS:  # otherwise the comparison makes it, once its checks have passed
         make_folder(out)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     made = {"command": options.command, "date": today}
@@ -78,12 +78,12 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
 
 
 def _rows(data: dict[str, Any]) -> set[str]:
-    """The labels of a figure's knobs, of which `--only` makes a part."""
+    """The labels of a figure's knobs, only some of them with `--only`."""
     return {knob["label"] for knob in data.get("knobs", ())}
 
 
 def check_out(path: Path, files: Sequence[Path]) -> dict[str, Any] | None:
-    """The data of the figure at `path`, if there are any; UserError where it would take the place of others' files."""
+    """The data of the figure at `path`, if there are any; UserError if it would overwrite files that are not ours."""
 
     def data_of(found: Any) -> dict[str, Any]:
         if not isinstance(found["compute"], str):
@@ -107,7 +107,7 @@ def _parser() -> ArgumentParser:
 def main(argv: list[str]) -> None:
     """Run the command; the last line it prints is the JSON result.
 
-    Raises UserError for bad input, before any training, and at the end where a run failed.
+    Raises UserError for bad input, before any training, and at the end if a run failed.
     """
     args, overrides = _parser().parse_known_args(argv[1:])
     config_file.check_overrides(overrides)

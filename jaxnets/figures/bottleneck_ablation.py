@@ -1,4 +1,4 @@
-"""Linear against non-linear bottlenecks, and where shortcuts go (MobileNetV2, 1801.04381, figure 6)."""
+"""Linear versus non-linear bottlenecks, and where shortcuts go (MobileNetV2, 1801.04381, figure 6)."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def draw(data: dict[str, Any]) -> Figure:
             draw_net(axes, list(NETS).index(name), label, data["nets"][name])
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # inside there is no free corner
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))  # no corner inside is free
     figure.axes[0].set_ylabel("accuracy (%)")
     figure.suptitle("MobileNetV2, width 0.5, with ReLU6")
     training.footnote(figure, data, "bands: range, ±: standard deviation over")
@@ -50,7 +50,7 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 def draw_net(axes: Axes, index: int, label: str, net: dict[str, Any]) -> None:
-    """A line and a band; in the legend the final accuracy and its deviation."""
+    """A line and a band, with the final accuracy and its deviation in the legend."""
     if not net["curves"]:
         return
     curves = np.asarray(net["curves"])  # seeds, evaluations, (epoch, accuracy)

@@ -13,22 +13,22 @@ from jaxnets.layer_list import Layer, layers_of
 from jaxnets.models.layers import ConvBN
 
 TRAINS = False
-TIMES = True  # so that an earlier one cannot be made again: on another machine, by other operators
+TIMES = True  # so an earlier figure cannot be made again, on another machine or with other operators
 MODEL, IMAGE_SIZE, BATCH_SIZE = "mobilenet_v1", 224, 8
 KINDS = ("1x1", "depthwise 3x3", "stem 3x3", "classifier")
-# Table 2, per cent. It counts kernels alone. Its MACs add up to 99.29: with 1.91 for the stem they would to 100.
+# Table 2, per cent. It counts only kernels. Its MACs add up to 99.29; with 1.91 for the stem they would make 100.
 PAPER = {"macs": (94.86, 3.06, 1.19, 0.18), "kernels": (74.59, 1.06, 0.02, 24.33)}
 
 
 def kind_of(row: summary.Row) -> str:
-    """The row of the paper's table in which a layer counts."""
+    """The row of the paper's table that a layer belongs to."""
     return {"conv 1x1": "1x1", "depthwise 3x3": "depthwise 3x3", "conv 3x3": "stem 3x3", "dense": "classifier"}[
         row.kind
     ]
 
 
 def layer_module(layer: Layer) -> tuple[nn.Module, dict[str, Any]]:
-    """A layer on its own, a convolution with its BatchNorm and ReLU, and what it is called with."""
+    """A layer on its own, a convolution with its BatchNorm and ReLU, and the arguments to call it with."""
     if layer.kind == "dense":
         return nn.Dense(layer.shape[-1]), {}
     module = ConvBN(
@@ -42,7 +42,7 @@ def layer_module(layer: Layer) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def layer_times(layers: list[Layer], batch_size: int) -> list[float]:
-    """Milliseconds of each layer for a batch, less those of a call that does nothing."""
+    """Milliseconds of each layer for a batch, minus those of a call that does nothing."""
     idle = float(sorted(latency.call_times(jax.jit(lambda: 0).lower().compile()))[0]) * 1e3
     known: dict[tuple, float] = {}
     times = []
@@ -56,7 +56,7 @@ def layer_times(layers: list[Layer], batch_size: int) -> list[float]:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Per cent of the kernels' parameters, MACs and time by kind of layer, with the paper's."""
+    """The shares of kernel parameters, MACs and time, in per cent, by kind of layer, with the paper's."""
     model = create_model(MODEL)
     rows = summary.summarize(MODEL, IMAGE_SIZE).rows
     layers = [layer for layer in layers_of(model, IMAGE_SIZE) if layer.kind != "batch_norm"]
@@ -91,7 +91,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def columns(data: dict[str, Any]) -> dict[str, list[float]]:
-    """The shares by what is drawn and printed, the paper's beside ours."""
+    """The shares as they are drawn and printed, the paper's next to ours."""
     shares, paper = data["shares"], data["paper"]
     return {
         "parameters, paper": list(paper["kernels"]),
@@ -103,7 +103,7 @@ def columns(data: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def draw(data: dict[str, Any]) -> Figure:
-    """A stacked bar for each of the shares, with their numbers."""
+    """A stacked bar for each of `columns`, and a table of their numbers."""
     figure = plots.new_figure(7.0, 3.3)
     axes, below = figure.subplots(2, 1, height_ratios=(1.35, 1))
     shown = columns(data)

@@ -16,7 +16,7 @@ BASE = "base"
 
 
 def gains(made: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
-    """What `measure` gives of entries, the base first; UserError where no run of the base was finished."""
+    """What `measure` returns for entries, the base first; UserError if no run of the base was finished."""
     comparison = training.run(made, options)
     base, *others = comparison["nets"]
     base_data = training.net_data(base)
@@ -26,7 +26,7 @@ def gains(made: Sequence[compare_entries.Entry], options: Options) -> dict[str, 
     knobs = []
     for net in others:
         found = last_accuracies(training.net_data(net))
-        # One that diverged with some seed has no mean.
+        # A knob that diverged with some seed has no mean.
         complete = found.keys() >= accuracies.keys()
         gains = [found[seed] - accuracies[seed] for seed in accuracies] if complete else []
         seconds = net["results"].get("train_seconds")
@@ -48,7 +48,7 @@ def last_accuracies(net: dict[str, Any]) -> dict[int, float]:
 
 
 def chosen(knobs: dict[str, Sequence[str]], options: Options) -> dict[str, Sequence[str]]:
-    """The knobs that `options.only` names, or all; UserError for a name that none of them has."""
+    """The knobs that `options.only` names, or all; UserError for an unknown name."""
     for label in options.only:
         if label not in knobs:
             raise UserError(f"there is no knob {label!r}; there are {', '.join(knobs)}")
@@ -58,7 +58,7 @@ def chosen(knobs: dict[str, Sequence[str]], options: Options) -> dict[str, Seque
 def variants(
     net: str, setting: Sequence[str], knobs: dict[str, Sequence[str]], options: Options
 ) -> list[compare_entries.Entry]:
-    """`net` in a setting, and with each knob's fields, which override those of `options`."""
+    """`net` in a setting, plain and with each knob's fields, which override those of `options`."""
     made = []
     for label, fields in ({BASE: ()} | knobs).items():
         overrides = [*setting, *options.overrides, *(f"--config.{field}" for field in fields)]
@@ -69,7 +69,7 @@ def variants(
 
 
 def draw(data: dict[str, Any]) -> Figure:
-    """A row for each knob: every seed's difference to the base, and their mean."""
+    """A row for each knob: every seed's difference from the base, and their mean."""
     knobs = [knob for knob in data["knobs"] if knob["gains"]]
     knobs.sort(key=lambda knob: statistics.fmean(knob["gains"]))
     figure = plots.new_figure(6.0, 1.2 + 0.26 * len(knobs))

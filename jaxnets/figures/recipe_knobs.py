@@ -1,4 +1,4 @@
-"""What each knob of a recipe gives: the same small run with one field set otherwise."""
+"""What each knob of a recipe contributes: the same small run with one field changed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from jaxnets.figures.options import Options
 
 TRAINS = True
 NET = "shufflenet_v2_x0_5_cifar"
-# Few images, seen often enough for what keeps a net from learning them by heart to matter.
+# Few images, seen often enough for regularisation against memorising them to matter.
 SETTING = (
     *training.PLAIN_SGD,
     "--config.optimizer.learning_rate=0.1",
@@ -38,11 +38,11 @@ KNOBS = {
 
 
 def larger_batches(base: ml_collections.ConfigDict) -> dict[str, Sequence[str]]:
-    """Knobs of four times the batch: at the base's learning rate, and scaled by each rule from the base's batch."""
+    """Knobs with four times the batch: at the base's learning rate, and scaled by each rule from the base's batch."""
     size = 4 * base.batch_size
     found = {f"batch {size}": (f"batch_size={size}",)}
     for rule in ("sqrt", "linear"):
-        # The field that gives the base's batch the base's rate.
+        # The field's value that gives the base's batch the base's rate.
         rate = base.optimizer.learning_rate / optim.scale_rate(1.0, base.batch_size, rule)
         scaled = f"optimizer.learning_rate={rate}", f"optimizer.batch_scaling={rule}"
         found[f"batch {size}, batch_scaling={rule}"] = (f"batch_size={size}", *scaled)
@@ -50,7 +50,7 @@ def larger_batches(base: ml_collections.ConfigDict) -> dict[str, Sequence[str]]:
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """The accuracy of the base, and for each knob the difference to it, seed by seed; seconds of training."""
+    """The accuracy of the base, and for each knob the difference from it, seed by seed; seconds of training."""
     return knobs.gains(entries(options), options)
 
 

@@ -1,4 +1,4 @@
-"""What the default recipe is without each of its parts, and with images that grow: the same small run."""
+"""The default recipe without each of its parts, and with images that grow: the same small run."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jaxnets.figures.options import Options
 
 TRAINS = True
 NET = "shufflenet_v2_x0_5_cifar"
-# The default recipe, of which BUILD.md has the reasons, on few and small images, where cutout is a quarter of a side.
+# The default recipe (its reasons: BUILD.md) on few and small images, where cutout is a quarter of a side.
 RECIPE = (
     "optimizer.name=muon",
     "optimizer.learning_rate=0.02",
@@ -35,7 +35,7 @@ KNOBS = {
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """The accuracy of the recipe, and for each change the difference to it, seed by seed; seconds of training."""
+    """The accuracy of the recipe, and for each change the difference from it, seed by seed; seconds of training."""
     return knobs.gains(entries(options), options)
 
 

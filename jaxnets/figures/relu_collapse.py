@@ -2,7 +2,7 @@
 
 A spiral x in the plane is embedded in n dimensions by a random matrix T, clipped, and mapped back by the
 pseudo-inverse: T+ ReLU(T x). With few dimensions parts of it collapse; with many the spiral survives. Half of the
-coordinates are clipped, so what comes back tends to x / 2: the error is given as it is, and after the best scaling.
+coordinates are clipped, so the reconstruction tends to x / 2: the error is given as it is, and after the best scaling.
 """
 
 import time
@@ -29,12 +29,12 @@ def spiral() -> np.ndarray:
 
 
 def reconstruct(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """T+ ReLU(T x) of each row x, `(P, 2)` points and an `(n, 2)` matrix to `(P, 2)`."""
+    """T+ ReLU(T x) for each row x, from `(P, 2)` points and an `(n, 2)` matrix to `(P, 2)`."""
     return np.maximum(points @ matrix.T, 0.0) @ np.linalg.pinv(matrix).T
 
 
 def relative_error(points: np.ndarray, found: np.ndarray) -> float:
-    """Root of the mean squared distance over that of the points from the origin; 1 where all is lost."""
+    """The RMS distance, divided by that of the points from the origin; 1 if all is lost."""
     return float(np.linalg.norm(points - found) / np.linalg.norm(points))
 
 
@@ -45,7 +45,7 @@ def scaled(points: np.ndarray, found: np.ndarray) -> np.ndarray:
 
 
 def matrices(dimensions: int, draws: int) -> np.ndarray:
-    """Random embeddings of the plane, `(draws, dimensions, 2)` independent normal entries."""
+    """Random embeddings of the plane, `(draws, dimensions, 2)`, with independent normal entries."""
     return np.random.default_rng([SEED, dimensions]).standard_normal((draws, dimensions, 2))
 
 
@@ -59,7 +59,7 @@ def errors(points: np.ndarray, embeddings: np.ndarray) -> tuple[list[float], lis
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """The spiral, what comes back of it with the matrix of the median error, and quartiles of the errors by n."""
+    """The spiral, its reconstructions with the matrix of median error, and quartiles of the errors by n."""
     began = time.perf_counter()
     points = spiral()
     panels, sweep = {}, []
@@ -84,7 +84,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def draw(data: dict[str, Any]) -> Figure:
-    """The spiral and what comes back of it, and below the error against n."""
+    """The spiral and its reconstructions, and below them the error against n."""
     figure = plots.new_figure(7.0, 3.9)
     panels = {"input": data["spiral"]} | {f"n = {n}": found for n, found in data["panels"].items()}
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.55))

@@ -10,11 +10,11 @@ from jaxnets.figures.options import Options
 
 TRAINS = True
 GROUPS = (1, 2, 3, 4, 8)
-WIDTH = 0.5  # where the paper found the shuffle to matter most
+WIDTH = 0.5  # at which the paper found the shuffle to matter most
 
 
 def spec(groups: int, shuffle: bool) -> str:
-    """The net as `compare` takes it."""
+    """The net as `compare` names it."""
     return f"shufflenet_v1_g{groups}_cifar:width={WIDTH}" + ("" if shuffle else ":shuffle=False")
 
 
@@ -40,7 +40,7 @@ def draw(data: dict[str, Any]) -> Figure:
     figure = plots.new_figure(5.0, 3.1)
     axes = figure.subplots()
     for index, (field, label) in enumerate((("shuffle", "with channel shuffle"), ("no_shuffle", "without"))):
-        # One group has nothing to shuffle: it is a point of both lines.
+        # One group has nothing to shuffle: it is a point on both lines.
         nets = [each[field] or each["shuffle"] for each in data["groups"]]
         points = [(at, net["accuracy"]) for at, net in enumerate(nets) if _finished(net)]
         axes.errorbar(

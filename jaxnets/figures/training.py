@@ -1,4 +1,4 @@
-"""What the figures share whose nets are trained: a small setting, and what it cost."""
+"""What figures that train nets share: a small setting, and what it cost."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ from jaxnets.errors import as_utf8
 from jaxnets.figures.options import Options
 
 PLAIN_SGD = (*compare_entries.PLAIN, "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=5e-4")
-# Minutes a run on a laptop; `--config.FIELD=VALUE` sets any of it otherwise.
+# Minutes per run on a laptop; `--config.FIELD=VALUE` overrides any of it.
 SMALL = (
     *PLAIN_SGD,
     "--config.train_split=train[:8000]",
@@ -26,18 +26,18 @@ SMALL = (
 
 
 def train(models: Sequence[str], options: Options) -> dict[str, Any]:
-    """The comparison (`compare_runs.run`'s record) of nets trained in the small setting, or go on with it."""
+    """Train nets in the small setting, or resume; returns the comparison, `compare_runs.run`'s record."""
     return run(entries(models, options), options)
 
 
 def entries(models: Sequence[str], options: Options) -> list[compare_entries.Entry]:
-    """Nets to be trained in the small setting."""
+    """The nets to train in the small setting."""
     configs = compare_entries.load_configs([options.config], [*SMALL, *options.overrides], models)
     return compare_entries.make_entries(configs, models)
 
 
 def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str, Any]:
-    """The comparison of what is to be trained, or go on with it."""
+    """Train the entries, or resume; returns the comparison."""
     return compare_runs.run(
         entries,
         options.seeds,
@@ -50,7 +50,7 @@ def run(entries: Sequence[compare_entries.Entry], options: Options) -> dict[str,
 
 
 def outcome(comparison: dict[str, Any]) -> dict[str, Any]:
-    """What a figure's data says of the runs behind it: what they cost, and which failed."""
+    """What a figure's data say about the runs behind it: what they cost, and which failed."""
     return {"compute": compute(comparison), "failed": compare_results.failures(comparison["nets"])}
 
 
@@ -59,7 +59,7 @@ def compute(comparison: dict[str, Any]) -> str:
     config = comparison["nets"][0]["config"]
     runs = [run for net in comparison["nets"] for run in net["runs"]]
     seconds = sum(run["train_seconds"] for run in runs)
-    # A step is the forward pass and twice as much backward.
+    # A step is a forward pass, and a backward pass of twice its cost.
     macs = sum(3 * _mean_macs(net) * sum(run["train_images"] for run in net["runs"]) for net in comparison["nets"])
     failed = [net["label"] for net in comparison["nets"] if net["failed"]]
     return as_utf8(
@@ -72,7 +72,7 @@ def compute(comparison: dict[str, Any]) -> str:
 
 
 def _mean_macs(net: dict[str, Any]) -> float:
-    """Multiply-accumulates of an image, over the sizes that the epochs train on."""
+    """Mean multiply-accumulates per image, over the sizes that the epochs train on."""
     config, side = net["config"], net["image_size"]
     epochs = range(config["num_epochs"])
     sizes = [augment.progressive_size(config["progressive_sizes"], side, at, len(epochs)) for at in epochs]
@@ -82,19 +82,19 @@ def _mean_macs(net: dict[str, Any]) -> float:
 
 
 def footnote(figure: Figure, data: dict[str, Any], spread: str) -> None:
-    """Below a figure: what it cost, and what shows the spread over seeds."""
+    """Add below a figure what it cost, and what shows the spread over seeds."""
     seeds = f"; {spread} {data['seeds']} seeds" if data["seeds"] > 1 else "; one seed"
     plots.footnote(figure, data["compute"] + seeds)
 
 
 def whiskers(accuracies: Sequence[dict[str, Any]]) -> list[float] | None:
-    """Standard deviations in points for `errorbar`; none of a single seed."""
+    """Standard deviations in percentage points for `errorbar`; None for a single seed."""
     found = [math.nan if accuracy["std"] is None else 100 * accuracy["std"] for accuracy in accuracies]
     return None if all(map(math.isnan, found)) else found
 
 
 def net_data(net: dict[str, Any]) -> dict[str, Any]:
-    """What is drawn of a net in a comparison."""
+    """What is drawn for a net of a comparison."""
     return {
         "label": net["label"],
         "parameters": net["parameters"],

@@ -32,7 +32,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def entries(options: Options) -> list[compare_entries.Entry]:
-    """All nets in one setting; only those without BatchNorm at a tenth of the rate, with clipped gradients."""
+    """All nets in one setting, but those without BatchNorm at a tenth of the rate, with clipped gradients."""
     found = training.entries([net for nets in FAMILIES.values() for net in nets], options)
     for entry in found:
         if entry.label in WITHOUT_BATCH_NORM:  # they learn nothing at the others' rate
