@@ -163,34 +163,16 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
         for contender, worker in workers.items():
             runtime.logger.info("%s: %s compiles and takes its first step", name, contender)
             entries[contender] = worker.ask("prepare", **asdict(task))
-            if entries[contender]["parameters"] != expected:
-                raise UserError(
-                    f"{contender}'s {task.model} has {entries[contender]['parameters']:,} parameters, ours {expected:,}"
-                )
-            ours, theirs = (entries[one]["dtype"] for one in (race.contenders[0], contender))
-            if theirs != ours:
-                raise UserError(
-                    f"{contender} computes in {theirs}, {race.contenders[0]} in {ours}: one is on a GPU, the other is "
-                    "not; install a build of both for it, or set JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES="
-                )
+            require_equal(entries, contender, task.model, expected)
             steps[contender] = steps_per_turn(worker)
             runtime.logger.info(
                 "%s: %s took %.1f s to its first step", name, contender, entries[contender]["first_step_seconds"]
             )
         taken, stolen = take_turns(workers, steps, rounds)
     for contender in workers:
-        of_turns = [[turn[contender]["seconds"] / steps[contender] for turn in turns] for turns in taken]
-        seconds = [median(turns) for turns in of_turns]
-        last = taken[-1][-1][contender]
-        entries[contender] |= {
-            "steps_per_turn": steps[contender],
-            "step_seconds": statistics_of(seconds),
-            "turn_seconds": of_turns,  # per step, turn by turn, for anyone who doubts the medians
-            "images_per_second": task.batch_size / median(seconds),
-            "idle_bytes": idle[contender],
-            "peak_bytes": last["peak_bytes"],
-            "device_peak_bytes": last["device_peak_bytes"],
-        }
+        turns = [[turn[contender] for turn in of_round] for of_round in taken]
+        entries[contender] |= measured(turns, steps[contender], task.batch_size)
+        entries[contender]["idle_bytes"] = idle[contender]
     ours = entries["jaxnets"]["step_seconds"]
     ratios = {
         contender: statistics_of([b / a for a, b in zip(ours["rounds"], entries[contender]["step_seconds"]["rounds"])])
@@ -206,6 +188,35 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
         "ratios": ratios,
         "stolen": stolen,
         "floor": asdict(floor) | {"seconds": floor.seconds, "share": share},
+    }
+
+
+def require_equal(entries: dict[str, dict[str, Any]], contender: str, model: str, parameters: int) -> None:
+    """UserError where a contender's net is not ours: it has other parameters, or computes in another dtype."""
+    found = entries[contender]["parameters"]
+    if found != parameters:
+        raise UserError(f"{contender}'s {model} has {found:,} parameters, ours {parameters:,}")
+    first = next(iter(entries))
+    ours, theirs = (entries[one]["dtype"] for one in (first, contender))
+    if theirs != ours:
+        raise UserError(
+            f"{contender} computes in {theirs}, {first} in {ours}: one is on a GPU, the other is not; install a build "
+            "of both for it, or set JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES="
+        )
+
+
+def measured(rounds: list[list[dict[str, Any]]], steps: int, batch_size: int) -> dict[str, Any]:
+    """What a contender's turns, round by round, say of its steps and its memory."""
+    of_turns = [[turn["seconds"] / steps for turn in turns] for turns in rounds]
+    seconds = [median(turns) for turns in of_turns]
+    last = rounds[-1][-1]
+    return {
+        "steps_per_turn": steps,
+        "step_seconds": statistics_of(seconds),
+        "turn_seconds": of_turns,  # per step, turn by turn, for anyone who doubts the medians
+        "images_per_second": batch_size / median(seconds),
+        "peak_bytes": last["peak_bytes"],
+        "device_peak_bytes": last["device_peak_bytes"],
     }
 
 

@@ -101,20 +101,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     with workdir.claim(directory, config):
         saved = read(directory / CHECKPOINT)
         at = saved["step"] if saved else 0
-        if at > made.total_steps:
-            raise UserError(
-                f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, which ends at "
-                f"{made.total_steps}; it is as it was"
-            )
-        if saved:
-            plan.require_same_data(made, directory)
-        if at == made.total_steps and not any(
-            record["step"] == at and "eval_accuracy" in record for record in journal.read_strictly(directory)
-        ):
-            raise UserError(
-                f"the run in {directory} is at its end, but its last evaluation is no longer in {journal.FILE}; delete "
-                "its folder to train that net anew"
-            )
+        require_resumable(made, directory, at)
         clock = timing.Clock(directory)
         clock.step = at
         run = set_up(made, saved)
@@ -124,23 +111,28 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
             machine.note(directory, "torch")
         with contextlib.closing(journal.Journal(directory, at, evaluated=True)) as records:
             for epoch in range(at // made.steps_per_epoch, config.num_epochs):
-                with clock.phase("train"):
-                    record = train_epoch(run, epoch)
-                records.write(record)
-                logger.info(
-                    f"PyTorch, epoch {record['epoch']}: loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}, "
-                    f"{record['images_per_second']:.0f} images/s"
-                )
-                if (epoch + 1) % config.eval_every_epochs == 0 or epoch + 1 == config.num_epochs:
-                    with clock.phase("evaluate"):
-                        metrics = evaluate(run)
-                    if not math.isfinite(metrics["eval_loss"]):
-                        raise UserError(f"PyTorch's evaluation loss became {metrics['eval_loss']} in epoch {epoch + 1}")
-                    records.write({name: record[name] for name in ("step", "epoch")} | metrics)
-                    logger.info(f"PyTorch, epoch {record['epoch']}: accuracy {metrics['eval_accuracy']:.2%}")
+                step = train_and_evaluate(run, epoch, records, clock)
                 with clock.phase("checkpoint"):
-                    save(run, directory / CHECKPOINT, record["step"])
-                clock.write(record["step"])
+                    save(run, directory / CHECKPOINT, step)
+                clock.write(step)
+
+
+def require_resumable(made: plan.Plan, directory: Path, at: int) -> None:
+    """UserError unless the run in `directory`, whose checkpoint is of step `at` (0: none), can resume as planned."""
+    if at > made.total_steps:
+        raise UserError(
+            f"the run in {directory} is at step {at}, beyond config.num_epochs={made.config.num_epochs}, which ends at "
+            f"{made.total_steps}; it is as it was"
+        )
+    if at:
+        plan.require_same_data(made, directory)
+    if at == made.total_steps and not any(
+        record["step"] == at and "eval_accuracy" in record for record in journal.read_strictly(directory)
+    ):
+        raise UserError(
+            f"the run in {directory} is at its end, but its last evaluation is no longer in {journal.FILE}; delete "
+            "its folder to train that net anew"
+        )
 
 
 def check_resident(made: plan.Plan) -> None:
@@ -271,6 +263,26 @@ def save(run: Running, path: Path, step: int) -> None:
             torch.save(saved, scratch)
         except RuntimeError as error:  # from a full disk
             raise OSError(first_line(error)) from error
+
+
+def train_and_evaluate(run: Running, epoch: int, records: journal.Journal, clock: timing.Clock) -> int:
+    """Train one epoch, evaluate it if that is due, and record both; the step at which the epoch ends."""
+    config = run.plan.config
+    with clock.phase("train"):
+        record = train_epoch(run, epoch)
+    records.write(record)
+    logger.info(
+        f"PyTorch, epoch {record['epoch']}: loss {record['loss']:.4f}, accuracy {record['accuracy']:.2%}, "
+        f"{record['images_per_second']:.0f} images/s"
+    )
+    if (epoch + 1) % config.eval_every_epochs == 0 or epoch + 1 == config.num_epochs:
+        with clock.phase("evaluate"):
+            metrics = evaluate(run)
+        if not math.isfinite(metrics["eval_loss"]):
+            raise UserError(f"PyTorch's evaluation loss became {metrics['eval_loss']} in epoch {epoch + 1}")
+        records.write({name: record[name] for name in ("step", "epoch")} | metrics)
+        logger.info(f"PyTorch, epoch {record['epoch']}: accuracy {metrics['eval_accuracy']:.2%}")
+    return record["step"]
 
 
 def train_epoch(run: Running, epoch: int) -> dict[str, Any]:
