@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import flax.linen as nn
 
 __all__ = ["UserError", "create_model", "list_models"]
-MODULES = ("augment", "models", "ops", "torch_weights", "trained_run")  # imported when they are first used
+MODULES = ("augment", "models", "ops", "torch_weights", "trained_run")  # imported on first use
 
 
 def __getattr__(name: str):
@@ -41,13 +41,13 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def create_model(name: str, **fields) -> "nn.Module":
-    """Make the net called `name`, of `list_models()`, with `fields` in place of its own values.
+    """Make the net called `name`, one of `list_models()`, with `fields` overriding its own values.
 
     A field given as None keeps the net's own value. `net.init(key, images, train=False)` and
     `net.apply(variables, images, train=False)` take normalised float images `(N, H, W, 3)`.
     The fields that nets share are those of `jaxnets.models.net.Net`; each class lists its own.
-    Raises UserError, a ValueError, for an unknown name or field, with a list of what exists, for a bad value, and for
-    one that would make a net of another name: depth 19 of "vgg16".
+    Raises UserError, a ValueError, for an unknown name or field (listing those that exist), for a bad value, and for
+    one that would make a net of another name, such as depth 19 for "vgg16".
     """
     from jaxnets.models import MODELS, NAMED
 

@@ -72,10 +72,10 @@ MODELS = {
     "vgg19_cifar": partial(vgg_cifar, depth=19),
 }
 
-# Fields by whose value a net has its name.
+# Fields whose value is part of a net's name.
 NAMED = {"depth", "version", "feature_group_count"}
 
 
 def default_image_size(name: str) -> int:
-    """Side in pixels of the images for which the net `name` is made: 32 for the `_cifar` and `_mini` nets, else 224."""
+    """Side in pixels of the images that the net `name` is made for: 32 for the `_cifar` and `_mini` nets, else 224."""
     return 32 if name.endswith(("_cifar", "_mini")) else 224

@@ -1,6 +1,7 @@
-"""Initial kernels: normal, each drawn by itself, or those of a whole net at once.
+"""Initial kernels: normal, each drawn separately, or all those of a net at once.
 
-XLA compiles a draw in a tenth of a second or more, the 58 of mobilenet_v2_cifar in longer than its training step.
+XLA takes a tenth of a second or more to compile a draw, and longer for the 58 of mobilenet_v2_cifar than for its
+training step.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ _put_off = contextvars.ContextVar("kernels are drawn later", default=False)
 
 
 class Undrawn(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
-    """A kernel that is drawn later: zeros until then, as flax's modules see it."""
+    """A kernel that is drawn later; until then, flax's modules see zeros."""
 
     zeros: jax.Array
     stddev: float = flax.struct.field(pytree_node=False)
@@ -43,7 +44,7 @@ class Undrawn(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
 
 
 def normal(stddev_of: Callable[[tuple[int, ...]], float]) -> Initializer:
-    """Around 0, with a standard deviation that depends on the kernel's shape."""
+    """Mean 0, with a standard deviation that depends on the kernel's shape."""
 
     def init(key, shape, dtype=jnp.float32):
         if _put_off.get():
@@ -62,13 +63,13 @@ def conv_init(feature_group_count: int) -> Initializer:
 
 
 def init_at_once(model: nn.Module, key: jax.Array, *args, **kwargs) -> dict[str, Any]:
-    """`model.init` of the same distributions, with a single draw for all kernels of this module's initializers."""
+    """`model.init` with the same distributions, but a single draw for all kernels of this module's initializers."""
     key, key_of_kernels = jax.random.split(key)
     with _drawn_later():
         variables = model.init(key, *args, **kwargs)
     leaves, tree = jax.tree.flatten(variables, is_leaf=_is_undrawn)
     sizes = [leaf.zeros.size if _is_undrawn(leaf) else 0 for leaf in leaves]
-    # The barrier: or the draw would be made again with each kernel's share.
+    # Without the barrier, the draw would be repeated for each kernel's share.
     drawn = jax.lax.optimization_barrier(jax.random.normal(key_of_kernels, (sum(sizes),)))
     for at, (leaf, part) in enumerate(zip(leaves, jnp.split(drawn, np.cumsum(sizes)[:-1]))):
         if _is_undrawn(leaf):
@@ -77,7 +78,7 @@ def init_at_once(model: nn.Module, key: jax.Array, *args, **kwargs) -> dict[str,
 
 
 def init_shapes(model: nn.Module, images: jax.ShapeDtypeStruct) -> dict[str, Any]:
-    """The shapes of a net's variables for such images `(N, H, W, 3)`, found in least time: without draws, by `lax`."""
+    """The shapes of a net's variables for such images `(N, H, W, 3)`, found fast: without draws, through `lax`."""
     with ops.using("reference"), _drawn_later():
         return nn.meta.unbox(jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images))
 

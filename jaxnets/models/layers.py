@@ -39,7 +39,7 @@ def make_divisible(value: float, divisor: int = 8) -> int:
 
 
 def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]):
-    """`module.param(name, init, shape)`, which checks a value that is there without tracing `init`.
+    """`module.param(name, init, shape)`, but checks an existing value without tracing `init`.
 
     That saves a fifth of all tracing.
 
@@ -57,10 +57,10 @@ def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ..
 class Conv(nn.Module):
     """2-D convolution with bias and activation.
 
-    `padding`: pixels on every side, or "torch", the `(k - 1) / 2` that PyTorch's nets use, or "same",
-    TensorFlow's, which leaves out the first row and column where a stride of 2 meets an even side, or "keras",
-    that of Keras's MobileNet, which leaves them out at every side where the stride is 2.
-    `train` has no effect: it makes `Conv` a stand-in for `ConvBN`. What it gives may be deferred (`jaxnets.ops`).
+    `padding`: pixels on every side; or "torch", the `(k - 1) / 2` that PyTorch's nets use; or "same",
+    TensorFlow's, which omits the first row and column of padding where a stride of 2 meets an even side; or
+    "keras", that of Keras's MobileNet, which omits them for every side if the stride is 2.
+    `train` has no effect; it makes `Conv` a stand-in for `ConvBN`. The result may be deferred (`jaxnets.ops`).
     """
 
     features: int
@@ -71,11 +71,11 @@ class Conv(nn.Module):
     activation: str = "identity"
     use_bias: bool = True
     dtype: Any = jnp.float32
-    kernel_init: Callable | None = None  # `conv_init` of the groups
+    kernel_init: Callable | None = None  # default: `conv_init` of the groups
 
     @nn.compact
     def __call__(self, x, train: bool = False, compute: bool = True):
-        """`(N, H, W, C)`; with `compute=False`, `ops.Convolution`, for a BatchNorm to compute both together."""
+        """`(N, H, W, C)` or, with `compute=False`, the `ops.Convolution`, for a BatchNorm to compute both together."""
         k, groups = self.kernel_size, self.feature_group_count
         if x.shape[-1] % groups or self.features % groups:
             raise UserError(
@@ -101,9 +101,9 @@ class Conv(nn.Module):
 
 
 def _clipping(activation):
-    """What an operator clips to for the activation, and what is then left to do."""
+    """The bounds that an operator clips to for the activation, and a function for what is left to do."""
     if activation in CLIP_BOUNDS:
-        return CLIP_BOUNDS[activation], lambda y: y  # which may be deferred
+        return CLIP_BOUNDS[activation], lambda y: y  # y may be deferred
     return ops.UNBOUNDED, lambda y: ACTIVATIONS[activation](jnp.asarray(y))
 
 
@@ -131,7 +131,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool, shuffle: int = 1):
-        """x: an array `(N, H, W, C)`, or the `ops.Convolution` that computes it, whose channels may be shuffled."""
+        """x: an array `(N, H, W, C)`, or an `ops.Convolution`, whose output is shuffled in `shuffle` groups."""
         channels = (x.shape[-1],)
         scale = parameter(self, "scale", nn.initializers.ones, channels)
         bias = parameter(self, "bias", nn.initializers.zeros, channels)
@@ -145,7 +145,7 @@ class BatchNorm(nn.Module):
             if convolution:
                 return rest(ops.conv_affine(x, gain, shift, bounds=bounds, shuffle=shuffle))
             return ACTIVATIONS[self.activation]((x * gain + shift).astype(x.dtype))
-        axis_name = None if self.is_initializing() else self.axis_name  # which need not exist then
+        axis_name = None if self.is_initializing() else self.axis_name  # need not exist during initialisation
         batch_norm = partial(ops.conv_batch_norm, shuffle=shuffle) if convolution else ops.batch_norm
         y, batch_mean, batch_var = batch_norm(
             x,
@@ -165,7 +165,7 @@ class BatchNorm(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, BatchNorm, activation, channel shuffle; x and what it gives may be deferred."""
+    """Convolution without bias, BatchNorm, activation, channel shuffle; x and the result may be deferred."""
 
     features: int
     kernel_size: int = 3
@@ -177,7 +177,7 @@ class ConvBN(nn.Module):
     epsilon: float = 1e-5
     axis_name: str | None = None
     dtype: Any = jnp.float32
-    shuffle: int = 1  # groups for it
+    shuffle: int = 1  # groups of the channel shuffle
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -198,14 +198,14 @@ class ConvBN(nn.Module):
 def max_pool(x, window: int = 3, strides: int = 2, padding: int = 0, ceil_mode: bool = False):
     """PyTorch's `max_pool2d` on `(N, H, W, C)`, `ceil_mode` included.
 
-    Raises ValueError where the image is too small for one window.
+    Raises ValueError if the image is too small for one window.
     """
     pads = [_pool_padding(side, window, strides, padding, ceil_mode) for side in x.shape[1:3]]
     return ops.max_pool(x, window, strides=strides, padding=pads)
 
 
 def avg_pool(x, window: int = 3, strides: int = 2, padding: int = 0):
-    """PyTorch's `avg_pool2d` with its default `count_include_pad=True`; raises as `max_pool`."""
+    """PyTorch's `avg_pool2d` with its default `count_include_pad=True`; raises as `max_pool` does."""
     pads = [_pool_padding(side, window, strides, padding, ceil_mode=False) for side in x.shape[1:3]]
     return ops.avg_pool(x, window, strides=strides, padding=pads)
 
@@ -226,28 +226,28 @@ def adaptive_avg_pool(x, side: int):
     x = jnp.asarray(x)
     if x.shape[1:3] == (side, side):
         return x
-    # In at least float32: bfloat16 has no 1 / 3.
+    # In at least float32: 1 / 3 is too inexact in bfloat16.
     values = upcast(x)
     rows, columns = (_bins(size, side).astype(values.dtype) for size in x.shape[1:3])
     return jnp.einsum("nhwc,ah,bw->nabc", values, rows, columns).astype(x.dtype)
 
 
 def _bins(size, count):
-    """The `(count, size)` matrix of means over PyTorch's adaptive bins, which overlap where count is no divisor."""
+    """The `(count, size)` matrix of means over PyTorch's adaptive bins, which overlap if count does not divide size."""
     i, bin_index = np.arange(size), np.arange(count)[:, None]
     inside = (i >= bin_index * size // count) & (i < -(-(bin_index + 1) * size // count))
     return inside / inside.sum(1, keepdims=True)
 
 
 def drop_path(x, rate: float, train: bool):
-    """Stochastic depth (1603.09382): the branch `x` of whole images becomes 0, that of others times 1 / (1 - rate)."""
+    """Stochastic depth (1603.09382): zeroes the branch `x` of whole images, scales that of others by 1 / (1 - rate)."""
     if not train or not rate:
         return x
     return nn.Dropout(rate, broadcast_dims=(1, 2, 3), deterministic=False)(jnp.asarray(x))
 
 
 def add(x, branch, activation: str = "identity"):
-    """A block's input and what its branch makes of it, added and activated."""
+    """The sum of a block's input and its branch's output, activated."""
     bounds, rest = _clipping(activation)
     return rest(ops.add(x, branch, bounds=bounds))
 
@@ -258,7 +258,7 @@ def global_mean(x):
 
 
 class SqueezeExcite(nn.Module):
-    """Squeeze-and-excitation (1709.01507): every channel scaled by a gate on the global means.
+    """Squeeze-and-excitation (1709.01507): every channel scaled by a gate computed from the global means.
 
     `ratio` is the reduction of the squeeze, 16 in the paper, or its inverse.
     """

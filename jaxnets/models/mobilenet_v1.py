@@ -37,8 +37,8 @@ class DepthwiseSeparable(nn.Module):
 class MobileNetV1(Net):
     """Table 1 of the paper; `width` is its width multiplier, the image size its resolution multiplier.
 
-    The ReLU6 of TensorFlow's, Keras's and timm's weights is `activation="relu6"`.
-    Keras's weights want `padding="keras"` and `bn_epsilon=1e-3` too.
+    Weights from TensorFlow, Keras and timm need `activation="relu6"`.
+    Keras's also need `padding="keras"` and `bn_epsilon=1e-3`.
     """
 
     stem_stride: int = 2
@@ -59,7 +59,7 @@ class MobileNetV1(Net):
     def __call__(self, images, train: bool = False):
         x = self.prepare(images)
         stride = self.stem_stride
-        padding = "same" if self.padding == "keras" else self.padding  # Keras's own is the depthwise layers'
+        padding = "same" if self.padding == "keras" else self.padding  # "keras" is for the depthwise layers
         x = self.conv_bn(make_divisible(32 * self.width), 3, stride, padding=padding, name="stem")(x, train)
         maps = []
         for stage, ((c, n, _), s) in enumerate(zip(TABLE, self.stage_strides)):

@@ -23,9 +23,9 @@ CIFAR_STAGE_STRIDES = (1, 1, 2, 2, 1, 2, 1)
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depthwise 3x3, project 1x1 without activation (table 1): the output, and the expansion.
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation (table 1); returns the output and the expansion.
 
-    `before` is the expansion of the block before, for shortcuts between expansions.
+    `before` is the previous block's expansion, for shortcuts between expansions.
     """
 
     features: int
@@ -63,10 +63,10 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(ResidualNet):
     """Table 2 of the paper.
 
-    `shortcut`: "identity" as there, or "projection", the 1x1 convolution of the common CIFAR net. Of the ablations in
-    figure 6 it has "expansions", which adds the expansion of the block before where the shapes are the same, and
-    "none"; `bottleneck="nonlinear"` puts the activation behind the projection too.
-    Keras's weights want `padding="same"` and `bn_epsilon=1e-3`.
+    `shortcut`: "identity" as there, or "projection", the 1x1 convolution of the common CIFAR net. The ablations of
+    figure 6 are "expansions", which adds the previous block's expansion where the shapes match, "none", and
+    `bottleneck="nonlinear"`, which puts an activation after the projection too.
+    Keras's weights need `padding="same"` and `bn_epsilon=1e-3`.
     """
 
     dropout: float = 0.2

@@ -1,4 +1,4 @@
-"""MobileNetV2 in small: the net that tutorials build from inverted residual blocks for 32x32 images."""
+"""A small MobileNetV2: the net that tutorials build from inverted residual blocks for 32x32 images."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the nets share: fields and their checks, feature maps, the way in and the way out."""
+"""What the nets share: fields and their checks, feature maps, preparing images, classifying."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -18,7 +18,7 @@ from jaxnets.models.layers import ACTIVATIONS, Conv, ConvBN, global_mean
 
 @flax.struct.dataclass
 class FeatureMap:
-    """An intermediate activation `(N, H, W, C)` and its stride: input pixels a step."""
+    """An intermediate activation `(N, H, W, C)` and its stride: input pixels per step."""
 
     array: jax.Array
     stride: int = flax.struct.field(pytree_node=False)
@@ -71,7 +71,7 @@ def require_features(net: nn.Module, field: str, count: int | None = None, multi
 
 
 class Net(nn.Module):
-    """What all nets have in common: fields, checks of fields and images, the classifier."""
+    """What all nets have in common: fields, checks of fields and images, classifier."""
 
     num_classes: int = 1000  # 0: the features before the classifier
     width: float = 1.0
@@ -80,7 +80,7 @@ class Net(nn.Module):
     dtype: Any = jnp.float32  # of the computation; parameters, statistics and logits are float32
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
-    bn_axis_name: str | None = None  # devices to share BatchNorm statistics over
+    bn_axis_name: str | None = None  # of the devices to share BatchNorm statistics over
     features_only: bool = False
 
     def __post_init__(self):
@@ -127,7 +127,7 @@ class Net(nn.Module):
         return self.head(global_mean(x), train)
 
     def head(self, x, train: bool):
-        """Dropout and the float32 linear classifier of `(N, C)` features; left out for `num_classes=0`."""
+        """Dropout and the float32 linear classifier of `(N, C)` features; omitted for `num_classes=0`."""
         if not self.num_classes:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
@@ -144,7 +144,7 @@ class ResidualNet(Net):
         super().__post_init__()
 
     def drop_rates(self, blocks: int) -> list[float]:
-        """The linear decay rule of 1603.09382, section 3: block l of L drops with probability l / L p."""
+        """The linear decay rule of 1603.09382, section 3: block l of L drops with probability (l / L) p."""
         return [self.stochastic_depth * (i + 1) / blocks for i in range(blocks)]
 
 
@@ -152,5 +152,5 @@ def _is_float(dtype) -> bool:
     wide = [jnp.float64] if jax.config.jax_enable_x64 else []
     try:
         return dtype is not None and jnp.dtype(dtype) in [jnp.float32, jnp.bfloat16, jnp.float16, *wide]
-    except (TypeError, ValueError):  # the latter of '32-bit', in which NumPy looks for a structure
+    except (TypeError, ValueError):  # the latter for '32-bit', which NumPy reads as a structured type
         return False

@@ -14,9 +14,9 @@ BOTTLENECK_EXPANSION = 4
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3, or 1x1, 3x3, 1x1 with `bottleneck` (figure 5), beside a projection where the shape changes.
+    """Two 3x3 or, with `bottleneck`, 1x1, 3x3, 1x1 (figure 5); a projection shortcut where the shape changes.
 
-    The stride is in the 3x3 of the bottleneck (v1.5), as torchvision has it; the paper has it in the first 1x1.
+    The bottleneck's stride is in its 3x3 (v1.5), as in torchvision; the paper has it in the first 1x1.
     """
 
     features: int

@@ -17,14 +17,14 @@ REPEATS = (4, 8, 4)
 
 
 class Variant(NamedTuple):
-    """What the code bases do otherwise than the paper."""
+    """Where the code bases differ from the paper."""
 
     stem_kernel: int = 3
-    narrow: bool = False  # with stride 2 the bottleneck is a quarter of the channels that are added, not of all
-    first_shuffles: bool = True  # of the units, the net's first too
+    narrow: bool = False  # at stride 2, the bottleneck is a quarter of the added channels, not of all
+    first_shuffles: bool = True  # the net's first unit shuffles too
     shuffles_late: bool = False  # after the depthwise convolution, and by the inverse permutation
     activates_depthwise: bool = False
-    shortcut_last: bool = False  # of the channels that are concatenated
+    shortcut_last: bool = False  # its channels come last in the concatenation
 
 
 VARIANTS = {
@@ -84,11 +84,11 @@ class ShuffleUnit(nn.Module):
 class ShuffleNetV1(ResidualNet):
     """Table 1 of the paper; `feature_group_count` is its g.
 
-    `stem_stride=1` is the net for 32x32 images, which also leaves the max-pool out. `variant`: "paper"; "megvii",
+    `stem_stride=1` is the net for 32x32 images, which also omits the max-pool. `variant`: "paper"; "megvii",
     the authors' code, which shuffles after the depthwise convolution and by the inverse permutation; "kuangliu",
-    the common CIFAR net: a 1x1 stem, an activation after the depthwise convolution, the shortcut's channels last,
-    and in the units of stride 2 a bottleneck of a quarter of the channels that they add. `shuffle=False` leaves the
-    channel shuffle out, the ablation of table 3.
+    the common CIFAR net: a 1x1 stem, an activation after the depthwise convolution, the shortcut's channels last
+    and, in the stride-2 units, a bottleneck of a quarter of the channels that they add. `shuffle=False` omits the
+    channel shuffle, the ablation of table 3.
     """
 
     feature_group_count: int = 3
@@ -110,7 +110,7 @@ class ShuffleNetV1(ResidualNet):
 
     @property
     def stage2_features(self) -> int:
-        """Channels of the second stage, of which a quarter, the bottleneck, is a multiple of the groups."""
+        """Channels of stage 2; a quarter of them, the bottleneck, is a multiple of the groups."""
         groups = self.feature_group_count
         return make_divisible(STAGE2_FEATURES[groups] * self.width, 4 * groups)
 

@@ -28,7 +28,7 @@ REPEATS = (4, 8, 4)
 
 def features_at(width: float) -> tuple[int, int, int, int]:
     """Output channels of stages 2 to 4 and of conv5: table 5, piecewise linear between its widths."""
-    scale = max(1.0, width / 2)  # beyond 2 the widest column grows
+    scale = max(1.0, width / 2)  # beyond 2, the widest column is scaled up
     stage2 = np.interp(width, (0, *STAGE2_FEATURES), (0, *STAGE2_FEATURES.values())) * scale
     conv5 = np.interp(width, tuple(CONV5_FEATURES), tuple(CONV5_FEATURES.values())) * scale
     stage2 = max(4, 4 * round(stage2 / 4))
@@ -66,7 +66,7 @@ class ShuffleUnit(nn.Module):
         """The inputs of the shortcut and of the branch."""
         if self.strides == 2:
             return x, x
-        if self.variant == "megvii":  # shuffles as it splits, and so not after the concatenation
+        if self.variant == "megvii":  # shuffles as it splits, not after the concatenation
             return x[..., 0::2], x[..., 1::2]
         return ops.halves(x)
 
@@ -77,9 +77,9 @@ class ShuffleUnit(nn.Module):
 class ShuffleNetV2(Net):
     """Table 5 of the paper.
 
-    `stem_stride=1` is the net for 32x32 images, which also leaves the max-pool out. `stage_features`:
-    channels of stages 2 to 4 and of conv5, in place of the width's. `se_ratio`: squeeze-and-excitation at the
-    end of each branch, its reduction (16) or the inverse; 0 for none. `variant`: "torchvision", or "megvii",
+    `stem_stride=1` is the net for 32x32 images, which also omits the max-pool. `stage_features`: channels of
+    stages 2 to 4 and of conv5, instead of the width's. `se_ratio`: reduction (16), or its inverse, of a
+    squeeze-and-excitation at the end of each branch; 0 for none. `variant`: "torchvision", or "megvii",
     the authors' code, which shuffles at a unit's input and keeps the width of the stride-2 shortcut.
     """
 
@@ -95,7 +95,7 @@ class ShuffleNetV2(Net):
         if self.stage_features is not None:
             require_features(self, "stage_features", 4, multiple_of=2)
         super().__post_init__()
-        if self.variant == "megvii":  # the first unit of a stage adds to the channels that come
+        if self.variant == "megvii":  # the first unit of a stage adds channels to those of its input
             *stages, _ = self.stage_features or features_at(self.width)
             grows = all(before < after for before, after in zip((STEM_FEATURES, *stages), stages))
             allowed = (

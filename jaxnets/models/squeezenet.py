@@ -14,7 +14,7 @@ FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 25
 
 
 class Version(NamedTuple):
-    """What 1.0 (table 1) and 1.1 (the authors' cheaper revision) do not share."""
+    """Where 1.0 (table 1) and 1.1 (the authors' cheaper revision) differ."""
 
     stem_features: int
     stem_kernel: int
@@ -25,7 +25,7 @@ VERSIONS = {"1.0": Version(96, 7, (2, 5, 9)), "1.1": Version(64, 3, (2, 4, 6))}
 
 
 class Fire(nn.Module):
-    """Squeeze 1x1, expand 1x1 beside 3x3 (figure 1), a bypass around both (figure 2)."""
+    """Squeeze 1x1, expand 1x1 and 3x3 side by side (figure 1), with a bypass around it all (figure 2)."""
 
     squeeze: int
     expand: int
@@ -53,9 +53,9 @@ class Fire(nn.Module):
 class SqueezeNet(Net):
     """Table 1 of the paper, and its revision 1.1.
 
-    `bypass`: "none", "simple" (identity where the channels match) or "complex" (a 1x1 convolution
-    elsewhere). `se_ratio`: squeeze-and-excitation after each Fire module, its reduction (16) or the inverse;
-    0 for none. `batch_norm` puts one between each convolution and its ReLU, in place of the bias.
+    `bypass`: "none", "simple" (identity where the channels match) or "complex" (also a 1x1 convolution
+    elsewhere). `se_ratio`: reduction (16), or its inverse, of a squeeze-and-excitation in each Fire module;
+    0 for none. `batch_norm` puts a BatchNorm between each convolution and its ReLU, instead of a bias.
     """
 
     dropout: float = 0.5
@@ -96,6 +96,6 @@ class SqueezeNet(Net):
         if not self.num_classes:
             return global_mean(x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        # The classes are maps of their own, rectified before the average.
+        # Each class has its own map, rectified before the average.
         classifier = self.conv(self.num_classes, 1, kernel_init=dense_init, name="classifier")
         return global_mean(classifier(x))

@@ -18,8 +18,8 @@ REPEATS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 class VGG(Net):
     """Table 1 of the paper, columns D and E.
 
-    `hidden_features`: the fully connected layers before the classifier, on a map of `pool_size` squared.
-    `batch_norm` puts one between each convolution and its ReLU, in place of the bias.
+    `hidden_features`: the fully connected layers before the classifier, on a `pool_size` x `pool_size` map.
+    `batch_norm` puts a BatchNorm between each convolution and its ReLU, instead of a bias.
     """
 
     dropout: float = 0.5

@@ -1,22 +1,22 @@
 """Convolutions, BatchNorm and channel shuffle: one function each, however it is computed.
 
-The only place that knows how a convolution is computed. Arrays are NHWC `(N, H, W, C)`, kernels HWIO
-`(height, width, input channels / feature_group_count, output channels)`, both of one floating dtype.
-`strides` is `(down, across)`, `padding` is `((top, bottom), (left, right))` in pixels, of a convolution also negative,
-which crops. Where the arguments do not fit, every function raises ValueError as it is traced, by whatever formulations:
-the native kernels read and write memory as the shapes say.
+No other module knows how a convolution is computed. Arrays are NHWC `(N, H, W, C)`, kernels HWIO
+`(height, width, input channels / feature_group_count, output channels)`, both of the same floating dtype.
+`strides` is `(down, across)`; `padding` is `((top, bottom), (left, right))` in pixels, and for a convolution may be
+negative, which crops. Whatever the formulations, every function raises ValueError at trace time if its arguments do
+not fit: the native kernels trust the shapes when they read and write memory.
 
-There are four sets of formulations: `reference` (lax, plain autodiff), which says what each function means,
-`xla` (portable XLA as CPUs want it, some gradients of its own), `native` (C++ on the CPU, built on first use; what it
-does not do is xla's), and `gpu` (portable XLA as GPUs want it). JAXNETS_OPS=reference|xla|native|gpu or
-`with ops.using(name)` forces one; otherwise the platform decides: native on the CPU, or xla where the build fails, gpu
-on a GPU, and reference elsewhere. Native operators may return lazy arrays (`deferred`): a BatchNorm's output, in
-training `LazyBatchNorm` and in evaluation `LazyConv`; a convolution with a bias, `LazyBiasedConv`; and a part of an
-array, `ChannelSlice`. Native operators read them as they are; everyone else sees arrays.
+There are four sets of formulations: `reference` (lax, plain autodiff), which defines what each function means,
+`xla` (portable XLA tuned for CPUs, with some custom gradients), `native` (C++ on the CPU, built on first use; falls
+back to `xla` for what it lacks), and `gpu` (portable XLA tuned for GPUs). JAXNETS_OPS=reference|xla|native|gpu or
+`with ops.using(name)` forces one; otherwise the platform decides: native on the CPU, or xla if the build fails, gpu
+on a GPU, and reference elsewhere. Native operators may return lazy arrays (`deferred`): `LazyBatchNorm` for the output
+of a BatchNorm in training and `LazyConv` in evaluation, `LazyBiasedConv` for a convolution with a bias, `ChannelSlice`
+for part of an array. Native operators read them without computing them first; all other code sees arrays.
 
 All work under jit, grad, vmap, pmap, shard_map, scan and remat. All but `native`, which raises UserError, have second
-derivatives; forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) needs `reference`: what has a gradient of its own
-in another set, such as depthwise_conv, batch_norm and max_pool, raises JAX's TypeError about custom_vjp. Under jit
+derivatives. Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`) needs `reference`: operators with a custom gradient
+in another set, such as depthwise_conv, batch_norm and max_pool, raise JAX's TypeError about custom_vjp. Under jit
 with a batch sharded over devices, `native` and the kernel gradient of `xla`'s depthwise_conv gather the batch: use
 pmap or shard_map there, or `reference`.
 """
@@ -42,11 +42,11 @@ _forced = contextvars.ContextVar("jaxnets.ops.using", default=None)
 
 @contextlib.contextmanager
 def using(name):
-    """Compute with the formulations `name`, one of `FORMULATIONS`, in this scope.
+    """Use the formulations `name`, one of `FORMULATIONS`, in this scope.
 
-    Read where an operator is traced: a function that `jax.jit` compiled before keeps what it was compiled
-    with, so make the jitted function inside the scope. Raises UserError for any other name, and for `native` where
-    the kernels are not there.
+    The choice is read when an operator is traced: a function already compiled by `jax.jit` keeps the formulations it
+    was compiled with, so create the jitted function inside the scope. Raises UserError for any other name, and for
+    `native` if the kernels are not available.
     """
     token = _forced.set(_available(name, "ops.using"))
     try:
@@ -56,9 +56,9 @@ def using(name):
 
 
 def formulation():
-    """Name of the formulations in use: that of `using`, else of JAXNETS_OPS, else the platform's.
+    """Name of the formulations in use: from `using`, else from JAXNETS_OPS, else the platform's default.
 
-    Raises UserError if JAXNETS_OPS is no such name, or asks for native ones that are not there.
+    Raises UserError if JAXNETS_OPS is not a known name, or is `native` and the kernels are not available.
     """
     if name := _forced.get():
         return name
@@ -66,15 +66,15 @@ def formulation():
         return _available(name, "the environment variable JAXNETS_OPS")
     if jax.default_backend() == "cpu":
         return "native" if native_library.available() else "xla"
-    # On a TPU nothing has been measured.
+    # Nothing has been measured on a TPU.
     return "gpu" if jax.default_backend() == "gpu" else "reference"
 
 
 def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1):
     """2-D convolution, `(N, H, W, C) -> (N, H', W', O)`: whichever of the following three fits, or a dense one.
 
-    Raises ValueError for other ranks, for two dtypes or one that is not floating, for channels that do not fit the
-    kernel and its groups, for a kernel without height or width, and for a padding that crops more than there is.
+    Raises ValueError for other ranks, for mixed or non-floating dtypes, for channels that do not fit the kernel and
+    its groups, for a kernel of zero height or width, and for padding that crops more than the image has.
     """
     x, kernel, strides, padding, groups = arguments.operands(x, kernel, strides, padding, feature_group_count)
     if groups == x.shape[3] > 1:
@@ -87,9 +87,9 @@ def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1
 
 
 def depthwise_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING):
-    """Each channel by filters of its own, kernel `(h, w, 1, C * multiplier)`; bfloat16 rounds once, at the end.
+    """Convolve each channel with its own filters, kernel `(h, w, 1, C * multiplier)`; bfloat16 rounds once, at the end.
 
-    Output channel `c * multiplier + m` is the m-th of input channel c. ValueError as for `conv`.
+    Output channel `c * multiplier + m` is the m-th of input channel c. Raises ValueError as `conv` does.
     """
     groups = arguments.array("x", x).shape[3]
     x, kernel, strides, padding, _ = arguments.operands(x, kernel, strides, padding, groups)
@@ -97,7 +97,7 @@ def depthwise_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING):
 
 
 def pointwise_conv(x, kernel, *, strides=(1, 1)):
-    """1x1 convolution without padding, kernel `(1, 1, C, O)`. ValueError as for `conv`."""
+    """1x1 convolution without padding, kernel `(1, 1, C, O)`. Raises ValueError as `conv` does."""
     x, kernel, strides, *_ = arguments.operands(x, kernel, strides, NO_PADDING, 1)
     if kernel.shape[:2] != (1, 1):
         raise ValueError(f"the kernel of a pointwise convolution must be 1x1, not {kernel.shape}")
@@ -105,7 +105,7 @@ def pointwise_conv(x, kernel, *, strides=(1, 1)):
 
 
 def grouped_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count):
-    """Convolution within each of `feature_group_count` groups of channels. ValueError as for `conv`."""
+    """Convolution within each of `feature_group_count` groups of channels. Raises ValueError as `conv` does."""
     x, *how = arguments.operands(x, kernel, strides, padding, feature_group_count)
     return _formulations(x).grouped_conv(x, *how)
 
@@ -117,14 +117,14 @@ def batch_norm(x, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None
       x: `(N, H, W, C)`, floating.
       scale, bias: `(C,)`, float32.
       epsilon: added to the variance.
-      bounds: `(low, high)` that the result is clipped to; where it is clipped, no gradient passes.
-      axis_name: of the devices (pmap, shard_map, vmap) to share the statistics with.
+      bounds: `(low, high)` to clip the result to; no gradient passes where it is clipped.
+      axis_name: the mapped axis (pmap, shard_map, vmap) over which to share the statistics.
 
     Returns:
-      y `(N, H, W, C)` of x's dtype, and the mean and the biased variance `(C,)`, at least float32, which are
-      for running statistics: they pass no gradient on.
+      y `(N, H, W, C)` of x's dtype, and the mean and the biased variance `(C,)` in at least float32, which are
+      for running statistics and pass no gradient.
 
-    Raises ValueError for other shapes and dtypes that are not floating, and for bounds that are none.
+    Raises ValueError for other shapes, non-floating dtypes and invalid bounds.
     """
     x, bounds = jnp.asarray(arguments.array("x", x)), arguments.bounds(bounds)
     scale, bias = arguments.array("scale", scale, x.shape[3:]), arguments.array("bias", bias, x.shape[3:])
@@ -132,17 +132,17 @@ def batch_norm(x, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None
 
 
 def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED, axis_name=None, shuffle=1):
-    """`batch_norm` of `conv`, in fewer passes where the formulation has a way.
+    """`batch_norm` of `conv`, in fewer passes where the formulation can.
 
     Args:
-      convolution: `Convolution`, what `conv` takes; its x may be deferred.
-      scale, bias: `(O,)`, float32: a value for each output channel.
+      convolution: `Convolution`, the operands of `conv`; its x may be deferred.
+      scale, bias: `(O,)`, float32: one value per output channel.
       epsilon, bounds, axis_name: as for `batch_norm`.
-      shuffle: groups for `channel_shuffle` of y; scale, bias, mean and variance stay in the kernel's order.
+      shuffle: groups for a `channel_shuffle` of y; scale, bias, mean and variance keep the kernel's channel order.
 
     Returns:
-      What `batch_norm` returns, but y may be `LazyBatchNorm`: computed when `jnp.asarray` asks for it, or by the
-      next convolution as it reads. ValueError as for `conv`, `batch_norm` and `channel_shuffle`.
+      What `batch_norm` returns, but y may be a `LazyBatchNorm`: computed by `jnp.asarray`, or by the next
+      convolution as it reads y. Raises ValueError as `conv`, `batch_norm` and `channel_shuffle` do.
     """
     convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
     channels = convolution.kernel.shape[3:]
@@ -156,11 +156,10 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
 
 
 def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
-    """clip(`conv` * gain + bias), gain and bias `(O,)` float32: a BatchNorm in evaluation. Of x's dtype.
+    """clip(`conv` * gain + bias) of x's dtype, gain and bias `(O,)` float32: a BatchNorm in evaluation.
 
-    `shuffle` as for `conv_batch_norm`. May be `LazyConv`: computed when `jnp.asarray` asks for it, or together with
-    the 1x1 convolution, the sum, the concatenation or the max pooling that reads it. ValueError as for
-    `conv_batch_norm`.
+    `shuffle` as for `conv_batch_norm`. The result may be a `LazyConv`: computed by `jnp.asarray`, or together with
+    the 1x1 convolution, sum, concatenation or max pooling that reads it. Raises ValueError as `conv_batch_norm` does.
     """
     convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
     channels = convolution.kernel.shape[3:]
@@ -173,9 +172,9 @@ def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
 
 
 def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
-    """clip(`conv` + bias), bias `(O,)` float32; of x's dtype. ValueError as for `conv_batch_norm`.
+    """clip(`conv` + bias) of x's dtype, bias `(O,)` float32. Raises ValueError as `conv_batch_norm` does.
 
-    May be `LazyBiasedConv`: computed when `jnp.asarray` asks for it, or by `concatenate` or `max_pool`.
+    The result may be a `LazyBiasedConv`: computed by `jnp.asarray`, `concatenate` or `max_pool`.
     """
     convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
     bias = arguments.array("bias", bias, convolution.kernel.shape[3:])
@@ -188,8 +187,8 @@ def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
 def add(x, y, *, bounds=UNBOUNDED):
     """clip(x + y), the sum of a block's input and its branch; either may be deferred.
 
-    Both are `(N, H, W, C)` of one floating dtype, or what NumPy's rules broadcast and promote to that. Raises
-    ValueError for shapes that do not broadcast, other dtypes and bounds that are none.
+    Both are `(N, H, W, C)` of the same floating dtype, or broadcast and promote to that by NumPy's rules. Raises
+    ValueError for shapes that do not broadcast, other dtypes and invalid bounds.
     """
     x, y, bounds = arguments.array("x", x, None), arguments.array("y", y, None), arguments.bounds(bounds)
     if _takes_part(y, x) and y.bounds[-1] == UNBOUNDED:
@@ -207,11 +206,11 @@ def add(x, y, *, bounds=UNBOUNDED):
 def max_pool(x, window, *, strides, padding=NO_PADDING):
     """Maximum over `window` x `window` pixels, `strides` apart; `padding` is never the maximum.
 
-    The gradient goes to the first maximum, as in PyTorch and lax. x, `(N, H, W, C)`, may be deferred, and is then
-    computed together with its maximum; what reads x after that computes it again.
+    The gradient goes to the first maximum, as in PyTorch and lax. x, `(N, H, W, C)`, may be deferred; if it is then
+    computed together with its maximum, whatever reads x later computes it again.
 
-    Raises ValueError for other ranks and dtypes that are not floating, for a window, strides (one integer each) or
-    padding that are none, and where the padded image is smaller than the window.
+    Raises ValueError for other ranks and non-floating dtypes, for an invalid window, strides (one integer each) or
+    padding, and if the padded image is smaller than the window.
     """
     x, *how = arguments.pooled(x, window, strides, padding)
     if parts := native.stem_parts(x):
@@ -220,18 +219,18 @@ def max_pool(x, window, *, strides, padding=NO_PADDING):
 
 
 def avg_pool(x, window, *, strides, padding=NO_PADDING):
-    """Mean of `window` x `window` pixels, `strides` apart, the zeros of the padding counted.
+    """Mean over `window` x `window` pixels, `strides` apart, counting the zeros of the padding.
 
-    x as for `max_pool`, and ValueError.
+    Takes x, and raises ValueError, as `max_pool` does.
     """
     x, *how = arguments.pooled(x, window, strides, padding)
     return _formulations(x).avg_pool(jnp.asarray(x), *how)
 
 
 def concatenate(parts):
-    """Channels of arrays `(N, H, W, C)` one behind another; they may be deferred, and each have a C of its own.
+    """Concatenate the channels of arrays `(N, H, W, C)`, which may be deferred and differ in C.
 
-    Raises ValueError for other ranks and where N, H or W differ.
+    Raises ValueError for other ranks and if N, H or W differ.
     """
     parts = [arguments.array("each part", part, floating=False) for part in parts]
     parts = [arguments.array("each part", part, (*parts[0].shape[:3], "C"), floating=False) for part in parts]
@@ -244,9 +243,9 @@ def concatenate(parts):
 
 
 def concatenate_shuffle(x, y):
-    """`channel_shuffle`, in two groups, of x's channels and then y's; either may be deferred.
+    """`channel_shuffle`, in two groups, of x's channels followed by y's; either may be deferred.
 
-    ValueError as for `concatenate` and `channel_shuffle`.
+    Raises ValueError as `concatenate` and `channel_shuffle` do.
     """
     x = arguments.array("x", x, floating=False)
     y = arguments.array("y", y, (*x.shape[:3], "C"), floating=False)
@@ -258,9 +257,9 @@ def concatenate_shuffle(x, y):
 
 
 def halves(x):
-    """The first and the second half of x's channels, `(N, H, W, C / 2)` each; they may be `ChannelSlice`.
+    """The first and second halves of x's channels, `(N, H, W, C / 2)` each; they may be `ChannelSlice`.
 
-    Raises ValueError for an odd number, and where x is not `(N, H, W, C)`.
+    Raises ValueError for an odd number of channels, and if x is not `(N, H, W, C)`.
     """
     x = jnp.asarray(arguments.array("x", x, floating=False))
     half = x.shape[3] // arguments.dividing("groups", 2, x.shape[3])
@@ -272,7 +271,7 @@ def halves(x):
 def channel_shuffle(x, groups):
     """Interleave the channels of `groups` groups (ShuffleNet, 1707.01083, figure 1).
 
-    Raises ValueError where the groups do not divide the channels, and where x is not `(N, H, W, C)`.
+    Raises ValueError if the groups do not divide the channels, and if x is not `(N, H, W, C)`.
     """
     x = arguments.array("x", x, floating=False)
     groups = arguments.dividing("groups", groups, x.shape[3])
@@ -280,14 +279,14 @@ def channel_shuffle(x, groups):
 
 
 def _takes_part(y, x):
-    """Whether y is `LazyConv` and can be computed together with x."""
+    """Whether y is a `LazyConv` that can be computed together with x."""
     if not isinstance(y, LazyConv) or y.computed or y.depthwise or y.plans[-1].shuffle > 1:
         return False
     return x.shape == y.shape and x.dtype == y.dtype
 
 
 def _are_alike(x, y):
-    """Whether one native kernel reads both."""
+    """Whether a single native kernel can read both."""
     return x.ndim == 4 and x.shape == y.shape and x.dtype == y.dtype == jnp.float32
 
 
@@ -298,7 +297,7 @@ def _is_native(convolution, *vectors, shuffle=1):
 
 
 def _formulations(x):
-    """Those in use; but of an empty x the reference: the others divide by the number of its channels or values."""
+    """Those in use, but `reference` for an empty x: the others divide by its number of channels or values."""
     return FORMULATIONS[formulation()] if x.size else reference
 
 

@@ -1,4 +1,4 @@
-"""What the operators take, checked by shapes and dtypes alone: ValueError, in a sentence, for what does not fit."""
+"""Checks of the operators' arguments by shape and dtype alone: ValueError, in one sentence, for what does not fit."""
 
 import operator
 
@@ -10,7 +10,7 @@ PADDING = (("top", "bottom"), ("left", "right"))
 
 
 def array(name, x, shape=("N", "H", "W", "C"), floating=True):
-    """x, as a JAX array unless it is deferred; ValueError for another shape or, if asked, a dtype that is not floating.
+    """x, as a JAX array unless it is deferred; ValueError for another shape or, if `floating`, a non-floating dtype.
 
     A letter in `shape` stands for any size, None for any shape.
     """
@@ -25,7 +25,7 @@ def array(name, x, shape=("N", "H", "W", "C"), floating=True):
 
 
 def integers(name, value, form="an integer", least=1):
-    """`value` as ints in tuples, one for each word of `form`; ValueError for anything else or less than `least`."""
+    """`value` as ints, in tuples nested like the words of `form`; ValueError for anything else or below `least`."""
 
     def read(value, form):
         if not isinstance(form, str):
@@ -47,7 +47,7 @@ def _spelt(words):
 
 
 def bounds(bounds):
-    """As two floats, or ValueError."""
+    """`bounds` as two floats, or ValueError."""
     try:
         low, high = map(float, bounds)
         if low <= high:
@@ -58,7 +58,7 @@ def bounds(bounds):
 
 
 def dividing(name, groups, channels):
-    """The number of groups, or ValueError where they do not divide the channels."""
+    """The number of groups, or ValueError if they do not divide the channels."""
     groups = integers(name, groups)
     if channels % groups:
         raise ValueError(f"{groups} groups must divide the {channels} channels")
@@ -66,12 +66,12 @@ def dividing(name, groups, channels):
 
 
 def operands(x, *how):
-    """What `conv` takes, of an array x, or ValueError."""
+    """`fitting` for the arguments of `conv`, with a deferred x computed."""
     return fitting(Convolution(jnp.asarray(x), *how))
 
 
 def fitting(convolution):
-    """The convolution with JAX arrays (a deferred x stays deferred) and ints in tuples; ValueError for what is none."""
+    """The convolution with JAX arrays (a deferred x stays deferred) and ints in tuples; ValueError if it is invalid."""
     x, kernel, strides, padding, groups = convolution
     x, kernel = array("x", x), array("kernel", kernel, ("h", "w", "I", "O"))
     strides = integers("strides", strides, ("down", "across"))
@@ -93,7 +93,7 @@ def fitting(convolution):
 
 
 def pooled(x, window, strides, padding):
-    """What `max_pool` takes, as `fitting` gives what `conv` takes, or ValueError."""
+    """The arguments of `max_pool`, checked and converted as `fitting` does those of `conv`, or ValueError."""
     x, window, strides = array("x", x), integers("window", window), integers("strides", strides)
     padding = integers("padding", padding, PADDING, least=0)
     if min(_padded_sides(x, padding)) < window:

@@ -1,4 +1,4 @@
-"""What is computed together with what comes after it: a convolution, the output of a BatchNorm."""
+"""Lazy arrays, computed together with what reads them: convolutions and the outputs of BatchNorms."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from jaxnets.ops.windows import output_size
 class Convolution(NamedTuple):
     """A convolution's operands, as `jaxnets.ops.conv` takes them."""
 
-    x: Any  # an array or deferred
+    x: Any  # an array or `Deferred`
     kernel: jax.Array
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
@@ -21,24 +21,24 @@ class Convolution(NamedTuple):
 
     @property
     def shape(self):
-        """Of the output."""
+        """Shape of the output."""
         sides = [n + low + high for n, (low, high) in zip(self.x.shape[1:3], self.padding)]
         size = output_size(sides, self.kernel, self.strides)
         return (self.x.shape[0], *size, self.kernel.shape[3])
 
     @property
     def dtype(self):
-        """Of the output."""
+        """Dtype of the output."""
         return self.x.dtype
 
 
 class Deferred:
-    """A lazy array: its operands, until `jnp.asarray` computes it, once.
+    """A lazy array: keeps its operands until `jnp.asarray` computes it, once.
 
-    JAX's transformations and whatever else takes pytrees are given the array.
+    JAX's transformations, and anything else that takes pytrees, get the computed array.
     """
 
-    __array_priority__ = 100  # NumPy leaves operators to this
+    __array_priority__ = 100  # NumPy defers to this class's operators
 
     def __init__(self, *operands):
         self._operands, self._array = operands, None
@@ -47,12 +47,12 @@ class Deferred:
         jax.tree_util.register_pytree_node_class(cls)
 
     def array(self):
-        """Compute it."""
+        """Compute the array."""
         raise NotImplementedError
 
     @property
     def computed(self):
-        """Whether it has been."""
+        """Whether it has been computed."""
         return self._array is not None
 
     @property
@@ -67,10 +67,10 @@ class Deferred:
         return self.shape[0]
 
     def __iter__(self):
-        return iter(jnp.asarray(self))  # by index it would never end: JAX's arrays clamp one that is too large
+        return iter(jnp.asarray(self))  # by index it would never end: JAX arrays clamp an index that is too large
 
     def __getattr__(self, name):
-        """Any other attribute of the array."""
+        """Any other attribute is the array's."""
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.__jax_array__(), name)
@@ -79,7 +79,7 @@ class Deferred:
         if self.computed:
             return self._array
         array = self.array()
-        if _trace_of(array) in map(_trace_of, self._operands):  # else it ends with a trace that this outlives
+        if _trace_of(array) in map(_trace_of, self._operands):  # else it belongs to a trace that `self` outlives
             self._array = array
         return array
 
@@ -108,18 +108,18 @@ def _of_array(name):
 ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
 OPERATORS = (*ARITHMETIC, *(f"r{name}" for name in ARITHMETIC), "neg", "pos", "abs", "getitem")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
-for _name in (f"__{name}__" for name in OPERATORS + COMPARISONS):  # which Python looks up in the class alone
+for _name in (f"__{name}__" for name in OPERATORS + COMPARISONS):  # Python looks these up only on the class
     setattr(Deferred, _name, _of_array(_name))
 
 
 class LazyBatchNorm(Deferred):
-    """clip((raw - mean) * gain + bias), an array of raw's shape, as its parts: a convolution normalises as it reads.
+    """clip((raw - mean) * gain + bias), of raw's shape, kept as its parts: a convolution normalises as it reads.
 
     Args:
       raw: `(N, H, W, C)`.
       affine: `(3, C)`: mean, gain, bias.
-      bounds: `(low, high)` of the clipping.
-      compute: of these three, the array.
+      bounds: `(low, high)` to clip to.
+      compute: makes the array from these three.
     """
 
     def __init__(self, raw, affine, bounds, compute):
@@ -139,14 +139,14 @@ class LazyBatchNorm(Deferred):
 
 
 class LazyConv(Deferred):
-    """A convolution in evaluation, or a depthwise and a 1x1, as parts: what reads it may take part in computing it.
+    """A convolution in evaluation, or a depthwise and a 1x1 one, kept as its parts: what reads it may be fused with it.
 
     Args:
       x: `(N, H, W, C)`, an array or `ChannelSlice`.
-      layers: of each convolution its kernel and `(3, C)` affine: mean, gain, bias.
-      plans: how each is computed.
-      bounds: `(low, high)` that each is clipped to.
-      compute: of all this, the array.
+      layers: for each convolution, its kernel and `(3, C)` affine: mean, gain, bias.
+      plans: how to compute each.
+      bounds: for each, the `(low, high)` to clip to.
+      compute: makes the array from all this.
     """
 
     def __init__(self, x, layers, plans, bounds, compute):
@@ -167,7 +167,7 @@ class LazyConv(Deferred):
 
     @property
     def depthwise(self):
-        """Whether it is that alone."""
+        """Whether it is a depthwise convolution alone."""
         return self.plans[-1].kind == "depthwise"
 
     def array(self):
@@ -175,14 +175,14 @@ class LazyConv(Deferred):
 
 
 class LazyBiasedConv(Deferred):
-    """clip(convolution + bias) as its parts: others like it may be computed into one array with it.
+    """clip(convolution + bias), kept as its parts: several of these may be computed into one array.
 
     Args:
       convolution: `Convolution` of an array.
       bias: `(C,)`.
-      plan: how it is computed.
-      bounds: `(low, high)` that it is clipped to.
-      compute: of a list of these, the array.
+      plan: how to compute it.
+      bounds: `(low, high)` to clip to.
+      compute: makes the array from a list of these.
     """
 
     def __init__(self, convolution, bias, plan, bounds, compute):
@@ -202,7 +202,7 @@ class LazyBiasedConv(Deferred):
 
 
 class ChannelSlice(Deferred):
-    """The `count` channels of an array `whole` from `first` on; `LazyConv` reads them where they are."""
+    """`count` channels of the array `whole`, starting at `first`; `LazyConv` reads them in place."""
 
     def __init__(self, whole, first, count):
         super().__init__(whole)

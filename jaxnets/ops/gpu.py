@@ -1,6 +1,6 @@
-"""Formulations for GPUs: portable XLA where a library's convolution is slow, cuDNN's where it is not.
+"""Formulations for GPUs: portable XLA where a library convolution is slow, cuDNN's where it is not.
 
-Arithmetic is cheap there, what counts is how often an array goes through the memory, and the number of kernels.
+Arithmetic is cheap there; what counts is how often an array passes through memory, and the number of kernels.
 """
 
 import math
@@ -31,7 +31,7 @@ def grouped_conv(x, kernel, strides, padding, feature_group_count):
 
 
 def avg_pool(x, window, strides, padding):
-    """See `reference.avg_pool`; added in float32."""
+    """See `reference.avg_pool`; summed in at least float32."""
     return reference.avg_pool(upcast(x), window, strides, padding).astype(x.dtype)
 
 
@@ -42,7 +42,7 @@ def max_pool(x, window, strides, padding):
 
 
 def _max_pool_backward(size, strides, padding, saved, dy):
-    # Written, in the net's dtype: computed again without its rounding an input would equal no maximum.
+    # Materialised in the net's dtype: inputs recomputed without that rounding would equal no maximum.
     x, y, dy = lax.optimization_barrier((*saved, dy))
     return xla.max_pool_backward(size, strides, padding, (x, y), dy)
 
@@ -51,13 +51,13 @@ max_pool.defvjp(xla.max_pool_forward, _max_pool_backward)
 
 
 def add_bias(x, bias, bounds):
-    """See `reference.add_bias`; the bias's gradient is a sum of `gpu_sums`."""
+    """See `reference.add_bias`; the bias's gradient is computed by `gpu_sums`."""
     return _add_bias(*align(x, bias), bounds)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _add_bias(x, bias, bounds):
-    if bounds == (0, math.inf):  # XLA has cuDNN compute a maximum with 0 behind a convolution, but not a clamp
+    if bounds == (0, math.inf):  # XLA fuses a maximum with 0 into cuDNN's convolution, but not a clamp
         return jnp.maximum(x + bias.astype(x.dtype), 0)
     return reference.add_bias(x, bias, bounds)
 
@@ -74,7 +74,7 @@ def _add_bias_backward(bounds, saved, dy):
         return dy, dbias.astype(bias.dtype)
     y, dy = lax.optimization_barrier((y, dy))
     (dbias,) = sums(upcast(within(y, dy, bounds)))
-    y, dy = lax.optimization_barrier((y, dy))  # computed again as they are read
+    y, dy = lax.optimization_barrier((y, dy))  # so that `within` is recomputed as it reads them
     return within(y, dy, bounds), dbias.astype(bias.dtype)
 
 

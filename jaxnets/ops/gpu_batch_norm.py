@@ -1,8 +1,8 @@
-"""BatchNorm and clipping for GPUs, with their own gradient: one pass for the statistics, two backward.
+"""BatchNorm and clipping for GPUs, with a custom gradient: one pass for the statistics, two backward.
 
-Barriers say where an array is written out, in the dtype of the net: without them XLA keeps float32 copies, since it
-takes the rounding between two float32 operations for needless, and writes masks and products where it could compute
-them again as it reads.
+Barriers mark where an array is materialised, in the net's dtype: without them XLA keeps float32 copies, since it
+considers the rounding between two float32 operations unnecessary, and it writes out masks and products that it could
+recompute as it reads.
 """
 
 from functools import partial
@@ -51,14 +51,14 @@ def _backward(epsilon, bounds, axis_name, saved, cotangents):
         normalised = _normalised(x, origin, difference, inverse_std)
         return within(normalised * scale + bias, upcast(dy), bounds), normalised
 
-    # Mean and variance feed the running statistics: no gradient comes from there.
+    # Mean and variance feed the running statistics: no gradient comes from them.
     x, dy = lax.optimization_barrier((x, cotangents[0]))
     inside, normalised = read(x, dy)
     dbias, dscale = sums(inside, inside * normalised)
 
     count = max(1, x.size // x.shape[-1])
     of_mean, of_std = (mean_of_devices(total / count, axis_name) for total in (dbias, dscale))
-    inside, normalised = read(*lax.optimization_barrier((x, dy)))  # again, rather than kept
+    inside, normalised = read(*lax.optimization_barrier((x, dy)))  # recomputed rather than kept
     dx = (inside - of_mean - normalised * of_std) * (scale * inverse_std)
     dx = lax.optimization_barrier(dx.astype(x.dtype))
     return dx, dscale.astype(scale.dtype), dbias.astype(bias.dtype)
@@ -72,11 +72,11 @@ def _normalised(x, origin, difference, inverse_std):
 
 
 def _origin(x, axis_name):
-    """A value of each channel to count from: the middle one of three, far apart; 0 for half precision.
+    """A value of each channel to measure differences from: the median of three, far apart; 0 for half precision.
 
-    The squares of differences to it lose digits only where it lies many deviations from the mean, which two of three
-    values at once hardly ever do (for k deviations, less than 3 / k^4 by Chebyshev's inequality). Where the mean is so
-    many deviations large that float32 loses digits of squares, half precision has lost those of the values.
+    Squared differences from it lose digits only if it lies many standard deviations from the mean, which two of three
+    values at once hardly ever do (for k deviations, with probability below 3 / k^4 by Chebyshev's inequality). If the
+    mean is so many deviations from 0 that squares lose digits in float32, half precision has lost those of the values.
     """
     flat = upcast(x).reshape(-1, x.shape[-1])
     if not len(flat) or x.dtype.itemsize < flat.dtype.itemsize:

@@ -1,6 +1,6 @@
-"""Depthwise convolution for GPUs: cuDNN's in half precision, for which it has kernels of their own.
+"""Depthwise convolution for GPUs: cuDNN's in half precision, for which it has dedicated kernels.
 
-Else sums of shifted products, which XLA makes one kernel of, and so its gradients.
+Otherwise sums of shifted products, which XLA compiles into one kernel; likewise the gradients.
 """
 
 from functools import partial
@@ -15,11 +15,11 @@ from jaxnets.ops.reference import upcast
 from jaxnets.ops.windows import output_size, pad, taps, window
 from jaxnets.ops.xla_depthwise import input_gradient
 
-MAX_TAPS = 9  # of 3x3 kernels, which is all that was tried on a GPU
+MAX_TAPS = 9  # of a 3x3 kernel, the only size tried on a GPU
 
 
 def depthwise_conv(x, kernel, strides, padding):
-    """See `jaxnets.ops.depthwise_conv`; in half precision, with many taps or outputs a channel, as lax computes it."""
+    """See `jaxnets.ops.depthwise_conv`; lax's for half precision, many taps or several outputs per channel."""
     height, width, _, features = kernel.shape
     if jnp.finfo(x.dtype).bits == 16 or features != x.shape[-1] or height * width > MAX_TAPS:
         return reference.depthwise_conv(x, kernel, strides, padding)
@@ -52,7 +52,7 @@ def _backward(strides, padding, saved, dy):
     if not dy.size:
         return jnp.zeros_like(x), jnp.zeros_like(kernel)
     if strides == (1, 1):
-        # The convolution of dy with the kernel turned around.
+        # The convolution of dy with the flipped kernel.
         sides = zip(kernel.shape, x.shape[1:3], dy.shape[1:3], padding)
         edges = tuple((extent - 1 - low, size + low - have) for extent, size, have, (low, _) in sides)
         dx = _shifted_products(dy, kernel[::-1, ::-1], strides, edges)
@@ -65,7 +65,7 @@ _depthwise.defvjp(_forward, _backward)
 
 
 def _kernel_gradient(x, dy, kernel, strides, padding):
-    """Sums of the products of dy with every tap's window: all taps beside one another, as channels of one map."""
+    """Sums of the products of dy with every tap's window, with all taps concatenated as channels of one map."""
     padded, size = pad(x, padding), dy.shape[1:3]
     products = [upcast(window(padded, tap, size, strides)) * upcast(dy) for tap in taps(kernel)]
     (gradient,) = sums(jnp.concatenate(products, -1))

@@ -5,10 +5,10 @@ from jax import lax
 
 
 def align(*arrays):
-    """The same arrays, marked as varying over every mesh axis over which one of them does.
+    """The same arrays, all marked as varying over every mesh axis that any of them varies over.
 
-    `shard_map` with `check_vma` wants a gradient to vary as its input does; the transpose of this mark sums
-    the gradients of an array that is the same everywhere. Elsewhere it changes nothing.
+    `shard_map` with `check_vma` requires a gradient to vary as its input does; the transpose of this marking sums
+    the gradients of an array that is the same on all devices. Elsewhere, it changes nothing.
     """
     axes = frozenset().union(*map(_varying, arrays))
     missing = [tuple(axes - _varying(a)) for a in arrays]
@@ -16,7 +16,7 @@ def align(*arrays):
 
 
 def mean_of_devices(x, axis_name):
-    """The mean over the devices of `axis_name`; x where that is None."""
+    """The mean over the devices of `axis_name`; x itself if that is None."""
     return x if axis_name is None else lax.pmean(x, axis_name)
 
 

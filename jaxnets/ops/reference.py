@@ -1,6 +1,6 @@
 """What each operator means: `lax.conv_general_dilated` and the plain BatchNorm formula.
 
-Every other formulation is tested against these, and has their signatures.
+Every other formulation is tested against these and shares their signatures.
 """
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def conv(x, kernel, strides, padding):
 
 def grouped_conv(x, kernel, strides, padding, feature_group_count):
     """`lax.conv_general_dilated`."""
-    # XLA for CPUs computes a padding of -1 and 1 as none. So what crops, itself or in its gradient, is done before.
+    # XLA for CPUs treats a padding of -1 and 1 as none. So padding that crops, here or in the gradient, is done first.
     if not all(0 <= edge < extent for extent, edges in zip(kernel.shape, padding) for edge in edges):
         x, padding = pad(x, padding), NO_PADDING
     return lax.conv_general_dilated(
@@ -34,7 +34,7 @@ def grouped_conv(x, kernel, strides, padding, feature_group_count):
 
 
 def depthwise_conv(x, kernel, strides, padding):
-    """As many groups as input channels."""
+    """One group per input channel."""
     return grouped_conv(x, kernel, strides, padding, x.shape[-1])
 
 
@@ -57,12 +57,12 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
 
 
 def upcast(values):
-    """In at least float32, as sums and all that lies between two roundings are computed."""
+    """To at least float32, in which sums and everything between two roundings are computed."""
     return values.astype(upcast_dtype(values.dtype))
 
 
 def upcast_dtype(dtype):
-    """float32, or `dtype` where that is wider."""
+    """float32, or `dtype` if that is wider."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -72,7 +72,7 @@ def add_bias(x, bias, bounds):
 
 
 def clip(x, bounds):
-    """x within `(low, high)`; no gradient passes where it is at a bound."""
+    """x clipped to `(low, high)`; no gradient passes where it is at a bound."""
     if bounds == UNBOUNDED:
         return x
     low, high = (jnp.asarray(bound, x.dtype) for bound in bounds)
@@ -80,7 +80,7 @@ def clip(x, bounds):
 
 
 def within(y, dy, bounds):
-    """dy where y, clipped or not, is between the bounds, else 0: the gradient of clipping."""
+    """dy where y, clipped or not, lies strictly between the bounds, else 0: the gradient of clipping."""
     low, high = bounds
     if low != -jnp.inf:
         dy = jnp.where(y > low, dy, 0)
@@ -99,13 +99,13 @@ def channel_shuffle(x, groups):
 
 
 def avg_pool(x, window, strides, padding):
-    """`lax.reduce_window`, over the number of values."""
+    """`lax.reduce_window`, divided by the number of values."""
     edges = ((0, 0), *padding, (0, 0))
     total = lax.reduce_window(x, 0.0, lax.add, (1, window, window, 1), (1, strides, strides, 1), edges)
     return total / window**2
 
 
 def max_pool(x, window, strides, padding):
-    """`lax.reduce_window`, gradient by autodiff: all of it to the first greatest value."""
+    """`lax.reduce_window`, gradient by autodiff: all of it goes to the first maximum."""
     edges = ((0, 0), *padding, (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, strides, strides, 1), edges)

@@ -1,4 +1,4 @@
-"""The taps of a convolution's kernel, and what each of them meets in the image."""
+"""The taps of a convolution's kernel, and the pixels that each of them reads."""
 
 from itertools import product
 
@@ -7,7 +7,7 @@ from jax import lax
 
 
 def pad(x, padding):
-    """x `(N, H, W, C)` with `((top, bottom), (left, right))` rows and columns of zeros; negative ones crop."""
+    """x `(N, H, W, C)` padded with `((top, bottom), (left, right))` rows and columns of zeros; negative ones crop."""
     edges = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
@@ -18,11 +18,11 @@ def taps(kernel):
 
 
 def output_size(sides, kernel, strides):
-    """Height and width of the convolution of a padded image of such sides; 0 where the kernel does not fit."""
+    """Height and width of the convolution of a padded image with these sides; 0 where the kernel does not fit."""
     return [max(0, (size - extent) // stride + 1) for size, extent, stride in zip(sides, kernel.shape, strides)]
 
 
 def window(padded, tap, size, strides):
-    """The `size` positions, `strides` apart, that a tap meets in a padded image."""
+    """The `size` positions, `strides` apart, that a tap reads in a padded image."""
     limits = [first + (n - 1) * stride + 1 for first, n, stride in zip(tap, size, strides)]
     return lax.slice(padded, (0, *tap, 0), (padded.shape[0], *limits, padded.shape[3]), (1, *strides, 1))

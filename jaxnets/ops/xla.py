@@ -1,6 +1,6 @@
-"""Portable formulations: what XLA compiles well where its grouped convolution does not.
+"""Portable formulations that XLA compiles well, unlike its grouped convolution.
 
-The figures are CPU milliseconds of one core of a Xeon with AVX-512, JAX 0.10.2, float32.
+The figures are CPU milliseconds on one core of a Xeon with AVX-512, JAX 0.10.2, float32.
 """
 
 import math
@@ -18,15 +18,15 @@ from jaxnets.ops.windows import output_size, pad, taps, window
 from jaxnets.ops.xla_batch_norm import batch_norm
 from jaxnets.ops.xla_depthwise import depthwise_conv
 
-PATCH_SIZE = 36  # values a window: 3x3 on images; 7x7 is slower as patches than as lax computes it
-MANY_GROUPS = 8  # a product each takes too long to compile
+PATCH_SIZE = 36  # values per window: 3x3 on images; for 7x7, patches are slower than lax
+MANY_GROUPS = 8  # with more, one product per group takes too long to compile
 
 
 def conv(x, kernel, strides, padding):
     """Patches times kernel for small windows (first layers), otherwise as lax computes it.
 
-    32x32x3 to 32 channels, forward and kernel gradient: 5.1 against lax's 7.8 ms for 32 images. With 64 and
-    more channels lax is as fast as patches or a product for each tap, or faster.
+    32x32x3 to 32 channels, forward and kernel gradient: 5.1 against lax's 7.8 ms for 32 images. With 64 or
+    more channels, lax is at least as fast as patches or one product per tap.
     """
     padded = pad(x, padding)
     size = output_size(padded.shape[1:3], kernel, strides)
@@ -37,7 +37,7 @@ def conv(x, kernel, strides, padding):
 
 
 def pointwise_conv(x, kernel, strides):
-    """A product of two matrices; as one, XLA's kernel gradient is 5 times faster than as a 4-D product."""
+    """A product of two matrices, whose kernel gradient is 5 times faster in XLA than that of a 4-D product."""
     x = x[:, :: strides[0], :: strides[1]]
     channels, features = kernel.shape[2:]
     y = x.reshape(math.prod(x.shape[:3]), channels) @ kernel.reshape(channels, features)
@@ -45,10 +45,10 @@ def pointwise_conv(x, kernel, strides):
 
 
 def grouped_conv(x, kernel, strides, padding, feature_group_count):
-    """A dense convolution for each group, or for many groups a batched product for each tap.
+    """A dense convolution for each group or, for many groups, a batched product for each tap.
 
     1x1, 3 groups, 240 to 60 channels at 16x16, 32 images: 2.7 ms forward, 5.7 for the gradients; einsum 3.4
-    and 5.3. With a block-diagonal matrix, 4.1 and 5.9, an infinity in one group would reach the others.
+    and 5.3. A block-diagonal matrix takes 4.1 and 5.9, and would spread an infinity in one group to the others.
     """
     groups = feature_group_count
     if groups > MANY_GROUPS:
@@ -78,7 +78,7 @@ def _many_groups_conv(x, kernel, strides, padding, groups):
 def channel_shuffle(x, groups):
     """A gather with constant indices; 16x16x240, 32 images: 1.3 ms, transpose 2.2, copy 0.6.
 
-    The gradient, by autodiff a scatter (13 ms), is the inverse shuffle.
+    The gradient is the inverse shuffle; autodiff would give a scatter (13 ms).
     """
     return _gather(x, groups)
 
@@ -95,14 +95,14 @@ channel_shuffle.defvjp(
 
 
 def avg_pool(x, window, strides, padding, conv=depthwise_conv):
-    """A depthwise convolution, of at least float32: bfloat16 has no 1 / 9."""
+    """A depthwise convolution in at least float32: 1 / 9 is too inexact in bfloat16."""
     kernel = jnp.full((window, window, 1, x.shape[-1]), 1 / window**2, upcast_dtype(x.dtype))
     return conv(upcast(x), kernel, (strides, strides), padding).astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool(x, window, strides, padding):
-    """As lax computes it; the gradient tap by tap, in place of XLA's slow select-and-scatter."""
+    """As lax computes it; the gradient tap by tap, instead of XLA's slow select-and-scatter."""
     return reference.max_pool(x, window, strides, padding)
 
 
@@ -120,7 +120,7 @@ def max_pool_backward(size, strides, padding, saved, dy):
     for number, tap in reversed(numbered):
         inputs = window(padded, tap, y.shape[1:3], (strides, strides))
         first = jnp.where((inputs == y) | jnp.isnan(inputs), first.dtype.type(number), first)
-    # Written down, or XLA looks for the maxima of all windows again at every pixel of each.
+    # Materialised: otherwise XLA searches for each window's maximum again at every pixel of the window.
     first = lax.optimization_barrier(first)
     # Where windows overlap, an input gets several gradients: they are added in at least float32.
     sum_type = upcast_dtype(dy.dtype)

@@ -1,9 +1,9 @@
-"""BatchNorm and clipping with their own gradient: it keeps the input and vectors of channels, no more.
+"""BatchNorm and clipping with a custom gradient, whose residuals are the input and per-channel vectors only.
 
 XLA reduces a plain sum or a sum of squares at memory speed, but not both at once: statistics in two passes
-are as fast as in one. It fuses the difference `x - mean` into everything that reads it, except that the same
-operation found in two reductions is written out instead: hence a flat x in the statistics, `x + (-mean)` in
-the gradient of the scale, `x - mean` elsewhere.
+are as fast as in one. It fuses the difference `x - mean` into everything that reads it, but writes out an
+operation that occurs in two reductions: hence a flat x in the statistics, `x + (-mean)` in the gradient of
+the scale, `x - mean` elsewhere.
 """
 
 from functools import partial
@@ -38,7 +38,7 @@ def _forward(x, scale, bias, epsilon, bounds, axis_name):
 
 def _backward(epsilon, bounds, axis_name, saved, cotangents):
     x, mean, error, inverse_std, scale, bias = saved
-    # Mean and variance feed the running statistics: no gradient comes from there.
+    # Mean and variance feed the running statistics: no gradient comes from them.
     dy = within(_unclipped(*saved), cotangents[0].astype(mean.dtype), bounds)
 
     flat_dy = _flat(dy)
@@ -62,10 +62,10 @@ def _unclipped(x, mean, error, inverse_std, scale, bias):
 
 
 def _statistics(x, axis_name):
-    """Mean, its rounding error (mean minus true mean) and the biased variance, at least in float32.
+    """Mean, its rounding error (mean minus true mean) and the biased variance, in at least float32.
 
-    Of the batches of all devices together if `axis_name` is given. Sums of differences to one of the values,
-    and the error kept, are what makes a large mean with a small variance lose nothing.
+    Over the batches of all devices together if `axis_name` is given. Summing differences from one of the values
+    and keeping the error preserves precision where the mean is large and the variance small.
     """
     flat = upcast(_flat(x))
     origin = flat[len(flat) // 2] if len(flat) else jnp.zeros(flat.shape[1], flat.dtype)

@@ -1,4 +1,4 @@
-"""Depthwise convolution as a sum of shifted products, with its own gradients."""
+"""Depthwise convolution as a sum of shifted products, with custom gradients."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ from jaxnets.ops.reference import NO_PADDING, upcast, upcast_dtype
 from jaxnets.ops.windows import output_size, pad, taps, window
 
 IMAGES_AT_ONCE = 8  # images whose products the kernel gradient adds up in registers
-FEW_TAPS = 9  # more of them in one loop, and XLA does not vectorise it
+FEW_TAPS = 9  # with more of them in one loop, XLA does not vectorise it
 
 
 def depthwise_conv(x, kernel, strides, padding):
@@ -37,7 +37,7 @@ def _forward(x, kernel, strides, padding):
     y = jnp.zeros((x.shape[0], *size, x.shape[3]), inputs.dtype)
     if y.size:
         y = sum(window(inputs, tap, size, strides) * weights[tap] for tap in taps(kernel))
-    # What is saved for the gradients is the padded image: it has to be written out anyway, the image not.
+    # The residual is the padded image: it has to be written out anyway, unlike the image itself.
     return y.astype(x.dtype), (padded, kernel)
 
 
@@ -54,7 +54,7 @@ _depthwise.defvjp(_forward, _backward)
 
 
 def input_gradient(dy, kernel, strides, padding, size):
-    """Input `cell * stride + phase` met only every stride-th tap: each phase is a convolution of its own."""
+    """Only every stride-th tap reads input `cell * stride + phase`: each phase is a separate convolution."""
     if len(taps(kernel)) > FEW_TAPS:
         return _input_gradient_of_many_taps(dy, kernel, strides, padding, size)
     gradient, weights = upcast(dy), upcast(kernel)
@@ -68,7 +68,7 @@ def input_gradient(dy, kernel, strides, padding, size):
                 axes = zip((row, column), tap, strides, padding)
                 steps = [divmod(phase + low - index, stride) for phase, index, stride, (low, _) in axes]
                 if all(rest == 0 for _, rest in steps):
-                    # The product first: XLA is slow where what it pads is no product of its own.
+                    # Multiply before padding: XLA is slow if what it pads is not itself a product.
                     total += _place(gradient * weights[tap], [step for step, _ in steps], cells)
             phases.append(total)
         rows.append(jnp.stack(phases, 3))
@@ -77,7 +77,7 @@ def input_gradient(dy, kernel, strides, padding, size):
 
 
 def _input_gradient_of_many_taps(dy, kernel, strides, padding, size):
-    """Convolution of the output gradient, spread out by the strides, with the kernel turned around."""
+    """Convolution of the output gradient, dilated by the strides, with the kernel flipped."""
     spread = [(n - 1) * stride + 1 for n, stride in zip(dy.shape[1:3], strides)]
     edges = [
         (extent - 1 - low, n + low - have, stride - 1)
@@ -88,21 +88,21 @@ def _input_gradient_of_many_taps(dy, kernel, strides, padding, size):
 
 
 def _place(x, steps, size):
-    """x, from `steps` on, on a plane of zeros of `size`."""
+    """x from `steps` on, cropped or zero-padded to `size`."""
     return pad(x, [(-step, n + step - have) for step, n, have in zip(steps, size, x.shape[1:3])])
 
 
 def _kernel_gradient(padded, dy, kernel, strides, padding):
     """Sum of the products of dy with every tap's window, a few images at a time.
 
-    XLA reduces all taps in one loop only as one reduction with as many operands, and vectorises over the
-    channels only where the inner loop, here over the images of a group, is short enough to be unrolled.
-    What is left, one image for each tap, stays in the cache and is reduced at memory speed.
+    XLA reduces all taps in one loop only as one reduction with that many operands, and vectorises over the
+    channels only if the inner loop, here over the images of a group, is short enough to be unrolled.
+    The result, one image per tap, stays in the cache and is reduced at memory speed.
     """
 
     def of_group(start, count):
         x, d = (upcast(lax.dynamic_slice_in_dim(a, start, count)) for a in (padded, dy))
-        # Cropped and padded anew, the group is copied into the cache; as a mere slice it is not.
+        # Cropping and padding it again copies the group into the cache; a mere slice would not.
         x = pad(pad(x, [(-low, -high) for low, high in padding]), padding)
         products = [window(x, tap, d.shape[1:3], strides) * d for tap in taps(kernel)]
         of_taps = []
@@ -122,6 +122,6 @@ def _kernel_gradient(padded, dy, kernel, strides, padding):
 
 
 def sum_together(arrays, axis):
-    """The sum of each of the arrays over an axis: one reduction of as many operands."""
+    """The sum of each of the arrays over an axis, as one reduction with that many operands."""
     zeros = [jnp.zeros((), values.dtype) for values in arrays]
     return lax.reduce(arrays, zeros, lambda totals, values: list(map(lax.add, totals, values)), (axis,))

@@ -1,11 +1,11 @@
-"""Convolutions and BatchNorm by C++ kernels, on the CPU and in float32; the rest is `xla`'s.
+"""Convolutions and BatchNorm in C++ kernels, for float32 on the CPU; `xla` does the rest.
 
 A convolution followed by BatchNorm writes its products once and takes their moments on the way; its normalised and
-clipped values are written only where something other than a convolution wants them (`LazyBatchNorm`): the next
-convolution normalises what it reads. The gradients likewise: each convolution's reads its output's gradient, its
-output and its input once, and gives the gradient before the BatchNorm that it read through.
+clipped values are written only if something other than a convolution needs them (`LazyBatchNorm`): the next
+convolution normalises what it reads. Likewise, each convolution's gradient reads the output's cotangent, the output
+and the input once, and returns the gradient at the input of the BatchNorm that the convolution read through.
 
-All of it has first derivatives in reverse mode and no others.
+There are first derivatives only, in reverse mode.
 """
 
 from jaxnets.ops.native.channels import channel_shuffle, interleave

@@ -1,10 +1,10 @@
 // XLA's large buffers, kept from one call to the next.
 //
-// XLA's CPU client asks the C library for what a call works in and gives it back after the call. The C library returns
-// memory of that size to the system, and the next call pays for every page of it again: a fifth of a training step,
-// a third of an evaluation. So the functions that XLA allocates with are replaced, in its table of imported functions
-// alone, by ones that keep large blocks. What is kept and what is in use never come to more than was once in use, and
-// what is not taken again soon is given up.
+// XLA's CPU client allocates a call's working memory from the C library and frees it after the call. The C library
+// returns memory of that size to the system, and the next call pays for every page fault again: a fifth of a training
+// step, a third of an evaluation. So XLA's allocation functions are replaced, only in its own table of imported
+// functions, by ones that keep large blocks. Blocks kept and in use together never exceed the peak in use, and blocks
+// that are not soon reused are released.
 
 #pragma once
 
@@ -32,8 +32,8 @@ namespace jaxnets {
 
 constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kFaultBytesPerMicrosecond = 8 << 10;
-constexpr uint64_t kForgotten = 256;  // calls of Give
-constexpr size_t kLeastKept = 2 * kHugePage;  // the C library keeps smaller ones itself
+constexpr uint64_t kForgotten = 256;  // calls of Give until an unused block is released
+constexpr size_t kLeastKept = 2 * kHugePage;  // the C library keeps smaller blocks itself
 
 class Buffers {
  public:
@@ -42,11 +42,11 @@ class Buffers {
   };
 
   static Buffers& Instance() {
-    static auto* buffers = new Buffers;  // never destroyed: memory is freed until the very end
+    static auto* buffers = new Buffers;  // never destroyed: memory is freed up to the very end
     return *buffers;
   }
 
-  // Memory of at least `size` bytes at a multiple of kHugePage, or null where the system gives none.
+  // At least `size` bytes of memory, aligned to kHugePage, or null if the system gives none.
   void* Take(size_t size) {
     size = (size + kHugePage - 1) / kHugePage * kHugePage;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -60,7 +60,7 @@ class Buffers {
     return reinterpret_cast<void*>(block->address);
   }
 
-  // The size of the block at `pointer`, 0 for memory that is not from here.
+  // The size of the block at `pointer`, or 0 for memory not allocated here.
   size_t Size(void* pointer) {
     if (!MayOwn(pointer)) return 0;
     std::lock_guard<std::mutex> lock(mutex_);
@@ -68,7 +68,7 @@ class Buffers {
     return found == blocks_.end() ? 0 : found->second.size;
   }
 
-  // Whether `pointer` is from here; it is then free to be taken again.
+  // Frees the block at `pointer` for reuse; false if it was not allocated here.
   bool Give(void* pointer) {
     if (!MayOwn(pointer)) return false;
     std::lock_guard<std::mutex> lock(mutex_);
@@ -77,7 +77,7 @@ class Buffers {
     found->second.used = false;
     found->second.freed = ++clock_;
     bytes_.used -= found->second.size;
-    ReleaseOldest(kForgotten);  // of a program that is no longer called
+    ReleaseOldest(kForgotten);  // a block of a program that is no longer called
     given_.notify_all();
     return true;
   }
@@ -96,18 +96,18 @@ class Buffers {
   };
 
   Buffers() {
-    // A child process starts with the lock free.
+    // A forked child starts with the lock released.
     pthread_atfork([] { Instance().mutex_.lock(); }, [] { Instance().mutex_.unlock(); },
                    [] { Instance().mutex_.unlock(); });
   }
 
-  // Without the lock: XLA frees many small things, which lie elsewhere or are not aligned so.
+  // Takes no lock: XLA frees many small blocks, which lie elsewhere or are not so aligned.
   bool MayOwn(void* pointer) const {
     const auto address = reinterpret_cast<uintptr_t>(pointer);
     return address % kHugePage == 0 && address >= first_ && address < last_;
   }
 
-  // Not too large: a lasting buffer must not take the block of a whole step.
+  // Not too large: a long-lived buffer must not occupy the block of a whole step.
   static bool Fits(const Block& block, size_t size) { return block.size >= size && block.size <= 2 * size; }
 
   bool InUse(size_t size) const {
@@ -115,7 +115,7 @@ class Buffers {
                        [&](const auto& entry) { return entry.second.used && Fits(entry.second, size); });
   }
 
-  // The smallest that fits.
+  // The smallest unused block that fits.
   Block* Unused(size_t size) {
     Block* best = nullptr;
     for (auto& [address, block] : blocks_) {
@@ -125,8 +125,8 @@ class Buffers {
     return best;
   }
 
-  // XLA says that a call is done shortly before it frees what the call worked in. It is waited for, for about as long
-  // as page faults in new memory would take.
+  // XLA reports a call as done shortly before it frees the call's memory. Waits for that, for about as long as page
+  // faults in new memory would take.
   Block* WaitFor(size_t size, std::unique_lock<std::mutex>& lock) {
     Block* block = nullptr;
     given_.wait_for(lock, std::chrono::microseconds(size / kFaultBytesPerMicrosecond),
@@ -155,7 +155,7 @@ class Buffers {
     return &(blocks_[address] = {address, size, false, 0});
   }
 
-  // Gives the block that has been unused for longest back to the system, if it has been for `age` calls of Give.
+  // Returns the longest unused block to the system, if it has been unused for `age` calls of Give.
   bool ReleaseOldest(uint64_t age = 0) {
     auto oldest = blocks_.end();
     for (auto block = blocks_.begin(); block != blocks_.end(); ++block) {
@@ -174,7 +174,7 @@ class Buffers {
   std::map<uintptr_t, Block> blocks_;
   Bytes bytes_{};
   uint64_t clock_ = 0;
-  std::atomic<uintptr_t> first_{UINTPTR_MAX}, last_{0};  // all blocks lie between
+  std::atomic<uintptr_t> first_{UINTPTR_MAX}, last_{0};  // all blocks lie in between
 };
 
 inline int KeptMemalign(void** memory, size_t alignment, size_t size) {
@@ -201,7 +201,7 @@ inline void* KeptRealloc(void* memory, size_t size) {
   return moved;
 }
 
-// Keeps the large buffers of XLA, which is part of jaxlib; whether it could.
+// Makes XLA, which is part of jaxlib, keep its large buffers; returns whether that worked.
 inline bool KeepBuffers() {
   bool kept = false;
   dl_iterate_phdr(
@@ -210,7 +210,7 @@ inline bool KeepBuffers() {
         const Imports imports(*info);
         const auto allocations = imports.Of("posix_memalign");
         if (allocations.empty()) return 0;
-        // What frees goes first: nothing from here may come to the C library's.
+        // The freeing functions first: no block from here may reach the C library's.
         for (void** place : imports.Of("free"))
           if (!imports.Replace(place, reinterpret_cast<void*>(KeptFree))) return 0;
         for (void** place : imports.Of("realloc"))

@@ -1,4 +1,4 @@
-"""Calls of the kernels."""
+"""Calling the kernels."""
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,17 @@ from jaxnets.errors import UserError
 
 
 def nothing():
-    """What a kernel is given in place of an array that it does without."""
+    """The empty array that a kernel is given for an operand that it does without."""
     return jnp.zeros((0,), jnp.float32)
 
 
 def attributes_of(bounds, prefix=""):
-    """`(low, high)` as a kernel wants it, which may call it `output_low` and so on."""
+    """`(low, high)` as a kernel's attributes, with a prefix if it calls them `output_low` and so on."""
     return {f"{prefix}low": np.float32(bounds[0]), f"{prefix}high": np.float32(bounds[1])}
 
 
 def call(name, shapes, *args, aliases=None, **attributes):
-    """Run a kernel; float32 results of these shapes, one after another under vmap."""
+    """Run a kernel with float32 results of these shapes; sequentially under vmap."""
     results = [_result(shape, args[0]) for shape in shapes]
 
     @jax.custom_jvp

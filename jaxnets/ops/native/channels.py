@@ -1,4 +1,4 @@
-"""Channels in another order."""
+"""Reordering channels."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ from jaxnets.ops.reference import UNBOUNDED
 
 
 def channel_shuffle(x, groups):
-    """See `jaxnets.ops.channel_shuffle`; of `LazyBatchNorm`, the same."""
+    """See `jaxnets.ops.channel_shuffle`; a `LazyBatchNorm` stays one."""
     if isinstance(x, LazyBatchNorm):
         affine = reference.channel_shuffle(x.affine, groups)
         return LazyBatchNorm(channel_shuffle(x.raw, groups), affine, x.bounds, x.compute)
@@ -37,7 +37,7 @@ _shuffle.defvjp(
 
 
 def interleave(a, b):
-    """`channel_shuffle` of two arrays' channels, one behind the other, in two groups; either may be `LazyBatchNorm`."""
+    """`channel_shuffle`, in two groups, of a's channels followed by b's; either may be `LazyBatchNorm`."""
     parts = [
         (x.raw, x.affine, x.bounds) if isinstance(x, LazyBatchNorm) else (jnp.asarray(x), None, UNBOUNDED)
         for x in (a, b)

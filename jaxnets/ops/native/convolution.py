@@ -1,4 +1,4 @@
-"""Convolutions that return their output's moments, and apply the BatchNorm of their input as they read it."""
+"""Convolutions that return their output's moments and apply their input's BatchNorm as they read it."""
 
 from functools import partial
 from typing import NamedTuple
@@ -23,48 +23,48 @@ from jaxnets.ops.native.normalization import (
 from jaxnets.ops.reference import NO_PADDING, UNBOUNDED
 
 DEPTHWISE_SIZES = ((3, 3), (5, 5))
-IMAGE_CHANNELS = 4  # or fewer, and it is taken for a net's images
+IMAGE_CHANNELS = 4  # an input with at most this many is taken to be the net's images
 
 
 class Plan(NamedTuple):
-    """What is computed, beyond the arrays; hashable."""
+    """What to compute, apart from the arrays; hashable."""
 
-    kind: str  # of the kernel: depthwise, pointwise or dense
+    kind: str  # of kernel: depthwise, pointwise or dense
     stride: int
     padding: tuple[tuple[int, int], tuple[int, int]]
     groups: int
-    moments: bool  # whether those of the output are wanted
-    bounds: tuple[float, float]  # of the input's reading
+    moments: bool  # whether to compute the output's
+    bounds: tuple[float, float]  # to clip the input to as it is read
     shuffle: int  # groups in which the output's channels, and their moments, are shuffled
 
     def convolution(self, x, kernel):
-        """`Convolution` of these."""
+        """The `Convolution` of x and kernel."""
         return Convolution(x, kernel, (self.stride,) * 2, self.padding, self.groups)
 
 
-ALONE, SUM, INTERLEAVED = range(3)  # the products, plus another array, in turns with another array's channels
+ALONE, SUM, INTERLEAVED = range(3)  # the products alone, added to another array, alternating with its channels
 
 
 class Epilogue(NamedTuple):
-    """Where the products of a convolution go, and with what other array; hashable."""
+    """Where the products of a convolution go, and which other array they join; hashable."""
 
     join: int = ALONE
-    first: int = 0  # of x's channels that are read
-    other_first: int = 0  # of the other's
-    channels: int = 0  # of the array that is written into, or 0: one for the products alone; `other` is it so far
-    to: int = 0  # the first channel written there
+    first: int = 0  # the first channel of x to read
+    other_first: int = 0  # the first channel of the other array to read
+    channels: int = 0  # of the array to write into, passed as `other` once begun; 0: a new array for the result alone
+    to: int = 0  # the first channel to write there
 
     def of_output(self, channels):
-        """The channels of what is delivered, of products with so many."""
+        """Channels of the output, given those of the products."""
         return self.channels or channels * (2 if self.join == INTERLEAVED else 1)
 
     def attributes(self, *names):
-        """As a kernel wants them."""
+        """The named fields as a kernel's attributes."""
         return {name: np.int64(getattr(self, name)) for name in names}
 
 
 def plan_of(convolution, moments=False, shuffle=1):
-    """The `Plan`, or None for what no kernel computes."""
+    """The `Plan`, or None if no kernel computes the convolution."""
     x, kernel, strides, padding, groups = convolution
     if x.dtype != jnp.float32 or strides[0] != strides[1]:
         return None
@@ -116,18 +116,18 @@ def _plain(x, kernel, strides, padding, groups, portable):
 
 
 def conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffle):
-    """See `jaxnets.ops.conv_batch_norm`, for what has a plan; `LazyBatchNorm`."""
+    """See `jaxnets.ops.conv_batch_norm`; only for a convolution with a plan. Returns a `LazyBatchNorm`."""
     y, moments = products(plan_of(convolution, True, shuffle), convolution.x, convolution.kernel)
     scale, bias = (reference.channel_shuffle(vector, shuffle) for vector in (scale, bias))
     affine, mean, var = affine_of(moments, scale, bias, epsilon, axis_name)
     z = LazyBatchNorm(*align(y, affine), bounds, normalize)
-    # Its own inverse, with as many groups as there were channels in each.
+    # The inverse shuffle has as many groups as each group had channels.
     mean, var = (reference.channel_shuffle(vector, vector.size // shuffle) for vector in (mean, var))
     return z, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
 def products(plan, x, kernel):
-    """The products and, if the plan wants them, their (3, C) moments: mean, its rounding error, variance."""
+    """The products and, if the plan asks for them, their (3, C) moments: mean, its rounding error, variance."""
     affine = nothing()
     if isinstance(x, LazyBatchNorm) and plan.kind != "dense":
         x, affine, plan = x.raw, x.affine, plan._replace(bounds=x.bounds)
@@ -160,21 +160,21 @@ _conv_moments.defvjp(_conv_moments_forward, _conv_moments_backward)
 
 
 class Part(NamedTuple):
-    """What dy and y hold of a convolution with a bias; hashable."""
+    """The part of dy and y that belongs to one convolution with a bias; hashable."""
 
     to: int = 0  # its first channel
-    bias: int = 0  # how many it has, or 0: no bias
+    bias: int = 0  # its number of channels, or 0: no bias
     bounds: tuple[float, float] = UNBOUNDED  # that y was clipped to
 
     def attributes(self):
-        """As a kernel wants them."""
+        """Its place and bounds as a kernel's attributes."""
         return {"to": np.int64(self.to), **attributes_of(self.bounds, "output_")}
 
 
 WHOLE = Part()
 
-# Gradients take dy and, or `nothing`: y with the `correction_of` its moments, or y alone, as it came out after the
-# bias and the clipping. They give those of x, of what it was read as (see `affine_gradient`), kernel and bias.
+# The gradients take dy and y (or `nothing`): y with the `correction_of` its moments, or alone, after bias and clipping.
+# They return those of x, of the affine that x was read through (as sums: see `affine_gradient`), kernel and bias.
 
 
 def _dense_gradients(plan, dy, y, correction, x, kernel, part=WHOLE):
@@ -182,7 +182,7 @@ def _dense_gradients(plan, dy, y, correction, x, kernel, part=WHOLE):
     of_x, others, none = [x.shape], [kernel.shape, (part.bias,)], [(0,)]
     if x.shape[-1] > IMAGE_CHANNELS:
         return call("dense_gradients", of_x + others, *arrays, **attributes)
-    # A net's images: nothing asks for their gradient, and XLA leaves out what is a call of its own.
+    # A net's images: nothing uses their gradient, and XLA drops it if it is a separate call.
     dx, *_ = call("dense_gradients", of_x + 2 * none, *arrays, **attributes)
     _, *rest = call("dense_gradients", none + others, *arrays, **attributes)
     return dx, *rest
@@ -200,14 +200,14 @@ def _depthwise_gradients(plan, dy, y, correction, x, affine, kernel):
 
 
 def forward(plan, x, affine, kernel, output=None, bounds=UNBOUNDED, epilogue=None, other=None):
-    """The kernel's two results: the products, read as `output` and `bounds` say, and their moments.
+    """The kernel's two results: the products, with `output` and `bounds` applied, and their moments.
 
     Args:
       plan: what to compute.
-      x, affine, kernel: the operands; what x is read as, or `nothing`.
+      x, affine, kernel: the operands; `affine` is applied to x as it is read, or `nothing`.
       output: `(3, C)`: mean, gain, bias.
-      bounds: `(low, high)` that the products are clipped to; only where there is `output`.
-      epilogue, other: where the products go and with what, but for those of a depthwise convolution.
+      bounds: `(low, high)` to clip the products to; used only with `output`.
+      epilogue, other: where the products go and what they join; not for a depthwise convolution.
     """
     epilogue = epilogue or Epilogue()
     output, other_or_nothing = (nothing() if array is None else array for array in (output, other))
@@ -234,7 +234,7 @@ def _grouping(plan):
 
 
 def window_of(plan):
-    """Stride and padding as a kernel wants them."""
+    """Stride and padding as a kernel's attributes."""
     (top, _), (left, _) = plan.padding
     return {"stride": np.int64(plan.stride), "top": np.int64(top), "left": np.int64(left)}
 
@@ -243,20 +243,20 @@ def window_of(plan):
 
 
 def conv_bias(convolution, bias, bounds):
-    """See `jaxnets.ops.conv_bias`, for what has a plan; `LazyBiasedConv`."""
+    """See `jaxnets.ops.conv_bias`; only for a convolution with a plan. Returns a `LazyBiasedConv`."""
     convolution = convolution._replace(x=jnp.asarray(convolution.x))
     return LazyBiasedConv(convolution, bias, plan_of(convolution), bounds, concatenate)
 
 
 def concatenate(parts):
-    """Of `LazyBiasedConv` with the same bounds, one array; only one may be a depthwise convolution, and then alone."""
+    """One array of several `LazyBiasedConv` with the same bounds; a depthwise convolution must be the only one."""
     arrays = [array for part in parts for array in (part.convolution.x, part.convolution.kernel, part.bias)]
     return _conv_biases(tuple(part.plan for part in parts), parts[0].bounds, *align(*arrays))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _conv_biases(plans, bounds, *operands):
-    """Operands: x, kernel and bias of each. All write their part of the same memory."""
+    """Operands: x, kernel and bias of each. Each writes its part of the same memory."""
     y, to, channels = None, 0, sum(bias.size for bias in operands[2::3])
     for plan, x, kernel, bias in zip(plans, operands[::3], operands[1::3], operands[2::3]):
         affine = shift_by(bias)

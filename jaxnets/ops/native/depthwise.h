@@ -23,7 +23,7 @@ struct Channels {
   Index first, count;
 };
 
-// Blocks of channels whose padded rows fit the nearest cache.
+// The width of blocks of channels whose padded rows fit the nearest cache.
 Index BlockWidth(Index kernel, Index padded_width) {
   const Index fit = 48 * 1024 / ((kernel + 1) * std::max<Index>(padded_width, 1));
   return std::clamp<Index>(fit / 16 * 16, 32, 192);
@@ -31,7 +31,7 @@ Index BlockWidth(Index kernel, Index padded_width) {
 
 Index FloorDivide(Index a, Index b) { return a / b - (a % b < 0); }
 
-// The last rows of an image that a kernel meets, a block of channels wide, with the zeros left and right of them.
+// The last rows of an image that a kernel covers, a block of channels wide, zero-padded left and right.
 class PaddedRows {
  public:
   PaddedRows(Shape shape, Channels block, Index kept, Index left, Index padded_width)
@@ -40,14 +40,14 @@ class PaddedRows {
         last_(std::clamp<Index>(padded_width - left, first_, shape.width)),
         memory_(NewZeros((kept + 1) * length_)) {}
 
-  // Begins a new image: the next rows asked for are `row` and those below.
+  // Begins a new image: the next rows requested are `row` and those below it.
   void Begin(Index image, Index row) {
     image_ = shape_.row(image, 0) + block_.first;
     next_ = std::max<Index>(row, 0);
   }
 
-  // Reads the rows up to `row`: read(width of the vector, channel of the block, index in the array), which gives the
-  // vector of a function; then(row) follows each.
+  // Reads the rows up to `row`: read(width of the vector, channel of the block) returns a function from an index in the
+  // array to its vector; then(row) is called after each.
   template <class Read, class Then>
   INLINE void LoadThrough(Index row, Read read, Then then) {
     for (; next_ <= std::min(row, shape_.height - 1); ++next_) {
@@ -75,7 +75,7 @@ class PaddedRows {
   Index image_ = 0, next_ = 0;
 };
 
-// How PaddedRows reads x, as `reading` says.
+// Reads x for PaddedRows, with `reading` applied.
 struct ReadValues {
   const float* x;
   ClippedAffine reading;  // of the block's channels
@@ -94,7 +94,7 @@ struct ReadValues {
   static constexpr float kNone[kLanes] = {};
 };
 
-// How PaddedRows reads a gradient, or it together with that of the moments, as GradientRows do.
+// Reads a gradient for PaddedRows, alone or with that of the moments, as GradientRows do.
 struct ReadGradient {
   const float *dy, *y;
   ClippedAffine correction;  // of the block's channels; no bounds
@@ -128,7 +128,7 @@ INLINE void Correlate(const float* const* rows, const float* const* weights, flo
   }
 }
 
-// A block of channels of `Correlate`; `at` is the first position that is read.
+// `Correlate` for a block of channels; `at` is the first position read.
 template <int ROWS, int COLUMNS>
 void CorrelateBlock(const float* const* rows, Index at, const float* const* weights, float* out, Index count,
                     Index in_step, Index out_step, Index channels) {
@@ -140,7 +140,7 @@ void CorrelateBlock(const float* const* rows, Index at, const float* const* weig
   });
 }
 
-// A row of outputs, a block of channels wide, becomes what `output` makes of it.
+// Applies `output` in place to a row of outputs, a block of channels wide.
 inline void Rewrite(ClippedAffine output, float* row, Index count, Index pitch, Index channels) {
   ForVectors(channels, [&](auto width, Index c) {
     constexpr int B = width;
@@ -160,7 +160,7 @@ void DepthwiseForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float
                       const float* kernel, float* y, Shape out, ClippedAffine output, float* moments) {
   const Index padded = (out.width - 1) * window.stride + K;
   const Index step = BlockWidth(K, padded), blocks = DivideUp(in.channels, step);
-  // Groups of images where there are many, strips of rows where there are few.
+  // Split into groups of images if there are many, into strips of rows if there are few.
   const Index groups = std::min(in.images, std::max<Index>(4, 64 / blocks));
   const Index strips = std::clamp<Index>(32 / (groups * blocks), 1, (out.height + 3) / 4);
   std::vector<MomentSums> sums(moments ? groups * blocks * strips : 0);
@@ -175,7 +175,7 @@ void DepthwiseForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float
     for (int k = 0; k < K * K; ++k) weights[k] = kernel + k * in.channels + first;
     for (Index image = Cut(in.images, group, groups); image < Cut(in.images, group + 1, groups); ++image) {
       rows.Begin(image, from * window.stride - window.top);
-      Index added = from;  // rows whose moments are taken: a good many at once
+      Index added = from;  // moments are taken of the rows before this one, a good many at once
       for (Index i = from; i < to; ++i) {
         const Index row = i * window.stride - window.top;
         rows.LoadThrough(row + K - 1, read, [](Index) {});
@@ -210,7 +210,7 @@ struct Phase {
   }
 };
 
-// dx[i], a row of an image, from the rows of dy: a convolution of its own for each phase of the stride.
+// dx[i], a row of an image, from the rows of dy: a separate convolution for each phase of the stride.
 template <int K, int STRIDE>
 void InputGradientRow(const PaddedRows& rows, DepthwiseWindow window, Index left, Index i, const float* kernel,
                       float* dx, Shape in, Channels block) {
@@ -239,7 +239,8 @@ void InputGradientRow(const PaddedRows& rows, DepthwiseWindow window, Index left
   }
 }
 
-// Adds to `sums` (K * K, block), over a row d of outputs, d times what each tap meets in the rows from `row` on.
+// Adds to `sums` (K * K, block), over a row d of the output's gradient, d times what each tap reads in the rows from
+// `row` on.
 template <int K>
 void KernelGradientRow(const PaddedRows& rows, Index row, Index stride, const float* d, Index count, Channels block,
                        float* sums) {
@@ -266,7 +267,7 @@ void KernelGradientRow(const PaddedRows& rows, Index row, Index stride, const fl
   }
 }
 
-// dx (through the reading's gradient, if there is one, whose sums are `sums`) and dkernel.
+// dx (through the affine that x is read with, if any, whose gradient sums go to `sums`) and dkernel.
 template <int K, int STRIDE>
 void DepthwiseBackward(ffi::ThreadPool& pool, DepthwiseWindow window, ReadGradient gradient, const float* x,
                        ClippedAffine input, const float* kernel, float* dx, float* sums, float* dkernel, Shape in,

@@ -1,4 +1,4 @@
-// Where the products of matrices go, in which order, and together with what.
+// The epilogue of matrix products: where they go, in which order, and what they are joined with.
 
 #pragma once
 
@@ -17,7 +17,7 @@ inline std::vector<int32_t> ShuffledOrder(Index channels, Index groups) {
   return order;
 }
 
-// A row of channels, so shuffled.
+// Shuffles a row of channels in that way.
 template <Index GROUPS>
 NOINLINE void ShuffleRow(const float* __restrict row, Index count, float* __restrict to) {
   for (Index j = 0; j < count; ++j) {
@@ -39,7 +39,7 @@ inline void Copy(const float* from, Index count, float* to) {
   ForVectors(count, [&](auto width, Index c) { Store<width>(to + c, Load<width>(from + c)); });
 }
 
-// `count` of each, one of `left` first.
+// Interleaves `count` values of each, starting with `left`.
 inline void InTurns(const float* left, const float* right, Index count, float* to) {
   for (Index c = 0; c < count; ++c) {
     to[2 * c] = left[c];
@@ -47,12 +47,12 @@ inline void InTurns(const float* left, const float* right, Index count, float* t
   }
 }
 
-// Where products go, and with what.
+// Where products go, and what they are joined with.
 struct Epilogue {
   float* y;
   Index pitch;                   // between rows
   Index shuffle = 1, group = 0;  // groups in which a row's channels are shuffled, and the channels of each
-  const float* other = nullptr;  // rows that are added; or, if `interleaved`, whose channels go between
+  const float* other = nullptr;  // rows to add or, if `interleaved`, whose channels alternate with the products
   Index other_pitch = 0;
   bool interleaved = false;
 
@@ -65,7 +65,7 @@ struct Epilogue {
     if (other) rest.other += row * other_pitch;
     return rest;
   }
-  // `columns` columns of products, rows of which are kPanel apart, are channels from `first` on.
+  // Delivers `columns` columns of products, in rows kPanel apart, as the channels from `first` on.
   void Finish(const float* products, Index first, Index columns, Index rows) const {
     for (Index r = 0; r < rows; ++r, products += kPanel) {
       float* row = y + r * pitch;

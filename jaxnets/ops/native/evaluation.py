@@ -1,7 +1,7 @@
-"""Convolutions whose affine is known beforehand, as a BatchNorm's in evaluation, with what reads them.
+"""Convolutions whose affine is known beforehand, like a BatchNorm's in evaluation, fused with what reads them.
 
-They stay `LazyConv`: a 1x1 convolution computes the depthwise one that it reads, a sum, or a concatenation and shuffle,
-is done as the products leave, and a stem is pooled as it is computed (`stem`).
+They stay `LazyConv`: a 1x1 convolution computes the depthwise one that it reads; a sum, or a concatenation and shuffle,
+is done in the epilogue; and a stem is pooled as it is computed (`stem`).
 """
 
 from functools import partial
@@ -31,17 +31,17 @@ from jaxnets.ops.reference import UNBOUNDED
 
 
 class Evaluation(NamedTuple):
-    """What is computed, beyond the arrays; hashable."""
+    """What to compute, apart from the arrays; hashable."""
 
     plans: tuple[Plan, ...]  # of the convolutions: one, or a depthwise and a 1x1
-    bounds: tuple[tuple[float, float], ...]  # of what each gives
-    count: int  # of the input's channels
+    bounds: tuple[tuple[float, float], ...]  # of each one's output
+    count: int  # channels of the input
     epilogue: Epilogue
     sum_bounds: tuple[float, float]
 
 
 def conv_affine(convolution, gain, bias, bounds, shuffle):
-    """See `jaxnets.ops.conv_affine`, for what has a plan; `LazyConv`."""
+    """See `jaxnets.ops.conv_affine`; only for a convolution with a plan. Returns a `LazyConv`."""
     x, plan = convolution.x, plan_of(convolution, shuffle=shuffle)
     layer = (convolution.kernel, jnp.stack([jnp.zeros_like(bias), gain, bias]))
     if plan.kind == "pointwise" and shuffle == 1 and isinstance(x, LazyConv) and x.depthwise and not x.computed:
@@ -52,10 +52,10 @@ def conv_affine(convolution, gain, bias, bounds, shuffle):
 
 
 def evaluate(lazy, other=None, interleaved=False, sum_bounds=UNBOUNDED):
-    """The array: `lazy`, or its sum with `other`, clipped, or other's channels and its own in turns.
+    """The array: `lazy`, or its sum with `other`, clipped, or the channels of `other` and `lazy` interleaved.
 
-    `lazy` must be none of a depthwise convolution if there is an `other`, which is an array or `ChannelSlice`, and
-    without bounds for a sum.
+    With an `other`, an array or `ChannelSlice`, `lazy` must not be a depthwise convolution alone, and must have no
+    bounds for a sum.
     """
     x, first = _place(lazy.x)
     join = ALONE if other is None else INTERLEAVED if interleaved else SUM
@@ -92,7 +92,7 @@ def _evaluate_forward(how, x, other, *layers):
 
 
 def _composed(how, x, other, *layers):
-    """The same in steps, whose gradients are known."""
+    """The same in separate steps, whose gradients are defined."""
     y = jnp.asarray(ChannelSlice(x, how.epilogue.first, how.count))
     for plan, bounds, kernel, affine in zip(how.plans, how.bounds, layers[::2], layers[1::2]):
         affine = reference.channel_shuffle(affine, plan.shuffle)

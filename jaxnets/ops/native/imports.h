@@ -1,4 +1,4 @@
-// The functions that a loaded library imports, and others in their place.
+// Finding and replacing the functions that a loaded library imports.
 
 #pragma once
 
@@ -40,7 +40,7 @@ class Imports {
     const auto page_size = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     const auto address = reinterpret_cast<uintptr_t>(place);
     void* page = reinterpret_cast<void*>(address / page_size * page_size);
-    // The loader protects whole pages only: what else lies in the last one is written to.
+    // The loader protects whole pages only: the last one stays writable if it is shared with other data.
     const auto end = read_only_.start + read_only_.size;
     const bool read_only = address >= read_only_.start && (address / page_size + 1) * page_size <= end;
     if (read_only && mprotect(page, page_size, PROT_READ | PROT_WRITE)) return false;
@@ -63,7 +63,7 @@ class Imports {
     const ElfW(Rela)*plt = nullptr, *data = nullptr;
     size_t plt_bytes = 0, data_bytes = 0;
     for (; entry->d_tag != DT_NULL; ++entry) {
-      // glibc has added the base already, except where the section is read-only.
+      // glibc has already added the base, except where the section is read-only.
       const uintptr_t address = entry->d_un.d_ptr < base_ ? base_ + entry->d_un.d_ptr : entry->d_un.d_ptr;
       if (entry->d_tag == DT_SYMTAB) symbols_ = reinterpret_cast<const ElfW(Sym)*>(address);
       if (entry->d_tag == DT_STRTAB) names_ = reinterpret_cast<const char*>(address);

@@ -1,10 +1,10 @@
 // Convolutions and BatchNorm for the CPU: NHWC, float32, on XLA's own thread pool.
 //
-// Where tasks have sums, the work is cut by the arrays' shapes alone, and these are added in the tasks' order: results
-// are the same bits whatever the number of threads. Zeros of the padding are multiplied like any other value, so that
-// NaN and infinity spread as they do in lax; only a dense convolution's gradient of its image has no such zeros.
+// Where tasks have sums, the work is cut by the arrays' shapes alone and the sums are added in task order: results are
+// bit-identical for any number of threads. Zeros of the padding are multiplied like any other value, so that NaN and
+// infinity propagate as in lax; only the image gradient of a dense convolution has no such zeros.
 //
-// An optional operand is an array without elements where it is not given.
+// An optional operand that is not given is an empty array.
 
 #include <optional>
 
@@ -42,7 +42,7 @@ ClippedAffine ClippedAffineOf(const Input& affine, Index channels, float low, fl
 
 void Clear(Output& a) { std::fill_n(a->typed_data(), a->element_count(), 0.f); }
 
-// What no rows have: a mean of 0 / 0.
+// The moments of no rows: a mean of 0 / 0.
 void NoMoments(Output& moments) {
   std::fill_n(moments->typed_data(), moments->element_count(), std::numeric_limits<float>::quiet_NaN());
 }
@@ -93,8 +93,8 @@ Epilogue DeliveryOf(Output& y, Index to, Index join, const Input& other, Index f
   return epilogue;
 }
 
-// 1x1, kernel (input channels of a group, output channels), of x's channels from `first` on; y and its moments have
-// their channels shuffled in `shuffle` groups.
+// 1x1, kernel (input channels of a group, output channels), of x's channels from `first` on; the channels of y and its
+// moments are shuffled in `shuffle` groups.
 ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index first, Index to, Index join,
                      Index other_first, float low, float high, float out_low, float out_high, Input x, Input affine,
                      Input kernel, Input output, Input other, Output y, Output moments) {
@@ -111,7 +111,7 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index fi
   return ffi::Error::Success();
 }
 
-// Of so many channels from `first` on: see GradientRows.
+// The GradientRows of the channels from `first` on, as many as `side` has.
 GradientRows GradientOf(const Input& dy, const Input& y, const Input& correction, Index first, Bounds bounds, Side side,
                         const std::vector<int32_t>& order = {}) {
   const float* from_y = Optional(y);
@@ -119,7 +119,7 @@ GradientRows GradientOf(const Input& dy, const Input& y, const Input& correction
           LastOf(dy.dimensions()), side, order.empty() ? nullptr : order.data()};
 }
 
-// dy and y from channel `to` on, as `Pointwise` wrote y.
+// Reads dy and y from channel `to` on, as `Pointwise` wrote y.
 ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, Index shuffle, Index to, float low, float high,
                               float out_low, float out_high, Input dy, Input y, Input correction, Input x, Input affine,
                               Input kernel, Output dx, Output sums, Output dkernel, Output dbias) {
@@ -133,7 +133,7 @@ ffi::Error PointwiseGradients(ffi::ThreadPool pool, Index groups, Index shuffle,
   return ffi::Error::Success();
 }
 
-// Depthwise, then 1x1; `affine` and `output` are read between the two and after them.
+// Depthwise, then 1x1; `affine` is applied between the two, `output` after them.
 template <int K>
 void SeparableOf(ffi::ThreadPool& pool, DepthwiseWindow window, Index groups, Bounds bounds, Bounds out_bounds,
                  const Input& x, const Input& kernel, const Input& affine, const Input& pointwise, const Input& output,
@@ -187,7 +187,7 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Inde
   return ffi::Error::Success();
 }
 
-// dy and y from channel `to` on, as `Dense` wrote y; dx, and dkernel with dbias, where there is room for them.
+// Reads dy and y from channel `to` on, as `Dense` wrote y; dx, dkernel and dbias are computed unless they are empty.
 ffi::Error DenseGradients(ffi::ThreadPool pool, Index stride, Index top, Index left, Index to, float out_low,
                           float out_high, Input dy, Input y, Input correction, Input x, Input kernel, Output dx,
                           Output dkernel, Output dbias) {
@@ -207,7 +207,7 @@ ffi::Error DenseGradients(ffi::ThreadPool pool, Index stride, Index top, Index l
 
 constexpr Index kMostTasks = 128;
 
-// body(task, first row, row after the last)
+// body(task, first row, one past the last row)
 template <class Body>
 Index ForRows(ffi::ThreadPool& pool, Index rows, Index channels, Body body) {
   const Index tasks = std::clamp<Index>(rows * channels / 32768, 1, kMostTasks);
@@ -226,7 +226,7 @@ ffi::Error Moments(ffi::ThreadPool pool, Input x, Output moments) {
   return ffi::Error::Success();
 }
 
-// clip((x - mean) * gain + bias + added), `added` being optional.
+// clip((x - mean) * gain + bias + added), where `added` is optional.
 ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input affine, Input added, Output z) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
   const ClippedAffine reading = ClippedAffineOf(affine, channels, low, high);
@@ -247,8 +247,8 @@ ffi::Error Normalize(ffi::ThreadPool pool, float low, float high, Input x, Input
   return ffi::Error::Success();
 }
 
-// dx, in dz's own memory, the reading's sums, and what was added's gradient if there is room for it; `z` is what
-// came out, and needed only if something was added.
+// dx (in dz's memory), the sums for the affine's gradient and, if `d_added` is not empty, the gradient of what was
+// added; `z` is the output, needed only if something was added.
 ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input dz, Input x, Input affine, Input z,
                              Output dx, Output sums, Output d_added) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
@@ -267,7 +267,7 @@ ffi::Error NormalizeGradient(ffi::ThreadPool pool, float low, float high, Input 
   return ffi::Error::Success();
 }
 
-// ---- channels in another order
+// ---- reordering channels
 
 ffi::Error Shuffle(ffi::ThreadPool pool, Index groups, Input x, Output y) {
   const Index rows = RowsOf(x.dimensions()), channels = LastOf(x.dimensions());
@@ -280,7 +280,7 @@ ffi::Error Shuffle(ffi::ThreadPool pool, Index groups, Input x, Output y) {
   return ffi::Error::Success();
 }
 
-// The channels of two arrays in turns, each read as its affine and bounds say.
+// Interleaves the channels of two arrays, each read through its affine and bounds.
 ffi::Error Interleave(ffi::ThreadPool pool, float low, float high, float other_low, float other_high, Input a,
                       Input a_affine, Input b, Input b_affine, Output y) {
   const Index rows = RowsOf(a.dimensions()), channels = LastOf(a.dimensions());
@@ -310,7 +310,7 @@ ffi::Error InterleaveGradients(ffi::ThreadPool pool, float low, float high, floa
   const Index tasks = ForRows(pool, rows, 2 * channels, [&](Index task, Index from, Index to) {
     if (read_a.affine) of_a[task] = GradientSums(channels);
     if (read_b.affine) of_b[task] = GradientSums(channels);
-    for (; from < to; from += kChunk) {  // a few rows, which stay in the caches
+    for (; from < to; from += kChunk) {  // a few rows at a time, which stay in the caches
       const Index count = std::min(kChunk, to - from), at = from * channels;
       float *left = to_a + at, *right = to_b + at;
       const float* d = dy.typed_data() + 2 * at;
@@ -349,7 +349,7 @@ ffi::Error MaximumPoolGradient(ffi::ThreadPool pool, Index window, Index stride,
   return ffi::Error::Success();
 }
 
-// A dense convolution, that gives maps of this size, and the maximum over windows of it.
+// A dense convolution with output maps of this size, and the maximum over windows of them.
 ffi::Error Stem(ffi::ThreadPool pool, Index map_height, Index map_width, Index stride, Index top, Index left,
                 Index pool_window, Index pool_stride, Index pool_top, Index pool_left, float out_low, float out_high,
                 Input x, Input kernel, Input output, Output y) {
@@ -406,7 +406,7 @@ HANDLER(stem, Stem, BIND.MAP.WINDOW.Attr<int64_t>("pool_window").POOL_WINDOW.OUT
 HANDLER(max_pool, MaximumPool, BIND.POOLING.ARG.RET);
 HANDLER(max_pool_gradient, MaximumPoolGradient, BIND.POOLING.ARG.ARG.ARG.RET);
 
-// Keeps XLA's large buffers from now on; whether it could. See buffers.h.
+// Makes XLA keep its large buffers from now on; returns whether that worked. See buffers.h.
 extern "C" bool keep_buffers() {
 #if defined(JAXNETS_KEEPS_BUFFERS)
   return jaxnets::KeepBuffers();
@@ -415,7 +415,7 @@ extern "C" bool keep_buffers() {
 #endif
 }
 
-// Bytes of kept buffers: in use, in use and kept, most in use at once.
+// Bytes of XLA's large buffers: in use, in use or kept, most in use at once.
 extern "C" void count_buffers(uint64_t* bytes) {
 #if defined(JAXNETS_KEEPS_BUFFERS)
   const auto count = jaxnets::Buffers::Instance().Count();

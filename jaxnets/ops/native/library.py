@@ -31,7 +31,7 @@ HANDLERS = (
 )
 KEEP_MEMORY = "JAXNETS_KEEP_MEMORY"  # 0: off
 COMPILERS = ("c++", "g++", "clang++")
-# Neither of the two -fno changes a value: no NaN, infinity or order of a sum is given up.
+# Neither -fno flag changes a value: NaN, infinity and the order of sums are preserved.
 FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
     *("-shared", "-fPIC", "-DNDEBUG", "-w"),
@@ -43,12 +43,12 @@ _lock = threading.Lock()
 
 
 def available() -> bool:
-    """Whether the kernels are there, built if need be; if not, the log has said why."""
+    """Whether the kernels are available, after building them if need be; if not, the log says why."""
     return _problem() is None
 
 
 def require() -> None:
-    """Raises UserError, saying why, where the kernels are not there."""
+    """Raise UserError, saying why, if the kernels are not available."""
     if problem := _problem():
         raise UserError(f"the native operators are not available ({problem}): use JAXNETS_OPS=xla")
 
@@ -71,7 +71,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
             handler = jax.ffi.pycapsule(getattr(library, name))
             jax.ffi.register_ffi_target(f"jaxnets_{name}", handler, platform="cpu")
         _keep_buffers(library)
-    except Exception as error:  # whatever it is, the portable operators do without
+    except Exception as error:  # whatever it is, the portable operators still work
         problem = " ".join(str(error).split()) or type(error).__name__
         logger.warning("operators: native kernels not available, using xla's: %s", problem)
         return None, problem
@@ -79,7 +79,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 
 def _keep_buffers(library: ctypes.CDLL) -> None:
-    """Have XLA's CPU client keep its large buffers between calls, where the C library lets us and it is wanted."""
+    """Make XLA's CPU client keep its large buffers between calls, if the C library allows it and it is wanted."""
     if is_off(KEEP_MEMORY, os.environ):
         return
     library.keep_buffers.restype = ctypes.c_bool
@@ -90,7 +90,7 @@ def _keep_buffers(library: ctypes.CDLL) -> None:
 def buffer_bytes() -> tuple[int, int, int]:
     """Bytes of XLA's large buffers: in use now, in use or kept for later, most in use at once so far.
 
-    Where the kernels are `available`.
+    Only if the kernels are `available`.
     """
     count = (ctypes.c_uint64 * 3)()
     _loaded()[0].count_buffers(count)
@@ -99,7 +99,7 @@ def buffer_bytes() -> tuple[int, int, int]:
 
 def _open() -> ctypes.CDLL:
     folder, machine, compiler = cache_directory() / "native", _machine_key(), _compiler()
-    if compiler is None:  # as on a cluster's nodes; what was built elsewhere for such a machine serves
+    if compiler is None:  # as on cluster nodes: use a library built elsewhere for this kind of machine
         if library := next(filter(None, map(_open_built, sorted(folder.glob(f"{machine}-*.so")))), None):
             return library
         raise FileNotFoundError(f"no C++ compiler: $CXX, {', '.join(COMPILERS)}")
@@ -111,14 +111,14 @@ def _open() -> ctypes.CDLL:
     if noexec and os.statvfs(path.parent).f_flag & noexec:  # else it would be built at every start
         raise OSError(f"{path.parent} is on a file system without programs (noexec): set XDG_CACHE_HOME to another")
     with _one_process_at_a_time(path.parent):
-        if library := _open_built(path):  # by another one, meanwhile
+        if library := _open_built(path):  # by another process, meanwhile
             return library
         _build(compiler, path)
         return ctypes.CDLL(str(path))
 
 
 def _open_built(path: Path) -> ctypes.CDLL | None:
-    """The library; None if there is none, or a damaged one, which is made anew."""
+    """The library; None if it is missing or damaged, to be built anew."""
     try:
         return ctypes.CDLL(str(path)) if path.exists() else None
     except OSError:
@@ -127,14 +127,14 @@ def _open_built(path: Path) -> ctypes.CDLL | None:
 
 @contextlib.contextmanager
 def _one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Where the system and the file system have locks; elsewhere, and after `TIMEOUT`, processes build side by side."""
+    """If the system and the file system have locks; otherwise, and after `TIMEOUT`, processes build concurrently."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):
             import fcntl  # not on every system
 
             descriptor = os.open(folder, os.O_RDONLY)
             stack.callback(os.close, descriptor)
-            for attempt in range(10 * TIMEOUT):  # the one that builds may have been stopped
+            for attempt in range(10 * TIMEOUT):  # the process that builds may have been stopped
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -142,13 +142,13 @@ def _one_process_at_a_time(folder: Path) -> Iterator[None]:
                         logger.info("operators: waiting for another process, which builds the native kernels")
                     time.sleep(0.1)
                 else:
-                    stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # a fork meanwhile would hold it on
+                    stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # else a process forked meanwhile keeps it
                     break
         yield
 
 
 def _compiler() -> list[str] | None:
-    """The command in $CXX, else the first C++ compiler found; None where there is none."""
+    """The command in $CXX, else the first C++ compiler found; None if there is none."""
     for command in [shlex.split(os.environ.get("CXX", "")), *([name] for name in COMPILERS)]:
         if command and shutil.which(command[0]):
             return command
@@ -156,7 +156,7 @@ def _compiler() -> list[str] | None:
 
 
 def _machine_key() -> str:
-    """Everything that the library's code depends on, as a hash, but for the compiler."""
+    """Hash of everything that the library's code depends on, except the compiler."""
     sources = [path.read_text() for path in sorted(SOURCE.parent.iterdir()) if path.suffix in (".cc", ".h")]
     return _hash(*sources, *FLAGS, jaxlib.__version__, _cpu())
 
@@ -181,7 +181,7 @@ def _cpu() -> str:
 
 
 def _build(compiler: list[str], path: Path) -> None:
-    """Compile to a file of another name, then rename: a library is whole or absent."""
+    """Compile in a temporary folder, then rename: a library is whole or absent."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:
         built = Path(folder) / path.name

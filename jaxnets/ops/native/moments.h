@@ -1,7 +1,7 @@
-// Mean and variance by channel, and sums for their gradients.
+// Per-channel mean and variance, and sums for their gradients.
 //
-// A large mean with a small variance must lose no digits: squares are of differences to a value near the mean, in
-// float over a few rows, and from there on in double.
+// A large mean with a small variance must lose no digits: squares are of differences from a value near the mean, summed
+// in float over a few rows, and from there on in double.
 
 #pragma once
 
@@ -28,16 +28,16 @@ class MomentSums {
   explicit MomentSums(Index channels)
       : channels_(channels), origin_(channels), shift_(channels), sums_(2 * channels), totals_(2 * channels) {}
 
-  // `rows` rows of all channels, `pitch` apart.
+  // Adds `rows` rows of all channels, `pitch` apart.
   void Add(const float* x, Index rows, Index pitch) {
     for (; rows > 0; x += kChunk * pitch, rows -= kChunk) AddChunk(x, std::min(rows, kChunk), pitch);
   }
 
-  // Mean, what rounding took from it and biased variance, `pitch` apart, of the rows of `count` tasks together.
+  // Mean, what it lost to rounding, and biased variance, `pitch` apart, over the rows of `count` tasks together.
   static void Finish(const MomentSums* tasks, Index count, Index channels, float* result, Index pitch) {
     double rows = 0;
     std::vector<double> means(channels), squares(channels);
-    for (Index t = 0; t < count; ++t) {  // channel by channel within, since they lie side by side
+    for (Index t = 0; t < count; ++t) {  // the inner loop is over channels, which are contiguous
       const MomentSums& task = tasks[t];
       const double n = task.rows_;
       rows += n;
@@ -105,10 +105,10 @@ class MomentSums {
   Index channels_ = 0;
   double rows_ = 0;
   std::vector<float> origin_, shift_, sums_;
-  std::vector<double> totals_;  // of the differences to the origin, and of their squares
+  std::vector<double> totals_;  // of the differences from the origin, and of their squares
 };
 
-// The sums by column of one task's rows.
+// The column sums of one task's rows.
 class ColumnSums {
  public:
   ColumnSums() = default;
@@ -127,7 +127,7 @@ class ColumnSums {
     }
   }
 
-  // Of all tasks together, the sum of a column.
+  // The sum of a column over all tasks.
   static double Total(const std::vector<ColumnSums>& tasks, Index column) {
     double total = 0;
     for (const ColumnSums& task : tasks) total += task.totals_[column];
@@ -144,9 +144,9 @@ class GradientSums {
   GradientSums() = default;
   explicit GradientSums(Index channels) : channels_(channels), sums_(2 * channels), totals_(2 * channels) {}
 
-  // In place, `rows` rows of dz become the gradient of x: dz where z was not clipped, times the gain. If x was not all
-  // that was clipped, `sum` is: what came out. Of what that was added to x, the gradient is `d_added`, if there is one.
-  // Both are as dz is.
+  // Turns `rows` rows of dz in place into the gradient of x: dz where z was not clipped, times the gain. If something
+  // was added before clipping, `sum` is the clipped sum, and `d_added`, if given, receives the gradient of what was
+  // added. Both are laid out like dz.
   void Apply(ClippedAffine reading, const float* x, Index x_pitch, float* dz, Index pitch, Index rows,
              const float* sum = nullptr, float* d_added = nullptr) {
     for (Index from = 0; from < rows; from += kChunk) {
@@ -175,7 +175,7 @@ class GradientSums {
     }
   }
 
-  // The two sums, `pitch` apart, of `count` tasks together.
+  // The two sums, `pitch` apart, over `count` tasks together.
   static void Finish(GradientSums* tasks, Index count, Index channels, float* result, Index pitch) {
     std::vector<double> total(2 * channels);
     for (Index t = 0; t < count; ++t) {

@@ -1,7 +1,7 @@
-"""BatchNorm by itself: moments, the affine by channel that follows from them, and its reading.
+"""BatchNorm on its own: moments, the per-channel affine that follows from them, and applying it.
 
-What is computed of vectors of channels alone is jitted: layers of as many channels then share what was traced, which
-is a third of the tracing of a net's gradient.
+Computations on per-channel vectors alone are jitted: layers with the same number of channels then share what was
+traced, a third of the tracing of a net's gradient.
 """
 
 from functools import partial
@@ -28,8 +28,8 @@ def batch_norm(x, scale, bias, epsilon, bounds, axis_name):
 
 @partial(jax.jit, static_argnames=("epsilon", "axis_name"))
 def affine_of(moments, scale, bias, epsilon, axis_name):
-    """(mean, gain, bias) by channel that normalise, the mean and the variance."""
-    # `rest` is what rounding took from the mean: with a small variance it would be seen.
+    """The per-channel (mean, gain, bias) that normalise, the mean and the variance."""
+    # `rest` is what the mean lost to rounding: with a small variance, leaving it out would show.
     mean, rest, var = moments
     rest = lax.stop_gradient(rest)
     if axis_name is not None:
@@ -60,7 +60,7 @@ moments_of.defvjp(_moments_forward, _moments_backward)
 
 
 def correction_of(x, moments, dmoments):
-    """`(3, C)`: mean, slope and offset of what the gradient of x's moments adds to that of x."""
+    """`(3, C)`: mean, slope and offset of the term that the gradient of x's moments adds to that of x."""
     return _correction(moments, dmoments, max(x.size // x.shape[-1], 1))
 
 
@@ -73,13 +73,13 @@ def _correction(moments, dmoments, count):
 
 
 def apply_correction(x, correction):
-    """(x - mean) * slope + offset, as `correction_of` gives them."""
+    """(x - mean) * slope + offset, with the vectors of `correction_of`."""
     mean, slope, offset = correction
     return (x - mean) * slope + offset
 
 
 def as_it_is(channels):
-    """The `(3, C)` affine that changes nothing."""
+    """The `(3, C)` affine that is the identity."""
     return jnp.zeros((3, channels), jnp.float32).at[1].set(1)
 
 
@@ -89,7 +89,7 @@ def shift_by(bias):
 
 
 def normalize(x, affine, bounds, added=None):
-    """clip((x - mean) * gain + bias + added), `affine` being `(3, C)`: mean, gain, bias."""
+    """clip((x - mean) * gain + bias + added), with `affine` `(3, C)`: mean, gain, bias."""
     added = nothing() if added is None else added
     return _normalize(*align(x, affine, added), bounds)
 
@@ -118,8 +118,8 @@ _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def unclipped_gradient(dz, z, bounds):
-    """dz where z, which came out, was not clipped, in dz's memory; and its sum by channel."""
-    # What lies between the bounds stands for what it was before.
+    """dz where the output z was not clipped, in dz's memory, and its per-channel sum."""
+    # Strictly between the bounds, z is what it was before clipping.
     arrays = align(dz, z, as_it_is(z.shape[-1]), nothing())
     shapes = [z.shape, (2, z.shape[-1]), (0,)]
     dy, sums, _ = call("normalize_gradient", shapes, *arrays, aliases={0: 0}, **attributes_of(bounds))
@@ -128,12 +128,12 @@ def unclipped_gradient(dz, z, bounds):
 
 @jax.jit
 def affine_gradient(affine, sums):
-    """From the sums of dz where it was not clipped, and of that times x - mean; `affine` itself if it is empty."""
+    """From the sums of dz where z was not clipped, and of that times x - mean; `affine` itself if it is empty."""
     return jnp.stack([-affine[1] * sums[0], sums[1], sums[0]]) if affine.size else affine
 
 
 def add(x, y, bounds):
-    """See `jaxnets.ops.add`; y is `LazyBatchNorm`, without bounds, or an array of x's shape."""
+    """See `jaxnets.ops.add`; y is a `LazyBatchNorm` without bounds, or an array of x's shape."""
     if isinstance(y, LazyBatchNorm):
         y, affine = y.raw, y.affine
     else:

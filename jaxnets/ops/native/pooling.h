@@ -12,7 +12,7 @@ namespace jaxnets {
 struct Pooling {
   Index images, height, width, channels, out_height, out_width, window, stride, top, left;
 
-  // Of the image, the rows that the windows of the i-th row of outputs meet.
+  // The image rows covered by the windows of the i-th row of outputs.
   Index FirstRow(Index i) const { return std::max<Index>(i * stride - top, 0); }
   Index EndRow(Index i) const { return std::min(i * stride - top + window, height); }
 
@@ -35,13 +35,13 @@ struct Pooling {
   }
 };
 
-// NaN is the greatest.
+// NaN counts as the greatest.
 template <int B>
 INLINE Mask<B> Greater(Vector<B> v, Vector<B> best) {
   return (v > best) | (v != v);
 }
 
-// A row of outputs, of the rows that its windows meet, whose positions are `pitch` apart; `greatest` has room for one
+// A row of outputs from the rows that its windows cover, whose positions are `pitch` apart; `greatest` has room for one
 // such row. Down first, then across: that takes fewer comparisons.
 inline void MaxPoolRow(const Pooling& p, const std::vector<const float*>& rows, Index pitch, float* greatest,
                        float* y) {
@@ -81,7 +81,7 @@ inline void MaxPool(ffi::ThreadPool& pool, const Pooling& p, const float* x, flo
   });
 }
 
-// To the first greatest value of each window, which is y's, goes all of its gradient.
+// The gradient of each window goes entirely to its first greatest value, which is y's.
 inline void MaxPoolGradient(ffi::ThreadPool& pool, const Pooling& p, const float* dy, const float* x, const float* y,
                             float* dx) {
   constexpr Index kBlock = 64;
@@ -106,7 +106,7 @@ inline void MaxPoolGradient(ffi::ThreadPool& pool, const Pooling& p, const float
           constexpr int B = width;
           const auto greatest = Load<B>(y + of_window + c), d = Load<B>(dy + of_window + c);
           const Vector<B> zero = {};
-          Mask<B> open = Mask<B>{} - 1;  // where the greatest was not met yet
+          Mask<B> open = Mask<B>{} - 1;  // where the greatest has not been found yet
           for (Index at : taps) {
             const auto v = Load<B>(x + at + c);
             const Mask<B> here = open & ((v == greatest) | (v != v));

@@ -44,12 +44,12 @@ _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def output_shape(shape, window, strides, padding):
-    """Of `max_pool` of an array of that shape."""
+    """Shape of the `max_pool` of an array of that shape."""
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     return jax.eval_shape(lambda x: reference.max_pool(x, window, strides, padding), x).shape
 
 
 def pooling_attributes(window, strides, padding):
-    """A pooling as a kernel wants it."""
+    """A pooling as a kernel's attributes."""
     (top, _), (left, _) = padding
     return {name: np.int64(v) for name, v in (("window", window), ("stride", strides), ("top", top), ("left", left))}

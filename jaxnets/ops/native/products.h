@@ -1,7 +1,8 @@
-// Convolutions as products of matrices: rows of the image's positions times a kernel's matrix.
+// Convolutions as matrix products: rows, one per position of the image, times a kernel's matrix.
 //
-// Rows are brought into the nearest caches (rows.h), a chunk at a time or few ones at once, and multiplied there; what
-// comes out is normalised, joined with another array (epilogue.h), or its moments are taken, before it leaves them.
+// Rows are staged in the nearest caches (rows.h), a chunk at a time or all at once if they are few, and multiplied
+// there; before the products leave the caches, they are normalised or joined with another array (epilogue.h), or their
+// moments are taken.
 
 #pragma once
 
@@ -15,28 +16,28 @@
 namespace jaxnets {
 
 constexpr Index kFewRows = 256;
-constexpr Index kTaskRows = 128;  // of a task with sums of its own, or more, where that leaves tasks enough
-constexpr Index kAhead = 12;  // rows of a kernel from what is read to what is fetched
-constexpr Index kCached = 128 * 1024;  // floats of all that a chunk of rows needs
+constexpr Index kTaskRows = 128;  // at least, of a task with sums of its own, if that leaves enough tasks
+constexpr Index kAhead = 12;  // rows of a kernel from the one read to the one prefetched
+constexpr Index kCached = 128 * 1024;  // floats of everything that a chunk of rows needs
 
-// What a tile of sums begins with, and how it ends.
+// How a tile of sums begins and ends.
 struct Around {
-  bool add;           // to what is there
-  const float* bias;  // or to a row of these, if there are any
+  bool add;           // to what is in the output
+  const float* bias;  // a row to begin with, if there is one
   bool clip;
   Bounds bounds;
 };
 
-// How the first factor's rows lie: one after another, as columns, or cut into segments.
+// How the first factor is laid out: row by row, transposed, or in rows cut into segments.
 enum Order { kByRows, kTransposed, kSegmented };
 
-// What a tile sums over: `segments` of `length`, in the first factor `segment_pitch` apart, in the second adjacent.
+// What a tile sums over: `segments` of `length`, `segment_pitch` apart in the first factor, contiguous in the second.
 struct Depth {
   Index length, segments = 1, segment_pitch = 0;
 };
 
-// out (R, V vectors) = the sum over k of a's column k times b's row k. A function of its own, whose loop has all
-// registers to itself: inlined, or with segments where there are none, it keeps addresses on the stack.
+// out (R, V vectors) = the sum over k of a's column k times b's row k. Not inlined, so that its loop has all registers
+// to itself: inlined, or with a loop over segments where there are none, it spills addresses to the stack.
 template <int R, int V, Order ORDER>
 NOINLINE void Tile(const float* a, Index a_pitch, const float* b, Index b_pitch, Depth depth, float* out,
                    Index out_pitch, Around around) {
@@ -85,7 +86,7 @@ inline void AnyTile(Index columns, const float* a, Index a_pitch, const float* b
   Tile<R, 1, ORDER>(a, a_pitch, b, b_pitch, depth, out, out_pitch, around);
 }
 
-// body(how many rows, the first of them) for the tiles that cover `rows`.
+// body(number of rows, first row) for the tiles that cover `rows`.
 template <class Body>
 INLINE void ForTileRows(Index rows, Body body) {
   Index r = 0;
@@ -94,8 +95,8 @@ INLINE void ForTileRows(Index rows, Body body) {
   for (; r < rows; ++r) body(Constant<1>(), r);
 }
 
-// How columns are cut into panels of up to three vectors: into as many for each of `shares`, and evenly, since where
-// there are 16 registers a tile of one vector has too few sums to go on with while each waits for its last product.
+// How columns are cut into panels of up to three vectors: into equally many for each of `shares`, and evenly, since
+// with 16 registers a tile of one vector has too few independent sums to hide the latency of its multiply-adds.
 struct Cuts {
   Index columns;  // whole vectors
   Index shares = 1;
@@ -105,7 +106,7 @@ struct Cuts {
   Index Columns(Index panel) const { return First(panel + 1) - First(panel); }
 };
 
-// Rows of memory that are brought near while something else is computed, a few at a time.
+// Rows of memory to prefetch, a few at a time, while something else is computed.
 struct Coming {
   const float* row = nullptr;
   Index pitch = 0, floats = 0, rows = 0, at_once = 0;
@@ -119,8 +120,8 @@ struct Coming {
   }
 };
 
-// A kernel (depth.count, groups * width.count) cut into panels of columns, with zeros to full vectors. Where products
-// are read as an affine says, that is done here: the columns times their gain, and what is then added to the products.
+// A kernel (depth.count, groups * width.count) cut into panels of columns, zero-padded to whole vectors. An affine of
+// the products is folded in here: the columns are multiplied by their gain, and what remains is a bias to add.
 class Panels {
  public:
   // `transposed`: `kernel` is (width.count, groups * depth.count).
@@ -138,16 +139,16 @@ class Panels {
     }
   }
 
-  // Whether rows are so few, as those of a single image are, that each thread had better pack panels of its own.
+  // Whether rows are so few, as for a single image, that each thread had better pack panels of its own.
   bool FewRows(Index rows) const { return rows <= kFewRows && count() >= 4; }
 
-  // As many panels for each of `threads`, of as many columns; before any is packed.
+  // Gives each of `threads` the same number of panels, of about equal widths; call it before any is packed.
   void Share(Index threads) {
     cuts_.shares = std::clamp<Index>(threads / std::gcd(threads, depth_.groups), 1, DivideUp(cuts_.columns, 2 * kLanes));
   }
 
-  // Before a panel can be multiplied with, it must be packed: all, for every thread, or one, by the thread that wants
-  // it, which is then in the place of the thread's last one.
+  // A panel must be packed before it is multiplied: all panels at once, for all threads, or one by the thread that
+  // needs it, which replaces that thread's previous one.
   void Pack(ffi::ThreadPool& pool) {
     memory_ = Memory(depth_.count * width_.groups * width_.aligned());
     Parallel(pool, count(), [&](Index panel) { Pack(panel); });
@@ -165,7 +166,7 @@ class Panels {
         const Index column = group * width_.count + first;
         const float* from = kernel_ + k * width_.channels() + column;
         const float* gain = output_.affine ? output_.affine + output_.channels + column : nullptr;
-        // Rows lie too far apart for the processor to see by itself what comes next.
+        // Rows are too far apart for the processor to prefetch the next by itself.
         const float* ahead = from + kAhead * width_.channels();
         __builtin_prefetch(ahead);
         __builtin_prefetch(ahead + exact - 1);
@@ -178,8 +179,8 @@ class Panels {
     }
   }
 
-  // What a panel is packed from, to be fetched while whole tiles of so many rows are multiplied with another; nothing
-  // where there is no such panel, or it is rows of the kernel, which the processor fetches by itself.
+  // What a panel is packed from, to prefetch while whole tiles of `rows` rows are multiplied by another panel; empty if
+  // there is no such panel, or if it consists of rows of the kernel, which the processor prefetches by itself.
   Coming Source(Index panel, Index rows) const {
     const Index tiles = rows / kRows * DivideUp(depth_.count, kDepth);
     if (transposed_ || panel >= count() || !tiles) return {};
@@ -190,18 +191,18 @@ class Panels {
 
   Index count() const { return depth_.groups * cuts_.count(); }
   Index Group(Index panel) const { return panel / cuts_.count(); }
-  Index First(Index panel) const { return cuts_.First(panel % cuts_.count()); }  // column within the group
+  Index First(Index panel) const { return cuts_.First(panel % cuts_.count()); }  // first column within the group
   Index Columns(Index panel) const { return cuts_.Columns(panel % cuts_.count()); }
 
-  // out (rows, width of the panels) = a (rows, depth) times all panels, of a single group.
+  // out (rows, width of the panels) = a (rows, depth) times all panels, for a single group.
   void Multiply(Staged a, Index rows, float* out) const {
     for (Index panel = 0; panel < count(); ++panel) {
       Multiply(a, rows, panel, out + First(panel), width_.aligned(), false);
     }
   }
 
-  // a (rows, depth) times a panel. The products go where they belong at once, or else by way of `products`, (rows,
-  // kPanel) of them; what is `coming` is fetched meanwhile.
+  // a (rows, depth) times a panel. The products go directly where they belong, or else through `products` (rows,
+  // kPanel); `coming` is prefetched meanwhile.
   void Multiply(Staged a, Index rows, Index panel, const Epilogue& epilogue, float* products, Coming coming = {}) const {
     const Index first = Group(panel) * width_.count + First(panel);
     const Index columns = std::min(Columns(panel), width_.count - First(panel));
@@ -216,11 +217,11 @@ class Panels {
   }
 
  private:
-  // out (rows, columns of the panel) = a times the panel, or has that added.
+  // out (rows, columns of the panel) = a times the panel, added to what is there if `add`.
   void Multiply(Staged a, Index rows, Index panel, float* out, Index out_pitch, bool add, Coming coming = {}) const {
     const Index group = Group(panel), columns = Columns(panel), length = depth_.count / a.segments;
     const float* bias = output_.affine ? &bias_[group * width_.aligned() + First(panel)] : nullptr;
-    // Of a panel, as much at a time as stays in the nearest cache, and the same every time.
+    // Blocks of the panel's depth, of equal size, that stay in the nearest cache.
     const Index step = DivideUp(length, std::max<Index>(1, DivideUp(length, kDepth)));
     for (Index k = 0; k < length; k += step) {
       const Depth some{std::min(step, length - k), a.segments, a.segment_pitch};
@@ -250,10 +251,10 @@ class Panels {
   std::vector<float> bias_;
 };
 
-// Rows of a chunk, for `width` floats a row.
+// Rows of a chunk, at `width` floats per row.
 inline Index ChunkRows(Index width) { return std::clamp<Index>(kCached / width, 16, 128) / kRows * kRows; }
 
-// All rows, for every thread.
+// Stages all rows for all threads.
 template <class Rows>
 Staged StageAll(ffi::ThreadPool& pool, const Rows& in, Index rows, Memory& memory) {
   memory = Memory(rows * in.pitch());
@@ -268,14 +269,14 @@ inline Staged StageAll(ffi::ThreadPool& pool, const MatrixRows& in, Index rows, 
   return in.in_place() ? in.InPlace(0) : StageAll<MatrixRows>(pool, in, rows, memory);
 }
 
-// Of few rows: each thread packs panels of its own and multiplies the rows with one, while the next is fetched from
+// For few rows: each thread packs panels of its own and multiplies the rows by one while the next is prefetched from
 // memory.
 template <class Rows>
 void ProductOfFew(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, const Epilogue& epilogue) {
   Memory memory;
   const Staged a = StageAll(pool, in, rows, memory);
   panels.Share(Threads(pool));
-  // Parts of the rows only where there are threads for all, since each packs its panel anew.
+  // The rows are split only if there are threads for all parts, since each part packs its panel anew.
   const Index tiles = DivideUp(rows, kRows);
   const Index parts = std::clamp<Index>(Threads(pool) / panels.count(), 1, DivideUp(tiles, 2));
   Parallel(pool, panels.count() * parts, [&](Index task) {
@@ -287,18 +288,18 @@ void ProductOfFew(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels pane
   });
 }
 
-// The rows times the panels; the moments of what is delivered if there is room for them.
+// The rows times the panels, and the moments of the result if `moments` is given.
 template <class Rows>
 void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, Side width, const Epilogue& epilogue,
              float* moments) {
   if (!moments && panels.FewRows(rows)) return ProductOfFew(pool, in, rows, std::move(panels), epilogue);
   panels.Pack(pool);
-  // Few chunks would leave threads without work.
+  // Too few chunks would leave threads without work.
   const Index most = std::max<Index>(2 * kRows, DivideUp(rows, 16 * kRows) * kRows);
   const Index chunk = in.Whole(std::min(ChunkRows(in.pitch() + width.pitch()), most)), chunks = DivideUp(rows, chunk);
   const Index tasks = std::min<Index>(chunks, 64), channels = width.channels();
-  // Each of the parts stages the rows for itself: no more than keep all threads at work. Moments are taken of whole
-  // rows, and what is shuffled leaves in them.
+  // Each part stages the rows for itself: no more parts than keep all threads busy. Moments are taken of whole rows,
+  // and shuffled products are delivered in whole rows.
   const Index threads = Threads(pool), wanted = threads == 1 ? 1 : DivideUp(4 * threads, tasks);
   const Index parts = moments || epilogue.shuffled() ? 1 : std::clamp<Index>(wanted, 1, panels.count());
   std::vector<MomentSums> sums(moments ? tasks : 0);
@@ -324,8 +325,8 @@ void Product(ffi::ThreadPool& pool, const Rows& in, Index rows, Panels panels, S
   if (moments) MomentSums::Finish(sums.data(), tasks, channels, moments, channels);
 }
 
-// A kernel's gradient by groups and aligned, as one task adds it up: panels of columns, so that the sums of one tile
-// after the other lie in the order of memory.
+// A kernel's gradient as one task sums it, by groups and aligned: in panels of columns, so that the sums of consecutive
+// tiles are contiguous.
 class KernelSums {
  public:
   KernelSums() = default;
@@ -348,7 +349,7 @@ class KernelSums {
     begun_ = true;
   }
 
-  // (depth.count, groups * width.count): the sums of all tasks, in their order.
+  // result (depth.count, groups * width.count): the sums of all tasks, added in task order.
   static void Finish(ffi::ThreadPool& pool, const std::vector<KernelSums>& tasks, Side depth, Side width,
                      float* result) {
     constexpr Index kRowsAtOnce = 16;
@@ -371,7 +372,7 @@ class KernelSums {
   }
 
  private:
-  // A function of its own: inlined, GCC goes from task to task for every one of the sums.
+  // Not inlined: otherwise GCC loops over the tasks for every single sum.
   NOINLINE static void AddTo(double* sums, const float* values, Index count) {
     for (Index i = 0; i < count; ++i) sums[i] += values[i];
   }
@@ -386,8 +387,8 @@ class KernelSums {
   bool begun_ = false;
 };
 
-// Where the gradient of a matrix's rows goes: to dx, through the rows' reading, whose sums are `sums` (2, channels), if
-// they have one.
+// Where the gradient of a matrix's rows goes: to dx, through the affine that the rows are read with, if any, whose
+// gradient sums go to `sums` (2, channels).
 class MatrixGradients {
  public:
   MatrixGradients(ffi::ThreadPool& pool, const float* kernel, Side width, const MatrixRows& in, float* dx, float* sums)
@@ -420,8 +421,9 @@ class MatrixGradients {
   std::vector<GradientSums> tasks_;
 };
 
-// Where the gradient of windows goes: each to what it met of the images, dx. A task has the rows from the first that it
-// meets to the first that the next task does; what it has to add to later rows waits `beyond` until all are done.
+// Where the gradient of windows goes: each to the pixels of dx that it covers. A task owns the image rows from the
+// first that it covers to the first that the next task covers; what it adds to later rows waits in `beyond` until all
+// tasks are done.
 class WindowGradients {
  public:
   WindowGradients(ffi::ThreadPool& pool, const float* kernel, Side width, const WindowRows& in, Index rows, float* dx)
@@ -467,14 +469,14 @@ class WindowGradients {
   std::vector<Task> tasks_;
 };
 
-// Of a product, the gradients of the kernel and of a bias, if there is room for them, and that of the rows: `of_rows`,
-// if it is wanted.
+// The gradients of a product, each only if its pointer is given: of the kernel, of a bias and, through `of_rows`, of
+// the rows.
 template <class Rows, class OfRows>
 void ProductGradients(ffi::ThreadPool& pool, const Rows& in, Side depth, const GradientRows& gradient, Index rows,
                       OfRows* of_rows, float* dkernel, float* dbias) {
   const Side width = gradient.side;
   const Index chunk = ChunkRows(2 * depth.pitch() + width.pitch());
-  // Each task has sums of its own, which are as much work as some 10 rows of the product.
+  // Each task has sums of its own, which cost about as much as 10 rows of the product.
   const Index weights = depth.pitch() * width.aligned(), most = std::clamp<Index>((2 << 20) / weights, 8, 64);
   const Index tasks = std::min(std::max(std::min<Index>(DivideUp(rows, 2 * kRows), 8), rows / kTaskRows), most);
   std::vector<KernelSums> kernel_sums(tasks);

@@ -1,5 +1,5 @@
-// Rows of the image's positions, as products of matrices take them: brought into the nearest caches, normalised on the
-// way or gathered from windows.
+// The rows of matrix products, one per position of the image: staged in the nearest caches, normalised on the way or
+// gathered from windows.
 
 #pragma once
 
@@ -20,14 +20,14 @@ struct Side {
 
   Index aligned() const { return Aligned(count); }
   Index channels() const { return groups * count; }
-  // Between rows in the caches; a multiple of 64 would send them all to the same few places there.
+  // Between rows in the caches; a multiple of 64 would map them all to the same few cache sets.
   Index pitch() const { return groups * aligned() + (groups * aligned() % 64 ? 0 : kAlign); }
 };
 
-constexpr Index kDepth = kLanes == 16 ? 128 : 192;  // what is multiplied at a time: of a panel, as fits the nearest cache
+constexpr Index kDepth = kLanes == 16 ? 128 : 192;  // depth of the block of a panel that fits the nearest cache
 
-// Rows as they lie in the caches: `strip` of them, `pitch` apart, then others; a row's depth in groups or in segments,
-// which must be no longer than kDepth.
+// The layout of staged rows: strips of `strip` rows, `pitch` apart; a row's depth is cut into groups, or into segments
+// no longer than kDepth.
 struct Staged {
   const float* at;
   Index pitch, group_pitch;
@@ -35,11 +35,11 @@ struct Staged {
   Index segments = 1, segment_pitch = 0;
 
   const float* Row(Index r) const { return at + r / strip * strip_pitch + r % strip * pitch; }
-  // Of rows without strips or segments, those from `row` on.
+  // For rows without strips or segments: those from `row` on.
   Staged From(Index row) const { return {at + row * pitch, pitch, group_pitch}; }
 };
 
-// The rows of a matrix, `x_pitch` apart, read and aligned by groups.
+// The rows of a matrix, `x_pitch` apart, with `reading` applied, aligned by groups.
 struct MatrixRows {
   const float* x;
   Index x_pitch;
@@ -48,7 +48,7 @@ struct MatrixRows {
 
   Index pitch() const { return side.pitch(); }
   Index group_pitch() const { return side.aligned(); }
-  // Whether the rows can be multiplied where they are.
+  // Whether the rows can be multiplied without staging.
   bool in_place() const { return !reading.affine; }
   Staged InPlace(Index row) const { return {x + row * x_pitch, x_pitch, side.count}; }
   Index Whole(Index rows) const { return rows; }
@@ -79,9 +79,9 @@ struct MatrixRows {
   }
 };
 
-// The rows of a gradient dy, `pitch` apart. With a `correction`, which is mean, slope and offset, together with the
-// gradient of y's moments: dy + (y - mean) * slope + offset. With y alone, which is what came out after clipping, dy
-// where that was not clipped. Channels are where `order` says, if there is one.
+// The rows of a gradient dy, `pitch` apart. With a `correction` (mean, slope and offset), the gradient of y's moments
+// is added: dy + (y - mean) * slope + offset. With y alone, the clipped output, dy where y was not clipped. `order`, if
+// given, says where each channel is.
 struct GradientRows {
   const float *dy, *y, *correction;
   Bounds bounds;
@@ -107,7 +107,7 @@ struct GradientRows {
   }
 
  private:
-  // `count` channels of a row from `first` on.
+  // Reads `count` channels of a row from `first` on.
   void Read(Index row, Index first, Index count, float* out) const {
     const float* from_dy = dy + row * pitch + first;
     if (!y) {
@@ -132,7 +132,7 @@ struct Window {
   Index height, width, stride, top, left;
 };
 
-// The windows of an image that a kernel meets, one a row: (kernel's height, kernel's width, channels) flat.
+// The windows of an image that a kernel covers, one per row, flattened: (kernel's height, kernel's width, channels).
 struct WindowRows {
   const float* x;
   Index image_height, image_width, channels, out_height, out_width;
@@ -142,12 +142,12 @@ struct WindowRows {
   Index pitch() const { return Side{1, length()}.pitch(); }
   Index group_pitch() const { return 0; }
 
-  // Windows of few channels, as a net's stem has them, take as long to gather as to multiply. Those of whole rows of
-  // outputs are left to overlap as they do in the image, which is brought into the caches with the zeros around it.
+  // Windows of few channels, as in a net's stem, take as long to gather as to multiply. For whole rows of outputs they
+  // are left overlapping as in the image, which is staged with the zeros around it.
   bool overlap() const {
     return channels <= kRows && window.stride <= window.width && window.width * channels <= kDepth;
   }
-  // Positions of a row of outputs, and up to whole tiles.
+  // Positions of a row of outputs, rounded up to whole tiles.
   Index strip() const { return DivideUp(out_width, kRows) * kRows; }
   bool in_strips() const { return overlap() && out_width == strip(); }
   Index Whole(Index rows) const { return in_strips() && rows >= out_width ? rows / out_width * out_width : rows; }
@@ -157,19 +157,19 @@ struct WindowRows {
     return {out, pitch(), group_pitch()};
   }
 
-  // One row of outputs, its number among those of all images. Past its end, up to the strip's, there is memory to read,
-  // but nothing of use.
+  // Stages one row of outputs, numbered across all images. Past its end, up to the strip's, memory may be read but
+  // holds nothing of use.
   Staged StageStrip(Index row, float* out) const {
     const Index from = row * out_width;
     if (overlap()) return StageOverlapping(from, from + out_width, out);
     Stage(from, from + out_width, out);
     return {out, pitch(), group_pitch()};
   }
-  // Floats that this needs.
+  // Floats that StageStrip needs.
   Index StripSize() const { return std::max(strip() * pitch(), window.height * padded()); }
 
-  // Adds gradients of windows, rows of Aligned(length()), to that of what they met: to `row(r)`, a row of an image, its
-  // number among those of all.
+  // Adds gradients of windows, rows of Aligned(length()), to those of the image rows they cover: row(r) points to the
+  // gradient of image row r, numbered across all images.
   template <class Row>
   void AddGradients(Index from, Index to, const float* gradients, Row row) const {
     const Index step = Aligned(length());
@@ -191,8 +191,8 @@ struct WindowRows {
       if (++i == out_height) i = 0, ++image;
     }
   }
-  // Of the rows of all images, the first that the r-th window meets, or would if its image were as high as that, and the
-  // one after the last.
+  // Among the rows of all images, the first that the r-th window covers and one past the last, both clamped to the
+  // window's image.
   Index FirstMet(Index r) const { return Met(r, 0); }
   Index EndMet(Index r) const { return Met(r, window.height); }
 
@@ -202,13 +202,13 @@ struct WindowRows {
   }
 
  private:
-  // The k-th row of the r-th window, or the nearest of its image.
+  // The k-th row of the r-th window, clamped to its image or one past it.
   Index Met(Index r, Index k) const {
     const Index row = r / out_width % out_height * window.stride - window.top + k;
     return r / (out_height * out_width) * image_height + std::clamp<Index>(row, 0, image_height);
   }
 
-  // Floats of an image's row that a strip meets.
+  // Floats of a padded row of the image that a strip covers.
   Index padded() const { return ((strip() - 1) * window.stride + window.width) * channels; }
 
   Staged StageOverlapping(Index from, Index to, float* out) const {
@@ -233,7 +233,7 @@ struct WindowRows {
     return {out, window.stride * channels, 0, strip(), window.height * padded(), window.height, padded()};
   }
 
-  // EXACT: how many floats a row of a window has, where the compiler may know it; else 0.
+  // EXACT: floats in a row of a window, if known at compile time; else 0.
   template <Index EXACT>
   void StageRows(Index from, Index to, float* out) const {
     const Index floats = EXACT ? EXACT : window.width * channels, step = pitch(), end = Aligned(length());
@@ -258,7 +258,7 @@ struct WindowRows {
     }
   }
 
-  // A row of a window of which a part may lie outside of the image.
+  // A row of a window that may lie partly or wholly outside the image.
   void StageEdge(const float* from_row, Index left, Index row, float* to_row, Index floats) const {
     const Index first = std::clamp<Index>(-left, 0, window.width);
     const Index last = row < 0 || row >= image_height ? first : std::clamp(image_width - left, first, window.width);

@@ -1,5 +1,5 @@
-// A depthwise convolution and the 1x1 convolution that reads it, in one pass: what lies between them is computed a
-// chunk of positions at a time, or all of a single image, and stays in the nearest caches.
+// A depthwise convolution and the 1x1 convolution that reads it, in one pass: the map between them is computed a chunk
+// of positions at a time, or whole for a single image, and stays in the nearest caches.
 
 #pragma once
 
@@ -10,13 +10,13 @@
 
 namespace jaxnets {
 
-constexpr Index kFilterBlock = 128;  // channels filtered at a time: what is known of them stays in the nearest cache
+constexpr Index kFilterBlock = 128;  // channels filtered at a time: their packed filters stay in the nearest cache
 
-// What a filter needs to know of a vector of channels: vectors of taps, mean, gain and bias.
+// How many vectors a filter has for a vector of channels: taps, mean, gain and bias.
 template <int K>
 constexpr int kFilterVectors = K * K + 3;
 
-// Of each vector of channels the kernel's taps and the affine that follows them, as a filter takes them.
+// For each vector of channels, the kernel's taps and the affine that follows them, packed as a filter reads them.
 template <int K>
 Floats PackFilters(const float* kernel, Side side, ClippedAffine output) {
   constexpr int kVectors = kFilterVectors<K>;
@@ -33,15 +33,15 @@ Floats PackFilters(const float* kernel, Side side, ClippedAffine output) {
   return packed;
 }
 
-// The affine that follows the taps, and its bounds.
+// Applies the affine that follows the taps, and the bounds.
 template <int B, int K>
 INLINE Vector<B> Finished(Vector<B> sum, const float* packed, Bounds bounds) {
   const Affine<B> z(packed + K * K * B, B, 0);
   return Clip<B>(z(sum), bounds);
 }
 
-// `channels` channels of M positions beside each other, whose windows begin at `rows` and lie within the image. The
-// taps are read once for all M, a column of the image once for all windows that meet it.
+// `channels` channels of M adjacent positions, whose windows begin at `rows` and lie within the image. The taps are
+// read once for all M positions, and a column of the image once for all windows that cover it.
 template <int B, int K, int STRIDE, int M>
 NOINLINE void FilterInside(const float* const* rows, Index step, const float* packed, Index channels, Bounds bounds,
                            float* out, Index pitch) {
@@ -72,7 +72,7 @@ NOINLINE void FilterInside(const float* const* rows, Index step, const float* pa
   }
 }
 
-// The same of one position, each of whose taps meets the channels at its own place.
+// The same for one position, each of whose taps reads its channels from its own address.
 template <int B, int K>
 NOINLINE void FilterAtEdge(const float* const* met, const float* packed, Index channels, Bounds bounds, float* out) {
   const float* at[K * K];
@@ -85,7 +85,7 @@ NOINLINE void FilterAtEdge(const float* const* met, const float* packed, Index c
   }
 }
 
-// What a depthwise convolution gives, read as `output` says: a row for each position of its output.
+// The output of a depthwise convolution, with its affine and bounds applied: one row per position.
 template <int K>
 struct DepthwiseRows {
   const float* x;
@@ -95,7 +95,7 @@ struct DepthwiseRows {
   Bounds bounds;
   Side side;
   const float* packed;  // see PackFilters
-  const float* zeros;   // a row of an image, for what lies around it
+  const float* zeros;   // as many as a row of an image, for what lies outside it
 
   Index pitch() const { return side.pitch(); }
   Index group_pitch() const { return side.aligned(); }
@@ -106,7 +106,7 @@ struct DepthwiseRows {
   }
 
   void Stage(Index from, Index to, float* out) const { Stage(from, to, 0, blocks(), out); }
-  // Blocks of channels of the rows.
+  // Only some blocks of the rows' channels.
   void Stage(Index from, Index to, Index block, Index end_block, float* out) const {
     std::vector<Strip> strips;
     for (Index r = from; r < to; r += strips.back().count) strips.push_back(StripOf(r, to, out + (r - from) * pitch()));
@@ -127,12 +127,12 @@ struct DepthwiseRows {
 
  private:
   Index group_blocks() const { return DivideUp(side.count, kFilterBlock); }
-  // Of about equal size, in whole vectors: each goes over all positions.
+  // Of about equal size, in whole vectors, since each block is a pass over all positions.
   Index block_size() const { return DivideUp(DivideUp(side.count, group_blocks()), kLanes) * kLanes; }
 
-  // Positions beside each other.
+  // Adjacent positions.
   struct Strip {
-    const float* rows[K];  // of the image that they meet
+    const float* rows[K];  // of the image, which their windows cover
     Index first, count;    // in the row of outputs
     float* out;
   };
@@ -149,7 +149,7 @@ struct DepthwiseRows {
 
   template <int STRIDE>
   void Filter(const Strip& strip, Channels block, Index to_first) const {
-    // Positions of an output's row whose windows lie within the image.
+    // The positions of an output row whose windows lie within the image's width.
     const Index begin = DivideUp(window.left, STRIDE), end = FloorDivide(in.width + window.left - K, STRIDE) + 1;
     const Index last = strip.first + strip.count, inner = std::clamp(begin, strip.first, last);
     const Index outer = std::clamp(end, inner, last);
@@ -186,7 +186,7 @@ struct DepthwiseRows {
   const float* Packed(Index channel) const { return packed + channel * kFilterVectors<K>; }
 };
 
-// All rows, for every thread: a row of outputs and a block of channels at a time.
+// Stages all rows for all threads: a row of outputs and a block of channels at a time.
 template <int K>
 Staged StageAll(ffi::ThreadPool& pool, const DepthwiseRows<K>& in, Index rows, Memory& memory) {
   memory = Memory(rows * in.pitch());
@@ -198,7 +198,7 @@ Staged StageAll(ffi::ThreadPool& pool, const DepthwiseRows<K>& in, Index rows, M
   return {&memory[0], in.pitch(), in.group_pitch()};
 }
 
-// The product of what the depthwise convolution gives, read as `output` says, and the panels.
+// The output of the depthwise convolution, with `output` applied, times the panels.
 template <int K>
 void SeparableForward(ffi::ThreadPool& pool, DepthwiseWindow window, const float* x, Shape in, const float* kernel,
                       ClippedAffine output, Shape between, Panels panels, Side depth, Side width,

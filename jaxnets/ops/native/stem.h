@@ -1,5 +1,5 @@
-// A net's stem: a dense convolution of few channels and the maximum over windows of what it gives, in one pass. The
-// convolution's output is the largest map of the net; here it never leaves the nearest caches.
+// A net's stem: a dense convolution of few channels and the max pooling of its output, in one pass. That output is the
+// largest map of the net; here it never leaves the nearest caches.
 
 #pragma once
 
@@ -12,13 +12,13 @@ inline void StemForward(ffi::ThreadPool& pool, const WindowRows& windows, Panels
                         const Pooling& pooling, float* y) {
   panels.Pack(pool);
   const Index pitch = width.aligned(), row_size = windows.strip() * pitch;
-  // The first rows of a band are computed for the band above too: no more bands than the threads want.
+  // The first rows of a band are also computed for the band above: no more bands than keep the threads busy.
   const Index most = std::max<Index>(pooling.out_height * pooling.stride / pooling.window, 1);
   const Index bands = std::clamp<Index>(DivideUp(2 * Threads(pool), pooling.images), 1, most);
   Parallel(pool, pooling.images * bands, [&](Index task) {
     const Index image = task / bands, band = task % bands;
     float *staged = Scratch<0>(windows.StripSize()), *greatest = Scratch<1>(row_size);
-    float* computed = Scratch<2>(pooling.window * row_size);  // rows of the convolution, each where the oldest was
+    float* computed = Scratch<2>(pooling.window * row_size);  // a ring buffer of rows of the convolution
     std::vector<const float*> met;
     met.reserve(pooling.window);
     Index next = 0;

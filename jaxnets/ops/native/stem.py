@@ -11,20 +11,20 @@ from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import convolution, evaluation, normalization, pooling
 from jaxnets.ops.native.calls import attributes_of, call
 
-MOST_WEIGHTS = 1 << 15  # every row of the map reads all of them again: they have to stay in the nearest caches
-LEAST_WIDTH = 16  # of the convolution's output, whose rows are cut into tiles one by one
+MOST_WEIGHTS = 1 << 15  # every row of the map reads them all again: they have to stay in the nearest caches
+LEAST_WIDTH = 16  # of the convolution's output, which is tiled row by row
 
 
 class Stem(NamedTuple):
-    """What is computed, beyond the arrays; hashable."""
+    """What to compute, apart from the arrays; hashable."""
 
     plan: convolution.Plan
-    bounds: tuple[float, float]  # of what the convolution gives
+    bounds: tuple[float, float]  # of the convolution's output
     pooling: tuple  # window, strides, padding
 
 
 def stem_parts(x):
-    """How to compute x, and of what, as `pooled_stem` wants it: `(plan, bounds, arrays)`, or None."""
+    """How to compute x and from what, for `pooled_stem`: `(plan, bounds, arrays)`, or None."""
     if isinstance(x, LazyConv) and len(x.plans) == 1:
         (plan,), (bounds,), ((kernel, vector),), image = x.plans, x.bounds, x.layers, x.x
     elif isinstance(x, LazyBiasedConv):
@@ -61,7 +61,7 @@ def _stem_forward(how, x, kernel, vector):
 
 
 def _composed(how, x, kernel, vector):
-    """The same in steps, whose gradients are known."""
+    """The same in separate steps, whose gradients are defined."""
     if vector.ndim == 2:
         y = evaluation.evaluate(LazyConv(x, ((kernel, vector),), (how.plan,), (how.bounds,), evaluation.evaluate))
     else:

@@ -23,11 +23,11 @@ inline Index Cut(Index total, Index part, Index parts) { return total * part / p
 
 inline Index DivideUp(Index a, Index b) { return (a + b - 1) / b; }
 
-// How long a thread without work looks out for more before it sleeps. Waking it would take as long, which is longer than
-// many a kernel for a single image.
+// How long an idle thread spins, waiting for more work, before it sleeps. Waking it would take as long, which is longer
+// than many kernels take for a single image.
 constexpr std::chrono::microseconds kPatience{40};
 
-// Whether `ready` became true while this thread had patience.
+// Whether `ready` becomes true within kPatience.
 template <class Ready>
 bool LookOut(const Ready& ready) {
   const auto end = std::chrono::steady_clock::now() + kPatience;
@@ -40,8 +40,8 @@ bool LookOut(const Ready& ready) {
   return true;
 }
 
-// A call of Parallel. Its tasks are cut into as many shares as threads, and a thread begins with the share that it had
-// last time: what it wrote for the one call is in its own cache when the next reads it. Then it helps with the others.
+// A call of Parallel. Its tasks are cut into one share per thread, and a thread begins with the share that it had last
+// time: what it wrote in one call is in its own cache when the next call reads it. Then it helps with other shares.
 class Work {
  public:
   Work(Index tasks, Index threads, const std::function<void(Index)>& body)
@@ -50,7 +50,7 @@ class Work {
     for (Index i = 0; i < count; ++i) shares_[i].next = Cut(tasks, i, count), shares_[i].end = Cut(tasks, i + 1, count);
   }
 
-  // Does what no other thread has begun. After the last task was taken `body` is not touched: it may be gone.
+  // Runs the tasks that no other thread has begun. Once all are taken it does not touch `body`, which may be gone.
   void Help() {
     const Index count = shares_.size(), own = Join();
     for (Index i = 0; i < count; ++i) {
@@ -65,7 +65,7 @@ class Work {
     }
   }
 
-  // Only tasks that a thread is at work on are waited for: the pool being busy cannot block this.
+  // Waits only for tasks that a thread is already running, so a busy pool cannot block it.
   void Wait() {
     if (LookOut([this] { return done_ == tasks_; })) return;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -93,7 +93,7 @@ class Work {
   }
 
   const Index tasks_;
-  const bool full_;  // a share for every thread
+  const bool full_;  // there is a share for every thread
   const std::function<void(Index)>* body_;
   std::vector<Share> shares_;
   std::atomic<Index> done_{0};
@@ -101,7 +101,7 @@ class Work {
   std::condition_variable all_done_;
 };
 
-// The newest work, for threads of the pool that have done theirs.
+// The newest work, for threads of the pool that have finished theirs.
 class Newest {
  public:
   static Newest& Instance() {
@@ -109,7 +109,7 @@ class Newest {
     return *newest;
   }
 
-  // How many threads are looking out for it.
+  // Publishes `work`; returns how many threads are waiting for it.
   Index Set(const std::shared_ptr<Work>& work) {
     std::lock_guard<std::mutex> lock(mutex_);
     work_ = work;
@@ -126,7 +126,7 @@ class Newest {
       const bool more = LookOut([&] { return number_ != number; });
       --waiting_;
       work.reset();
-      if (!more && number_ == number) return;  // else this thread was counted on, as it was about to leave
+      if (!more && number_ == number) return;  // else this thread was counted on just as it was leaving
       std::lock_guard<std::mutex> lock(mutex_);
       work = work_;
     }
@@ -138,7 +138,7 @@ class Newest {
   std::atomic<Index> number_{0}, waiting_{0};
 };
 
-// Those of the pool, of which a runner of XLA's programs may have none.
+// The pool's threads, of which a runner of XLA programs may have none: then 1.
 inline Index Threads(const ffi::ThreadPool& pool) { return std::max<Index>(1, pool.num_threads()); }
 
 // body(0) ... body(tasks - 1), on the pool's threads and this one.
@@ -151,14 +151,14 @@ inline void Parallel(ffi::ThreadPool& pool, Index tasks, const std::function<voi
   work->Wait();
 }
 
-// Floats from the beginning of a line of the caches on: a vector that lies in two lines takes twice as long to read.
+// Floats aligned to a cache line: a vector that straddles two lines takes twice as long to read.
 struct FreeFloats {
   static constexpr std::align_val_t kLine{64};
   void operator()(float* p) const { ::operator delete[](p, kLine); }
 };
 using Floats = std::unique_ptr<float[], FreeFloats>;
 
-// `size` of them, undefined.
+// `size` floats, uninitialised.
 inline Floats NewFloats(Index size) {
   return Floats(static_cast<float*>(::operator new[](size * sizeof(float), FreeFloats::kLine)));
 }
@@ -169,7 +169,7 @@ inline Floats NewZeros(Index size) {
   return floats;
 }
 
-// A thread's memory for one task, kept for the next: what it holds is undefined.
+// A thread's memory for one task, kept for the next; its contents are undefined.
 template <int SLOT>
 float* Scratch(Index size) {
   static thread_local Floats memory;
@@ -181,8 +181,8 @@ float* Scratch(Index size) {
   return memory.get();
 }
 
-// Memory for the length of a call, from what earlier calls gave back: new memory costs a page fault every 4 KiB. What
-// is kept and what is in use never come to more than was once in use.
+// Memory for the duration of a call, reused from earlier calls: new memory costs a page fault every 4 KiB. Memory kept
+// and in use together never exceeds the peak in use.
 class Memory {
  public:
   Memory() = default;

@@ -1,4 +1,4 @@
-// Vectors of channels, and what is done to one: normalise, clip, gradient of the clipping.
+// Vectors of channels and operations on them: normalise, clip, gradient of clipping.
 
 #pragma once
 
@@ -45,7 +45,7 @@ INLINE void Store(float* p, Vector<B> v) {
   *reinterpret_cast<Vector<B>*>(p) = v;
 }
 
-// Has the compiler keep in a register what it would read anew for every use, as GCC does with 16 registers.
+// Makes the compiler keep in a register what it would reload for every use, as GCC does with 16 registers.
 template <int B>
 INLINE void Keep(Vector<B>& v) {
 #if defined(__x86_64__)
@@ -67,7 +67,7 @@ INLINE void ForVectors(Index channels, Body body) {
   for (; c < channels; ++c) body(Constant<1>(), c);
 }
 
-// body(width of the vector, first channel, how many) for runs of channels that vectors of one width cover.
+// body(width of the vector, first channel, number of channels) for runs of channels that vectors of one width cover.
 template <class Body>
 INLINE void ForWidths(Index channels, Body body) {
   const Index whole = channels / kLanes * kLanes, quads = channels / 4 * 4;
@@ -80,7 +80,7 @@ struct Bounds {
   float low, high;
 };
 
-// What is read of an array: its values, or, where there is `affine` (mean, gain and bias, each of all channels),
+// How an array is read: its values or, if there is an `affine` (mean, gain and bias, each for all channels),
 // clip((x - mean) * gain + bias).
 struct ClippedAffine {
   const float* affine;
@@ -91,7 +91,7 @@ struct ClippedAffine {
   ClippedAffine From(Index first) const { return {affine ? affine + first : nullptr, channels, bounds}; }
 };
 
-// A ClippedAffine of one vector of channels.
+// The affine of a ClippedAffine for one vector of channels.
 template <int B>
 struct Affine {
   Vector<B> mean, gain, bias;
@@ -101,7 +101,7 @@ struct Affine {
   INLINE Vector<B> operator()(Vector<B> x) const { return (x - mean) * gain + bias; }
 };
 
-// NaN stays.
+// NaN stays NaN.
 template <int B>
 INLINE Vector<B> Clip(Vector<B> y, Bounds bounds) {
   const Vector<B> low = Vector<B>{} + bounds.low, high = Vector<B>{} + bounds.high;
@@ -109,7 +109,7 @@ INLINE Vector<B> Clip(Vector<B> y, Bounds bounds) {
   return y > high ? high : y;
 }
 
-// dy where y was not clipped, else 0; where there is no bound, dy even if y is NaN.
+// dy where y was not clipped, else 0; without bounds, dy even if y is NaN.
 template <int B>
 INLINE Vector<B> OfUnclipped(Vector<B> dy, Vector<B> y, Bounds bounds) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();

@@ -1,7 +1,7 @@
-// 3x3 convolutions of stride 1 by Winograd's F(2x2, 3x3) (1509.09308): 2x2 outputs take 16 products of an input and an
-// output channel in place of 36. Their sums are of other numbers than those of the definition, and rounded some two or
-// three times as much, by the largest in an output's own window. Infinity would become NaN: what is not finite is
-// computed by the definition.
+// 3x3 convolutions of stride 1 by Winograd's F(2x2, 3x3) (1509.09308): per pair of input and output channels, 2x2
+// outputs take 16 products instead of 36. The sums are of other numbers than in the definition, with rounding errors
+// some two or three times as large, relative to the largest value in an output's own window. Infinity would become NaN:
+// outputs that are not finite are computed by the definition.
 
 #pragma once
 
@@ -11,12 +11,12 @@
 
 namespace jaxnets {
 
-constexpr Index kSide = 4, kPlaces = kSide * kSide;  // of the image, that a tile of outputs meets
+constexpr Index kSide = 4, kPlaces = kSide * kSide;  // of the image patch that a tile of outputs reads
 
-// What tiles of 2x2 outputs meet, transformed: a row for each tile, of 16 groups of channels.
+// The transformed patches of 2x2 output tiles: one row per tile, of 16 groups of channels.
 struct WinogradRows {
   WindowRows windows;
-  const float* zeros;  // of all channels, for what lies around the image
+  const float* zeros;  // for all channels, for places outside the image
 
   Side side() const { return {kPlaces, windows.channels}; }
   Index tiles_high() const { return DivideUp(windows.out_height, 2); }
@@ -25,12 +25,12 @@ struct WinogradRows {
     return positions / (windows.out_height * windows.out_width) * tiles_high() * tiles_wide();
   }
 
-  // Where a tile stands: i-th row of tiles, j-th of the row.
+  // A tile's position: i-th row of tiles, j-th in the row.
   struct Place {
     Index image, i, j;
   };
 
-  // body(tile, its place) from one tile to another.
+  // body(tile, its place) for the tiles in [from, to).
   template <class Body>
   void ForTiles(Index from, Index to, Body body) const {
     Index image = from / (tiles_high() * tiles_wide()), i = from / tiles_wide() % tiles_high(), j = from % tiles_wide();
@@ -42,7 +42,7 @@ struct WinogradRows {
     }
   }
 
-  // The channels of the k-th of the places that a tile meets, in rows of four.
+  // The channels of the k-th place in a tile's patch, in row-major order.
   const float* Met(Place tile, Index k) const {
     const Index row = 2 * tile.i - windows.window.top + k / kSide;
     const Index column = 2 * tile.j - windows.window.left + k % kSide;
@@ -87,8 +87,8 @@ struct WinogradRows {
   }
 };
 
-// A kernel (3, 3, depth, width), transformed: for each panel of columns 16 matrices (depth, columns). Its columns have
-// their gain, the bias is what is added then.
+// A kernel (3, 3, depth, width), transformed: for each panel of columns, 16 matrices (depth, columns). The gain is
+// folded into the columns; the bias is added afterwards.
 class WinogradKernel {
  public:
   WinogradKernel(ffi::ThreadPool& pool, const float* kernel, Index depth, Index width, ClippedAffine output)
@@ -105,7 +105,7 @@ class WinogradKernel {
 
   Index panels() const { return cuts_.count(); }
 
-  // products (rows, 16, kPanel) = `rows` rows of `side`, transformed, times a panel.
+  // products (rows, 16, kPanel) = `rows` transformed rows of `side` times a panel.
   void Multiply(const float* staged, Side side, Index rows, Index panel, float* products) const {
     const Index columns = cuts_.Columns(panel), pitch = side.pitch(), step = DivideUp(depth_, DivideUp(depth_, kDepth));
     for (Index group = 0; group < kPlaces; ++group) {
@@ -120,7 +120,7 @@ class WinogradKernel {
     }
   }
 
-  // The outputs of tiles from `from` on, from a panel's products.
+  // The outputs of the tiles in [from, to), from a panel's products.
   void Finish(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
               const Epilogue& epilogue) const {
     float checked[kLanes] = {};  // 0 where all outputs are finite, else NaN
@@ -136,7 +136,7 @@ class WinogradKernel {
  private:
   using Place = WinogradRows::Place;
   template <int B>
-  using Outputs = Vector<B>[4];  // of a tile, in rows of two
+  using Outputs = Vector<B>[4];  // of a tile, row-major
 
   static constexpr Index kRowsAtOnce = 16;
 
@@ -169,7 +169,7 @@ class WinogradKernel {
     for (Index group = 0; group < kPlaces; ++group, to += step) std::fill(to + exact, to + columns, 0.f);
   }
 
-  // Where the outputs of a tile go, and what is added, as far as the image reaches.
+  // Where a tile's outputs go, and what is added to them, within the image.
   struct Targets {
     float* to[4];
     const float* other[4];
@@ -204,7 +204,7 @@ class WinogradKernel {
     }
   };
 
-  // body(width of the vectors, tile, channel of the panel, targets, outputs) for tiles from `from` on.
+  // body(width of the vectors, tile, channel of the panel, targets, outputs) for the tiles in [from, to).
   template <class Body>
   INLINE void ForOutputs(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
                          const Epilogue& epilogue, Body body) const {
@@ -224,7 +224,7 @@ class WinogradKernel {
     return std::all_of(values, values + kLanes, [](float value) { return value == 0; });
   }
 
-  // `Finish` of the vectors of a tile whose outputs are not finite: as sums over their own windows.
+  // `Finish` for the vectors of a tile whose outputs are not all finite: as sums over their own windows.
   NOINLINE void FinishInfinite(const WinogradRows& in, Index from, Index to, Index panel, const float* products,
                                const Epilogue& epilogue) const {
     auto deliver = [&](auto width, Place tile, Index c, const Targets& targets,
@@ -281,8 +281,8 @@ class WinogradKernel {
   std::vector<float> bias_;
 };
 
-// Whether it pays: tiles that fill their outputs, whole vectors of channels, and enough tiles for a kernel of that size to
-// be transformed and read.
+// Whether it pays: outputs that fill their tiles, channels that fill vectors, and enough tiles to be worth transforming
+// and reading a kernel of that size.
 inline bool SuitsWinograd(const WindowRows& in, Index positions, Index width) {
   const Window window = in.window;
   if (window.height != 3 || window.width != 3 || window.stride != 1) return false;
@@ -291,18 +291,18 @@ inline bool SuitsWinograd(const WindowRows& in, Index positions, Index width) {
   return 32 * tiles < 13 * positions;
 }
 
-// What `Product` gives of these windows, read as `output` says, which has an affine; not interleaved.
+// The `Product` of these windows, with `output` applied, which must have an affine; not interleaved.
 inline void WinogradForward(ffi::ThreadPool& pool, const WindowRows& windows, Index positions, const float* kernel,
                             Index width, ClippedAffine output, const Epilogue& epilogue) {
   const Floats zeros = NewZeros(windows.channels);
   const WinogradRows in{windows, zeros.get()};
   const WinogradKernel transformed(pool, kernel, windows.channels, width, output);
   const Side side = in.side();
-  // A chunk of tiles stays in the cache, as large as may be, since each reads all of the kernel; every thread has as many.
+  // Chunks of tiles are as large as fits the cache, since each reads the whole kernel; all threads have equally many.
   const Index tiles = in.Count(positions), most = std::clamp<Index>(kCached / side.pitch() / kRows, 2, 8) * kRows;
   const Index threads = std::min<Index>(Threads(pool), DivideUp(tiles, kRows));
   const Index chunks = std::min(DivideUp(DivideUp(tiles, most), threads) * threads, DivideUp(tiles, kRows));
-  const Index unit = chunks > threads ? kRows : 1;  // whole tiles of products, but where each thread has one chunk only
+  const Index unit = chunks > threads ? kRows : 1;  // whole tiles of products, unless each thread has only one chunk
   Parallel(pool, chunks, [&](Index chunk) {
     const Index units = DivideUp(tiles, unit), from = Cut(units, chunk, chunks) * unit;
     const Index to = std::min(tiles, Cut(units, chunk + 1, chunks) * unit);
