@@ -1,8 +1,8 @@
 """Train a net: `python train.py --config=configs/mnv2.py --workdir=runs/mnv2`.
 
-Any field of the configuration is a flag: `--config.num_epochs=3 --config.model.width=0.5`; the fields stand in
-configs/default.py. The same command again goes on where a run was stopped. Log lines go to standard error;
-the last line on standard output is one JSON object with the final evaluation.
+Any field of the configuration is a flag: `--config.num_epochs=3 --config.model.width=0.5`; configs/default.py lists
+them all. Running the same command again resumes a stopped run. Log lines go to standard error; the last line of
+standard output is one JSON object with the final evaluation.
 """
 
 from jaxnets import huge_pages, interruption
@@ -34,7 +34,7 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, fr
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's flags; UserError for what is no flag, no field of the configuration, or no value for it."""
+    """Parse absl's flags; UserError for an unknown flag or configuration field, or a value that it cannot have."""
     return config_file.parse(flags.FLAGS, argv)
 
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
     config = config_file.require_config(CONFIG.value, path)
     if WORKDIR.value == "":
         raise UserError("--workdir is empty; leave it out for runs/<name of the configuration>")
-    if config.get("deterministic"):  # before the cluster's devices are asked for
+    if config.get("deterministic"):  # before anything asks for the cluster's devices
         runtime.make_deterministic()
     with distributed.joined(COORDINATOR_ADDRESS.value, NUM_PROCESSES.value, PROCESS_ID.value):
         result = loop.train(config, WORKDIR.value or Path("runs") / config_file.name_of(path))

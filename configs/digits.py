@@ -4,13 +4,13 @@ from configs import default, recipes
 
 
 def get_config(words: str = ""):
-    """A narrow MobileNetV2 with a stride-2 stem: the digits are 8x8, upsampled to 32x32. Its own recipe only."""
+    """A narrow MobileNetV2 with a stride-2 stem: the digits are 8x8, upsampled to 32x32. Has only its own recipe."""
     config = default.get_config()
     recipes.choose(words, ["x0_35"], "x0_35", ["default"])
     config.dataset = "digits"
     config.mean = (0.3, 0.3, 0.3)
     config.std = (0.3, 0.3, 0.3)
-    config.augment.flip = False  # a mirrored digit is another sign
+    config.augment.flip = False  # a mirrored digit is a different symbol
     config.augment.crop_padding = 3
     config.model.width = 0.35
     config.model.stem_stride = 2

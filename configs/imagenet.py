@@ -2,27 +2,27 @@
 
 MobileNetV1   RMSProp .9, epsilon 1, rate .045 times .94 every 2 epochs, decay 4e-5 but none on depthwise kernels
               (arXiv 1704.04861, section 3.2: as Inception V3, which is 1512.00567, section 8);
-              its gradient's norm at most 2 as there; batches of 96 and the decay as MobileNetV2's, 100 epochs as
-              Inception V3's
+              gradient norm at most 2, also as there; batches of 96 and the decay as for MobileNetV2, 100 epochs as
+              for Inception V3
 MobileNetV2   RMSProp .9, momentum .9, rate .045 times .98 every epoch, decay 4e-5, batches of 96
-              (1801.04381, section 6.1); epsilon 1 as Inception V3's, 300 epochs ours. Epsilon is added to the root,
-              as in PyTorch; TensorFlow's RMSProp has it under the root
+              (1801.04381, section 6.1); epsilon 1 as for Inception V3; the 300 epochs are ours. Epsilon is added to
+              the root, as in PyTorch; TensorFlow's RMSProp adds it under the root
 ShuffleNets   SGD .9, rate .5 falling linearly to 0, decay 4e-5, batches of 1024, 240 epochs (1707.01083, section 4:
               300,000 steps; 1807.11164 keeps it); label smoothing .1 as in the authors' code
 SqueezeNet    SGD .9, rate .04 falling linearly to 0 (1602.07360, section 3.3), decay 2e-4, batches of 512, 68 epochs
               (the authors' solver: 170,000 steps)
-ResNet        SGD .9, rate .1 times .1 twice, decay 1e-4, batches of 256 (1512.03385, section 3.4); the falls at 1/3
+ResNet        SGD .9, rate .1 times .1 twice, decay 1e-4, batches of 256 (1512.03385, section 3.4); the drops at 1/3
               and 2/3 of 90 epochs are ours
 VGG           SGD .9, rate .01 times .1 three times, decay 5e-4, batches of 256, 74 epochs (1409.1556, section 3.1);
-              the falls at 1/3, 2/3 and 5/6 of them are ours
+              the drops at 1/3, 2/3 and 5/6 of them are ours
 
-The MobileNets' papers trained asynchronously on 16 and more devices; a batch here is of all devices, and the rate
-falls smoothly. Nobody has trained ImageNet itself with this file yet. Training images are random-resized crops, of at
-least .08 of the image where nothing else is said here (ours), and mirrored; evaluation takes the middle of the image
+The MobileNet papers trained asynchronously on 16 or more devices; here a batch spans all devices, and the rate falls
+smoothly. Nobody has trained ImageNet itself with this file yet. Training images are random-resized crops, of at least
+.08 of the image unless set otherwise below (our choice), and mirrored; evaluation takes the centre of the image
 resized to 8/7 of `image_size`. Colour jitter, which some of the authors used, is left out.
 
-A folder: `--config.dataset=folder:PATH`, of `train/class/image` and `val/class/image`; of `class/image` with
-`--config.train_split='train[:90%]' --config.eval_split='train[90%:]'` besides.
+A folder of `train/class/image` and `val/class/image`: `--config.dataset=folder:PATH`; one of `class/image` also needs
+`--config.train_split='train[:90%]' --config.eval_split='train[90%:]'`.
 """
 
 from configs import default, recipes
@@ -35,7 +35,7 @@ def mobilenet_v1(config):
     config.optimizer.update(name="rmsprop", learning_rate=0.045, beta2=0.9, momentum=0.0, epsilon=1.0)
     config.optimizer.update(weight_decay=4e-5, decay_depthwise=False, clip_norm=2.0)
     config.schedule.update(name="exponential", decay=0.94**0.5, warmup_epochs=0.0)
-    config.crop_area = 0.25  # "limiting the size of small crops": the paper does not say where
+    config.crop_area = 0.25  # "limiting the size of small crops": the paper gives no number
 
 
 def mobilenet_v2(config):
@@ -50,7 +50,7 @@ def shufflenet(config):
     config.optimizer.update(name="sgd", learning_rate=0.5, momentum=0.9, nesterov=False, weight_decay=4e-5)
     config.schedule.update(name="linear", warmup_epochs=0.0)
     config.label_smoothing = 0.1
-    config.crop_area = 0.25  # "slightly less aggressive scale augmentation": how much less, the paper does not say
+    config.crop_area = 0.25  # "slightly less aggressive scale augmentation": the paper does not say how much less
 
 
 def squeezenet(config):
@@ -71,7 +71,7 @@ def vgg(config):
     config.schedule.update(name="step", boundaries=(1 / 3, 2 / 3, 5 / 6), decay=0.1, warmup_epochs=0.0)
 
 
-# By the beginning of a net's name; GoogLeNet's paper gives no learning rate.
+# By the prefix of a net's name; GoogLeNet's paper gives no learning rate.
 PAPERS = {
     "mobilenet_v1": mobilenet_v1,
     "mobilenet_v2": mobilenet_v2,
@@ -84,20 +84,20 @@ NETS = {name: family for family in PAPERS for name in list_models(f"{family}*") 
 
 
 def get_config(words: str = ""):
-    """The net of that name, mobilenet_v2 where none is given, on `imagenet2012` as TFDS prepares it."""
+    """The named net (default: mobilenet_v2) on `imagenet2012` as TFDS prepares it."""
     config = default.get_config()
     net, _ = recipes.choose(words, NETS, "mobilenet_v2", ["default"])
     config.model.name = net
     config.dataset = "imagenet2012"
     config.eval_split = "validation"
     photographs(config)
-    config.steps_per_call = 1  # the images of a call lie together in memory, and a step of theirs takes long enough
+    config.steps_per_call = 1  # all images of a call are in memory at once, and a step alone takes long enough
     PAPERS[NETS[net]](config)
     return config
 
 
 def photographs(config) -> None:
-    """Random-resized crops of 224 pixels, normalised as torchvision's nets want them."""
+    """Random-resized crops of 224 pixels, normalised as torchvision's nets expect them."""
     config.image_size = 224
     config.crop = True
     config.crop_area = 0.08  # 1409.4842, section 6

@@ -7,11 +7,11 @@ QUICK_EPOCHS = {"x0_35": 13, "x0_5": 8, "x0_75": 4, "x1_0": 4, "x1_3": 1, "x1_4"
 
 
 def get_config(words: str = ""):
-    """The CIFAR net with projection shortcuts, of a width, x1_0 where none is named; a recipe of `recipes`."""
+    """The CIFAR net with projection shortcuts, of the named width (default: x1_0), trained by a recipe of `recipes`."""
     config = default.get_config()
     variant, recipe = recipes.choose(words, WIDTHS, "x1_0")
     config.model.name = "mobilenet_v2_cifar"
-    if WIDTHS[variant] != 1:  # else the net's own, as it is where another net is named
+    if WIDTHS[variant] != 1:  # 1 stays unset (the net's default), so that another net can be named
         config.model.width = WIDTHS[variant]
     if recipe is recipes.quick:
         config.num_epochs = QUICK_EPOCHS[variant]

@@ -1,4 +1,4 @@
-"""Named recipes, and the words that a configuration takes: `--config=configs/mnv2.py:x0_5,quick`."""
+"""Named recipes, and the words that a configuration accepts: `--config=configs/mnv2.py:x0_5,quick`."""
 
 from collections.abc import Callable, Collection
 
@@ -8,17 +8,17 @@ from jaxnets.errors import UserError
 
 
 def default(config: ml_collections.ConfigDict) -> None:
-    """40 epochs of Muon, with softened targets and a hole in each image; BUILD.md has what each part gave."""
+    """40 epochs of Muon with label smoothing and cutout; BUILD.md has what each part contributed."""
     config.batch_size, config.num_epochs = 256, 40
     muon(config)
     config.augment.cutout, config.label_smoothing = 8, 0.1
 
 
 def reference(config: ml_collections.ConfigDict) -> None:
-    """What chenyaofo's published CIFAR-10 table uses, so that numbers compare: 200 epochs of SGD, batches of 256.
+    """The recipe of chenyaofo's published CIFAR-10 table, for comparison: 200 epochs of SGD, batches of 256.
 
-    Differences that remain: chenyaofo's code trains on an epoch's last, smaller batch too, lowers the rate once an
-    epoch rather than at every step, and the table has the best of all epochs. Its MobileNetV2 and VGG have dropout.
+    Remaining differences: chenyaofo's code also trains on an epoch's last, smaller batch and lowers the rate once per
+    epoch rather than at every step; the table has the best of all epochs. Its MobileNetV2 and VGG have dropout.
     """
     config.batch_size, config.num_epochs = 256, 200
     config.std = (0.2023, 0.1994, 0.2010)
@@ -30,11 +30,11 @@ def reference(config: ml_collections.ConfigDict) -> None:
 
 
 def quick(config: ml_collections.ConfigDict) -> None:
-    """As many epochs as two CPU cores train in 10 minutes (machine F of README's Results); how many is the family's.
+    """As many epochs as two CPU cores train in 10 minutes (machine F of README's Results); each family sets the number.
 
-    Three quarters of them, as far as they divide, see images of 16 pixels, at a quarter of the cost and less: not a
-    single epoch, and not VGG's. ResNets and VGG-19, an epoch of which takes longer, see a part of the images. The
-    numbers follow from the time of single steps, BUILD.md says which.
+    Three quarters of them, rounded down, see images of 16 pixels, at a quarter of the cost or less (never for VGG).
+    ResNets and VGG-19, whose epochs take longer, see only part of the images. The numbers follow from the time of
+    single steps; see BUILD.md.
     """
     config.batch_size = 128
     config.schedule.update(name="linear", warmup_epochs=1.0, end_factor=0.0)
@@ -64,9 +64,9 @@ RECIPES: dict[str, Callable[[ml_collections.ConfigDict], None]] = {
 def choose(
     words: str, variants: Collection[str], variant: str, recipes: Collection[str] = tuple(RECIPES)
 ) -> tuple[str, Callable]:
-    """The variant and the recipe that comma-separated words name; `variant` and `default` where none does.
+    """The variant and the recipe named by comma-separated words, else `variant` and `default`.
 
-    Raises UserError for a word that is neither, and for words that contradict each other: two variants or recipes.
+    Raises UserError for an unknown word, and for words that contradict each other: two variants or two recipes.
     """
     chosen = dict.fromkeys(word.strip() for word in words.split(",")) if words else {}
     listed = f"the variants {', '.join(variants)} and the recipes {', '.join(recipes)}"
@@ -84,15 +84,15 @@ def choose(
 
 
 def muon(config: ml_collections.ConfigDict) -> None:
-    """Muon as all recipes have it.
+    """Muon as all recipes use it.
 
-    Its decay counts by the product with its rate: together they set how far kernels turn in a step (2305.17212).
+    What counts is the product of its decay and its rate: it sets how far kernels rotate in a step (2305.17212).
     """
     config.optimizer.update(name="muon", learning_rate=0.02, weight_decay=0.05)
 
 
 def gentler(config: ml_collections.ConfigDict) -> None:
-    """For a net without BatchNorm, which diverges at the usual rate: SGD's a tenth, with clipping; Muon's a quarter."""
+    """Lower the rate for nets without BatchNorm, which would diverge: SGD's to 1/10, with clipping; Muon's to 1/4."""
     if config.optimizer.name == "sgd":
         config.optimizer.learning_rate /= 10
         config.optimizer.clip_norm = 1.0

@@ -3,8 +3,8 @@
 from configs import default, recipes
 
 GROUPS = (1, 2, 3, 4, 8)
-QUICK_EPOCHS = {0.25: 17, 0.5: 12, 1.0: 6, 1.5: 3, 2.0: 1}  # by width, those of the paper's tables 2 and 5
-# Number of groups and width: g3 for 1.0, g3_x0_5 for others
+QUICK_EPOCHS = {0.25: 17, 0.5: 12, 1.0: 6, 1.5: 3, 2.0: 1}  # by width; the widths of the paper's tables 2 and 5
+# Number of groups and width by name: g3 is 3 groups at width 1.0, g3_x0_5 at 0.5
 VARIANTS = {
     f"g{groups}" + (f"_x{width}".replace(".", "_") if width != 1 else ""): (groups, width)
     for groups in GROUPS
@@ -13,7 +13,7 @@ VARIANTS = {
 
 
 def get_config(words: str = ""):
-    """The CIFAR net with a number of groups and a width, g3 where none is named; a recipe of `recipes`."""
+    """The CIFAR net with the named number of groups and width (default: g3), trained by a recipe of `recipes`."""
     config = default.get_config()
     variant, recipe = recipes.choose(words, VARIANTS, "g3")
     groups, width = VARIANTS[variant]

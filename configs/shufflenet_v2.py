@@ -4,11 +4,11 @@ from configs import default, recipes
 
 NETS = {width: f"shufflenet_v2_{width}_cifar" for width in ("x0_5", "x1_0", "x1_5", "x2_0")}
 QUICK_EPOCHS = {"x0_5": 22, "x1_0": 6, "x1_5": 4, "x2_0": 2}
-QUICK_WITH_MUON = ("x0_5", "x1_0")  # wider kernels take more products to orthogonalise than a step at 16 pixels
+QUICK_WITH_MUON = ("x0_5", "x1_0")  # orthogonalising wider kernels takes more products than a step at 16 pixels
 
 
 def get_config(words: str = ""):
-    """The CIFAR net of a width, x1_0 where none is named, trained by a recipe of `recipes`."""
+    """The CIFAR net of the named width (default: x1_0), trained by a recipe of `recipes`."""
     config = default.get_config()
     variant, recipe = recipes.choose(words, NETS, "x1_0")
     config.model.name = NETS[variant]

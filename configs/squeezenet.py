@@ -7,9 +7,9 @@ QUICK_EPOCHS = {"1_0": 8, "1_1": 17}
 
 
 def get_config(words: str = ""):
-    """The CIFAR net of a version, 1_1 where none is named, trained by a recipe of `recipes`.
+    """The CIFAR net of the named version (default: 1_1), trained by a recipe of `recipes`.
 
-    Without BatchNorm, so at lower rates: `recipes.gentler`, the reference's too.
+    It has no BatchNorm, so rates are lower (`recipes.gentler`), also in the reference recipe.
     """
     config = default.get_config()
     variant, recipe = recipes.choose(words, NETS, "1_1")

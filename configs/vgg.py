@@ -8,9 +8,9 @@ QUICK_SPLIT = {"16": "train", "16_bn": "train", "19": "train[:85%]", "19_bn": "t
 
 
 def get_config(words: str = ""):
-    """The CIFAR net of a depth, with BatchNorm (_bn) or without, 16_bn where none is named; a recipe of `recipes`.
+    """The CIFAR net of the named depth, with BatchNorm (_bn) or without (default: 16_bn); a recipe of `recipes`.
 
-    Without BatchNorm at lower rates: `recipes.gentler`, the reference's too.
+    Without BatchNorm, rates are lower (`recipes.gentler`), also in the reference recipe.
     """
     config = default.get_config()
     variant, recipe = recipes.choose(words, NETS, "16_bn")
@@ -18,7 +18,7 @@ def get_config(words: str = ""):
     if recipe is recipes.quick:
         config.num_epochs, config.train_split = QUICK_EPOCHS, QUICK_SPLIT[variant]
     recipe(config)
-    config.progressive_sizes = ()  # its five poolings leave nothing of a smaller image
+    config.progressive_sizes = ()  # its five pooling layers leave nothing of a smaller image
     if not variant.endswith("_bn"):
         recipes.gentler(config)
     return config

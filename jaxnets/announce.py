@@ -1,4 +1,4 @@
-"""What a run says of itself as it begins or goes on, and of what may not be meant."""
+"""What a run logs about itself when it starts or resumes, and its warnings about what may be unintended."""
 
 import math
 from pathlib import Path
@@ -12,13 +12,13 @@ from jaxnets.models import default_image_size
 from jaxnets.plan import Plan, make_schedule, rates
 from jaxnets.runtime import logger
 
-USUAL_DECAY = 0.01  # at most, where it is added to the gradient
-HIGH_RATE = 0.05  # of SGD, for a net without BatchNorm
-SMALL = 48  # pixels a side, of which a net for 224 makes one or two
+USUAL_DECAY = 0.01  # at most, where decay is added to the gradient
+HIGH_RATE = 0.05  # for SGD on a net without BatchNorm
+SMALL = 48  # pixels a side, which a net for 224 reduces to one or two
 
 
 def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDict | None) -> None:
-    """Say what starts, or goes on, and what of it may not be meant."""
+    """Log what starts or resumes, and warn of what may be unintended."""
     config = plan.config
     logger.info(
         "%s (%s parameters) on %s: %d training and %d evaluation images of %d classes, %d epochs of %d steps of %d "
@@ -68,7 +68,7 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
 
 
 def warn_of_small_images(config: ml_collections.ConfigDict) -> None:
-    """Say where a net for large images, which soon leaves nothing of small ones, has a form for these."""
+    """Warn if a net for large images, which soon leaves nothing of small ones, gets these but has a form for them."""
     name = config.model.name
     if name + "_cifar" in list_models() and config.image_size <= SMALL:
         logger.warning(
@@ -81,7 +81,7 @@ def warn_of_small_images(config: ml_collections.ConfigDict) -> None:
 
 
 def warn_of_high_rate(plan: Plan) -> None:
-    """Say where a net without BatchNorm has a rate at which it learns nothing; the recipes of its family know."""
+    """Warn if a net without BatchNorm has a rate at which it may learn nothing; its family's recipes allow for that."""
     optimizer = plan.config.optimizer
     peak = optim.scale_rate(optimizer.learning_rate, plan.config.batch_size, optimizer.batch_scaling)
     if optimizer.name != "sgd" or optimizer.clip_norm or peak < HIGH_RATE:
@@ -96,7 +96,7 @@ def warn_of_high_rate(plan: Plan) -> None:
 
 
 def _warn_of_other_machines(plan: Plan, directory: Path) -> None:
-    """Say where the run was trained in another dtype, or on more or fewer devices, each normalising its own images."""
+    """Warn if the run was trained in another dtype, or on more or fewer devices, each normalising its own images."""
     machines, dtype = machine.read(directory), settings.compute_dtype(plan.config.model.dtype)
     if others := {str(where["dtype"]) for where in machines if "dtype" in where} - {dtype}:
         logger.warning(
@@ -117,7 +117,7 @@ def _warn_of_other_machines(plan: Plan, directory: Path) -> None:
 
 
 def warn_of_new_length(plan: Plan, at: int, before: ml_collections.ConfigDict) -> None:
-    """Say whether a run of this length would have had other learning rates so far, or images become small again."""
+    """Warn if a run of the new length would have had other learning rates so far, or if images become smaller again."""
     config = plan.config
     so_far = rates(make_schedule(before, plan.steps_per_epoch), at)
     if not np.array_equal(so_far, plan.learning_rates[:at]):

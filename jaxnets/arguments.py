@@ -28,7 +28,7 @@ def triple(text: str) -> Triple:
 
 
 def check_deviation(std: Triple | None) -> None:
-    """UserError for a `--std` that nothing can be divided by."""
+    """UserError unless every value of `--std` is above 0, since images are divided by it."""
     if std and min(std) <= 0:
         raise UserError(f"--std={std} must be greater than 0 in every channel")
 
@@ -42,7 +42,7 @@ def field(text: str) -> tuple[str, Any]:
 
 
 def literal(text: str) -> Any:
-    """The Python literal that a text is, else the text."""
+    """The value of a text that is a Python literal, else the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

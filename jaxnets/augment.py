@@ -1,6 +1,6 @@
-"""Training images made different every epoch: pure functions of (key, image), on the device.
+"""Augmentation of training images, new every epoch: pure functions of (key, image), on the device.
 
-One key per image, so that an image's fate does not depend on how many devices share its batch.
+One key per image, so that an image's augmentation does not depend on how many devices share its batch.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from jax import lax
 
 
 def random_crop(key, image, padding: int):
-    """A crop of the original size from the image with `padding` black pixels around, `(H, W, C)`."""
+    """A random crop of the original size from the image padded with `padding` black pixels all around, `(H, W, C)`."""
     padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
     return lax.dynamic_slice(padded, (top, left, 0), image.shape)
@@ -20,12 +20,12 @@ def random_crop(key, image, padding: int):
 def random_flip(key, image):
     """The image, or its mirror image, with equal chance."""
     columns = jnp.arange(image.shape[1])
-    # By their indices: a choice between two images makes XLA's CPU crop them pixel by pixel, ten times slower.
+    # By index: choosing between two images would make XLA crop them pixel by pixel on the CPU, ten times slower.
     return jnp.take(image, jnp.where(jax.random.bernoulli(key), columns[::-1], columns), axis=1)
 
 
 def cut_out(key, image, size: int):
-    """A square of `size` pixels a side around a random pixel set to 0 (arXiv 1708.04552); clipped at the border."""
+    """The image with a square of side `size` around a random pixel set to 0 (arXiv 1708.04552), clipped at the edge."""
     height, width, _ = image.shape
     row_key, column_key = jax.random.split(key)
     top = jax.random.randint(row_key, (), 0, height) - size // 2
@@ -42,7 +42,7 @@ def mix_up(key, image, other, alpha: float):
 
 
 def cut_mix(key, image, other, alpha: float):
-    """The image with a box of another pasted in (arXiv 1905.04899, algorithm 1), and the share left of it.
+    """The image with a box of another pasted in (arXiv 1905.04899, algorithm 1), and the share of it that is left.
 
     The box has the image's proportions, covers 1 - Beta(alpha, alpha) of it, and is clipped at the border.
     """
@@ -60,7 +60,7 @@ def cut_mix(key, image, other, alpha: float):
 
 
 def mix(key, image, other, *, mixup: float = 0.0, cutmix: float = 0.0):
-    """`mix_up` or `cut_mix`, whichever has an alpha, each with equal chance where both have: image and its share."""
+    """`mix_up` or `cut_mix`, whichever has an alpha, each with equal chance if both have: the image and its share."""
     choice_key, key = jax.random.split(key)
     if mixup and cutmix:
         blended, boxed = mix_up(key, image, other, mixup), cut_mix(key, image, other, cutmix)
@@ -69,21 +69,21 @@ def mix(key, image, other, *, mixup: float = 0.0, cutmix: float = 0.0):
 
 
 def progressive_pixels(sizes: Sequence[int | float], image_size: int) -> tuple[int, ...]:
-    """The sides in pixels that `sizes` are: whole numbers as they are, floats as parts of `image_size`."""
+    """`sizes` as sides in pixels: whole numbers as they are, floats as fractions of `image_size`."""
     return tuple(round(size * image_size) if isinstance(size, float) else size for size in sizes)
 
 
 def progressive_size(sizes: Sequence[int | float], image_size: int, epoch: int, num_epochs: int) -> int:
     """Side in pixels of the training images of an epoch (from 0): `sizes` in equal shares of the run.
 
-    Of a run shorter than `sizes` too, the last epoch has the last size.
+    The last epoch has the last size, even in a run with fewer epochs than `sizes`.
     """
     pixels = progressive_pixels(sizes, image_size)
     return pixels[-(-(epoch + 1) * len(pixels) // num_epochs) - 1] if pixels else image_size
 
 
 def normalize(images, mean, std):
-    """uint8 images `(..., C)` as float32 with the given per-channel mean and deviation, both of [0, 1] images."""
+    """uint8 images `(..., C)` as float32, normalised by the per-channel mean and deviation of images in [0, 1]."""
     mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
@@ -93,7 +93,7 @@ def augment(
 ):
     """One uint8 training image `(H, W, C)` cropped, flipped, normalised, cut out, and resized: float32 `(S, S, C)`.
 
-    `size` S is the side after all the rest, by antialiased bilinear interpolation; None: as it is.
+    `size` S is the final side, reached by antialiased bilinear interpolation; None: the image is not resized.
     """
     crop_key, flip_key, cutout_key = jax.random.split(key, 3)
     if crop_padding:

@@ -24,10 +24,10 @@ from jaxnets.state import TrainState
 
 BEST_METRIC = "eval_accuracy"
 METRICS = "metrics"  # Orbax's name for the item, and for the file in it
-# Seconds that a save may take. Orbax counts them by the time of day: one set forward by 20 minutes would end the run.
-# Where processes wait for each other, a failure in one of them is noticed by this alone.
+# Seconds that a save may take. Orbax goes by the time of day: a clock set forward by 20 minutes would end the run.
+# Where processes wait for each other, only this timeout notices a failure in one of them.
 PATIENCE_ALONE, PATIENCE_TOGETHER = 10 * 365 * 86400, 1800
-# To whom training diverges; in another workdir, since a run only goes on as it was configured.
+# For users whose training diverges; in another workdir, since a run only resumes with its own configuration.
 ADVICE = "a lower config.optimizer.learning_rate, or config.optimizer.clip_norm=1, usually helps, in a new workdir"
 MAX_RECORD = 1 << 20  # bytes of a checkpoint's JSON files
 
@@ -36,9 +36,9 @@ NO_TOTALS: Totals = {"loss": 0.0, "correct": 0, "count": 0}
 
 
 def open_manager(workdir: Path, keep: int) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir, for writing: so many of the latest, and the best, are kept.
+    """The checkpoints of a workdir, for writing: the `keep` latest and the best are kept.
 
-    Raises UserError where what lies there is something else.
+    Raises UserError if something else is in their place.
     """
     directory = _directory(workdir)
     distributed.on_primary(partial(_set_damaged_evaluations_aside, directory))
@@ -60,9 +60,9 @@ def _directory(workdir: Path) -> Path:
 
 
 def open_reader(workdir: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir, for reading, each process on its own: nothing in it waits for another process.
+    """The checkpoints of a workdir, for reading by each process on its own: nothing in it waits for another process.
 
-    Raises UserError where there are none, or what lies there is something else.
+    Raises UserError if there are none, or something else is in their place.
     """
     directory = _directory(workdir)
     if not directory.is_dir():
@@ -89,7 +89,7 @@ def _open(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpo
     }
     try:
         return Manager(directory, options=options, item_handlers=handlers)
-    except Exception as error:  # Orbax reads all metrics at once, and raises what it will for those that are damaged
+    except Exception as error:  # Orbax reads all metrics at once, and may raise anything for damaged ones
         if isinstance(error, OSError) and not options.read_only:
             with writing(directory):
                 raise
@@ -97,10 +97,10 @@ def _open(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.Checkpo
 
 
 def _set_damaged_evaluations_aside(directory: Path) -> None:
-    """Move the metrics of checkpoints that are not what was written away from them, and say so.
+    """Move metrics that differ from what was written away from their checkpoints, and log it.
 
-    Orbax opens no checkpoint at all where those of one cannot be read. The checkpoint is as good as one that has not
-    been evaluated: the run will do that again if it goes on there.
+    Orbax opens no checkpoint at all if the metrics of one cannot be read. Such a checkpoint is as good as one that was
+    not evaluated: a run that resumes from it evaluates it again.
     """
     for file in directory.glob(f"*/{METRICS}/{METRICS}"):
         step = file.parents[1].name
@@ -125,15 +125,15 @@ def exists(workdir: Path) -> bool:
 def latest_step(workdir: Path) -> int | None:
     """The step of a workdir's latest finished checkpoint, whole or not; None where it has none."""
     directory = workdir / "checkpoints"
-    # What was to be replaced may still lie among the deleted ones, from where it comes back.
+    # One that was about to be replaced may still be among the deleted ones, from where it is brought back.
     names = (path.name for place in (directory, directory / DELETED) for path in place.glob("*"))
     return max((int(name) for name in names if name.isdecimal()), default=None)
 
 
 def find_step(manager: ocp.CheckpointManager, which: str | int, *, ema: bool = False) -> int:
-    """The step that "best", "latest" or a number names; UserError listing what exists.
+    """The step that "best", "latest" or a number names; else a UserError listing what exists.
 
-    With `ema` the best is that of the averaged weights.
+    With `ema`, the best is the one whose averaged weights are best.
     """
     steps = sorted(manager.all_steps())
     if not steps:
@@ -146,7 +146,7 @@ def find_step(manager: ocp.CheckpointManager, which: str | int, *, ema: bool = F
             scores = {step: float(score(metrics)) for step in steps if (metrics := manager.metrics(step))}
         except Exception as error:
             raise UserError(f"the evaluations in {manager.directory} cannot be read: {first_line(error)}") from error
-        if not scores and len(steps) == 1:  # as weights from elsewhere are
+        if not scores and len(steps) == 1:  # as for weights from elsewhere
             return steps[0]
         if not scores:
             raise UserError(f"no checkpoint in {manager.directory} has been evaluated; take latest or a step")
@@ -157,7 +157,7 @@ def find_step(manager: ocp.CheckpointManager, which: str | int, *, ema: bool = F
 
 
 def has_best(workdir: Path) -> bool:
-    """Whether `find_step` need not refuse "best": one was evaluated, or there is a single one, or none at all."""
+    """Whether to ask `find_step` for "best": a checkpoint was evaluated, or there is just one, or none at all."""
     with closing(open_reader(workdir)) as manager:
         steps = manager.all_steps()
         return len(steps) <= 1 or any(manager.metrics(step) for step in steps)
@@ -168,7 +168,7 @@ def _score(metrics: dict[str, float]) -> float:
 
 
 def _averaged_score(metrics: dict[str, float]) -> float:
-    """Of the averaged weights, where the run has them."""
+    """The score of the averaged weights, if the run has them."""
     return metrics.get(f"ema_{BEST_METRIC}", _score(metrics))
 
 
@@ -178,32 +178,32 @@ def save(
     totals: Totals,
     metrics: dict[str, float] | None,
 ) -> None:
-    """Write the state under its step, in the background; in place of what an interruption saved there.
+    """Write the state under its step, in the background, replacing what an interruption saved there.
 
-    `variables` stand apart from the rest: they are all that evaluation needs. `totals` are the training
-    sums not reported yet. `metrics` decide which checkpoint is the best; None for one without an evaluation.
+    `variables` are separate from the rest: they are all that evaluation needs. `totals` are the training
+    sums not reported yet. `metrics` decide which checkpoint is the best; None if it was not evaluated.
     """
-    # Copied, since training goes on in the very buffers (they are donated) while Orbax writes.
+    # Copied, since training continues in the same buffers (they are donated) while Orbax writes.
     host = jax.tree.map(np.array, jax.device_get(state))
     rest = {"step": host.step, "opt_state": host.opt_state, "ema": host.ema}
     items = {"variables": host.variables, "rest": flax.serialization.to_state_dict(rest)}
     step = int(host.step)
     finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((host.variables, host.ema)))
-    # An optimizer may well have an infinity: it divides by it.
+    # An optimizer's state may contain infinities, by which it divides.
     if not finite or any(np.isnan(leaf).any() for leaf in jax.tree.leaves(host.opt_state)):
         raise UserError(f"the weights are no longer finite at step {step}; {last_good(manager)}; {ADVICE}")
     _save_items(manager, step, items, totals, metrics)
 
 
 def last_good(manager: ocp.CheckpointManager) -> str:
-    """From where a run that went astray may go on, for its user."""
+    """Which checkpoint a diverged run could be continued from, as a phrase for the user."""
     manager.wait_until_finished()
     kept = manager.latest_step()
     return "there is no checkpoint yet" if kept is None else f"the last good checkpoint is step {kept}"
 
 
 def save_variables(workdir: Path, variables: dict[str, Any]) -> None:
-    """Write weights from elsewhere as the one checkpoint, step 0, of a new workdir."""
+    """Write weights from elsewhere as the only checkpoint, step 0, of a new workdir."""
     variables = jax.tree.map(np.asarray, {name: variables[name] for name in ("params", "batch_stats")})
     with closing(open_manager(workdir, keep=1)) as manager:
         _save_items(manager, 0, {"variables": variables}, {}, None)
@@ -212,8 +212,8 @@ def save_variables(workdir: Path, variables: dict[str, Any]) -> None:
 def _save_items(manager: ocp.CheckpointManager, step: int, items: dict[str, Any], totals, metrics) -> None:
     digests = {name: digest(tree) for name, tree in items.items()}
     if distributed.many():
-        # Each process writes a part, so the parts must be of one whole. They are not where processors round
-        # differently: where machines of several kinds are mixed.
+        # Each process writes a part, so all must have the same state. They do not if their processors round
+        # differently, as in a mix of several kinds of machines.
         distributed.require_agreement(f"the state at step {step}", json.dumps(digests))
         items = step_lib.replicate(items, distributed.devices())
     digests |= {"totals": json_digest(totals), METRICS: json_digest(metrics)}

@@ -1,4 +1,4 @@
-"""How a checkpoint that is not what was written is told from one that cannot be read now, and where it is put."""
+"""Telling a damaged checkpoint from one that merely cannot be read now, and setting it aside."""
 
 import errno
 import hashlib
@@ -14,15 +14,15 @@ import numpy as np
 
 from jaxnets.errors import UserError, writing
 
-# By which the system says that a file cannot be read now.
+# Error numbers by which the system says that a file cannot be read now.
 PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-# Of a network's file system whose server is away; EIO is a bad sector's too, for good.
+# Those of a network file system whose server is away. Not EIO, which a bad sector gives too, for good.
 PASSING += (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
 PASSING += (errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EREMOTEIO)
 
 
 class DamagedError(UserError):
-    """A checkpoint that is there but is not what was written."""
+    """A checkpoint that exists but is not what was written."""
 
 
 def digest(tree) -> str:
@@ -40,13 +40,13 @@ def json_digest(value: Any) -> str:
 
 
 def is_as_written(record: dict[str, Any], name: str, value: Any) -> bool:
-    """Whether a record has the digest of a JSON value, or none, as those of earlier versions."""
+    """Whether a record has the digest of a JSON value, or none at all, as in earlier versions."""
     digests = record["digests"]
     return name not in digests or digests[name] == json_digest(value)
 
 
 def passing(error: BaseException | None) -> str | None:
-    """What the system said where it is to blame rather than the file: no right to read it, too many open files."""
+    """The system's message if it is to blame rather than the file (no permission, too many open files), else None."""
     while error is not None:
         number = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
         number = int(number[1]) if number else getattr(error, "errno", None)
@@ -57,7 +57,7 @@ def passing(error: BaseException | None) -> str | None:
 
 
 def set_aside(directory: Path, name: str) -> Path:
-    """Move a checkpoint, or a part of one, to `damaged/` beside the checkpoints: where it then is."""
+    """Move a checkpoint, or a part of one, to `damaged/`, next to the checkpoints' folder; returns its new path."""
     folder = directory.parent / "damaged"
     names = (f"{name.replace('/', '.')}.{number}" for number in itertools.count(1))
     target = next(folder / name for name in names if not (folder / name).exists())

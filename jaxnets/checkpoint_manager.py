@@ -1,4 +1,4 @@
-"""Orbax's CheckpointManager as a run needs it: failures to write are sentences, and nothing is left half deleted."""
+"""Orbax's CheckpointManager as a run needs it: failed writes are UserErrors, and nothing is left half deleted."""
 
 import contextlib
 import dataclasses
@@ -15,26 +15,26 @@ from jaxnets import distributed
 from jaxnets.errors import UserError, first_line, writing
 from jaxnets.runtime import logger
 
-DELETED = "deleted"  # beside the checkpoints: those that are about to go
+DELETED = "deleted"  # subfolder for the checkpoints that are about to be deleted
 
 
 class Manager(ocp.CheckpointManager):
-    """Orbax's, with UserErrors for failures to write, and checkpoints that are whole as long as they are there.
+    """Orbax's manager, with UserErrors for failed writes, and checkpoints that are whole as long as they exist.
 
-    Orbax deletes a checkpoint file by file, where a kill leaves half of it. Here it is moved away first, in one step,
-    and so is one that is saved again, which comes back should its successor never be there.
+    Orbax deletes a checkpoint file by file, so a kill can leave half of it. Here it is first moved away in one step.
+    So is a checkpoint that is saved again, which comes back if its successor is never completed.
     """
 
     def __init__(self, directory: Path, options: ocp.CheckpointManagerOptions, **kwargs):
         self._writes = not options.read_only
-        self._failed = False  # whether the last save that has ended did so in failure
+        self._failed = False  # whether the last finished save failed
         if self._writes:
             options = dataclasses.replace(options, todelete_subdir=DELETED)
             distributed.on_primary(partial(settle_deletions, directory))
         super().__init__(directory, options=options, **kwargs)
 
     def save(self, step: int, *args, **kwargs):
-        """Orbax's; where the save before failed, in the background, this one may do better. After two it raises."""
+        """Save as Orbax does; after one failed save (in the background) it tries again, after two it raises."""
         if failure := self._failure():
             if self._failed or distributed.many():  # the other processes wait for what failed here
                 raise failure
@@ -48,7 +48,7 @@ class Manager(ocp.CheckpointManager):
                 raise UserError(f"{self.directory} has no new checkpoint {step}: there is a later one")
 
     def _failure(self) -> UserError | None:
-        """Why the save before did not come to its end; Orbax may say so in either of two places, or in both."""
+        """Why the previous save failed, else None; Orbax may say so in either of two places, or in both."""
         found = None
         for look in (super().wait_until_finished, super().check_for_errors):
             try:
@@ -59,7 +59,7 @@ class Manager(ocp.CheckpointManager):
         return found
 
     def reached_preemption(self, step: int) -> bool:
-        """Never: a run looks after its signals itself, and Orbax before 0.12.3 fails where JAX does not."""
+        """Never: a run handles its signals itself, without JAX's service, where Orbax before 0.12.3 would fail."""
         return False
 
     def wait_until_finished(self):
@@ -80,7 +80,7 @@ class Manager(ocp.CheckpointManager):
 
 
 def settle_deletions(directory: Path) -> None:
-    """Remove what was moved away to be deleted; bring back what was to be replaced and is not."""
+    """Remove checkpoints that were moved away to be deleted; bring back one whose replacement was not completed."""
     folder = directory / DELETED
     if folder.is_symlink() or not folder.is_dir():
         return
@@ -96,7 +96,7 @@ def settle_deletions(directory: Path) -> None:
 
 @contextlib.contextmanager
 def _saving(directory: Path) -> Iterator[None]:
-    """UserError where a checkpoint cannot be written: Orbax raises OSError, TensorStore ValueError, with its number."""
+    """UserError if a checkpoint cannot be written: Orbax raises OSError, TensorStore ValueError with its number."""
     with writing(directory):
         try:
             yield

@@ -1,4 +1,4 @@
-"""Configuration files as flags: loaded with fields of their own beside them, and what is wrong said in a sentence."""
+"""Configuration files as flags: loaded with overrides of their fields, and errors explained in one sentence."""
 
 import re
 import sys
@@ -16,9 +16,9 @@ FIELD = re.compile(r"--?config\.([\w.]+)=")
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
-    """The configuration of `path[:WORDS]` with `overrides`, each `--config.FIELD=VALUE`; of two the later counts.
+    """The configuration of `path[:WORDS]` with `overrides`, each `--config.FIELD=VALUE`; the later of two wins.
 
-    Raises UserError where there is no such file, word or field, or the field cannot have the value.
+    Raises UserError if there is no such file, word or field, or the field cannot have the value.
     """
     check_overrides(overrides)
     argv = ["", f"--config={path}", *overrides]
@@ -29,22 +29,22 @@ def load(path: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigDict:
 
 
 def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Give flags, of which one is the configuration `config`, their values; the arguments that are none.
+    """Parse flags, one of which is the configuration `config`; returns the arguments that are not flags.
 
-    Of a field given twice the later value counts. Raises UserError for what is no flag, no field of the configuration
-    or no value for it, for two configurations, and for one that fails: it is a program, which may fail in any way.
+    If a field is given twice, the later value wins. Raises UserError for an unknown flag or field, a value that a field
+    cannot have, two configurations, and one that fails: it is a program, which may fail in any way.
     """
     if len(paths := paths_of(argv)) > 1:
         raise UserError(f"--config is given {len(paths)} times, as {' and as '.join(paths)}; a run has one")
     path = next(iter(paths), "")
-    # Given twice, a tuple's flag would hold the items of both.
+    # If given twice, a tuple's flag would hold the items of both.
     last = {arg.split("=")[0]: at for at, arg in enumerate(argv) if FIELD.match(arg)}
     argv = [arg for at, arg in enumerate(argv) if last.get(arg.split("=")[0], at) == at]
-    nones = [arg for arg in argv if FIELD.match(arg) and arg.endswith("=None")]  # to absl a word like any other
+    nones = [arg for arg in argv if FIELD.match(arg) and arg.endswith("=None")]  # absl takes it for a string
     _let_import_neighbours(path)
     try:
         rest = values([arg for arg in argv if arg not in nones])
-    except flags.Error as error:  # with absl's sentence first, and last why the configuration failed, if it did
+    except flags.Error as error:  # first absl's sentence, last why the configuration failed, if it did
         first, *others = str(error).replace(r"\n", "\n").strip().splitlines()
         if group := re.search(r"config\.([\w.]+)=.*Failed to parse .* as a ConfigDict", first):
             raise _is_a_group(group[1]) from None
@@ -58,14 +58,14 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 
 def _let_import_neighbours(path: str) -> None:
-    """Let a file in a folder `configs` import those beside it, also where the command runs in another folder."""
+    """Let a file in a folder `configs` import its neighbours, even if the command runs in another folder."""
     folder = Path(path.split(":")[0]).resolve().parent
     if folder.name == "configs" and str(folder.parent) not in sys.path:
         sys.path.append(str(folder.parent))
 
 
 def _explained(error: Exception, path: str, argv: Sequence[str]) -> UserError:
-    """Why a configuration, or a field of it on the command line, could not be had."""
+    """Why a configuration could not be loaded, or a field of it not be set on the command line."""
     if not is_file(path):
         return UserError(f"--config={path} cannot be loaded: there is no such file here")
     message = str(error).replace("\\", "")
@@ -82,7 +82,7 @@ def _explained(error: Exception, path: str, argv: Sequence[str]) -> UserError:
 
 
 def _clear(config: ml_collections.ConfigDict, field: str) -> None:
-    """Give a field, which is there, the value None; UserError where it is a group of fields."""
+    """Set an existing field to None; UserError if it is a group of fields."""
     *groups, name = field.split(".")
     for group in groups:
         config = config[group]
@@ -96,19 +96,19 @@ def _is_a_group(field: str) -> UserError:
 
 
 def paths_of(argv: Sequence[str]) -> list[str]:
-    """What every `--config=PATH` or `--config PATH` names."""
+    """The PATH of every `--config=PATH` or `--config PATH`."""
     found = ((re.fullmatch(r"--?config(=(.*))?", arg), after) for arg, after in zip(argv, [*argv[1:], ""]))
     return [after if match[1] is None else match[2] for match, after in found if match]
 
 
 def require_config(value: object, path: str) -> ml_collections.ConfigDict:
-    """The value of a configuration's flag; UserError where that is no configuration."""
+    """The value of a configuration's flag; UserError if that is not a configuration."""
     if isinstance(value, ml_collections.ConfigDict):
         return value
     why = "its get_config gives no ConfigDict" if is_file(path) else "there is no such file here"
     try:
         hasattr(value, "get")
-    except OSError as error:  # what stands for a configuration that could not open a file, itself or another
+    except OSError as error:  # from the stand-in for a configuration that could not open a file, itself or another
         why = str(error.__cause__ or error) if is_file(path) else why
     raise UserError(f"--config={path} cannot be loaded: {why}")
 
@@ -126,6 +126,6 @@ def check_overrides(arguments: Sequence[str]) -> None:
 
 
 def name_of(path: str) -> str:
-    """What a configuration is called: its file's name and its words, `mnv2_x0_5` for `configs/mnv2.py:x0_5`."""
+    """The name of a configuration: its file's name and its words, `mnv2_x0_5` for `configs/mnv2.py:x0_5`."""
     file, *words = path.split(":")
     return "_".join([Path(file).stem, *words]).replace(",", "_")

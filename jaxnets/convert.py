@@ -1,9 +1,9 @@
-"""Convert weights: between PyTorch, safetensors and a workdir that evaluate and predict take.
+"""Convert weights between PyTorch files, safetensors files and workdirs for evaluate and predict.
 
 IN is a file (.pth, .pt, .bin, .ckpt, .tar, .safetensors, or Keras's .h5, .hdf5, .keras) with --model, or the workdir
-of a run. OUT is a .pth, .pt or .safetensors file, or a new folder: a workdir whose one checkpoint holds the weights.
-A .safetensors file also keeps the net's fields, and the size and normalisation of a run's images; those of a .pth
-or .pt file are logged. Nothing that exists is written over.
+of a run. OUT is a .pth, .pt or .safetensors file, or a new folder: a workdir whose only checkpoint holds the weights.
+A .safetensors file also keeps the net's fields, and the size and normalisation of a run's images; for a .pth or .pt
+file they are logged instead. Nothing that exists is overwritten.
 """
 
 from jaxnets import interruption
@@ -37,14 +37,14 @@ from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")
 SAFETENSORS = ".safetensors"
-OTHERS = (".safetensor", ".pkl", ".onnx", ".npy", ".npz", ".msgpack", ".pb", ".tflite")  # a slip, or a hope
+OTHERS = (".safetensor", ".pkl", ".onnx", ".npy", ".npz", ".msgpack", ".pb", ".tflite")  # a typo, or wishful thinking
 NOT_WRITTEN = {*SUFFIXES, *OTHERS} - {*TORCH, SAFETENSORS}
 
 
 def read(
     source: Path, name: str | None, fields: dict[str, Any], which: str | None, ema: bool = False
 ) -> tuple[str, nn.Module, torch_weights.Published]:
-    """A net's name, it and the weights of a file, as `name` with `fields`, or of a run's checkpoint; None: the best."""
+    """The name, net and weights of a file, as `name` with `fields`, or of a run's checkpoint `which` (None: best)."""
     if not source.is_dir():
         if name is None:
             raise UserError(f"--model is missing: which net are the weights in {source}?")
@@ -52,7 +52,7 @@ def read(
             raise UserError(f"--checkpoint and --ema are for the workdir of a run, which {source} is not")
         model = create_model(name, **fields)
         published = torch_weights.load_published(model, source)
-        # What goes without saying in one code base does not in another.
+        # What goes without saying in one code base has to be said to another.
         normalization = images_of(name, model.num_classes, published).normalization
         return name, model, published._replace(images=published.images._replace(normalization=normalization))
     if name is not None or fields:
@@ -62,9 +62,9 @@ def read(
 
 
 def write(path: Path, name: str, model: nn.Module, published: torch_weights.Published, layout: str | None) -> None:
-    """Write a `.pth`, `.pt` or `.safetensors` file of the net `name` with the names of `layout`, as `export`.
+    """Write a `.pth`, `.pt` or `.safetensors` file of the net `name` with the names of `layout`, as in `export`.
 
-    A PyTorch file has no place for the net's fields and for what is known of its images: they are logged.
+    A PyTorch file has no place for the net's fields or what is known about its images, so these are logged.
     """
     state_dict = torch_weights.export(model, published.variables, layout)
     with writing(path, ""):
@@ -77,15 +77,15 @@ def write(path: Path, name: str, model: nn.Module, published: torch_weights.Publ
         torch.save({key: torch.from_numpy(np.array(value)) for key, value in state_dict.items()}, buffer)
         content = buffer.getvalue()
         runtime.logger.info("%s", _untold(name, model, published.images))
-    # By Python, which says what hinders it as an OSError; the libraries raise errors of their own.
+    # Written by Python, which reports failures as OSErrors; the libraries raise errors of their own.
     with writing(path, ""), replacing(path, f".{os.getpid()}") as scratch:
         scratch.write_bytes(content)
         require_new(path)  # reading weights may have taken long
 
 
 def _untold(name: str, model: nn.Module, images: Images) -> str:
-    """What a PyTorch file does not tell: of the images, and, where the net's name does not tell it, of the net."""
-    usual = images_of(name, model.num_classes, torch_weights.Published({}))  # of a file that says nothing itself
+    """What a PyTorch file does not say about the images, and about the net where its name does not say it either."""
+    usual = images_of(name, model.num_classes, torch_weights.Published({}))  # for a file that says nothing itself
     told = f"this net's images are normalised with {spelled(images.normalization)}"
     for what in ("image_size", "crop"):
         if getattr(images, what) not in (None, getattr(usual, what)):
@@ -100,7 +100,7 @@ def _untold(name: str, model: nn.Module, images: Images) -> str:
 def write_workdir(
     folder: Path, name: str, fields: dict[str, Any], published: torch_weights.Published, dataset: str | None = None
 ) -> None:
-    """Make a workdir of the weights of `create_model(name, **fields)`, to be evaluated on `dataset`."""
+    """Make a workdir from weights of `create_model(name, **fields)`, to be evaluated on `dataset`."""
     model = create_model(name, **fields)
     require_classes(name, model)
     cifar = default_image_size(name) == 32
@@ -133,31 +133,31 @@ def write_workdir(
             # Last, since it is what makes the folder a workdir.
             settings.write(config, folder / CONFIG)
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # so that the same command may be given again
+            shutil.rmtree(folder, ignore_errors=True)  # so that the same command can be run again
             raise
 
 
 def require_new(path: Path) -> None:
-    """UserError for what is there already."""
+    """UserError if the path exists already."""
     if os.path.lexists(path):
         raise UserError(f"{path} exists; choose another name, nothing is written over")
 
 
 def require_classes(name: str, model: nn.Module) -> None:
-    """UserError for a net that a workdir, which is there to be evaluated, cannot hold."""
+    """UserError for a net without classes: a workdir is for evaluation, so it cannot hold one."""
     if not model.num_classes or model.features_only:
         raise UserError(f"{name} with num_classes=0 or features_only=True has no classes: OUT can be a file only")
 
 
 def _eval_split(dataset: str | None, usual: str) -> str:
-    """Of a folder, the split beside `train` that has a usual name, else `train`; a TFDS data set's usual one."""
+    """The split to evaluate: a folder's with a usual name for that, else `train`; a TFDS data set's usual one."""
     if dataset in BUILDERS:
         return "test"
     if not (dataset and is_folder(dataset)):
         return usual
     try:
         splits = read_folder(dataset).splits
-    except UserError:  # it may be on another machine
+    except UserError:  # the folder may be on another machine
         return usual
     return next((name for name in (usual, *VALIDATION, "test") if name in splits), "train")
 
@@ -223,5 +223,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed: a GPU may be at work
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, and a GPU may be busy
     exit_on_user_error(main)(sys.argv)

@@ -1,7 +1,7 @@
-"""Data sets as uint8 arrays: their splits opened, and decoded.
+"""Data sets as uint8 arrays: opening and decoding their splits.
 
-A split is either decoded whole (`decode`) and indexed by what `sampling` says, or it does not fit and `streaming`
-yields the very batches of those indices.
+A split is either decoded whole (`decode`) and indexed as `sampling` says or, if it does not fit, streamed: `streaming`
+yields the batches of the same indices.
 """
 
 import contextlib
@@ -49,9 +49,9 @@ class Split:
     directory: str  # of the prepared files
     source: ArrayRecordDataSource | ImageFiles  # index -> serialized tf.train.Example, or path and label
     class_names: tuple[str, ...]
-    ranges: tuple[tuple[str, int, int], ...]  # the file, first and last + 1 of its records; none of a folder of images
+    ranges: tuple[tuple[str, int, int], ...]  # file, first record, last record + 1; none for a folder of images
     image_size: int  # pixels a side, after resizing
-    crop: bool = False  # to the middle of the image; else all of it, squeezed to a square
+    crop: bool = False  # to the centre of the image; else all of it is squeezed to a square
 
     def __len__(self) -> int:
         return len(self.source)
@@ -62,7 +62,7 @@ class Split:
 
     @property
     def files(self) -> str:
-        """Which they are: of a folder a digest of names and labels, wherever it lies; else the data set's version."""
+        """What identifies them: a folder's digest of names and labels, wherever it is; else the data set's version."""
         if not isinstance(self.source, ImageFiles):
             return os.path.basename(self.directory)
         sha = hashlib.sha256()
@@ -79,7 +79,7 @@ class Split:
 def open_split(
     dataset: str, split: str, data_dir: str | os.PathLike | None = None, *, image_size: int, crop: bool = False
 ) -> Split:
-    """A single one of `open_splits`."""
+    """A single split, as `open_splits` opens it."""
     return open_splits(dataset, (split,), data_dir, image_size=image_size, crop=crop)[0]
 
 
@@ -91,13 +91,13 @@ def open_splits(
     image_size: int,
     crop: bool = False,
 ) -> list[Split]:
-    """Splits of a prepared data set; cifar10, cifar100 and digits are prepared where they are not yet.
+    """Splits of a prepared data set; cifar10, cifar100 and digits are prepared if they are not yet.
 
     Args:
       dataset: a TFDS name of an image classification data set, `name[/config][:version]`, or `folder:PATH`.
       splits: in TFDS's split syntax: `train`, `train[:45000]`, `train[90%:]`, `train+test`.
       data_dir: None means `TFDS_DATA_DIR`, else TFDS's default.
-      image_size: side in pixels to which images are brought, squeezed or, with `crop`, resized and cropped.
+      image_size: side in pixels to which images are squeezed or, with `crop`, resized and cropped.
 
     Raises:
       UserError: the data set or a split is unknown or empty, or its files are damaged or missing.
@@ -107,7 +107,7 @@ def open_splits(
     if is_folder(dataset):
         folder = read_folder(dataset)
         selected = [_select(folder, dataset, split, image_size, crop) for split in splits]
-        if len(splits) > 1:  # of a run; an evaluation is of one
+        if len(splits) > 1:  # for a run; an evaluation needs just one
             folder.say_unused(splits)
         return selected
     builder = open_builder(dataset, data_dir)
@@ -118,7 +118,7 @@ def _open(builder: tfds.core.DatasetBuilder, dataset: str, split: str, image_siz
     known = ", ".join(f"{name} ({info.num_examples} examples)" for name, info in builder.info.splits.items())
     try:
         instructions = builder.info.splits[split].file_instructions
-    except Exception as error:  # ValueError, KeyError, AssertionError, by the kind of mistake
+    except Exception as error:  # ValueError, KeyError or AssertionError, depending on the mistake
         raise UserError(f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {known}") from error
     if min((instruction.take for instruction in instructions), default=0) < 1:
         raise UserError(f"split {split!r} of {dataset} is empty; it has {known}")
@@ -135,7 +135,7 @@ def _select(folder: ImageFolder, dataset: str, split: str, image_size: int, crop
         source = folder.select(split)
     except UserError:
         raise
-    except Exception as error:  # ValueError, NotImplementedError, by the kind of mistake
+    except Exception as error:  # ValueError or NotImplementedError, depending on the mistake
         raise UserError(
             f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {folder.describe()}, of which "
             "'train[:90%]' and 'train[90%:]', say, are parts"
@@ -154,7 +154,7 @@ def count_shared(one: Split, other: Split) -> int:
 
 
 def class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
-    """The classes by label; UserError if this is no classification of uint8 images."""
+    """The class names by label; UserError unless this is a classification data set of uint8 images."""
     features = dict(builder.info.features.items())
     image, label = features.get("image"), features.get("label")
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
@@ -172,7 +172,7 @@ def class_names(builder: tfds.core.DatasetBuilder) -> tuple[str, ...]:
 
 
 def _allow_many_files() -> None:
-    """Have this process, and those that it starts, open as many files as the system lets it: each shard stays open."""
+    """Let this process, and those it starts, open as many files as the system allows: each shard stays open."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -218,16 +218,16 @@ def _remedy(dataset: str, directory: str | os.PathLike) -> str:
 def decode(split: Split, progress: bool = True) -> Batch:
     """All of a split as `{'image': uint8 (N, S, S, 3), 'label': int32 (N,)}`, in the order of its records.
 
-    Grey images become RGB; images of another size are squeezed to S x S with PIL's antialiased bilinear filter, or,
-    of a split with `crop`, resized and cropped. With `progress`, shows a bar on standard error where that is a
-    terminal, else logs a line. Raises `UserError` naming the record that cannot be read.
+    Grey images become RGB; images of another size are squeezed to S x S with PIL's antialiased bilinear filter or, for
+    a split with `crop`, resized and cropped. With `progress`, shows a bar on standard error if that is a terminal,
+    else logs a line. Raises `UserError` naming a record that cannot be read.
     """
     batch = _empty_batch(split, len(split))
     title = f"Decoding {split.name} {split.split}"
     on_terminal = progress and sys.stderr.isatty()
     if progress and not on_terminal:
         logger.info("%s: %d images", title, len(split))
-    # PIL holds the interpreter's lock for most of a small image, of which threads only slow the decoding down.
+    # For small images, PIL holds the interpreter's lock most of the time, and threads only slow the decoding down.
     threads, chunk = (cores.count(), 16) if _are_photographs(split) else (1, _CHUNK)
 
     def fill(start: int) -> int:
@@ -255,14 +255,14 @@ def _empty_batch(split: Split, size: int) -> Batch:
 
 
 def read_batch(split: Split, indices: np.ndarray, fit: Fit | None = None) -> Batch:
-    """The decoded examples at `indices`, as `decode` gives them all, or brought to their size by `fit`."""
+    """The decoded examples at `indices`, brought to size as by `decode`, or by `fit` if given."""
     batch = _empty_batch(split, len(indices))
     _fill(batch, 0, split, indices, fit)
     return batch
 
 
 def _fill(batch: Batch, start: int, split: Split, indices: np.ndarray, fit: Fit | None = None) -> None:
-    """Decode the records at `indices` into `batch` from position `start` on, `fit` or else squeezed or cropped."""
+    """Decode the records at `indices` into `batch` from position `start` on, resized by `fit` or as the split says."""
     indices = indices.tolist()
     try:
         records = split.source.__getitems__(indices)
@@ -280,7 +280,7 @@ def _fill(batch: Batch, start: int, split: Split, indices: np.ndarray, fit: Fit 
 
 
 class _NoLabel(Exception):
-    """A record of a split whose labels were never published, as ImageNet's test images'."""
+    """A record of a split whose labels were never published, such as ImageNet's test split."""
 
 
 def _read_record(split: Split, index: int) -> bytes:
@@ -306,11 +306,11 @@ def _record_error(split: Split, index: int, error: Exception) -> UserError:
 def _decode_record(
     split: Split, record: bytes | tuple[str, int], fit: Callable[[Image.Image], Image.Image]
 ) -> tuple[Image.Image, int]:
-    """What `fit` makes of the image of a record, in RGB, and its label."""
+    """A record's image, in RGB and passed through `fit`, and its label."""
     if isinstance(split.source, ImageFiles):
         path, label = record
         return image_files.read(path, fit), label
-    # By hand: TFDS's own decoding takes three times as long, and would want OpenCV to be faster.
+    # By hand: TFDS's own decoding takes three times as long, and would need OpenCV to be faster.
     feature = tf_example_pb2.Example.FromString(record).features.feature
     label = feature["label"].int64_list.value[0]
     if label == -1:

@@ -1,4 +1,4 @@
-"""What the devices of a run are given: examples that stay, batches call by call, and the program that takes them."""
+"""What a run's devices are given: resident examples, batches call by call, and the program that takes them."""
 
 import math
 import time
@@ -15,15 +15,15 @@ from jaxnets.runtime import logger
 
 
 def load_examples(plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """The decoded training and evaluation images on every device, or {} for what streams."""
+    """The decoded training and evaluation images on every device, or {} for those that are streamed."""
     config = plan.config
-    # A random-resized crop is another part of the original image every epoch: it is made where images are read.
+    # A random-resized crop is another part of the original image every epoch, so it is made where images are read.
     splits = (plan.eval_split,) if config.crop_area else (plan.train_split, plan.eval_split)
     nbytes = sum({split.split: split.nbytes for split in splits}.values())
     if not data.is_resident(config.resident, nbytes, config.resident_limit):
         logger.info("streaming the images (%.1f GB decoded)", (plan.train_split.nbytes + plan.eval_split.nbytes) / 1e9)
         return {}, {}
-    # A split that is both is decoded and kept once.
+    # If both are the same split, it is decoded and kept only once.
     decoded = {split.split: step.replicate(data.decode(split), plan.devices) for split in splits}
     logger.info("%.0f MB of images on each device", nbytes / 1e6)
     if config.crop_area:
@@ -33,10 +33,10 @@ def load_examples(plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array
 
 
 def steps_per_call(limit: int, steps_per_epoch: int, at: int) -> int:
-    """The most steps, up to `limit`, whose calls end exactly with every epoch when started at step `at`.
+    """The most steps per call, up to `limit`, with which calls from step `at` on end exactly with every epoch.
 
-    Where those are few, as of 781 or of 97 steps, it is `limit`, and an epoch's last call is shorter: one program
-    more to compile.
+    If that is too few, as for epochs of 781 or 97 steps, it is `limit`, and an epoch's last call is shorter: one more
+    program to compile.
     """
     limit = min(limit, steps_per_epoch)
     span = math.gcd(steps_per_epoch, at % steps_per_epoch)
@@ -45,7 +45,7 @@ def steps_per_call(limit: int, steps_per_epoch: int, at: int) -> int:
 
 
 def train_calls(plan: Plan, resident: bool, per_call: int, at: int) -> Iterator[dict[str, jax.Array | np.ndarray]]:
-    """What the mapped training step takes, call by call, from step `at` to the last one."""
+    """The batches that the mapped training step takes, call by call, from step `at` to the last one."""
     config, size, part = plan.config, len(plan.train_split), distributed.share()
     if resident:
         calls = (
@@ -86,12 +86,12 @@ def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.Shap
 
 
 def call_lengths(plan: Plan, per_call: int, at: int) -> dict[int, list[int]]:
-    """The different numbers of steps that calls take from step `at` on, by the side of their images."""
+    """The distinct numbers of steps per call from step `at` on, by the side of their images."""
     found: dict[int, list[int]] = {}
     per_epoch, seen = plan.steps_per_epoch, set()
     for epoch in range(at // per_epoch, plan.config.num_epochs):
         size, first = plan.training_size(epoch), max(at, epoch * per_epoch)
-        if (size, first % per_epoch) not in seen:  # all whole epochs of a size are cut alike
+        if (size, first % per_epoch) not in seen:  # all whole epochs of a size are split alike
             seen.add((size, first % per_epoch))
             counts = [count for _, count in sampling.call_steps(first, (epoch + 1) * per_epoch, per_epoch, per_call)]
             found[size] = list(dict.fromkeys([*found.get(size, []), *counts]))
@@ -99,7 +99,7 @@ def call_lengths(plan: Plan, per_call: int, at: int) -> dict[int, list[int]]:
 
 
 def make_dispatch(plan: Plan, examples: dict[str, jax.Array], counts: Iterable[int], size: int) -> Callable:
-    """`(state, batches) -> (state, metrics)` of one call, compiled for each of so many steps."""
+    """`(state, batches) -> (state, metrics)` of one call, compiled for each number of steps in `counts`."""
     compiled = {count: compile_train(plan, examples, count, size) for count in counts}
 
     def dispatch(current, batches):
@@ -114,7 +114,7 @@ def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, siz
     key = step.replicate(jax.random.key(plan.config.seed), plan.devices)
     shapes = tuple((name, values.shape) for name, values in sorted(examples.items()))
     deterministic = plan.config.deterministic
-    # By the program too: XLA looks at its flags only once, and another run may have been here before.
+    # Set on the program too: XLA reads its flags only once, perhaps already for an earlier run in this process.
     options = {"xla_gpu_deterministic_ops": True} if deterministic else None
     began = time.perf_counter()
     compiled = programs.keep(

@@ -1,6 +1,6 @@
-"""Many processes as one run: JAX's distributed runtime, and what the processes of a run agree on.
+"""Several processes as one run: JAX's distributed runtime, and what the processes of a run agree on.
 
-Alone, a process agrees with itself, and no collective is run.
+With a single process, agreement is a no-op and no collective is run.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from jaxnets.interruption import Ended, Interruption, leave
 from jaxnets.runtime import configure_logging, logger, share_cores
 
 HEARTBEAT_SECONDS = 15  # a process silent for this long is gone
-POLL_SECONDS = 1.0  # between two looks at who is there
-LEAVE_SECONDS = 10  # process 0 waits at most so long for the others to leave before it
+POLL_SECONDS = 1.0  # between two checks of which processes are alive
+LEAVE_SECONDS = 10  # the longest that process 0 waits for the others to leave first
 
 _ProcessFailureError = getattr(multihost_utils, "ProcessFailureError", ValueError)  # the latter: JAX 0.10.0
 
@@ -37,7 +37,7 @@ def many() -> bool:
 
 
 def is_primary() -> bool:
-    """Whether this is process 0, which writes what is written once: records, logs, the result."""
+    """Whether this is process 0, which writes what is to be written only once: records, logs, the result."""
     return jax.process_index() == 0
 
 
@@ -47,14 +47,14 @@ def share() -> tuple[int, int]:
 
 
 def local_processes() -> int:
-    """How many processes of the run are on this machine, as far as SLURM and Open MPI tell: else 1."""
+    """How many processes of the run are on this machine, if SLURM or Open MPI tells, else 1."""
     told = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") or os.environ.get("SLURM_STEP_TASKS_PER_NODE") or ""
-    found = re.match(r"[1-9]\d*", told)  # of SLURM's perhaps 8(x2)
+    found = re.match(r"[1-9]\d*", told)  # SLURM's may be 8(x2)
     return int(found[0]) if found else 1
 
 
 def devices() -> list[jax.Device]:
-    """The devices of all processes, those of one beside each other; UserError if some have more than others."""
+    """The devices of all processes, grouped by process; UserError if some processes have more than others."""
     found = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     counts = np.bincount([device.process_index for device in found], minlength=jax.process_count())
     if len(set(counts.tolist())) > 1:
@@ -66,14 +66,14 @@ def devices() -> list[jax.Device]:
 def joined(
     coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> Iterator[None]:
-    """Within it, this process is part of the cluster it was started in; alone where there is none.
+    """Within the block, this process is part of the cluster it was started in, or on its own if there is none.
 
     The cluster is what the arguments say, else the environment (`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`,
     `JAX_PROCESS_ID`), else what JAX detects: SLURM, Open MPI, a Kubernetes job, TPU pods. To be entered before
-    anything asks for a device. When another process goes, this one ends with status 1 and one sentence that
-    names it; within `HEARTBEAT_SECONDS` and a few more.
+    anything asks for a device. When another process is lost, this one ends with status 1 and one sentence that
+    names it, within `HEARTBEAT_SECONDS` and a few more.
 
-    Raises UserError for a cluster that is described by halves or cannot be joined.
+    Raises UserError for a cluster that is only partly described or cannot be joined.
     """
     share_cores()
     if not _initialize(coordinator_address, num_processes, process_id):
@@ -82,10 +82,10 @@ def joined(
     watch = _Watch()
     try:
         yield
-    except Ended:  # on a signal of which the others need not know
+    except Ended:  # on a signal that the others need not know about
         watch.leave_alone()
         raise
-    except SystemExit:  # on a signal, and agreed
+    except SystemExit:  # on a signal, agreed by all
         watch.leave()
         raise
     except UserError as error:
@@ -94,7 +94,7 @@ def joined(
         raise SystemExit(1) from None
     except BaseException as error:
         if isinstance(error, jax.errors.JaxRuntimeError | ValueError):  # JAX 0.12 raises either
-            # A collective may fail before it is known that a process is lost: then the watch ends this one.
+            # A collective may fail before the loss of a process is noticed: then the watch ends this one.
             time.sleep(HEARTBEAT_SECONDS + 5 * POLL_SECONDS)
         watch.leave_alone()
         raise
@@ -103,18 +103,18 @@ def joined(
 
 
 def _initialize(address: str | None, num_processes: int | None, process_id: int | None) -> bool:
-    """Join the cluster; whether there is one of more than this process."""
-    configure_logging()  # before JAX says how it joins
+    """Join the cluster; returns whether it has more processes than this one."""
+    configure_logging()  # before JAX logs how it joins
     address = address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     num_processes = _number("num_processes", num_processes)
     process_id = _number("process_id", process_id)
     described = any(value is not None for value in (address, num_processes, process_id))
     whole = all(value is not None for value in (address, num_processes, process_id))
-    # In every pod of Kubernetes JAX asks its server about the job: only where that can help.
+    # In every Kubernetes pod, JAX asks the API server about the job; let it only where that can help.
     asks_in_vain = "KUBERNETES_SERVICE_HOST" in os.environ and (whole or "JOB_COMPLETION_INDEX" not in os.environ)
     before = jax.config.jax_enable_recoverability, jax.config.jax_enable_preemption_service
-    # The first: a process that loses another is not aborted, but told, and can say so. The second would take
-    # SIGTERM from Python.
+    # With the first, a process that loses another is told rather than aborted, and can say so. The second would take
+    # SIGTERM away from Python.
     jax.config.update("jax_enable_recoverability", True)
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -125,7 +125,7 @@ def _initialize(address: str | None, num_processes: int | None, process_id: int 
             cluster_detection_method="deactivate" if asks_in_vain else None,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except Exception as error:  # ValueError, KeyError, RuntimeError, the Kubernetes client's, by the kind of trouble
+    except Exception as error:  # ValueError, KeyError, RuntimeError or the Kubernetes client's, as the case may be
         nothing_found = isinstance(error, ValueError) and str(error) == "coordinator_address should be defined."
         if nothing_found and not described:
             jax.config.update("jax_enable_recoverability", before[0])
@@ -151,7 +151,7 @@ def _number(name: str, value: int | None) -> int | None:
 
 
 class _Watch:
-    """A thread that ends this process, with one sentence, when another process of the run has gone."""
+    """A thread that ends this process, with one sentence, when another process of the run is lost."""
 
     def __init__(self):
         self._leaving = threading.Event()
@@ -160,7 +160,7 @@ class _Watch:
         self._thread.start()
 
     def _alive(self) -> set[int]:
-        """The processes that are there; waits for all of them to ask."""
+        """The processes that are alive; waits until all of them ask."""
 
         def ask():
             with multihost_utils.live_devices(self._devices) as alive:
@@ -168,7 +168,7 @@ class _Watch:
             return {device.process_index for device in alive}
 
         for _ in range(jax.process_count()):
-            # The first question after each loss raises, the next one is told who is left.
+            # The first query after each loss raises; the next one is told who is left.
             with contextlib.suppress(_ProcessFailureError):
                 return ask()
         return ask()
@@ -177,7 +177,7 @@ class _Watch:
         while not self._leaving.is_set():
             try:
                 gone = set(range(jax.process_count())) - self._alive()
-            except Exception:  # the service, which is in process 0, does not answer
+            except Exception:  # the service, which runs in process 0, does not answer
                 gone = {0}
             if gone and not self._leaving.is_set():
                 _end_without(sorted(gone))
@@ -187,7 +187,7 @@ class _Watch:
         """End together with the others: process 0, which they all talk to, last."""
         multihost_utils.sync_global_devices("done")
         self._leaving.set()
-        multihost_utils.sync_global_devices("leaving")  # nobody takes a departure for a loss any longer
+        multihost_utils.sync_global_devices("leaving")  # from now on, nobody takes a departure for a loss
         self.leave_alone()
 
     def leave_alone(self) -> None:
@@ -212,11 +212,11 @@ def _end_without(gone: list[int]) -> None:
         file=sys.stderr,
         flush=True,
     )
-    leave(1)  # the main thread may wait for the lost process in a collective, for ever
+    leave(1)  # the main thread may wait forever for the lost process in a collective
 
 
 def on_primary(work: Callable[[], T]) -> T:
-    """What `work` returns on process 0, where alone it runs: JSON, the same on every process, as is a UserError."""
+    """Run `work` on process 0 only and broadcast its result, which must be JSON, or its UserError to all processes."""
     if not many():
         return work()
     answer: dict[str, Any] = {}
@@ -235,7 +235,7 @@ def on_primary(work: Callable[[], T]) -> T:
 
 
 def primary_first(work: Callable[[], T]) -> T:
-    """What `work` returns, on each process; process 0 does it before the others, who find what it has made."""
+    """Run `work` on every process and return its result; process 0 goes first, and the others find what it made."""
     done = []
     on_primary(lambda: done.append(work()))
     return done[0] if done else work()
@@ -253,15 +253,15 @@ def require_agreement(what: str, text: str) -> None:
 
 
 def gather(tree):
-    """The NumPy arrays of all processes joined along their first axis, in the order of the processes."""
+    """The NumPy arrays of all processes concatenated along their first axis, in the order of the processes."""
     return multihost_utils.process_allgather(tree, tiled=True) if many() else tree
 
 
 class SharedInterruption(Interruption):
-    """The interruption of a run of several processes: whoever is asked to end, all end, at the same place.
+    """The interruption of a run of several processes: if one is asked to end, all end at the same place.
 
-    `asked` must be called at the same places by all. Each call sends what this process knows and reads what was
-    sent at the call before, so that no process waits for the devices to run dry.
+    All must call `asked` at the same places. Each call sends what this process knows and reads what was sent at the
+    previous call, so that no process waits for the devices to run dry.
     """
 
     def __init__(self, devices: list[jax.Device]):
@@ -283,5 +283,5 @@ class SharedInterruption(Interruption):
 
 
 def interruption(devices: list[jax.Device]) -> Interruption:
-    """What notes the signals of a run on these devices."""
+    """The object that notes the signals of a run on these devices."""
     return SharedInterruption(devices) if many() else Interruption()

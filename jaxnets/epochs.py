@@ -46,13 +46,13 @@ class Reading:
     at: int  # the step
     totals: Totals  # since the last report
     images: int  # since then, or since this start of the run: for the rate
-    began: float  # when the devices began with them
+    began: float  # when the devices began on them
 
 
 def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals) -> tuple[state.TrainState, int]:
-    """Train from step `at` to the end of its epoch, reporting on the way: the state and its step.
+    """Train from step `at` to the end of its epoch, reporting on the way; returns the state and its step.
 
-    The devices work on one call while the host reads the metrics of the one before. An interruption
+    The devices work on one call while the host reads the metrics of the previous one. An interruption
     within the epoch saves the state and raises Interrupted.
     """
     plan, every = run.plan, run.plan.config.checkpoint_every_steps
@@ -66,7 +66,7 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
             try:
                 with run.clock.phase("wait for data"):
                     batches = next(run.calls)
-            except UserError:  # a file that cannot be read: the steps before it are not to be taken again
+            except UserError:  # a file cannot be read: save, so that the steps before it need not be repeated
                 settle(run, reading, in_flight)
                 save_alone(run, current, reading.at, reading.totals)
                 raise
@@ -77,7 +77,7 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
                 settle(run, reading, in_flight)
                 saving = time.perf_counter()
                 save_unless_saved(run, current, reading.at, reading.totals)
-                reading.began += time.perf_counter() - saving  # no part of the rate
+                reading.began += time.perf_counter() - saving  # does not count towards the rate
             else:
                 settle(run, reading, in_flight, left=1)
         settle(run, reading, in_flight)
@@ -88,7 +88,7 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
 
 
 def settle(run: Running, reading: Reading, in_flight: collections.deque[Future], left: int = 0) -> None:
-    """Read the metrics of calls, the oldest first, and report them where they are due, until so many are in flight."""
+    """Read the metrics of calls, oldest first, and report them where due, until only `left` are in flight."""
     config, per_epoch = run.plan.config, run.plan.steps_per_epoch
     while len(in_flight) > left:
         metrics, now = in_flight.popleft().result()
@@ -98,7 +98,7 @@ def settle(run: Running, reading: Reading, in_flight: collections.deque[Future],
         reading.totals = add(reading.totals, metrics, config.batch_size)
         rate = reading.images / (now - reading.began)
         run.progress.advance(reading.at, reading.totals, rate)
-        start = before - before % per_epoch  # from where an epoch's reports are counted
+        start = before - before % per_epoch  # from which this epoch's reports are counted
         due = (reading.at - start) // config.log_every_steps > (before - start) // config.log_every_steps
         if due or reading.at % per_epoch == 0:
             report(run, reading.at, reading.totals, rate)
@@ -106,10 +106,10 @@ def settle(run: Running, reading: Reading, in_flight: collections.deque[Future],
 
 
 def read(metrics: step.TrainMetrics) -> tuple[step.TrainMetrics, float]:
-    """The metrics of a call as NumPy arrays, and the second at which the devices had them.
+    """The metrics of a call as NumPy arrays, and the time in seconds at which the devices had them.
 
-    To a few milliseconds, in a thread of its own: the loop asks later, after it has waited for data or, on a CPU,
-    computed the next call.
+    Accurate to a few milliseconds in a thread of its own: the loop looks later, after it has waited for data or, on a
+    CPU, computed the next call.
     """
     return jax.tree.map(np.asarray, metrics), time.perf_counter()
 
@@ -162,7 +162,7 @@ def report(run: Running, at: int, totals: Totals, images_per_second: float) -> N
 
 
 def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
-    """Evaluate and save where the epoch that ends at step `at` is due for it."""
+    """Evaluate and save if they are due for the epoch that ends at step `at`."""
     config = run.plan.config
     epoch, last = at // run.plan.steps_per_epoch, at >= run.plan.total_steps
     metrics = predictions = None
@@ -170,7 +170,7 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
         try:
             with run.clock.phase("evaluate"):
                 metrics, predictions = evaluation(run, current, at)
-        except Exception as error:  # a file that cannot be read, too: the epoch is not to be trained again
+        except Exception as error:  # an unreadable file, too: save, so that the epoch need not be repeated
             save = save_unless_saved if isinstance(error, interruption.Interrupted) else save_alone
             save(run, current, at, NO_TOTALS)
             raise
@@ -182,7 +182,7 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
             f"{averaged}"
         )
     steps = run.manager.all_steps()
-    saved = at in steps  # by the interruption that this start goes on from
+    saved = at in steps  # by the interruption that this start resumes from
     due = last or epoch % config.checkpoint_every_epochs == 0
     due |= 0 < config.checkpoint_every_steps <= at - max(steps, default=0)
     if due and not (saved and metrics is None):
@@ -200,7 +200,7 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
 def save_unless_saved(
     run: Running, current: state.TrainState, at: int, totals: Totals, metrics: dict[str, float] | None = None
 ) -> None:
-    """Save where the run is, at step `at`, and what has taken time until then."""
+    """Save the state at step `at`, unless that is done, and write what has taken time until then."""
     if not at or at in run.manager.all_steps():
         return
     with run.clock.phase("checkpoint"):
@@ -210,15 +210,15 @@ def save_unless_saved(
 
 
 def save_alone(run: Running, current: state.TrainState, at: int, totals: Totals) -> None:
-    """Save where an error finds the run; where it is of one process of several, the others do not come to save too."""
+    """Save after an error, unless the run has several processes: the others would not join in saving."""
     if jax.process_count() == 1:
         save_unless_saved(run, current, at, totals)
 
 
 def evaluation(run: Running, current: state.TrainState, at: int) -> tuple[dict[str, float], step.Predictions]:
-    """The metrics of the weights and, where the run keeps one, of their moving average; the predictions of the latter.
+    """The metrics of the weights and, if the run keeps them, of the averaged weights; the predictions of the latter.
 
-    The average is what a run with one is judged by.
+    A run with averaged weights is judged by them.
     """
     record = {}
     for prefix, variables in (("eval", current.variables), ("ema_eval", current.ema)):

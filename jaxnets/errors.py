@@ -1,4 +1,4 @@
-"""How the commands speak to their user when something is wrong: one sentence, status 1."""
+"""How the commands report errors to their user: one sentence, status 1."""
 
 import argparse
 import contextlib
@@ -18,19 +18,19 @@ def printable(text: str) -> str:
 
 
 def as_utf8(text: str) -> str:
-    """The text with a replacement for what UTF-8 cannot write: lone surrogates, as of a file's name in Latin-1."""
+    """The text with replacements for what UTF-8 cannot encode: lone surrogates, as from a file name in Latin-1."""
     return re.sub(r"[\ud800-\udfff]", "\ufffd", text)
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, short; its name where it says nothing."""
+    """The first line of an exception's message, shortened; its type's name if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 class UserError(ValueError):
     """Bad input: the message says what, where, and what would be right.
 
-    One line that any terminal can show: names out of a file may hold line ends and control sequences.
+    The message is one line that any terminal can show: names read from files may hold line ends and control sequences.
     """
 
     def __init__(self, message: str):
@@ -39,7 +39,7 @@ class UserError(ValueError):
 
 @contextlib.contextmanager
 def writing(path: Path, consequence: str = f"; {NOTHING_LOST}") -> Iterator[None]:
-    """UserError where a file, of a run, cannot be written: a full disk, a limit, a folder that is read-only."""
+    """UserError if a file (by default, of a run) cannot be written: a full disk, a limit, a read-only folder."""
     try:
         yield
     except OSError as error:
@@ -47,13 +47,13 @@ def writing(path: Path, consequence: str = f"; {NOTHING_LOST}") -> Iterator[None
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse, except that a bad argument is a `UserError` like any other bad input, an abbreviated one too."""
+    """argparse's parser, except that a bad or abbreviated argument is a `UserError` like any other bad input."""
 
     def __init__(self, **kwargs):
-        super().__init__(allow_abbrev=False, **kwargs)  # else --seed would be --seeds
+        super().__init__(allow_abbrev=False, **kwargs)  # else --seed would be taken for --seeds
 
     def parse_mixed_args(self, args: Sequence[str]) -> argparse.Namespace:
-        """`parse_args`, with positional arguments before and behind options; behind `--` there are none."""
+        """`parse_args`, with positional arguments before and after options; after `--` there are no options."""
         return self.parse_args(args) if "--" in args else self.parse_intermixed_args(args)
 
     def error(self, message):
@@ -61,16 +61,16 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def _leave_output() -> None:
-    """Have what is not written yet go nowhere: Python flushes once more as it exits, and would fail again."""
-    with contextlib.suppress(OSError, ValueError):  # of a test, which has no file there
+    """Discard output that is not written yet: Python flushes once more as it exits, and would fail again."""
+    with contextlib.suppress(OSError, ValueError):  # in a test, which has no file there
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def exit_on_user_error(main: Callable) -> Callable:
     """Wrap a command's `main(argv)`: a `UserError` ends it with one line on standard error and status 1.
 
-    So does a file that cannot be opened. It ends quietly, with status 1 too, where nobody reads its output
-    any longer, as with `| head`.
+    So does a file that cannot be opened. If nobody reads its output any longer, as with `| head`, it ends
+    quietly, also with status 1.
     """
 
     def wrapped(argv):
@@ -95,7 +95,7 @@ def exit_on_user_error(main: Callable) -> Callable:
                 sys.exit(1)
             try:
                 sys.stdout.flush()
-            except OSError:  # a full disk behind it, which has no name
+            except OSError:  # standard output is on a full disk: the error names no file
                 print(f"error: standard output: {error.strerror}", file=sys.stderr)
                 _leave_output()
                 sys.exit(1)

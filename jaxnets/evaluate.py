@@ -1,6 +1,6 @@
 """Evaluate a checkpoint of a run: loss, top-1, top-5 and per-class accuracy on any split.
 
-Needs the workdir and the data set. The last line on standard output is one JSON object.
+Needs the workdir and the data set. The last line of standard output is one JSON object.
 """
 
 from jaxnets import huge_pages, interruption
@@ -42,9 +42,9 @@ def load_examples(
 
 
 def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
-    """UserError where a split has not the classes of the run: a label is a class's place among them.
+    """UserError if a split does not have the run's classes: a label is a class's place among them.
 
-    Of weights from elsewhere only their number is known.
+    For weights from elsewhere, only the number of classes is known.
     """
     known = class_names(workdir)
     if split.num_classes > num_classes or (not known and split.num_classes != num_classes):
@@ -56,8 +56,8 @@ def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
 
 
 def warn_of_other_images(workdir: Path, split: data.Split) -> None:
-    """A warning where the run's own split has another number of images today: some may have been trained on."""
-    with contextlib.suppress(UserError):  # which `require_classes` has told
+    """Warn if the run's own split has another number of images today: some may have been trained on."""
+    with contextlib.suppress(UserError):  # which `require_classes` has reported
         then = read_data(workdir)
         if then and then.eval_images != len(split):
             runtime.logger.warning(
@@ -126,7 +126,7 @@ def main(argv: list[str]) -> None:
     if config.compilation_cache:
         runtime.enable_compilation_cache()
     devices = jax.local_devices()
-    # As many devices as share the batch evenly: a run of eight devices evaluates on three as well.
+    # As many devices as divide the batch evenly, so that a run on eight devices can be evaluated on three.
     devices = devices[: max(d for d in range(1, len(devices) + 1) if config.eval_batch_size % d == 0)]
     split = data.open_split(
         config.dataset,

@@ -24,7 +24,7 @@ def eval_calls(
     num_devices: int,
     part: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Every example once, as the mapped evaluation takes it: K batches a call, the rest masked.
+    """Every example once, as the mapped evaluation takes them: K batches per call, padding masked.
 
     `part` (i, n) is the share of a process, the i-th of n, for its `num_devices`.
     """
@@ -35,7 +35,7 @@ def eval_calls(
     else:
         batches = streaming.stream_eval(split, batch_size=size, num_workers=config.num_workers, part=part)
     pending: list[dict[str, np.ndarray]] = []
-    with closing(batches):  # its worker processes end with the evaluation, also where that is abandoned
+    with closing(batches):  # its worker processes end with the evaluation, even if that is abandoned
         for batch in batches:
             pending.append(batch)
             if len(pending) == per_call:
@@ -48,7 +48,7 @@ def eval_calls(
 
 
 def call_size(num_examples: int, most_images: int, most_batches: int, num_devices: int) -> tuple[int, int]:
-    """Images a batch and batches a call, up to so many, that pad the last ones least; whole shares for all devices."""
+    """Images per batch and batches per call, within the given limits, with least padding; equal shares by device."""
     batches = math.ceil(num_examples / most_images)
     share = math.ceil(num_examples / batches / num_devices)
     return share * num_devices, math.ceil(batches / math.ceil(batches / most_batches))
@@ -62,7 +62,7 @@ def make_evaluator(
     devices: list[jax.Device],
     between_calls: Callable[[], None] = lambda: None,
 ) -> Evaluator:
-    """A function from variables to the metrics of `split`, `summarize`'s, and its predictions in order.
+    """A function from variables to the metrics of `split`, as from `summarize`, and its predictions in order.
 
     Compiled on first use; predictions are NumPy arrays.
     `examples` are the resident images and labels, or {} to stream them. `between_calls` may raise to
@@ -101,7 +101,7 @@ def make_evaluator(
 def _add(total: step.EvalTotals | None, of_call: step.EvalTotals) -> step.EvalTotals:
     """The sum in float64, which holds any count exactly; None counts as nothing.
 
-    Batch by batch, so that it is the same to the last bit however they are grouped into calls.
+    Added batch by batch, so that it is the same to the last bit however batches are grouped into calls.
     """
     of_call = jax.tree.map(lambda values: np.asarray(values).astype(np.float64), of_call)
     for batch in range(len(of_call.count)):
@@ -111,7 +111,7 @@ def _add(total: step.EvalTotals | None, of_call: step.EvalTotals) -> step.EvalTo
 
 
 def summarize(totals: step.EvalTotals) -> dict[str, Any]:
-    """Means over examples: loss (nats), accuracy, top5_accuracy, class_accuracy (NaN: no such example)."""
+    """Means over examples: loss (nats), accuracy, top5_accuracy, class_accuracy (NaN: no example of it)."""
     count = int(totals.count)
     with np.errstate(invalid="ignore"):
         class_accuracy = totals.class_correct / totals.class_count

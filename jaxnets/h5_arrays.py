@@ -1,7 +1,7 @@
-"""The arrays of an HDF5 file, read by a process of its own: a damaged file can crash the HDF5 library, or never end.
+"""The arrays of an HDF5 file, read by a process of its own: a damaged file can crash or hang the HDF5 library.
 
-Run as a script, `h5_arrays.py IN OUT`, by `keras_weights`; it writes an .npz file and imports nothing of jaxnets,
-which would take longer than the reading. On standard error, and with status 3, it says why it refuses a file.
+Run by `keras_weights` as a script, `h5_arrays.py IN OUT`. It writes an .npz file, and imports nothing of jaxnets, which
+would take longer than the reading. If it refuses a file, it says why on standard error and exits with status 3.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ import zipfile
 from pathlib import Path
 from typing import BinaryIO
 
-LIMIT = 1 << 27  # bytes of weights; the largest of these nets has 30 MB
+LIMIT = 1 << 27  # bytes of weights; the largest of the nets read here has 30 MB
 MAX_ARRAYS = 10_000
-MEMORY, SECONDS = 1 << 30, 5  # of the process
+MEMORY, SECONDS = 1 << 30, 5  # bytes of memory and processor time of this process
 REFUSED = 3  # exit status
-NO_WEIGHTS = re.compile("^optimizer|seed_generator")  # state of the training and of dropout
+NO_WEIGHTS = re.compile("^optimizer|seed_generator")  # state of training and of dropout
 
 
 class RefusedError(Exception):
-    """The file is whole and yet nothing to read."""
+    """The file is whole, but refused."""
 
 
 def bound_this_process() -> None:
-    """Memory and processor time, where the system knows such bounds."""
+    """Limit memory and processor time, where the system knows such limits."""
     for kind, limit in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CPU, SECONDS)):
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(kind, (limit, limit))
@@ -43,7 +43,7 @@ def open_file(path: Path) -> BinaryIO:
 
 
 def read_arrays(content: BinaryIO) -> dict:
-    """All data sets by path, none from outside the file, and no more than `LIMIT` bytes."""
+    """All arrays by path; RefusedError if one is stored outside the file, or if they exceed `LIMIT` bytes."""
     import h5py
 
     found = {}

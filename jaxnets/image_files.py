@@ -21,12 +21,12 @@ from jaxnets.plain_files import open_at_once
 logger = logging.getLogger(__name__)
 _one_large_image = threading.Lock()
 
-# Without those that run another program (EPS) or are no pictures (HDF5, PDF).
+# Without those that run another program (EPS) or are not pictures (HDF5, PDF).
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "JPEG2000")
-# An image of strangers may cost half a gigabyte and five seconds, no more.
-MAX_BYTES = 1 << 28  # of a file: some formats are read whole before anything is known of them
+# An untrusted image may cost half a gigabyte and five seconds at most.
+MAX_BYTES = 1 << 28  # of a file: some formats are read whole before anything is known about them
 MAX_PIXELS = 1 << 26  # 256 MB in PIL, once or twice
-COSTLY_FORMATS = ("WEBP", "AVIF", "JPEG2000")  # several times the memory and time, as transparency: a quarter of it
+COSTLY_FORMATS = ("WEBP", "AVIF", "JPEG2000")  # several times the memory and time, like transparency: MAX_PIXELS // 4
 MAX_SCANNED_PIXELS = 1 << 31  # pixels times scans: each scan of a progressive JPEG goes over all of its pixels
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of a TIFF
 TURNS = {  # by EXIF's orientation
@@ -42,10 +42,10 @@ LARGE = 1 << 24  # pixels from which on images are decoded one at a time, whatev
 
 
 def find(argument: str) -> list[str]:
-    """The files that a path, a folder or a glob pattern means, sorted; UserError where it means none.
+    """The files that a path, a folder or a glob pattern stands for, sorted; UserError if there are none.
 
-    Of a folder, the files below it whose name ends as an image's does; hidden ones are left out. A path that
-    exists is never taken for a pattern, and one that does not exist is given back for `read` to complain of.
+    For a folder, these are the files below it with an image's suffix; hidden ones are left out. A path that exists
+    is never taken for a pattern, and one that does not exist is returned for `read` to complain about.
     """
     others: collections.Counter[str] = collections.Counter()
     if os.path.isdir(argument):
@@ -66,10 +66,10 @@ def find(argument: str) -> list[str]:
 
 
 def images_below(folder: str, others: collections.Counter[str]) -> Iterator[str]:
-    """The files at any depth in a folder whose name ends as an image's does; hidden ones are left out.
+    """The files with an image's suffix at any depth in a folder; hidden ones are left out.
 
-    Those that end otherwise are counted in `others`, by ending. Links to folders are not followed: they may lead in
-    circles. UserError for a folder that cannot be read.
+    Those with other suffixes are counted in `others`, by suffix. Links to folders are not followed: they may form
+    cycles. UserError for a folder that cannot be read.
     """
     endings = _endings()
 
@@ -86,7 +86,7 @@ def images_below(folder: str, others: collections.Counter[str]) -> Iterator[str]
 
 
 def count_images_in(folder: Path) -> int:
-    """How many files there are in a folder, not below it, whose name ends as an image's does."""
+    """How many files with an image's suffix are directly in a folder."""
     endings = _endings()
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.name.startswith(".")]
@@ -101,7 +101,7 @@ def _endings() -> set[str]:
 
 
 def say_left_out(folder: str, others: collections.Counter[str]) -> None:
-    """A line of the log for the files that `images_below` left out: of a format that is not read, perhaps."""
+    """Log the files that `images_below` left out, perhaps of a format that is not read."""
     if others:
         endings = ", ".join(f"{ending} {count}" for ending, count in others.most_common(5))
         logger.info(
@@ -113,11 +113,11 @@ def say_left_out(folder: str, others: collections.Counter[str]) -> None:
 
 
 def read(path: str, fit: Callable[[Image.Image], Image.Image] = lambda image: image) -> Image.Image:
-    """The file's first image in RGB, turned as its EXIF data say; UserError, without the path, where it has none.
+    """The file's first image in RGB, turned as its EXIF data say; UserError, without the path, if it has none.
 
-    Transparent pixels show white. Grey of 12 or 16 bits keeps its upper 8. Colour profiles are not applied, as in
-    the pipelines on which the published weights were trained. What `fit` makes of the image is returned: of
-    large ones only one is in memory at a time, whatever the number of threads.
+    Transparent pixels become white. Grey of 12 or 16 bits keeps its upper 8. Colour profiles are not applied, as in
+    the pipelines with which the published weights were trained. `fit` is applied here, so that only one large
+    image is in memory at a time, whatever the number of threads.
     """
     try:
         with (
@@ -138,14 +138,14 @@ def read(path: str, fit: Callable[[Image.Image], Image.Image] = lambda image: im
 
 
 def one_if_large(image: Image.Image) -> AbstractContextManager:
-    """Within it, of images that are LARGE this is the only one of the process that is decoded, and made small."""
+    """Within the block, a LARGE image is the only such one that this process decodes and shrinks."""
     return _one_large_image if image.width * image.height > LARGE else nullcontext()
 
 
 def open_image(file: BinaryIO) -> Image.Image:
-    """The image in a file, not decoded yet, which `load` then does within bounds of memory and time.
+    """The image in a file, not decoded yet: `load` then does that within bounds of memory and time.
 
-    Raises UserError for one that is too large, and what PIL raises for one that it cannot read.
+    Raises UserError if it is too large, and PIL's own errors if PIL cannot read it.
     """
     size = file.seek(0, os.SEEK_END)
     if size > MAX_BYTES:
@@ -173,7 +173,7 @@ def _refuse_endless_scans(image: Image.Image, file: BinaryIO) -> None:
     file.seek(0)
     scans, last = 0, b""
     while chunk := file.read(1 << 20):
-        scans += (last + chunk).count(b"\xff\xda")  # in the coded pixels, 255 is always followed by 0 or a restart mark
+        scans += (last + chunk).count(b"\xff\xda")  # in coded pixels, 255 is always followed by 0 or a restart marker
         last = chunk[-1:]
     file.seek(place)
     if image.width * image.height * scans > MAX_SCANNED_PIXELS:
@@ -185,7 +185,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     turn = _turn_upright(image)
     if grey is not image:
         image = grey
-    elif image.has_transparency_data:  # behind which PIL's conversion to RGB would show the colour
+    elif image.has_transparency_data:  # PIL's conversion to RGB would show the colours that it hides
         white = Image.new("RGBA", image.size, "white")
         white.alpha_composite(image.convert("RGBA"))
         image = white
@@ -194,12 +194,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 12 or 16 bits as its upper 8; other images as they are. UserError for numbers without a known range.
+    """Grey of 12 or 16 bits reduced to its upper 8; other images unchanged. UserError for pixels of unknown range.
 
-    PIL's conversion to RGB would clip them at 255.
+    PIL's conversion to RGB would clip values at 255.
     """
     if image.mode.startswith("I;16") or image.mode == "I" and image.format in ("PNG", "PPM"):
-        # A TIFF's grey may have 12 bits, and may count from white; PIL gives its numbers as they are.
+        # A TIFF's grey may have 12 bits, and 0 may mean white; PIL gives its numbers as they are.
         tags = image.tag_v2 if image.format == "TIFF" else {}
         bits, inverted = np.ravel(tags.get(BITS_PER_SAMPLE, 16))[0], tags.get(PHOTOMETRIC) == 0
         grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
@@ -210,11 +210,11 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _turn_upright(image: Image.Image) -> Image.Transpose | None:
-    """How the image, which is decoded by this, must be turned as its EXIF data say; None where they cannot be read."""
-    image.load()  # which turns a TIFF itself
+    """Decode the image; returns how it must be turned by its EXIF data, None if they do not say or cannot be read."""
+    image.load()  # which turns a TIFF by itself
     try:
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # the picture is whole, whatever is said of it: PIL raises anything from SyntaxError to KeyError
+    except Exception:  # the picture itself is whole; PIL raises anything from SyntaxError to KeyError
         return None
 
 
@@ -224,10 +224,10 @@ def squeeze(image: Image.Image, size: int) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` pixels of the image resized to a shorter side of 8/7 `size` (256 for 224).
+    """The central `size` x `size` pixels of the image resized to a shorter side of 8/7 `size` (256 for 224).
 
-    Pixel for pixel torchvision's Resize and CenterCrop. Raises UserError for an image so elongated that
-    resized it would be larger than PIL allows.
+    The same as torchvision's Resize and CenterCrop, pixel for pixel. Raises UserError for an image so elongated
+    that, once resized, it would be larger than PIL allows.
     """
     width, height = image.size
     shorter = size * 8 // 7
@@ -241,11 +241,11 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def random_resized_crop(image: Image.Image, size: int, least_area: float, draws: np.ndarray) -> Image.Image:
-    """A random part of the image, `least_area` to all of it, brought to `size` x `size` pixels (1409.4842, section 6).
+    """A random part of the image, `least_area` to all of it, resized to `size` x `size` pixels (1409.4842, section 6).
 
     `draws` are uniform in [0, 1), float64 `(T, 4)`: for each of T trials area, aspect ratio (3/4 to 4/3, uniform in
-    its logarithm), top and left. As in torchvision's RandomResizedCrop, where no trial fits into the image it is
-    the middle, as much of it as such a ratio allows.
+    its logarithm), top and left. If no trial fits into the image, the part is its centre, as large as such a ratio
+    allows, as in torchvision's RandomResizedCrop.
     """
     width, height = image.size
     for area, ratio, top, left in draws.tolist():

@@ -1,4 +1,4 @@
-"""The weights that a run begins with where `config.init_from` names some: a file's, or those of another run."""
+"""The initial weights of a run with `config.init_from`: from a file, or from another run."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from jaxnets.weight_files import Weights, spelled
 
 
 def load(plan: Plan) -> Variables:
-    """The variables in `config.init_from`, of this run's net; without a classifier where that is of another shape.
+    """The variables in `config.init_from`, for this run's net; without the classifier if its shape differs.
 
-    It then begins as the run's seed says.
+    The classifier is then initialised from the run's seed.
 
     Raises UserError if there is no such file, or it holds the weights of another net.
     """
@@ -37,7 +37,7 @@ def load(plan: Plan) -> Variables:
 
 
 def _weights_of_run(directory: Path) -> Weights:
-    """The weights in a workdir, as from a file that says all of its net and images."""
+    """The weights in a workdir, as from a file that says everything about its net and images."""
     run = trained_run.load_run(directory, _best_or_latest(directory))
     if run.config.get("ema_decay"):
         logger.info(
@@ -48,7 +48,7 @@ def _weights_of_run(directory: Path) -> Weights:
 
 
 def _best_or_latest(directory: Path) -> str:
-    """Which checkpoint of a workdir to start from: the latest, as the log then says, where none was evaluated."""
+    """Which checkpoint of a workdir to start from: the best, or if none was evaluated the latest, which is logged."""
     if not (directory / workdir.CONFIG).exists() or checkpoint.has_best(directory):
         return "best"
     logger.info("config.init_from=%r has not been evaluated yet: its latest checkpoint is taken", str(directory))

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: a command ends within seconds and says so; a run saves first what it has to save.
+"""SIGINT, SIGTERM and SIGHUP: a command ends within seconds and says so; a run first saves what it has to save.
 
 Imports no JAX, so that a command can begin with it.
 """
@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-GRACE_SECONDS = 5.0  # for what is open to be closed, before the process ends as it is
-# Within this time a signal repeats the one before: `timeout` sends its own to the command and to its group, a parent
+GRACE_SECONDS = 5.0  # for closing what is open, before the process is ended as it is
+# Within this time, a signal is an echo of the previous one: `timeout` signals both the command and its group, a parent
 # passes a terminal's Ctrl-C on to a command that got it too, and systemd may send SIGHUP right after SIGTERM.
 ECHO_SECONDS = 1.0
 SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
@@ -23,8 +23,8 @@ if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
     SIGNALS += (signal.SIGHUP,)
 ENDED = "ended; the same command takes it up again"
 
-_deferring = False  # whether a run is asked to end by being told so
-_said = False  # whether the log has the line of the end
+_deferring = False  # whether a signal is only noted, for a run to end by itself
+_said = False  # whether the line about the end is logged
 _logger = logging.getLogger("jaxnets")
 
 
@@ -33,7 +33,7 @@ class Ended(SystemExit):
 
 
 class Interrupted(Exception):
-    """The run was asked to end, and what it has to save is saved, or to be saved before it ends."""
+    """The run was asked to end; what it has to save is saved, or will be before it ends."""
 
 
 class Interruption:
@@ -55,15 +55,15 @@ class Interruption:
 
 
 def end_quietly() -> None:
-    """Have Ctrl-C end this command without a word while it imports; `errors.exit_on_user_error` takes over then."""
+    """Let Ctrl-C end this command silently while it imports; then `errors.exit_on_user_error` takes over."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def end_at_once() -> None:
-    """Have the `SIGNALS` end this command with one line and the shell's status, from its imports on.
+    """Let the `SIGNALS` end this command with one line and the shell's status, from its imports on.
 
-    Wherever it is: Python acts on a signal between two of its instructions only, and may be compiling, or waiting for
-    another process, for minutes. What `raised` and `deferred` make of a signal counts while they are open.
+    Wherever it is: Python handles a signal only between two of its instructions, and may be compiling, or waiting for
+    another process, for minutes. While `raised` or `deferred` is open, that decides what a signal does.
     """
 
     def end(signum, _frame):
@@ -79,7 +79,7 @@ def end_at_once() -> None:
 
 
 def _watch(reader: int) -> None:
-    """End the process where its main thread has not, in time, after a signal that nobody deferred."""
+    """End the process if its main thread has not done so in time, after a signal that nobody deferred."""
     while True:
         signum = os.read(reader, 1)[0]
         if signum in SIGNALS and not _deferring:
@@ -90,7 +90,7 @@ def _watch(reader: int) -> None:
 
 
 def leave(status: int) -> None:
-    """End the process as it is, but for the terminal."""
+    """End the process as it is, except that the terminal gets its cursor back."""
     with contextlib.suppress(OSError):
         if os.isatty(2):
             os.write(2, SHOW_CURSOR)
@@ -98,10 +98,10 @@ def leave(status: int) -> None:
 
 
 def _say(signum: int, what: str) -> None:
-    """One line of the log; by `os.write`, since a signal may come in the midst of writing another."""
+    """Log one line; by `os.write`, since a signal may come while another line is being written."""
     global _said
     _said = True
-    if _logger.level <= logging.INFO:  # of several processes the first speaks
+    if _logger.level <= logging.INFO:  # of several processes, only process 0 logs it
         line = f"{time.strftime('%H:%M:%S')} {signal.Signals(signum).name}: {what}\n"
         with contextlib.suppress(OSError):
             os.write(2, (("\n" if os.isatty(2) else "") + line).encode())
@@ -109,9 +109,9 @@ def _say(signum: int, what: str) -> None:
 
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
-    """Within it the first of the `SIGNALS` raises Ended, so that what is open is closed; a second ends the process.
+    """Within the block, the first of the `SIGNALS` raises Ended, to close what is open; a second ends the process.
 
-    What comes within ECHO_SECONDS is no second one.
+    One that comes within ECHO_SECONDS does not count as a second.
     """
 
     def end(signum):
@@ -121,7 +121,7 @@ def raised() -> Iterator[None]:
     before = sys.unraisablehook
 
     def quietly(unraisable):
-        # Raised where Python cannot pass an exception on, as in `__del__`: `_watch` ends the process all the same.
+        # Raised where Python cannot pass an exception on, as in `__del__`: `_watch` still ends the process.
         if not isinstance(unraisable.exc_value, Ended):
             before(unraisable)
 
@@ -135,7 +135,7 @@ def raised() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(interruption: Interruption) -> Iterator[None]:
-    """Within it the first of the `SIGNALS` is noted for the caller to act on; a second, as in `raised`, ends all."""
+    """Within the block, the first of the `SIGNALS` is noted for the caller; as in `raised`, a second ends all."""
     global _deferring
 
     def note(signum):
@@ -152,7 +152,7 @@ def deferred(interruption: Interruption) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _handled(first: Callable[[int], None]) -> Iterator[None]:
-    """Have `first` called with the first of the signals, and the process ended by the second, unless it is an echo."""
+    """Call `first` with the first of the signals, and end the process on the second, unless it is an echo."""
     received: float | None = None  # when the first came
 
     def handle(signum, _frame):

@@ -1,4 +1,4 @@
-"""The numbers of a run: `metrics.jsonl`, one object a line, and TensorBoard events."""
+"""The numbers of a run: `metrics.jsonl`, one object per line, and TensorBoard events."""
 
 import json
 import os
@@ -19,7 +19,7 @@ MAX_BYTES = 1 << 27  # half a million records
 
 
 def _import_tensorboard_x():
-    """tensorboardX without PyTorch, which it imports where it finds it, and which takes two seconds."""
+    """tensorboardX without PyTorch, which it would import if installed, and which takes two seconds."""
     unwanted = "torch" not in sys.modules
     if unwanted:
         sys.modules["torch"] = None  # Python's way to say: not installed
@@ -36,18 +36,18 @@ def _import_tensorboard_x():
 class Events:
     """TensorBoard's event file of one start of a run.
 
-    Not tensorboardX's SummaryWriter: its thread ends on a full disk, and on a clock that is set back by 25 days or
-    more, and whoever writes then waits for it forever.
+    Not tensorboardX's SummaryWriter: its thread ends on a full disk, and when the clock is set back by 25 days or
+    more, and the next write then waits for it forever.
     """
 
     def __init__(self, folder: Path, step: int):
-        """Begin a file beside which what earlier ones hold of steps after `step` no longer counts."""
+        """Begin a file that invalidates what earlier ones hold of steps after `step`."""
         tensorboard_x = _import_tensorboard_x()
         self._proto, self._scalar = tensorboard_x.proto.event_pb2, tensorboard_x.summary.scalar
         folder.mkdir(exist_ok=True)
-        # By process too: a start within the same second would empty the file of the one before.
+        # Named by process too: else a start within the same second would empty the previous one's file.
         self._file = tensorboard_x.event_file_writer.EventsWriter(str(folder / "events"), f".{os.getpid()}")
-        # TensorBoard drops what stands at the step of a start, too.
+        # TensorBoard also drops what is at the step of a start itself.
         self._add(step + 1 if step else 0, session_log=self._proto.SessionLog(status=self._proto.SessionLog.START))
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -64,9 +64,9 @@ class Events:
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-    """The records of a workdir in order; a last line that a kill tore is left out.
+    """The records of a workdir in order; a last line that a kill has cut off is left out.
 
-    Raises UserError for another line that is none.
+    Raises UserError for any other line that is not a record.
     """
     try:
         lines = read_text(workdir / FILE, MAX_BYTES).splitlines()
@@ -83,7 +83,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
 
 
 def read_strictly(workdir: Path) -> list[dict[str, Any]]:
-    """As `read`, of records that have a step and an epoch; UserError for others."""
+    """As `read`, but UserError unless all records have a step and an epoch."""
     records = read(workdir)
     if not all(
         isinstance(r, dict) and all(isinstance(r.get(name), int) for name in ("step", "epoch")) for r in records
@@ -95,7 +95,7 @@ def read_strictly(workdir: Path) -> list[dict[str, Any]]:
 def epoch_means(trained: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]:
     """Loss and accuracy of each epoch of training: the means of its train records, weighted by the steps of each.
 
-    `trained` are all train records of a run, in order; each is the mean since the one before.
+    `trained` are all train records of a run, in order; each is the mean since the previous one.
     """
     sums: dict[int, list[float]] = {}
     before = 0
@@ -112,7 +112,7 @@ def epoch_means(trained: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]
 
 
 def _start_over(path: Path, records: list[dict[str, Any]]) -> None:
-    """Say what becomes of a run's records without its checkpoints; those of whole epochs may be all that is left."""
+    """Log what becomes of records without checkpoints; set them aside if evaluated: they may be all that is left."""
     if not any("eval_loss" in record for record in records):
         logger.warning(
             "%s has no checkpoint yet: it starts over, and its %d records are made anew", path.parent, len(records)
@@ -123,16 +123,16 @@ def _start_over(path: Path, records: list[dict[str, Any]]) -> None:
 
 
 class Journal:
-    """Appends records to `metrics.jsonl` and to TensorBoard; goes on from a given step.
+    """Appends records to `metrics.jsonl` and to TensorBoard; resumes from a given step.
 
-    Of several processes each knows the records, and process 0 writes them.
+    With several processes, each knows the records, and process 0 writes them.
     """
 
     def __init__(self, workdir: Path, step: int, evaluated: bool):
-        """Drop what stands after `step`, the step of the restored checkpoint (0: a new run).
+        """Drop the records after `step`, the step of the restored checkpoint (0: a new run).
 
-        `evaluated` tells whether the checkpoint holds its evaluation; if not, that is dropped as well,
-        since it will be made again.
+        `evaluated` tells whether the checkpoint holds its evaluation; if not, the evaluation's record is dropped as
+        well, since it will be made again.
         """
         records = read_strictly(workdir)
         self.records = [

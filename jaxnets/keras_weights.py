@@ -14,7 +14,7 @@ from jaxnets import h5_arrays
 from jaxnets.errors import UserError, first_line
 from jaxnets.weight_files import KERAS_SUFFIXES, Weights, require_file
 
-# Keras's variables by name, and in `.keras` files by number, with PyTorch's names.
+# PyTorch's names for Keras's variables: by their names, and in `.keras` files by their numbers.
 BY_NAME = {
     "kernel": "weight",
     "depthwise_kernel": "weight",
@@ -30,18 +30,18 @@ BY_NUMBER = {
     "depthwise_conv2d": ("weight", "bias"),
     "dense": ("weight", "bias"),
 }
-TIMEOUT = 30  # seconds; on a machine at rest it takes half of one
+TIMEOUT = 30  # seconds; on an idle machine it takes half of one
 
 
 def is_keras_file(source) -> bool:
-    """Whether `source` is a path with a suffix of Keras's."""
+    """Whether `source` is a path with one of Keras's suffixes."""
     return isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() in KERAS_SUFFIXES
 
 
 def read(source: str | os.PathLike) -> Weights:
     """The weights in a `.h5` file, old or new, or in a `.keras` file; UserError for a damaged or hostile one.
 
-    Entries are named by Keras's layers where the file has their names, otherwise by their numbered classes.
+    Entries are named after Keras's layers if the file has their names, otherwise after their numbered classes.
     """
     path = Path(source)
     require_file(path)
@@ -69,7 +69,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     with tempfile.TemporaryDirectory(prefix="jaxnets-") as folder:
         target = Path(folder) / "arrays.npz"
         command = [sys.executable, "-P", h5_arrays.__file__, str(path.absolute()), str(target)]
-        # The same modules as here; and threads of BLAS would each want a share of the memory.
+        # The same modules as here; and one BLAS thread, since each would take a share of the memory.
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)

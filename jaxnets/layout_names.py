@@ -1,7 +1,7 @@
 """The names that code bases give the layers of a net: one function for each of their nets.
 
-Each takes the layers in the order of their calls and gives the names of the modules in the same order, or None where
-the code base has no such net.
+Each takes the layers in the order of their calls and returns the names of the modules in the same order, or None if the
+code base has no such net.
 """
 
 import re
@@ -26,8 +26,8 @@ def own_names(layers: Layers) -> Names:
 def _names(layers: Layers, outside: dict[str, str | Pair], prefix: str, units: Callable[[list[str]], dict]) -> Names:
     """The names of all layers, given those outside the blocks and, after a prefix, those of a block's units.
 
-    The latter may mention {stage}, {block} (in its stage), its {letter}, and {index} (over all blocks), from 0,
-    and {count} and {previous}, the next index and the stage before. None if a layer is left without a name.
+    The latter may contain {stage}; {block} (within the stage), its {letter}, and {index} (over all blocks), from 0;
+    {count} ({index} + 1) and {previous} ({stage} - 1). None if a layer is left without a name.
     """
     names = _flat(outside)
     blocks = [(name, list(members)) for name, members in groupby(layers, lambda layer: layer.path[0])]
@@ -43,7 +43,7 @@ def _names(layers: Layers, outside: dict[str, str | Pair], prefix: str, units: C
 
 
 def _flat(names: dict[str, str | Pair]) -> dict[str, str]:
-    """Every layer on its own, in place of pairs."""
+    """Every layer on its own instead of in pairs."""
     flat = {}
     for ours, theirs in names.items():
         if isinstance(theirs, str):
@@ -111,12 +111,12 @@ def mobilenet_v2_keras(layers: Layers) -> Names:
 
 
 def mobilenet_v2_keras_logits(layers: Layers) -> Names:
-    # Its name for the classifier until about TensorFlow 2.0.
+    # Keras's name for the classifier until about TensorFlow 2.0.
     return _mobilenet_v2_keras(layers, "Logits", _keras_units)
 
 
 def mobilenet_v2_keras_published(layers: Layers) -> Names:
-    # Keras reads its own files by the order of the layers, so that they still have the names of who made them.
+    # Keras reads its own files by the order of the layers, so they still have the names that their makers gave.
     inside = ("expand", "depthwise", "project")
     units = {unit: (f"mobl{{index}}_conv_{{index}}_{unit}", f"bn{{index}}_conv_{{index}}_bn_{unit}") for unit in inside}
     return _mobilenet_v2_keras(layers, "Logits", lambda _: units)
@@ -192,7 +192,7 @@ def vgg_kuangliu(layers: Layers) -> Names:
 
 
 def _vgg(layers: Layers, outside: dict[str, str]) -> Names:
-    """The convolutions numbered as in one sequence with BatchNorms, activations and pools."""
+    """Names with the convolutions numbered in one sequence with BatchNorms, activations and pools."""
     names, number, stage = dict(outside), 0, "stage1"
     for layer in layers:
         if layer.kind == "conv":
@@ -207,7 +207,7 @@ def _vgg(layers: Layers, outside: dict[str, str]) -> Names:
 
 
 def squeezenet_torchvision(layers: Layers) -> Names:
-    # The pools, which hold no weights, are counted too.
+    # The numbering includes the pools, which hold no weights.
     numbers = (3, 4, 5, 7, 8, 9, 10, 12) if layers[0].shape[0] == 7 else (3, 4, 6, 7, 9, 10, 11, 12)
     names = {"stem": "features.0", "classifier": "classifier.1"}
     for fire, number in enumerate(numbers, start=2):
@@ -254,7 +254,7 @@ def shufflenet_v2_megvii(layers: Layers) -> Names:
 
 
 def _shufflenet_v2_units(left: str, right: str) -> dict[str, Pair]:
-    """By the names of a block's two sequences, in which ReLUs are counted too."""
+    """Names by a block's two sequences, whose numbering includes ReLUs."""
     first = {"left_depthwise": (left, 0), "left_pointwise": (left, 2)}
     first |= {"pointwise1": (right, 0), "depthwise": (right, 3), "pointwise2": (right, 5)}
     return {unit: (f"{branch}.{at}", f"{branch}.{at + 1}") for unit, (branch, at) in first.items()}

@@ -1,4 +1,4 @@
-"""The code bases that publish weights, net by net: how each names its layers, and in what its net differs from ours."""
+"""The code bases that publish weights, net by net: how each names its layers, and how its net differs from ours."""
 
 import logging
 from collections.abc import Callable
@@ -27,23 +27,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Layout:
-    """How a code base names a net's layers, and in what else its net differs from ours."""
+    """How a code base names a net's layers, and how else its net differs from ours."""
 
-    # The layers, in the order of their calls, to the names of the modules in the same order; None where the
-    # code base has no such net.
+    # From the layers, in the order of their calls, to the names of the modules in the same order; None if the code base
+    # has no such net.
     names: Callable[[Layers], Names]
     classifier_bias: bool = True
     bias_before_batch_norm: bool = False
-    convolutions: dict[str, int] = field(default_factory=dict)  # our dense layers that are some there, with their k
+    convolutions: dict[str, int] = field(default_factory=dict)  # our dense layers that are k x k convolutions there: k
     writable: bool = True
-    training_only: tuple[str, ...] = ()  # parts of the net, by first name, that play no role in its logits
-    advised: dict[str, Any] = field(default_factory=dict)  # fields to try where the shapes do not fit
+    training_only: tuple[str, ...] = ()  # parts of the net, by first name, with no effect on its logits
+    advised: dict[str, Any] = field(default_factory=dict)  # fields to try if the shapes do not fit
     required: dict[str, Any] = field(default_factory=dict)  # fields without which the weights mean another net
     usual: dict[str, Any] = field(default_factory=dict)  # fields of the published net, which may be changed
     strides: dict[str, Any] = field(default_factory=dict)  # of the published net: see `warn_unless_published`
-    classes: tuple[int, ...] = ()  # of the published nets, where another code base has the same names
+    classes: tuple[int, ...] = ()  # of the published nets, if another code base has the same names
     normalization: Normalization | None = None  # of the images of its published nets; None: their data set's usual
-    # What channels of the file's layers are ours: see `megvii_weights.ChannelOrder`.
+    # Which channels of the file's layers are ours: see `megvii_weights.ChannelOrder`.
     channel_orders: Callable[[nn.Module, Layers], dict] = lambda model, layers: {}
 
     def expected(self, layers: Layers) -> Layers:
@@ -59,7 +59,7 @@ class Layout:
         return replace(layer, kind="conv", shape=(k, k, inputs // (k * k), outputs))
 
     def fits(self, model: nn.Module) -> bool:
-        """Whether every net of our kind, trained or not, can be written in this layout."""
+        """Whether the net can be written in this layout whatever its weights, trained or not."""
         return self.classifier_bias and not differing(model, self.required)
 
     def require_fields(self, model: nn.Module, code_base: str):
@@ -98,11 +98,11 @@ TORCHVISION_SHUFFLENET_V2 = Layout(
     named.shufflenet_v2_torchvision, required={"variant": "torchvision"}, usual=RELU, strides=IMAGENET
 )
 TORCHVISION_VGG = Layout(named.vgg_torchvision, bias_before_batch_norm=True, usual=RELU)
-OWN = "jaxnets"  # the layout of our own names, which has every net
-# Of each net the one comes first that `export` takes by itself where no code base has that very net.
+OWN = "jaxnets"  # the layout of our own names, which exists for every net
+# Each net's layouts start with the one that `export` takes by default if no code base has that exact net.
 LAYOUTS: dict[type[nn.Module], dict[str, Layout]] = {
     GoogLeNet: {
-        # Whose published net has its `transform_input` make these of ImageNet's.
+        # Its published net's `transform_input` turns ImageNet's normalisation into this one.
         "torchvision": Layout(
             named.googlenet_torchvision,
             training_only=("aux1", "aux2"),
@@ -198,12 +198,12 @@ def layouts_of(model: nn.Module) -> dict[str, Layout]:
 
 
 def differing(model: nn.Module, fields: dict[str, Any]) -> dict[str, Any]:
-    """Those of the fields of which the net has other values."""
+    """Those of the fields that have other values in the net."""
     return {name: value for name, value in fields.items() if getattr(model, name) != value}
 
 
 def warn_of_differing(model: nn.Module, code_base: str, fields: dict[str, Any]):
-    """A warning if the net has other values of these fields, which are those of the code base's published net."""
+    """Warn if the net has other values in these fields, which are those of the code base's published net."""
     if theirs := differing(model, fields):
         published = ", ".join(f"{name}={value!r}" for name, value in theirs.items())
         ours = ", ".join(f"{name}={getattr(model, name)!r}" for name in theirs)
@@ -216,10 +216,10 @@ def warn_of_differing(model: nn.Module, code_base: str, fields: dict[str, Any]):
 
 
 def warn_unless_published(model: nn.Module, layout: Layout, classes: int | None):
-    """A warning if weights of this layout were read for a net that is not the published one.
+    """Warn if weights of this layout were read for a net that is not the published one.
 
-    They have so many `classes`, or None: no classifier. Strides count too, of which nothing is said where weights are
-    written: the layout may be the only one that has the net.
+    `classes` is how many the weights have, None without a classifier. Strides count too, unlike when weights are
+    written, where the layout may be the only one that has the net.
     """
     alike = [(name, other) for name, other in layouts_of(model).items() if other.names is layout.names]
     unsure = classes is None and len(alike) > 1  # only the classes would tell whose strides these are

@@ -1,4 +1,4 @@
-"""A training run from its configuration to its last number: checked, set up, gone on with, ended."""
+"""A training run from its configuration to its last number: checked, set up, resumed, ended."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -40,16 +40,15 @@ from jaxnets.timing import Clock
 
 
 def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str, Any]:
-    """Train the run of `config` in a workdir, or go on with it; returns the last evaluation's record.
+    """Train the run of `config` in a workdir, or resume it; returns the last evaluation's record.
 
-    Raises UserError for bad input, before any long work, for a loss that is no longer finite, and where the device has
-    not enough memory.
-    On SIGINT, SIGTERM and SIGHUP SystemExit is raised with the status the shell expects; from the first step on, when
-    the state is saved.
+    Raises UserError for bad input (before any long work), for a loss that is no longer finite, and if the device runs
+    out of memory. On SIGINT, SIGTERM and SIGHUP, raises SystemExit with the status the shell expects; from the first
+    step on, only once the state is saved.
     """
     smaller = "config.resident=false or, in evaluation, a lower config.eval_batch_size"
     remedy = f"{smaller} takes less, or, in a workdir where nothing was saved, a lower config.batch_size"
-    runtime.drop_late_answers()  # before `raised`, which in the end puts back the hook that it finds
+    runtime.drop_late_answers()  # before `raised`, which at its end restores the hook that it found
     with interruption.raised(), runtime.short_of_memory(remedy):
         return _train(config, user_path(directory))
 
@@ -68,12 +67,12 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
     initialise = bool(config.init_from) and not checkpoint.exists(directory)
     if initialise and not user_path(config.init_from).exists():
         raise UserError(f"config.init_from={config.init_from!r}: there is no such file or workdir")
-    places = {"data_dir": None, settings.place_of(config): None}  # may differ by machine
+    places = {"data_dir": None, settings.place_of(config): None}  # may differ between machines
     distributed.require_agreement("the configuration", json.dumps(settings.as_dict(config) | places))
     plan = distributed.primary_first(partial(make_plan, config))
     distributed.require_agreement("the data set", json.dumps(plan.data_record))
     template = plan.state_shapes
-    # Before the workdir is claimed: weights that cannot be had leave no trace of this run.
+    # Before the workdir is claimed: if the weights cannot be loaded, this run leaves no trace.
     weights = initial_weights.load(plan) if initialise else None
     if distributed.many():  # each has read them itself
         distributed.require_agreement("what config.init_from holds", digest(weights))
@@ -119,11 +118,11 @@ def fit(
     clock: Clock,
     page: LivePage,
 ) -> dict[str, Any]:
-    """Train from the state that `start` gives, of step `at`, to the plan's last; the last evaluation's record."""
+    """Train from step `at`, with the state that `start` returns, to the plan's last; returns the last evaluation."""
     if at >= plan.total_steps and journal.last_evaluation(at):
         logger.info("nothing left to do: the run has its %d epochs", at // plan.steps_per_epoch)
         if distributed.is_primary():
-            page.redraw()  # a kill may have come before it
+            page.redraw()  # a kill may have come before that
         return journal.last_evaluation(at)
     clock.step = at
     with clock.phase("read data"):
@@ -145,15 +144,15 @@ def fit(
         run = epochs.Running(plan, dispatch, calls, evaluator, manager, journal, clock, page, progress, asked)
         with ending_when_asked(run):
             at = go_on(run, current, at, totals)
-    if asked.signum is not None:  # after the last look, by which several processes agree
+    if asked.signum is not None:  # after the last check, by which several processes agree
         logger.info("saved step %d, the last; nothing is left to do", at)
         raise SystemExit(128 + asked.signum)
     return journal.last_evaluation(at)
 
 
 def go_on(run: epochs.Running, current: state.TrainState, at: int, totals: checkpoint.Totals) -> int:
-    """Train from step `at` to the plan's last, which is returned; raises Interrupted, and UserError where it fails."""
-    # A run that was interrupted while it evaluated goes on there, as does one that lost its record.
+    """Train from step `at` to the plan's last, which it returns; raises Interrupted, or UserError if it fails."""
+    # A run that was interrupted while evaluating resumes there, as does one that lost the evaluation's record.
     at_an_end = at and at % run.plan.steps_per_epoch == 0
     if at_an_end and not (run.manager.metrics(at) and run.journal.last_evaluation(at)):
         epochs.finish_epoch(run, current, at)
@@ -162,16 +161,16 @@ def go_on(run: epochs.Running, current: state.TrainState, at: int, totals: check
             current, at = epochs.train_epoch(run, current, at, totals)
         totals = dict(checkpoint.NO_TOTALS)
         epochs.finish_epoch(run, current, at)
-    run.manager.wait_until_finished()  # before a signal may end it
+    run.manager.wait_until_finished()  # before a signal may end the run
     run.interruption.raise_if_asked()
     return at
 
 
 @contextmanager
 def ending_when_asked(run: epochs.Running) -> Iterator[None]:
-    """SystemExit, with what is saved said, where the run was interrupted, or failed when it had been asked to end.
+    """SystemExit, after logging what is saved, if the run was interrupted, or failed after it was asked to end.
 
-    Of one that fails otherwise the page is drawn as far as the run came.
+    If it fails otherwise, its page is drawn as far as the run got.
     """
     asked = run.interruption
     try:
@@ -184,7 +183,7 @@ def ending_when_asked(run: epochs.Running) -> Iterator[None]:
             _show_how_far(run)
             raise
         logger.warning("%s", error)  # a process that reads the data may have been asked too
-        ended = interruption.Ended(128 + asked.signum)  # of which the other processes of a run do not know
+        ended = interruption.Ended(128 + asked.signum)  # which the other processes of a run do not know of
     run.manager.wait_until_finished()
     saved = run.manager.latest_step() or 0
     if distributed.is_primary():
@@ -200,6 +199,6 @@ def _show_how_far(run: epochs.Running) -> None:
     if not distributed.is_primary() or not run.journal.records:
         return
     if (last := run.journal.records[-1]["step"]) > run.clock.step:
-        with suppress(UserError):  # of a full disk; the run has failed of something else
+        with suppress(UserError):  # of a full disk, say; the run has failed for another reason
             run.clock.write(last)
     run.page.redraw()

@@ -1,7 +1,7 @@
 """megvii's ShuffleNet weights in our order of channels.
 
 megvii's code takes BGR images, shuffles by other permutations than the papers, and has a classifier without bias.
-The same net in our order follows from reordering the channels of its layers, which changes no result.
+Reordering the channels of its layers gives the same net in our order, without changing any result.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ BGR = np.array([2, 1, 0])
 
 
 class ChannelOrder(NamedTuple):
-    """Which channels of the file's layer are ours, None for the same.
+    """Which channels of the file's layer are ours, None if they are in the same order.
 
     `outputs[o]` is the file's output channel that is our `o`, and `inputs[o, i]` the file's input channel, within
     the group of that output, that is our `i`.
@@ -31,7 +31,7 @@ Orders = dict[tuple[str, ...], ChannelOrder]
 
 
 def shufflenet_v1_orders(model: nn.Module, layers: Sequence[Layer]) -> Orders:
-    """The channel orders of megvii's ShuffleNetV1; UserError where only `variant="megvii"` has its shuffle."""
+    """The channel orders of megvii's ShuffleNetV1; UserError if only `variant="megvii"` has its shuffle."""
     by_name = {layer.name: layer for layer in layers}
     orders = _bgr(by_name)
     if model.variant == "kuangliu":
@@ -59,8 +59,8 @@ def _bgr(by_name: dict[str, Layer]) -> Orders:
 def _v1_unit_orders(hidden: int, groups: int, grouped: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Orders of a unit's first convolution's outputs, depthwise channels, and second convolution's inputs by group.
 
-    Both shuffles hand to each group of the second convolution channels of every group of the first. Where they
-    hand over equally many, ours can take over theirs one by one.
+    Both shuffles give each group of the second convolution channels from every group of the first. Where they give
+    equally many, ours can take the place of theirs one by one.
     """
     size = hidden // groups
     # The source, in the first convolution's outputs, of each input of the second one.
@@ -96,7 +96,7 @@ def shufflenet_v2_orders(model: nn.Module, layers: Sequence[Layer]) -> Orders:
         orders[unit, layer, "conv"] = ChannelOrder(outputs, inputs)
         orders[unit, layer, "bn"] = ChannelOrder(outputs)
 
-    stage_input = np.arange(by_name["stem.conv"].shape[-1])  # the file's channel that is ours, one by one
+    stage_input = np.arange(by_name["stem.conv"].shape[-1])  # the file's channel for each of ours
     for unit in dict.fromkeys(layer.path[0] for layer in layers):
         if unit.endswith("_block0"):
             half = by_name[f"{unit}.left_pointwise.conv"].shape[-1]
@@ -105,7 +105,7 @@ def shufflenet_v2_orders(model: nn.Module, layers: Sequence[Layer]) -> Orders:
             put(unit, "left_pointwise", left, stage_input)
             put(unit, "pointwise1", None, stage_input)
             put(unit, "pointwise2", right)
-            # Every channel has the number of its place in the file's unit, counted on through the units.
+            # Every channel is numbered by its place in the file's unit, counting on from unit to unit.
             theirs, born = np.arange(2 * half), 2 * half
             ours = np.stack((left, half + right), -1).reshape(-1)
         elif "_block" in unit:
@@ -122,7 +122,7 @@ def shufflenet_v2_orders(model: nn.Module, layers: Sequence[Layer]) -> Orders:
 
 
 def _places(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where each number of `wanted` stands in `among`, which has the same numbers."""
+    """The position of each number of `wanted` in `among`, which has the same numbers."""
     place = np.empty(among.max() + 1, int)
     place[among] = np.arange(len(among))
     return place[wanted]
@@ -131,9 +131,9 @@ def _places(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
 def _birth_orders(half: int) -> tuple[np.ndarray, np.ndarray]:
     """Which of the file's outputs of a left and of a right branch are ours.
 
-    A channel passes some units by the identity before one takes it in. In the file its place in a unit's output
-    is halved by each, until it is odd; in ours it doubles, until it is in the second half. Equally many of a
-    branch's channels pass j units in both.
+    A channel passes through some units by the identity before one takes it in. In the file, each of them halves its
+    place in the output, until it is odd; in ours, each doubles it, until it is in the second half. In both, equally
+    many of a branch's channels pass through j units.
     """
     index = np.arange(half)
 

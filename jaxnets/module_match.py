@@ -51,7 +51,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _named_by_position(entries: dict[str, Any]) -> dict[str, Any]:
-    """Entries with names that say nothing, named as PyTorch orders a module's: weight, bias, statistics."""
+    """Entries with meaningless names, named by the order that PyTorch has in a module: weight, bias, statistics."""
     named: dict[str, Any] = {}
     count = 0
     for (dimensions, _), run in groupby(entries.values(), lambda value: (len(value.shape), tuple(value.shape))):
@@ -74,13 +74,13 @@ def _named_by_position(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def find_match(model: nn.Module, layers: Sequence[Layer], weights: Weights, modules: dict[str, Module]) -> Match | None:
-    """The `Match` of the modules with the layers, or None; UserError if the weights are of another variant."""
+    """The `Match` of the modules with the layers, or None; UserError if the weights are for another variant."""
     for stripped in _without_prefixes(modules):
         for code_base, layout in layouts_of(model).items():
             names = layout.names(layers)
             needed = {name for name in stripped if name.partition(".")[0] not in layout.training_only}
             if names and set(names) == needed:
-                if not weights.fields:  # which say what net it is
+                if not weights.fields:  # which would say what net it is
                     layout.require_fields(model, code_base)
                 ordered = [stripped[name] for name in names]
                 if not _misfits(layout.expected(layers), names, ordered):
@@ -91,7 +91,7 @@ def find_match(model: nn.Module, layers: Sequence[Layer], weights: Weights, modu
 
 
 def _without_prefixes(modules: dict[str, Module]) -> Iterator[dict[str, Module]]:
-    """The modules by name, with ever more of the leading names that all of them share taken off."""
+    """The modules by name, with more and more of the leading names that all of them share removed."""
     yield modules
     while len({name.partition(".")[0] for name in modules}) == 1 and all("." in name for name in modules):
         modules = {name.partition(".")[2]: module for name, module in modules.items()}
@@ -99,9 +99,9 @@ def _without_prefixes(modules: dict[str, Module]) -> Iterator[dict[str, Module]]
 
 
 def _beside_others(modules: dict[str, Module]) -> Iterator[tuple[dict[str, Module], dict[str, Module]]]:
-    """As `_without_prefixes` gives them; then those under the most frequent leading name, and all others beside them.
+    """As `_without_prefixes` yields them; then those under the most frequent leading name, with all the others.
 
-    So that what does not belong to the net, a loss's weights beside `model`, say, is named.
+    So that what does not belong to the net is named, such as a loss's weights next to `model`.
     """
     for stripped in _without_prefixes(modules):
         yield stripped, {}
@@ -172,7 +172,7 @@ def explain_mismatch(model: nn.Module, layers: Sequence[Layer], weights: Weights
 
 
 def _problems_by_name(model: nn.Module, layers: Sequence[Layer], modules: dict[str, Module]) -> list[str]:
-    """What keeps the modules from being of the known layout they are nearest to; empty if none is near."""
+    """What keeps the modules from fitting the known layout they are nearest to; empty if none is near."""
     best, nearest = len(layers) // 2, []
     for stripped, others in _beside_others(modules):
         for layout in layouts_of(model).values():

@@ -9,17 +9,17 @@ from optax import contrib
 
 OPTIMIZERS = ("sgd", "adamw", "rmsprop", "lion", "muon")
 COUPLED = ("sgd", "rmsprop")  # their weight decay is part of the gradient
-MUON_RMS = 0.2  # of its updates, as of Adam's (2502.16982, section 2.2)
+MUON_RMS = 0.2  # root mean square of its updates, as of Adam's (2502.16982, section 2.2)
 SCHEDULES = ("cosine", "linear", "step", "exponential", "constant", "one_cycle")
 BATCH_SCALINGS = ("none", "linear", "sqrt")
 BASE_BATCH_SIZE = 256  # whose learning rate the scaling rules start from
 
 
 def scale_rate(rate: float, batch_size: int, scaling: str) -> float:
-    """The learning rate for a batch, from that for a batch of 256: times their ratio or its square root.
+    """The learning rate for a batch size, from that for batches of 256: times their ratio or its square root.
 
-    none: as it is. linear: arXiv 1706.02677, section 2.1. sqrt: keeps the variance of an update (1404.5997). ValueError
-    for another rule.
+    none: unchanged. linear: arXiv 1706.02677, section 2.1. sqrt: keeps the variance of an update (1404.5997).
+    ValueError for any other rule.
     """
     if scaling not in BATCH_SCALINGS:
         raise ValueError(f"unknown batch scaling {scaling!r}; there are {', '.join(BATCH_SCALINGS)}")
@@ -44,14 +44,14 @@ def make_schedule(
 
     cosine, linear: to `peak * end_factor` just after the last step. step: times `decay` at each of `boundaries`
     (fractions of the run). exponential: times `decay` every epoch, smoothly. one_cycle (1708.07120) has the rates of
-    PyTorch's OneCycleLR, the momentum as it is: the warm-up is half a cosine from `peak / 25`, the fall another to
-    `peak / 250000`, just after the last step. ValueError for another name.
+    PyTorch's OneCycleLR but leaves the momentum alone: the warm-up is half a cosine from `peak / 25`, the decay another
+    to `peak / 250000`, just after the last step. ValueError for any other name.
     """
     total = steps_per_epoch * num_epochs
     warmup = min(round(warmup_epochs * steps_per_epoch), total // 2)
     rest = max(total - warmup, 1)
     if name == "one_cycle":
-        return optax.cosine_onecycle_schedule(total, peak, (warmup + 0.5) / total)  # which is rounded down to steps
+        return optax.cosine_onecycle_schedule(total, peak, (warmup + 0.5) / total)  # rounded down to steps by Optax
     if name == "cosine":
         body = optax.cosine_decay_schedule(peak, rest, end_factor)
     elif name == "linear":
@@ -75,9 +75,9 @@ def make_schedule(
 
 
 def decay_mask(params, decay_depthwise: bool = True, decay_vectors: bool = False):
-    """True for the leaves that weight decay shrinks: kernels; with `decay_vectors` biases and BatchNorm's parameters.
+    """True for leaves that weight decay shrinks: kernels and, with `decay_vectors`, biases and BatchNorm parameters.
 
-    Without `decay_depthwise` it spares depthwise kernels.
+    Without `decay_depthwise`, depthwise kernels are exempt.
     """
 
     def decays(path, leaf):
@@ -90,9 +90,9 @@ def decay_mask(params, decay_depthwise: bool = True, decay_vectors: bool = False
 def stack(tree):
     """The leaves of `tree` as Muon takes them: `{'matrices': {shape: (L, h, w, I, O)}, 'rest': {path: leaf}}`.
 
-    Kernels of one shape are one array, so that their products are batches: fewer and larger. The rest, for Adam: a
-    dense classifier, depthwise kernels (whose rows are channels that never meet), BatchNorm, biases. The groups of a
-    grouped kernel never meet either, but are turned together, as one matrix beside the other.
+    Kernels of the same shape are one array, so that their products are batched: fewer and larger. The rest, for Adam: a
+    dense classifier, depthwise kernels (whose rows are channels that never mix), BatchNorm, biases. The groups of a
+    grouped kernel never mix either, but are orthogonalised together, side by side in one matrix.
     """
     matrices, rest = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -104,7 +104,7 @@ def stack(tree):
 
 
 def unstack(stacked, like):
-    """The tree, of the structure and shapes of `like`, of which `stack` made `stacked`."""
+    """The tree, with the structure and shapes of `like`, from which `stack` made `stacked`."""
     matrices = {name: iter(leaves) for name, leaves in stacked["matrices"].items()}
 
     def leaf_of(path, leaf):
@@ -126,7 +126,7 @@ def _path_name(path) -> str:
 
 
 def over_stacks(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`transformation` of stacked gradients and parameters, its state of stacks too."""
+    """`transformation` applied to stacked gradients and parameters; its state is of stacks too."""
 
     def update(gradients, state, params=None):
         updates, state = transformation.update(stack(gradients), state, None if params is None else stack(params))
@@ -136,7 +136,7 @@ def over_stacks(transformation: optax.GradientTransformation) -> optax.GradientT
 
 
 def muon_dimensions(stacked):
-    """How Muon sees each leaf of `stack`: convolutions as matrices, inputs by outputs; None, for Adam, the rest."""
+    """How Muon sees each leaf of `stack`: convolutions as matrices, inputs by outputs; the rest as None, for Adam."""
     as_matrices = contrib.MuonDimensionNumbers(reduction_axis=(1, 2, 3), output_axis=4)
     dimensions = {"matrices": as_matrices, "rest": None}
     return {part: dict.fromkeys(leaves, dimensions[part]) for part, leaves in stacked.items()}

@@ -1,8 +1,8 @@
-"""The pickle in a PyTorch file, looked over before PyTorch reads it: nothing but plain values and tensors.
+"""The pickle in a PyTorch file, checked before PyTorch reads it: it may hold only plain values and tensors.
 
-PyTorch's `weights_only=True` runs no code, and still can be made to fill the memory, to loop without end and to
-overflow the stack: by `bytearray(10**10)`, by tuples within tuples as a key, by one long list copied many times.
-None of that is needed to write down a state_dict.
+PyTorch's `weights_only=True` runs no code, but can still be made to fill the memory, to loop forever and to
+overflow the stack: by `bytearray(10**10)`, by nested tuples as a key, by one long list copied many times.
+A state_dict needs none of that.
 """
 
 import pickletools
@@ -10,14 +10,14 @@ from typing import Any, BinaryIO
 
 from jaxnets.errors import UserError
 
-MAX_OPCODES = 500_000  # a state_dict has about 40 an entry; PyTorch reads a million in a second
+MAX_OPCODES = 500_000  # a state_dict has about 40 per entry; PyTorch reads a million per second
 MAX_BYTES = 1 << 24
 SCALARS = {
     "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING"
 }  # fmt: skip
 EMPTY = {"EMPTY_TUPLE": "empty tuple", "EMPTY_LIST": "list", "EMPTY_DICT": "dict", "EMPTY_SET": "set"}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# What may be called, and of what kind the result is.
+# What may be called, and the kind of its result.
 CALLABLE = {
     "collections OrderedDict": "ordered dict",
     "collections Counter": "counter",  # the milestones of a schedule
@@ -34,11 +34,11 @@ STORAGES = {
 
 
 def check(file: BinaryIO) -> None:
-    """Go through one pickle, from where `file` stands to its end, without making anything of it.
+    """Go through one pickle, from the position of `file` to its end, without building anything from it.
 
     Raises UserError for one that holds more than containers, plain values and tensors, ValueError for a damaged one.
     """
-    stack: list[str] = []  # the kinds of what the pickle's own stack would hold
+    stack: list[str] = []  # the kinds of what would be on the pickle's own stack
     marks: list[int] = []
     memo: dict[int, str] = {}
     try:
@@ -51,7 +51,7 @@ def check(file: BinaryIO) -> None:
 
 
 def _follow(opcode: str, argument: Any, stack: list[str], marks: list[int], memo: dict[int, str]) -> None:
-    """What one instruction does to the kinds on the stack; UserError for what no state_dict needs."""
+    """Apply one instruction to the kinds on the stack; UserError for what no state_dict needs."""
     if opcode in SCALARS:
         stack.append("scalar")
     elif opcode in EMPTY:
@@ -69,7 +69,7 @@ def _follow(opcode: str, argument: Any, stack: list[str], marks: list[int], memo
     elif opcode in ("BINGET", "LONG_BINGET"):
         stack.append(memo[argument])
     elif opcode in ("BINPUT", "LONG_BINPUT"):
-        # What is taken from the memo again is no longer of a kind that may be copied.
+        # What comes back from the memo is no longer of a kind that may be copied.
         memo[argument] = stack[-1] if stack[-1] in {"scalar", *CALLABLE, *STORAGES} else "shared"
     elif opcode in ("APPEND", "APPENDS", "SETITEM", "SETITEMS"):
         _fill(opcode, stack, marks)
@@ -93,7 +93,7 @@ def _pop(stack: list[str], start: int) -> list[str]:
 def _tuple_of(kinds: list[str]) -> str:
     if kinds == ["dict"]:
         return "tuple of a dict"
-    # Flat, so that it can be looked up; of two and more, nested tuples would take for ever to hash.
+    # Flat, so that it can be looked up: nested tuples of two or more would take forever to hash.
     return "tuple of scalars" if all(kind == "scalar" or kind in STORAGES for kind in kinds) else "tuple"
 
 
@@ -113,7 +113,7 @@ def _fill(opcode: str, stack: list[str], marks: list[int]) -> None:
 
 
 def _call(opcode: str, stack: list[str]) -> None:
-    """Make a tensor or an ordered dict of arguments, or give the latter attributes, as `_metadata`."""
+    """Make a tensor or an ordered dict from arguments, or give the latter attributes, such as `_metadata`."""
     argument, target = stack.pop(), stack.pop()
     if opcode == "BUILD":
         _require(target, "ordered dict", "parameter")
@@ -121,7 +121,7 @@ def _call(opcode: str, stack: list[str]) -> None:
         stack.append(target)
         return
     _require(target, *CALLABLE)
-    # A dict made from items would copy them, as often as the file asks: unless they have just been made.
+    # A dict made from items copies them, as often as the file asks; so they must have just been made.
     arguments = {"collections OrderedDict": ("empty tuple",), "collections Counter": ("tuple of a dict", "empty tuple")}
     _require(argument, *arguments.get(target, ("tuple", "tuple of scalars")))
     stack.append(CALLABLE[target])

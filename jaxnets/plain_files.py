@@ -1,4 +1,4 @@
-"""Small text files that may come from strangers, of bounded length and depth; and files written whole or not at all."""
+"""Small, untrusted text files, read within bounds of length and depth; and files written as a whole or not at all."""
 
 import contextlib
 import fcntl
@@ -16,7 +16,7 @@ Found = TypeVar("Found")
 
 
 def open_at_once(path: str | Path, flags: int) -> int:
-    """An `opener` for `open`: UserError for a pipe or a device, which might keep us waiting, or never end."""
+    """An `opener` for `open`: UserError for a pipe or a device, which might block, or never end."""
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -27,7 +27,7 @@ def open_at_once(path: str | Path, flags: int) -> int:
 def read_text(path: Path, limit: int) -> str:
     """The text of a file of at most `limit` bytes.
 
-    Raises FileNotFoundError, and UserError where it cannot be read or is no such file.
+    Raises FileNotFoundError, and UserError if it cannot be read, is longer, or is not text.
     """
     try:
         with open(path, "rb", opener=open_at_once) as file:
@@ -42,7 +42,7 @@ def read_text(path: Path, limit: int) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text; ValueError for any other, and for one that nests too deeply."""
+    """The value of a JSON text; ValueError for any other text, and for one that nests too deeply."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -50,10 +50,10 @@ def parse_json(text: str) -> Any:
 
 
 def read_own(files: Sequence[Path], what: str, read: Callable[[Any], Found], limit: int) -> Found | None:
-    """What `read` finds in the JSON of `files[0]`, of at most `limit` bytes; None where there is none of `files` yet.
+    """What `read` finds in the JSON of `files[0]`, of at most `limit` bytes; None if none of `files` exists yet.
 
-    `files` are what a command writes in --out. UserError where one is there and the first is no `what`: it would take
-    the place of somebody else's.
+    `files` are what a command writes in --out. UserError if one exists and the first is not a `what`: the command would
+    overwrite somebody else's file.
     """
     present = [file for file in files if file.exists()]
     if not present:
@@ -65,7 +65,7 @@ def read_own(files: Sequence[Path], what: str, read: Callable[[Any], Found], lim
 
 
 def make_folder(out: Path) -> None:
-    """Make the folder --out, where it is not there yet; UserError where it cannot be one."""
+    """Make the folder --out unless it exists; UserError if that fails."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -73,25 +73,25 @@ def make_folder(out: Path) -> None:
 
 
 def set_aside(files: Sequence[Path]) -> list[Path]:
-    """Rename the files that are there, `NAME.json` to `NAME.1.json` or the next free number; their new paths."""
+    """Rename the files that exist, `NAME.json` to `NAME.1.json` or the next free number; returns their new paths."""
     there = [file for file in files if file.exists()]
     for number in itertools.count(1):
         moved = [file.with_suffix(f".{number}{file.suffix}") for file in there]
         if not any(file.exists() for file in moved):
             break
-    for file, kept in reversed(list(zip(there, moved))):  # `read_own` knows them by the first
+    for file, kept in reversed(list(zip(there, moved))):  # the first last: `read_own` knows them by it
         file.rename(kept)
     return moved
 
 
 @contextlib.contextmanager
 def locked(path: Path, place: str, holder: str) -> Iterator[BinaryIO]:
-    """Hold the file at `path`, made where it is missing, against other processes.
+    """Lock the file at `path`, which is made if missing, against other processes.
 
-    UserError, which begins with `place`, where another `holder` has it, and where it cannot be held.
+    UserError, which begins with `place`, if another `holder` has the lock, or it cannot be had at all.
     """
     try:
-        # Without a buffer, whose rest would be written, and fail, once more as the file is closed.
+        # Unbuffered, since the rest of a buffer would be written, and fail, once more when the file is closed.
         file = path.open("ab", buffering=0)
     except OSError as error:
         raise UserError(f"{place} cannot be written: {error.strerror}") from None
@@ -100,16 +100,16 @@ def locked(path: Path, place: str, holder: str) -> Iterator[BinaryIO]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{place} is in use by another {holder}; choose another or wait") from None
-        except OSError as error:  # a network's file system may have no locks
+        except OSError as error:  # a network file system may have no locks
             raise UserError(f"{place} cannot be locked: {error.strerror}; choose another") from None
         yield file
 
 
 def user_path(text: str | Path) -> Path:
-    """A path as it is typed: the shell leaves `~`, for the home folder, to us in `--workdir=~/runs`."""
+    """A path as it is typed: in `--workdir=~/runs`, the shell leaves it to us to expand `~` to the home folder."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # nobody's home: to the shell that is a name like any other
+    except RuntimeError:  # nobody's home: the shell takes that for a name like any other
         return Path(text)
 
 
@@ -119,7 +119,7 @@ def scratch_of(path: Path, tag: str = "") -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, on disk."""
+    """Flush what was written to a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -129,17 +129,17 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, tag: str = "") -> Iterator[Path]:
-    """The file to write in place of `path`, which it becomes after the block: all of it or nothing at any time.
+    """The file to write instead of `path`, which it replaces after the block: as a whole or not at all, at any time.
 
-    On disk after the block, so that a power cut leaves the one or the other too. `tag` tells its name apart from that
-    of another process that may be writing the same.
+    It is on disk after the block, so that even a power cut leaves either the old or the new one. `tag` distinguishes
+    its name from that of another process that may be writing the same file.
     """
     scratch = scratch_of(path, tag)
     try:
         yield scratch
         _sync(scratch)
         os.replace(scratch, path)
-        with contextlib.suppress(OSError):  # some file systems have no such thing; the file is there
+        with contextlib.suppress(OSError):  # some file systems cannot do this; the file is there
             _sync(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):

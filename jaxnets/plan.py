@@ -34,7 +34,7 @@ from jaxnets.errors import UserError
 from jaxnets.models.initializers import init_shapes
 
 Variables = dict[str, Any]  # {'params', 'batch_stats'}
-MAX_STEPS = 100_000_000  # the learning rates of all are kept
+MAX_STEPS = 100_000_000  # the learning rates of all are kept in memory
 MAX_RECORDS = 500_000  # of metrics.jsonl: each start reads them all
 
 
@@ -65,7 +65,7 @@ class Plan:
 
     @cached_property
     def program_key(self) -> Hashable:
-        """What its programs depend on: plans that have it in common, as the seeds of a run do, have the same."""
+        """What its programs depend on: plans with the same key, such as for several seeds of a run, share them."""
         fields = settings.flatten(settings.as_dict(self.config))
         reaching = {name: value for name, value in fields.items() if name not in (*settings.FREE_FIELDS, "seed")}
         lengths = self.steps_per_epoch, self.total_steps
@@ -73,9 +73,9 @@ class Plan:
 
     @property
     def traced_state(self) -> jax.stages.Traced:
-        """`state.create` as one program of the key, traced once for its shapes and for its values.
+        """`state.create` as one program of the key, traced once for both its shapes and its values.
 
-        There the forward pass of initialisation is dead code; op by op it would run, and compile every op.
+        In one program, the forward pass of initialisation is dead code; op by op, it would run and compile every op.
         """
         config = self.config
         fields = {"image_size": config.image_size, "ema": config.ema_decay > 0}
@@ -91,17 +91,17 @@ class Plan:
 
     @property
     def state_shapes(self) -> state.TrainState:
-        """The shapes of the state, found without computing; UserError where the net cannot take the images."""
+        """The shapes of the state, found without computing; UserError if the net cannot take the images."""
         return self.traced_state.out_info
 
     def training_size(self, epoch: int) -> int:
-        """Side in pixels of the images on which epoch `epoch`, from 0, trains."""
+        """Side in pixels of the training images of epoch `epoch`, counted from 0."""
         config = self.config
         return augment.progressive_size(config.progressive_sizes, config.image_size, epoch, config.num_epochs)
 
 
 def compile_and_create_state(plan: Plan, weights: Variables | None = None) -> state.TrainState:
-    """The state before the first step, with `weights`, as far as they go, in place of the initial ones."""
+    """The state before the first step, with `weights`, as far as they go, instead of the initial ones."""
     create = programs.keep(("state", plan.program_key), lambda: plan.traced_state.lower().compile())
     made = create(jax.random.key(plan.config.seed))
     if weights is None:
@@ -112,13 +112,13 @@ def compile_and_create_state(plan: Plan, weights: Variables | None = None) -> st
 
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
-    """Everything that a configuration names, opened or built; UserError where it does not fit together.
+    """Everything that a configuration names, opened or built; UserError if it does not fit together.
 
-    What needs no data is checked first: they may have to be downloaded and prepared.
+    What needs no data is checked first, since data may have to be downloaded and prepared.
     """
     devices = distributed.devices()
     _check_batches(config, len(devices))
-    # Of a prepared data set the first trace comes as soon; it is of image_size only.
+    # With a prepared data set, the first trace checks this as soon, but only for image_size.
     if config.progressive_sizes or find_prepared(config.dataset, config.data_dir) is None:
         _check_net(config)
     train_split, eval_split = data.open_splits(
@@ -128,7 +128,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
         image_size=config.image_size,
         crop=config.crop,
     )
-    for split in (train_split, eval_split):  # what is streamed is read late: the evaluation's, after an epoch
+    for split in (train_split, eval_split):  # streamed data are read late: the evaluation's after an epoch
         data.read_batch(split, np.zeros(1, int))
     if config.batch_size > len(train_split):
         raise UserError(
@@ -146,13 +146,13 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
     if config.batch_size == len(devices) and axis_name is None:
         _require_several_values(config, model)
-    # All at once and now: one by one, each would wait for the training steps in flight.
+    # All at once and now: later, each one would wait for the training steps in flight.
     learning_rates = rates(schedule, total_steps)
     return Plan(config, devices, train_split, eval_split, model, optimizer, learning_rates)
 
 
 def _check_batches(config: ml_collections.ConfigDict, num_devices: int) -> None:
-    """UserError where a batch cannot be shared out among the devices."""
+    """UserError if a batch cannot be divided among the devices."""
     for field in ("batch_size", "eval_batch_size"):
         if config[field] % num_devices:
             raise UserError(
@@ -167,7 +167,7 @@ def _check_batches(config: ml_collections.ConfigDict, num_devices: int) -> None:
 
 
 def _check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
-    """UserError for more steps, or more records, than a run keeps."""
+    """UserError for more steps, or more records, than a run may have."""
     if total_steps > MAX_STEPS:
         raise UserError(
             f"config.num_epochs={config.num_epochs} are {total_steps:,} steps: at most {MAX_STEPS:,} are taken"
@@ -182,7 +182,7 @@ def _check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
 
 
 def rates(schedule: optax.Schedule, steps: int) -> np.ndarray:
-    """The learning rates of the first so many steps, float32 `(steps,)`."""
+    """The learning rates of the first `steps` steps, float32 `(steps,)`."""
     return np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(steps)))
 
 
@@ -199,7 +199,7 @@ def make_schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> op
 
 
 def require_same_data(plan: Plan, directory: Path) -> None:
-    """UserError where the run in a workdir had, as far as is known, other images than there are now, or classes."""
+    """UserError if the run in a workdir is known to have had other images or classes than there are now."""
     before, now = workdir.read_data(directory), plan.data_record
     if before is None:
         return
@@ -222,8 +222,8 @@ def _smallest_size(config: ml_collections.ConfigDict) -> int:
 
 
 def _check_net(config: ml_collections.ConfigDict) -> None:
-    """UserError where the net cannot be made or cannot take the images; by shapes, nothing is computed."""
-    model = settings.make_model(config, num_classes=1)  # how many there are, only the data knows
+    """UserError if the net cannot be made or cannot take the images; by shapes, without computing anything."""
+    model = settings.make_model(config, num_classes=1)  # only the data tell how many there are
     size = _smallest_size(config)
     origin = "" if size == config.image_size else " (progressive_sizes)"
     with _refuse_unfit_images(config.model.name, size, origin):
@@ -231,7 +231,7 @@ def _check_net(config: ml_collections.ConfigDict) -> None:
 
 
 def _require_several_values(config: ml_collections.ConfigDict, model: nn.Module) -> None:
-    """UserError where BatchNorm would train on one value a channel: one image on a device, and a map of one pixel."""
+    """UserError if BatchNorm would train on one value per channel: one image per device, and a map of one pixel."""
     size = _smallest_size(config)
     image = jnp.zeros((1, size, size, 3))
 
@@ -248,7 +248,7 @@ def _require_several_values(config: ml_collections.ConfigDict, model: nn.Module)
 
 @contextlib.contextmanager
 def _refuse_unfit_images(name: str, size: int, origin: str = "") -> Iterator[None]:
-    """UserError in place of the error of a net that is traced with images too small for it; `origin` of their size."""
+    """Turn the error of a net traced with too small images into a UserError; `origin` says where the size is from."""
     try:
         yield
     except ValueError as error:

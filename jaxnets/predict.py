@@ -1,17 +1,17 @@
-"""Name the most probable classes of image files, with the net of a run or with published weights.
+"""Predict the most probable classes of image files, with the net of a run or with published weights.
 
-IMAGE is a file, a folder (the images below it) or a quoted glob pattern. A file that cannot be read is reported
-on standard error, the others go on, and the status is 1 at the end.
+IMAGE is a file, a folder (the images below it) or a quoted glob pattern. A file that cannot be read is reported on
+standard error; the others are processed all the same, and the exit status is 1.
 
-A run's net sees its images as the run's evaluation does. With --model and --weights, nets for 224x224 see the
-middle 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation, or
-as the code base whose layout the file has does it (Keras's, megvii's, timm's MobileNetV1, torchvision's GoogLeNet);
-CIFAR nets the whole image resized to 32x32, with those of CIFAR-10 or, where it has 100 classes, of CIFAR-100. A
-.safetensors file that jaxnets.convert made of a run has the run's, with its image size and crop, and is refused for a
-net with other fields than the run's (--field). Classes have the names of a run's data set, which its workdir keeps, or
-of --labels, and are numbers otherwise.
+A run's net gets images preprocessed as in the run's evaluation. With --model and --weights, nets for 224x224 get the
+central 224x224 pixels of the image resized to a shorter side of 256, normalised with ImageNet's mean and deviation, or
+as in the code base whose layout the file has (Keras, megvii, timm's MobileNetV1, torchvision's GoogLeNet). CIFAR nets
+get the whole image resized to 32x32, normalised as for CIFAR-10 or, if they have 100 classes, CIFAR-100. For a
+.safetensors file that jaxnets.convert made from a run, the preprocessing (with image size and crop) is the run's; the
+file is refused for a net with other fields than the run's (--field). Class names are those of a run's data set, which
+its workdir keeps, or of --labels; otherwise classes are numbers.
 
---format=json prints one object a line and image, in the order of the images: {"image": path, "predictions":
+--format=json prints one object per line and image, in the order of the images: {"image": path, "predictions":
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
 """
 
@@ -51,12 +51,12 @@ MAX_LABELS = 1 << 26  # bytes: a million classes with long names
 
 @dataclass(frozen=True)
 class Classifier:
-    """A net, and what lies between an image file and the names of its classes."""
+    """A net, and what leads from an image file to its input and from its output to class names."""
 
     model: nn.Module
     variables: dict[str, Any]
     image_size: int  # pixels a side
-    crop: bool  # to the middle of the image; else all of it, squeezed to a square
+    crop: bool  # to the centre of the image; else all of it is squeezed to a square
     mean: Sequence[float]  # per channel, of images in [0, 1]
     std: Sequence[float]
     class_names: Sequence[str] = ()  # of the first classes, as far as they are known
@@ -85,9 +85,9 @@ def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classi
 
 
 def _class_names(workdir: Path, config: ml_collections.ConfigDict, num_classes: int) -> Sequence[str]:
-    """Those that the run was trained on, else of its data set where it is prepared; never prepares or downloads it.
+    """The class names that the run was trained on, else its data set's if prepared; never prepares or downloads it.
 
-    A data set can have gone since, and a folder can have other classes today: it has to have as many as the net.
+    The data set can be gone since, and a folder can have other classes today: it must have as many as the net.
     """
     if names := class_names(workdir):
         return names
@@ -110,7 +110,7 @@ def _class_names(workdir: Path, config: ml_collections.ConfigDict, num_classes: 
 
 
 def load_weights(name: str, weights: str | Path, /, **fields) -> Classifier:
-    """The net `create_model(name, **fields)` with weights of a file, as `torch_weights.load` takes it.
+    """The net `create_model(name, **fields)` with the weights of a file that `torch_weights.load` takes.
 
     Raises UserError for a bad name or field, and weights that do not fit.
     """
@@ -127,7 +127,7 @@ def predict(
 ) -> Iterator[Prediction]:
     """The `top` most probable classes of every image file, in the order of `paths`, `batch_size` at a time.
 
-    Compiled once: a smaller last batch is filled up, and so is the place of a file that cannot be read.
+    Compiled once: a smaller last batch is padded, and so is the place of a file that cannot be read.
     """
     if not paths:
         return
@@ -156,7 +156,7 @@ def _most_probable(classifier: Classifier, top: int, variables: dict[str, Any], 
 
 
 def _pixels(classifier: Classifier, path: str) -> np.ndarray | UserError:
-    """The file as uint8 `(S, S, 3)`, or why not."""
+    """The file's pixels, uint8 `(S, S, 3)`, or why it cannot be read."""
     fit = image_files.resize_and_crop if classifier.crop else image_files.squeeze
     try:
         return np.asarray(image_files.read(path, partial(fit, size=classifier.image_size)))
@@ -165,7 +165,7 @@ def _pixels(classifier: Classifier, path: str) -> np.ndarray | UserError:
 
 
 def _read_ahead(read: Callable, paths: Sequence[str], size: int) -> Iterator[tuple[Sequence[str], list]]:
-    """`size` paths at a time and what `read` makes of them; threads read the next ones meanwhile."""
+    """`size` paths at a time and what `read` returns for them; threads read the next ones meanwhile."""
     chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
     with ThreadPoolExecutor() as pool:
         ahead = [pool.submit(read, path) for path in chunks[0]]

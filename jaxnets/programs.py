@@ -1,4 +1,4 @@
-"""Compiled programs, kept within a process for runs that differ in nothing that reaches them, as in their seed."""
+"""Compiled programs, kept within a process for runs that differ only in what does not reach them, such as the seed."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -6,13 +6,13 @@ from typing import TypeVar
 
 Program = TypeVar("Program")
 
-LIMIT = 32  # programs, of which a net takes four or more
+LIMIT = 32  # programs; a net takes four or more
 _kept: dict[Hashable, object] = {}
-_lock = threading.Lock()  # the first state is compiled beside the first step
+_lock = threading.Lock()  # the first state is compiled at the same time as the first step
 
 
 def keep(key: Hashable, make: Callable[[], Program]) -> Program:
-    """What `make` gave when it was last asked for by this key; the oldest of many are forgotten."""
+    """What `make` returned for this key before, else what it returns now; beyond LIMIT, the oldest are forgotten."""
     with _lock:
         if key in _kept:
             return _kept[key]
@@ -26,5 +26,5 @@ def keep(key: Hashable, make: Callable[[], Program]) -> Program:
 
 
 def forget() -> None:
-    """Give up all of them."""
+    """Drop all kept programs."""
     _kept.clear()

@@ -23,9 +23,9 @@ class Progress:
             rich.progress.TimeRemainingColumn(compact=True),
             console=Console(stderr=True),
             disable=not self.shown,
-            speed_estimate_period=1800,  # seconds: by default only of the last 30, in which a call may not end
+            speed_estimate_period=1800,  # seconds; the default is the last 30, in which perhaps no call ends
         )
-        # `completed` steps of an earlier start do not count towards the speed that the time left is made of.
+        # `completed` steps of an earlier start do not count towards the speed from which the time left follows.
         self._task = self._bar.add_task("", total=total_steps, completed=at, epoch="", metrics="")
 
     def __enter__(self) -> "Progress":
@@ -33,7 +33,7 @@ class Progress:
         return self
 
     def __exit__(self, *_) -> None:
-        with contextlib.suppress(OSError):  # of a terminal that closed
+        with contextlib.suppress(OSError):  # from a terminal that closed
             self._bar.stop()
 
     def advance(self, at: int, totals: dict[str, float], images_per_second: float) -> None:

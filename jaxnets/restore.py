@@ -1,4 +1,4 @@
-"""What a checkpoint holds, verified as it is read: weights for evaluation, the whole state for a run that goes on."""
+"""What a checkpoint holds, verified as it is read: weights for evaluation, the whole state to resume a run."""
 
 import math
 from contextlib import closing
@@ -18,14 +18,14 @@ from jaxnets.runtime import logger
 from jaxnets.state import TrainState
 
 NUMBERS = "fiubV"  # kinds of NumPy's types; V is bfloat16
-# Arrays compress, but not like this; what is smaller than the slack may.
+# Arrays compress, but not by this ratio; the slack is allowed on top.
 MAX_RATIO, MAX_SLACK = 16, 1 << 26
 
 
 def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
     """One item as a tree of NumPy arrays, whatever devices it was written from.
 
-    Raises DamagedError where it is not what was written, and UserError where it cannot be read now.
+    Raises DamagedError if it is not what was written, and UserError if it cannot be read now.
     """
     where = f"checkpoint {step} in {manager.directory}"
     try:
@@ -34,7 +34,7 @@ def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
         # NumPy arrays, or Orbax would look for the devices that wrote them.
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), manager.item_metadata(step)[name].tree)
         tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
-    except Exception as error:  # Orbax and TensorStore raise what they will for a damaged file
+    except Exception as error:  # Orbax and TensorStore may raise anything for a damaged file
         if why := passing(error):
             raise UserError(f"{where} cannot be read now ({why}); it is as it was") from error
         raise DamagedError(f"{where} is incomplete or damaged: {first_line(error)}") from error
@@ -103,7 +103,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def require_same_shapes(found, expected, where: str, other: str = "model") -> None:
-    """UserError naming the first array in which `found` and `expected` differ; `other` says what it must be of then."""
+    """UserError naming the first array in which `found` and `expected` differ; `other` is what must differ then."""
     found, expected = _shapes(found), _shapes(expected)
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
@@ -119,10 +119,10 @@ def _shapes(tree) -> dict[str, tuple]:
 
 
 def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, Totals] | None:
-    """The newest checkpoint that is whole, as `restore_state`; None where the run has saved nothing yet.
+    """The newest whole checkpoint, as from `restore_state`; None if the run has saved nothing yet.
 
-    Damaged newer ones are said so and set aside, in `damaged/` beside the others. UserError if none is whole,
-    and nothing is moved: a run that has saved something never starts over silently.
+    Damaged newer ones are reported and moved to `damaged/`. If none is whole, UserError, and nothing is moved: a run
+    that has saved something never starts over silently.
     """
     damaged: list[tuple[int, DamagedError]] = []
     for step in sorted(manager.all_steps(), reverse=True):
@@ -145,7 +145,7 @@ def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> tupl
 
 
 def restore_agreed(manager: ocp.CheckpointManager, template: TrainState) -> tuple[TrainState, Totals] | None:
-    """`restore_latest`; of several processes the first chooses the checkpoint, and all restore it."""
+    """`restore_latest`; with several processes, process 0 chooses the checkpoint and all restore it."""
     if not distributed.many():
         return restore_latest(manager, template)
     found, workdir = [], Path(manager.directory).parent

@@ -20,15 +20,15 @@ DETERMINISTIC = "--xla_gpu_deterministic_ops"  # the flag of XLA
 
 
 class _StandardError(logging.Handler):
-    """Writes to whatever standard error is now, since a progress bar takes its place for a while."""
+    """Writes to whatever standard error currently is, since a progress bar replaces it for a while."""
 
     def emit(self, record):
-        with contextlib.suppress(OSError):  # of a terminal that closed: the run has yet to save
+        with contextlib.suppress(OSError):  # from a terminal that closed: the run still has to save
             print(self.format(record), file=sys.stderr)
 
 
 def configure_logging() -> None:
-    """Our log lines on standard error, one format; of the libraries next to nothing: what they fail at they raise."""
+    """Log to standard error in one format, with next to nothing from the libraries: they raise what they fail at."""
     absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -42,18 +42,18 @@ def configure_logging() -> None:
 
 
 def ignore_warnings_of_images() -> None:
-    """PIL's, of damaged EXIF data and of photographs of half its limit; what it cannot read is an error."""
+    """Ignore PIL's, about damaged EXIF data and photographs of half its limit; what it cannot read is an error."""
     warnings.filterwarnings("ignore", module="PIL")
 
 
 def share_cores() -> None:
-    """Have XLA start as many threads as a container's share of the cores' time is worth; before any device is used."""
+    """Let XLA start only as many threads as a container's CPU quota is worth; call before any device is used."""
     if cores.count() < len(cores.usable()):
         os.environ.setdefault("NPROC", str(cores.count()))
 
 
 def require_device() -> None:
-    """UserError where JAX has no device of the platform that JAX_PLATFORMS asks for."""
+    """UserError if JAX has no device of the platform that JAX_PLATFORMS asks for."""
     share_cores()
     try:
         jax.devices()
@@ -63,9 +63,9 @@ def require_device() -> None:
 
 
 def cache_directory() -> Path:
-    """Where this user keeps what can be made again: `$XDG_CACHE_HOME/jaxnets`, else `~/.cache/jaxnets`.
+    """The user's folder for what can be recreated: `$XDG_CACHE_HOME/jaxnets`, else `~/.cache/jaxnets`.
 
-    Raises UserError where neither is set, as in a container whose user has no home folder.
+    Raises UserError if there is neither, as in a container whose user has no home folder.
     """
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "jaxnets"
@@ -86,10 +86,10 @@ def enable_compilation_cache() -> None:
 
 
 def make_deterministic() -> None:
-    """Have XLA choose operations that give the same bits every time; before anything asks for a device.
+    """Let XLA choose operations that give the same bits every time; to be called before anything asks for a device.
 
-    Only GPUs have others: sums by atomic additions, and what is fastest in a measurement that differs every time. So
-    XLA's own cache of such measurements, which earlier runs have filled, is not read either.
+    Only GPUs have others: sums by atomic additions, and operations chosen by timings that differ every time. So XLA's
+    own cache of such timings, which earlier runs have filled, is not read either.
     """
     jax.config.update("jax_persistent_cache_enable_xla_caches", "")
     flags = os.environ.get("XLA_FLAGS", "").split()
@@ -99,7 +99,7 @@ def make_deterministic() -> None:
 
 @contextlib.contextmanager
 def short_of_memory(remedy: str) -> Iterator[None]:
-    """UserError, with what takes less, where a device, or the machine, has not enough memory for what is within."""
+    """UserError, with a remedy, if a device or the machine does not have enough memory for the block."""
     try:
         yield
     except MemoryError as error:
@@ -111,7 +111,7 @@ def short_of_memory(remedy: str) -> Iterator[None]:
 
 
 def drop_late_answers() -> None:
-    """From now on silence TensorStore's late replies, once Orbax has stopped waiting after an error."""
+    """Silence, from now on, TensorStore's replies that come after an error made Orbax stop waiting."""
     before = sys.unraisablehook
     if getattr(before, "__name__", None) == "report_but_late_answers":
         return

@@ -1,4 +1,4 @@
-"""Which examples each step and each batch of an evaluation takes, by the seed and the epoch alone."""
+"""Which examples each step and each batch of an evaluation takes: a matter of the seed and the epoch alone."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -26,7 +26,7 @@ def _cached_epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
-    """Whole batches in an epoch; raises `UserError` where there is none."""
+    """Whole batches in an epoch; raises `UserError` if there is none."""
     if not 0 < batch_size <= num_examples:
         raise UserError(f"batch_size must be between 1 and the {num_examples} examples, not {batch_size}")
     return num_examples // batch_size

@@ -18,9 +18,9 @@ from jaxnets.errors import UserError
 from jaxnets.plain_files import parse_json, read_text
 
 MAX_BYTES = 1 << 20  # of a config.json; one has about 2,000
-# What evaluation counts with, and the most that is not a mistake, or a trap in a workdir from elsewhere.
+# Numbers that evaluation uses, and their limits: more is a mistake, or a trap in a workdir from elsewhere.
 LIMITS = {"eval_batch_size": 1 << 20, "image_size": 4096, "steps_per_call": 10_000}
-DTYPES = ("auto", "float32", "bfloat16")  # float16 would need its loss scaled
+DTYPES = ("auto", "float32", "bfloat16")  # float16 would need loss scaling
 SWITCHES = (
     "deterministic",
     "sync_batch_norm",
@@ -30,8 +30,8 @@ SWITCHES = (
     "optimizer.decay_vectors",
 )
 
-# What may differ when a run goes on, beside the path of a folder of images: none of it changes what is learned, as
-# long as there are the same images (another place is announced, as is a changed horizon).
+# What may differ when a run resumes, besides the path of a folder of images: none of it changes what is learned, as
+# long as the images are the same (another place is logged, as is another length of the run).
 FREE_FIELDS = frozenset(
     {
         "num_epochs",
@@ -63,7 +63,7 @@ def as_dict(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def with_absolute_places(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy by which evaluation finds the data wherever it is started, in whatever environment."""
+    """A copy with which evaluation finds the data, wherever and in whatever environment it is started."""
     config = config.copy_and_resolve_references()
     config.data_dir = str(data_root(config.data_dir).resolve())
     config.dataset = absolute(config.dataset)
@@ -71,7 +71,7 @@ def with_absolute_places(config: ml_collections.ConfigDict) -> ml_collections.Co
 
 
 def place_of(config: ml_collections.ConfigDict) -> str:
-    """The field that says where the images lie."""
+    """The field that says where the images are."""
     return "dataset" if is_folder(config.dataset) else "data_dir"
 
 
@@ -81,7 +81,7 @@ def write(config: ml_collections.ConfigDict, path: Path) -> None:
 
 
 def read(path: Path) -> ml_collections.ConfigDict:
-    """The configuration in a workdir's `config.json`; UserError where there is none or it cannot be read."""
+    """The configuration in a workdir's `config.json`; UserError if there is none or it cannot be read."""
     if os.path.isfile(path.parent):
         raise UserError(f"{path.parent} is a file, not the folder of a run")
     try:
@@ -95,12 +95,12 @@ def read(path: Path) -> ml_collections.ConfigDict:
         return ml_collections.ConfigDict(values, convert_dict=True)
     except FileNotFoundError:
         raise UserError(f"{path.parent} is not the workdir of a run: it has no {path.name}") from None
-    except Exception as error:  # ConfigDict refuses a field called like one of its methods by a KeyError
+    except Exception as error:  # ConfigDict raises KeyError for a field named like one of its methods
         raise UserError(f"{path} is not a run's configuration: {error}") from None
 
 
 def differences(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The fields, by dotted name, that keep a run saved with one configuration from going on with the other."""
+    """The fields, by dotted name, that keep a run saved with one configuration from resuming with the other."""
     saved, new = flatten(saved), flatten(new)
     return {
         name: (saved.get(name), new.get(name))
@@ -110,7 +110,7 @@ def differences(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[A
 
 
 def _may_differ(name: str, saved: Any, new: Any) -> bool:
-    """A folder of images may move, as data_dir may; and the files of MobileNets said their width of 1 once."""
+    """Whether a field is free, a folder of images (it may move), or a width of 1 that MobileNet files once gave."""
     folders = name == "dataset" and all(isinstance(value, str) and is_folder(value) for value in (saved, new))
     return name in FREE_FIELDS or folders or name == "model.width" and (saved, new) == (1.0, None)
 
@@ -143,7 +143,7 @@ class _Checks:
 
 
 def check_evaluation(config: ml_collections.ConfigDict) -> None:
-    """Raise UserError for the first field that evaluation needs and that has a value it cannot have."""
+    """Raise UserError for the first field that evaluation needs and whose value is invalid."""
     checks = _Checks(config)
     for field, most in LIMITS.items():
         checks.require(field, f"a whole number from 1 to {most}", lambda value, most=most: _whole(value, 1, most))
@@ -171,7 +171,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_size(value: Any, side: int) -> bool:
-    """A number of pixels up to `side`, or a float as a part of it."""
+    """Whether it is a number of pixels up to `side`, or a float as a fraction of that."""
     return _whole(value, 1, side) or (isinstance(value, float) and 1 <= value * side <= side)
 
 
@@ -180,7 +180,7 @@ def _finite(values: Any) -> bool:
 
 
 def check(config: ml_collections.ConfigDict) -> None:
-    """Raise UserError for the first field whose value no training run can have."""
+    """Raise UserError for the first field whose value is invalid for a training run."""
     check_evaluation(config)
     checks = _Checks(config)
     checks.positive("batch_size", "num_epochs", "eval_every_epochs", "checkpoint_every_epochs", "keep_checkpoints")
@@ -224,14 +224,14 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 
 def compute_dtype(name: str) -> str:
-    """The dtype that a model computes in; "auto" is bfloat16 where the hardware is made for it."""
+    """The dtype that a model computes in; "auto" is bfloat16 if the hardware is made for it."""
     if name != "auto":
         return name
     return "bfloat16" if _is_made_for_bfloat16(jax.local_devices()[0]) else "float32"
 
 
 def _is_made_for_bfloat16(device: jax.Device) -> bool:
-    """TPUs, and NVIDIA's GPUs since Ampere."""
+    """Whether it is a TPU, an AMD GPU, or an NVIDIA GPU since Ampere."""
     if device.platform == "gpu":
         capability = getattr(device, "compute_capability", "")  # AMD's is the name of an architecture
         return not capability.replace(".", "").isdecimal() or float(capability) >= 8
@@ -239,11 +239,11 @@ def _is_made_for_bfloat16(device: jax.Device) -> bool:
 
 
 def make_model(config: ml_collections.ConfigDict, num_classes: int, **fields):
-    """The net of `config.model` for a data set of `num_classes`; UserError for what it cannot be."""
-    # None is a field left to the net, which may not even have it: `shortcut` is of no use to a SqueezeNet.
+    """The net of `config.model` for a data set of `num_classes`; UserError if it cannot be made."""
+    # None leaves a field to the net, which may not even have it: a SqueezeNet has no `shortcut`.
     model = {name: value for name, value in config.model.items() if value is not None}
     classes = model.setdefault("num_classes", num_classes)
-    if isinstance(classes, int) and classes < num_classes:  # what is no number, the net refuses
+    if isinstance(classes, int) and classes < num_classes:  # what is not a number is refused by the net
         raise UserError(
             f"config.model.num_classes={classes} is less than the {num_classes} classes "
             f"of {config.dataset}; leave it out to take those"

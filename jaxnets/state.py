@@ -13,7 +13,7 @@ from jaxnets.models.initializers import init_at_once
 
 @flax.struct.dataclass
 class TrainState:
-    """One training run between two steps."""
+    """The state of one training run between two steps."""
 
     step: jax.Array  # int32: steps taken
     params: Any
@@ -32,7 +32,7 @@ def create(
 ) -> TrainState:
     """The state before the first step, for images of `image_size` pixels a side.
 
-    Its weights, float32, are a function of `key` alone. ValueError where the net cannot take such images.
+    Its weights, float32, are a function of `key` alone. ValueError if the net cannot take such images.
     """
     variables = init_at_once(model, key, jnp.zeros((1, image_size, image_size, 3)), train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})

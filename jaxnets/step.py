@@ -72,9 +72,9 @@ def cross_entropy(logits, labels, smoothing: float = 0.0):
 def mix_batch(keys, images, labels, mixing: dict[str, float]):
     """Each image mixed with the one before it by `augment.mix`: images, the other's labels, shares of its own.
 
-    Batches are in random order, so that a neighbour is as good as any.
+    Batches are in random order, so a neighbour is as good as any other image.
     """
-    keys = jax.vmap(partial(jax.random.fold_in, data=3))(keys)  # `augment` has 0 to 2: a key is split into those
+    keys = jax.vmap(partial(jax.random.fold_in, data=3))(keys)  # `augment` uses 0 to 2: a key is split into those
     images, shares = jax.vmap(partial(mix, **mixing))(keys, images, jnp.roll(images, 1, axis=0))
     return images, jnp.roll(labels, 1), shares
 
@@ -122,7 +122,7 @@ def train_step(
 
     (loss, (logits, updated)), gradients = jax.value_and_grad(objective, has_aux=True)(state.params)
     loss, gradients, batch_stats = mean_over_devices((loss, gradients, updated.get("batch_stats", {})))
-    # Of a mixed image the class that has more of it counts.
+    # For a mixed image, the class with the larger share counts.
     expected = jnp.where(shares >= 0.5, labels, others) if mixing else labels
     correct = (logits.argmax(-1) == expected).sum()
     correct = lax.psum(correct, axis_name) if axis_name else correct
@@ -208,7 +208,7 @@ def replicate(tree, devices: list[jax.Device]):
             return values
         if jax.dtypes.issubdtype(values.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(place(jax.random.key_data(values)), impl=jax.random.key_impl(values))
-        # Every process has the whole: nothing is sent, where `device_put` would compare the processes' copies.
+        # Every process has the whole, so nothing is sent; `device_put` would compare the processes' copies.
         values = np.asarray(values)
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
@@ -220,16 +220,16 @@ def _sharding(devices: list[jax.Device], spec: PartitionSpec) -> NamedSharding:
 
 
 def placeholders(state, batches: dict[str, jax.ShapeDtypeStruct], devices: list[jax.Device]):
-    """What the training step is lowered for, from the shapes of the state and of this process's batches."""
+    """The arguments for lowering the training step, from the shapes of the state and of this process's batches."""
     if _sharding(devices, PartitionSpec()).is_fully_addressable:
         return state, batches
-    # Of several processes `pmap` lowers for arrays, not for their shapes.
+    # With several processes, `pmap` lowers for arrays, not for their shapes.
     state, batches = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), (state, batches))
     return replicate(state, devices), assemble(batches, devices)
 
 
 def assemble(batches: dict[str, np.ndarray], devices: list[jax.Device]) -> Batch:
-    """What `shard` made for this process's devices, with that of the others as one batch over all `devices`."""
+    """What `shard` made for this process's devices, joined with the others' into one batch over all `devices`."""
     sharding = _sharding(devices, PartitionSpec(AXIS))
     if sharding.is_fully_addressable:
         return batches

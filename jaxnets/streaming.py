@@ -1,4 +1,4 @@
-"""A split streamed: read and decoded ahead of time by Grain's worker processes, in the order of `sampling`."""
+"""Streaming a split: read and decoded ahead of time by Grain's worker processes, in the order of `sampling`."""
 
 import atexit
 import functools
@@ -32,8 +32,8 @@ from jaxnets.sampling import call_steps, eval_indices, steps_per_epoch, take_par
 
 logger = logging.getLogger(__name__)
 
-MOST_WORKERS = 16  # where nobody says how many
-IN_SHARED_MEMORY = 10  # batches of a worker at most: in its queue, in Grain's buffers, being made and being read
+MOST_WORKERS = 16  # unless their number is given
+IN_SHARED_MEMORY = 10  # batches per worker at most: in its queue, in Grain's buffers, being made and being read
 _open_streams: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -56,9 +56,9 @@ def stream_train(
     `end_step`. Close the iterator (it is a generator) to end its processes.
 
     Args:
-      num_workers: processes that read and decode; None: one a core, up to 16, or as few as half of them where shared
-        memory has room for so few; 0 reads in threads of this process, and so do as many threads where it has not.
-      crop_area: smallest share of the image in a random-resized crop, other ones every epoch; 0: as in evaluation.
+      num_workers: processes that read and decode; None: one per core, up to 16, or down to half as many if shared
+        memory has no room for more; 0: threads of this process. As many threads replace processes without room.
+      crop_area: smallest share of the image in a random-resized crop, new every epoch; 0: as in evaluation.
       part: `(i, n)` yields the i-th of n equal parts of every batch, and reads no more.
 
     Raises:
@@ -103,7 +103,7 @@ def _eval_batch(split: Split, batch_size: int, part: tuple[int, int], number: in
 
 def _random_fit(split: Split, seed: int, epoch: int, crop_area: float, image: Image.Image, index: int) -> Image.Image:
     """The random-resized crop that a training image gets in an epoch; depends on nothing else."""
-    # Longer than the entropy of `epoch_order`, so that they are other draws.
+    # More entropy words than in `epoch_order`, so that the draws are different.
     raw = np.random.PCG64(np.random.SeedSequence([seed % 2**64, epoch, index, 1])).random_raw((10, 4))
     return image_files.random_resized_crop(image, split.image_size, crop_area, (raw >> 11) / 2.0**53)
 
@@ -113,7 +113,7 @@ def _stack_calls(
 ) -> Iterator[Batch]:
     with closing(batches):
         for _, count in call_steps(start_step, end_step, per_epoch, steps_per_call):
-            call: Batch = {}  # filled batch by batch: of large images a list of them all would double the memory
+            call: Batch = {}  # filled batch by batch: for large images, a list of them would double the memory
             for at in range(count):
                 batch = next(batches)
                 call = call or {name: np.empty((count, *values.shape), values.dtype) for name, values in batch.items()}
@@ -141,7 +141,7 @@ def _iterate(
     dataset = grain.MapDataset.range(start, stop).map(load)
     num_workers, threads = _readers(num_workers, stop - start, batch_bytes)
     if num_workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads its flags here, also in a program that parses none
+        if not flags.FLAGS.is_parsed():  # Grain reads its flags here, even in a program that parses none
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         options = grain.experimental.DatasetOptions(min_shm_size=0)
@@ -154,18 +154,18 @@ def _iterate(
     try:
         yield from _copies(iter(dataset), num_workers)
     finally:
-        # What Grain raises, at the end too, holds itself in a circle, and the last batch. Its shared memory must go
-        # before Python ends, when nothing looks for circles any more.
+        # What Grain raises, at the end too, is in a reference cycle that holds the last batch. Its shared memory must
+        # go before Python exits, when cycles are no longer collected.
         if num_workers:
             gc.collect()
 
 
 def _readers(num_workers: int | None, batches: int, batch_bytes: int) -> tuple[int, int]:
-    """How many processes read, and how many threads where none do."""
+    """How many processes read, and how many threads if none do."""
     here = distributed.local_processes()
     share = cores.count() // (here if len(cores.usable()) == os.cpu_count() else 1)  # else each is bound to its own
     wanted = min(max(1, min(share, MOST_WORKERS)) if num_workers is None else num_workers, batches)
-    # Not through pipes: a reader that is killed within a batch would leave us waiting for the rest of it for ever.
+    # Not through pipes: a reader killed in the middle of a batch would leave us waiting forever for the rest of it.
     room = _shared_memory_bytes() // here // (IN_SHARED_MEMORY * max(batch_bytes, 1))
     if wanted <= room:
         return wanted, 2
@@ -187,13 +187,13 @@ def _say_threads(num_workers: int, wanted: int) -> None:
 
 
 def _copies(iterator: grain.DatasetIterator, num_workers: int) -> Iterator[Batch]:
-    """The batches of Grain as plain arrays, its errors as ours; ends its processes."""
+    """Grain's batches as plain arrays and its errors as ours; ends its processes."""
     ended = None
     with closing(iterator):
         try:
             batch = _first(iterator) if num_workers else next(iterator, None)
             while batch is not None:
-                # Shared memory goes with Grain's array, whoever still looks at it.
+                # The shared memory goes with Grain's array, even if something still refers to it.
                 yield {name: np.array(value) for name, value in batch.items()}
                 batch = next(iterator, None)
         except UserError as error:
@@ -205,18 +205,18 @@ def _copies(iterator: grain.DatasetIterator, num_workers: int) -> Iterator[Batch
                 f"a process that reads the data has ended ({first_line(error)}); where memory is short, "
                 f"set config.num_workers below {num_workers}"
             )
-    if ended:  # raised here, since Grain's error holds the batch before it
+    if ended:  # raised here, since Grain's error holds the previous batch
         raise UserError(ended)
 
 
 def _first(iterator: grain.DatasetIterator) -> Batch | None:
-    """The first batch, with which the processes start; read by a thread that is given no signals, as they are not then.
+    """The first batch, read by a thread that blocks signals, so that the processes it starts block them too.
 
-    Before `_start_worker` a process would answer one, which often goes to the whole group, with a stack trace. We
-    wait, and are given them.
+    Until `_start_worker`, a process would answer a signal, which often goes to the whole group, with a stack trace. The
+    main thread waits, and still gets signals.
     """
     found: queue.SimpleQueue[tuple[Batch | None, BaseException | None]] = queue.SimpleQueue()
-    resource_tracker.ensure_running()  # its start would let signals through again
+    resource_tracker.ensure_running()  # its start would unblock signals again
 
     def read():
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -230,7 +230,7 @@ def _first(iterator: grain.DatasetIterator) -> Batch | None:
     try:
         batch, error = found.get()
     except BaseException:
-        reader.join(timeout=5)  # or it would use the iterator while that is closed
+        reader.join(timeout=5)  # or it would use the iterator while that is being closed
         raise
     if error:
         raise error
@@ -238,7 +238,7 @@ def _first(iterator: grain.DatasetIterator) -> Batch | None:
 
 
 def _shared_memory_bytes() -> int:
-    """Free shared memory; where it has no file system of its own (macOS, Windows), what is free is not limited."""
+    """Bytes of free shared memory; unlimited where it has no file system of its own (macOS, Windows)."""
     if not os.path.isdir("/dev/shm"):
         return sys.maxsize
     return shutil.disk_usage("/dev/shm").free
@@ -246,17 +246,17 @@ def _shared_memory_bytes() -> int:
 
 @atexit.register
 def _close_open_streams() -> None:
-    """Left open until Python tears its modules down, a stream could no longer end its processes."""
+    """Close open streams: once Python tears its modules down, they could no longer end their processes."""
     for stream in list(_open_streams):
         stream.close()
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Keep a worker process off the accelerator, deaf to its parent's signals, and from outliving it."""
+    """Keep a worker process off the accelerator, deaf to its parent's signals, and from outliving its parent."""
     del index, count  # Grain passes them
     jax.config.update("jax_platforms", "cpu")
     os.environ.pop("XLA_FLAGS", None)  # the parent's simulated devices
-    # They often reach the whole process group. The parent finishes its step, saves, and closes us.
+    # Signals often reach the whole process group. The parent finishes its step, saves, and closes us.
     for signum in SIGNALS:
         signal.signal(signum, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

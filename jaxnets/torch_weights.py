@@ -1,7 +1,7 @@
 """PyTorch weights in and out: a state_dict to a net's variables and back, strictly.
 
-Names of a known layout (`layouts`) decide which entry goes where; for all others the order of the modules does,
-which must be the order in which the net calls its layers. Every entry must find its place.
+The names of a known layout (`layouts`) decide which entry goes where; otherwise the order of the modules does, which
+must be the order in which the net calls its layers. Every entry must find its place.
 """
 
 import logging
@@ -28,8 +28,8 @@ Arrays = dict[str, np.ndarray]  # of one layer: kernel, bias, or scale, bias, me
 
 BATCH_NORM = dict(zip(("scale", "bias", "mean", "var"), STATISTICS))
 BATCH_STATS = ("mean", "var")
-# Fields in which a net may differ from that of a file: those of training and of precision, and those of the classifier,
-# whose shape decides.
+# Fields in which a net may differ from a file's: those of training and precision, and those of the classifier, whose
+# shape decides.
 MAY_DIFFER = {"parent", "name", "dropout", "stochastic_depth", "bn_momentum", "bn_axis_name", "dtype"}
 MAY_DIFFER |= {"num_classes", "features_only"}
 
@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 
 
 class Published(NamedTuple):
-    """The weights of a file, and what it says of the images that the net wants."""
+    """The weights of a file, and what it says about the images that the net expects."""
 
     variables: dict[str, Tree]
     images: weight_files.Images = weight_files.Images()
     layout: Layout | None = None
     num_classes: int | None = None  # of the file's classifier, if it has one
-    head_is_new: bool = False  # initialised, since the file's is of another shape
+    head_is_new: bool = False  # initialised, since the file's has another shape
 
 
 def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> dict[str, Tree]:
@@ -53,19 +53,18 @@ def load(model: nn.Module | str, source, *, head: str = "strict", **overrides) -
     (read by PyTorch with `weights_only=True`), a `.safetensors` file, a `.h5`/`.keras` file of Keras's MobileNet
     or MobileNetV2, or a mapping name -> tensor or array. Layouts: torchvision, timm, kuangliu's pytorch-cifar,
     chenyaofo's pytorch-cifar-models, megvii's ShuffleNet-Series (images stay RGB), and any PyTorch net of the
-    same architecture whose modules stand in forward order. A convolution's bias in front of a BatchNorm is
-    folded into its running mean. `head="drop"`: where the number of classes differs, the file's classifier is
-    left out and ours initialised.
+    same architecture whose modules are in forward order. A convolution's bias before a BatchNorm is folded into
+    the latter's running mean. `head="drop"`: if the number of classes differs, the file's classifier is left out
+    and ours is initialised.
 
     Raises UserError (a ValueError) that names both sides if an entry is missing, left over, or of a wrong shape, or if
-    the file says of its net that it has other fields; with `head="drop"`, of weights to be trained on, that is a
-    warning.
+    the file says that its net has other fields; with `head="drop"`, for fine-tuning, the latter is only a warning.
     """
     return load_published(model, source, head=head, **overrides).variables
 
 
 def load_published(model: nn.Module | str, source, *, head: str = "strict", **overrides) -> Published:
-    """As `load`, with what is known of the images on which the net was trained; `source` may be read already."""
+    """As `load`, with what is known about the images that the net was trained on; `source` may also be `Weights`."""
     if head not in ("strict", "drop"):
         raise UserError(f"head={head!r} must be 'strict' or 'drop'")
     model = create_model(model, **overrides) if isinstance(model, str) else _changed(model, overrides)
@@ -89,13 +88,13 @@ def load_published(model: nn.Module | str, source, *, head: str = "strict", **ov
 def _match(
     model: nn.Module, weights: weight_files.Weights, wanted: Sequence[Layer], complete: Sequence[Layer], head: str
 ) -> Match:
-    """The modules of a file for the `wanted` layers of a net, or for others of the `complete` one as `head` allows it.
+    """The modules of a file for the `wanted` layers of a net, or for others of the `complete` one if `head` allows it.
 
-    UserError where they are of another net, by their names and shapes or by what the file says.
+    UserError if they are another net's, by their names and shapes or by what the file says.
     """
     *body, classifier = complete
     candidates = [wanted]
-    if head == "drop":  # and what a net of features alone has not: VGG's hidden layers
+    if head == "drop":  # and what a features-only net lacks: VGG's hidden layers
         candidates = [[*body, replace(classifier, shape=(*classifier.shape[:-1], ANY))], body]
         candidates += [wanted] if len(wanted) < len(body) else []
     modules = group(weights)
@@ -114,17 +113,17 @@ def _match(
 
 
 def _classes_of(found: Match, classifier: Layer) -> int | None:
-    """How many classes the file's classifier has; None where it has none."""
+    """How many classes the file's classifier has; None if there is no classifier."""
     return np.shape(found.modules[-1]["weight"])[0] if found.layers[-1].path == classifier.path else None
 
 
 def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = None) -> dict[str, np.ndarray]:
     """The state_dict of a net as the code base `layout` names and shapes it.
 
-    `layout`: torchvision, timm, kuangliu, chenyaofo, megvii, as far as it has the net, or "jaxnets", our own
-    names, for every net. Left out: that of a code base which has this very net, torchvision's names before others;
-    otherwise the first whose names and shapes fit. Float32 NumPy arrays, of which `torch.from_numpy` makes what
-    `load_state_dict` takes, and an int64 0 for each BatchNorm's `num_batches_tracked`; `load` gives back the same bits.
+    `layout`: torchvision, timm, kuangliu, chenyaofo or megvii, if it has the net, or "jaxnets", our own names, for
+    every net. By default, that of a code base with this exact net, preferring torchvision's names; otherwise the first
+    whose names and shapes fit. Returns float32 NumPy arrays, which `torch.from_numpy` turns into what `load_state_dict`
+    takes, and an int64 0 for each BatchNorm's `num_batches_tracked`; `load` gives back the same bits.
 
     Raises UserError for a layout without this net, and for variables of another net.
     """
@@ -141,20 +140,20 @@ def export(model: nn.Module, variables: dict[str, Tree], layout: str | None = No
 
 
 def fields_of(model: nn.Module) -> dict[str, Any]:
-    """The fields of a net that decide its logits, but for the number of classes, as JSON gives them back."""
+    """The fields of a net that decide its logits, except the number of classes, as JSON gives them back."""
     names = (field.name for field in dataclass_fields(model) if field.name not in MAY_DIFFER)
     values = ((name, getattr(model, name)) for name in names)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values}
 
 
 def as_arguments(fields: Mapping[str, Any]) -> str:
-    """What gives a net these fields in a command, for the shell."""
+    """The arguments that give a net these fields in a command, quoted for the shell."""
     words = (value if isinstance(value, str) and value.isidentifier() else repr(value) for value in fields.values())
     return " ".join(shlex.quote(f"--field={name}={word}") for name, word in zip(fields, words))
 
 
 def _compare_fields(model: nn.Module, theirs: Mapping[str, Any]) -> tuple[str, str]:
-    """In what a net and that of a file, by the file's own words, differ; and the arguments that make them the same."""
+    """How a net differs from the file's, by the file's own words; and the arguments that make it the same."""
     ours = fields_of(model)
     differing = {name: value for name, value in theirs.items() if name not in ours or ours[name] != value}
     if not differing:
@@ -176,7 +175,7 @@ def _has_classifier(model: nn.Module) -> bool:
 
 
 def _complete_layers(model: nn.Module) -> tuple[Layer, ...]:
-    """The layers of the net with its classifier, or with one of a single class where it has none."""
+    """The layers of the net with its classifier, or with one of a single class if it has none."""
     return layers_of(model if _has_classifier(model) else model.clone(num_classes=1, features_only=False))
 
 
@@ -186,7 +185,7 @@ def _choose_layout(model: nn.Module, layers: Sequence[Layer], name: str | None) 
     if name is None:
         fitting = [key for key in names if known[key].fits(model)]
         alike = [key for key in fitting if known[key].names is known[fitting[0]].names]
-        # By the first one's names where a code base has this very net under them, else by those of one that has it.
+        # The first one's names, if a code base has this exact net under them, else those of any that has it.
         others = (key for key in (*alike, *fitting) if key != OWN)
         exact = (key for key in others if not differing(model, known[key].usual | known[key].strides))
         name = next(exact, fitting[0])
@@ -198,7 +197,7 @@ def _choose_layout(model: nn.Module, layers: Sequence[Layer], name: str | None) 
 
 
 def _arrays_of(model: nn.Module, found: Match, origin: str) -> dict[tuple[str, ...], Arrays]:
-    """Every layer's arrays, in our shapes and order of channels."""
+    """Every layer's arrays, in our shapes and channel order."""
     orders = found.layout.channel_orders(model, found.layers) if found.layout else {}
     arrays: dict[tuple[str, ...], Arrays] = {}
     before: Module = {}
@@ -231,7 +230,7 @@ def _from_torch(layer: Layer, module: dict[str, np.ndarray]) -> Arrays:
 
 
 def _to_torch(layer: Layer, expected: Layer, arrays: Arrays) -> dict[str, np.ndarray]:
-    """The entries of a layer's module in a layout that has it as `expected`."""
+    """The entries of a layer's module in a layout that has the layer as `expected`."""
     if layer.kind == "batch_norm":
         return {theirs: arrays[ours] for ours, theirs in BATCH_NORM.items()} | {TRACKED: np.array(0, np.int64)}
     kernel = arrays["kernel"]

@@ -32,7 +32,7 @@ class Run:
 
     @property
     def images(self) -> Images:
-        """What its net wants, as a weight file says it."""
+        """The images that its net expects, as a weight file describes them."""
         config = self.config
         return Images((tuple(config.mean), tuple(config.std)), config.image_size, config.crop)
 
@@ -40,18 +40,18 @@ class Run:
 def load_run(workdir: str | Path, which: str | int = "best", *, ema: bool = False) -> Run:
     """The net of a run at its checkpoint "best", "latest" or a step; with `ema` its averaged weights.
 
-    Raises UserError where there is no such run or checkpoint, or it is damaged or of another model.
+    Raises UserError if there is no such run or checkpoint, or it is damaged or of another model.
     """
     workdir = user_path(workdir)
     config = settings.read(workdir / CONFIG)
     settings.check_evaluation(config)
     try:
         at, variables, averaged = _restore(workdir, which, ema)
-    except UserError:  # of a run in training: the checkpoint may have been deleted meanwhile, for a newer one
+    except UserError:  # if the run is training, the checkpoint may have been deleted for a newer one meanwhile
         at, variables, averaged = _restore(workdir, which, ema)
     where = f"checkpoint {at} in {workdir}"
     try:
-        # The number of classes is the checkpoint's, so that the data set need not be there.
+        # The number of classes is taken from the checkpoint, so that the data set need not be there.
         num_classes = variables["params"]["classifier"]["kernel"].shape[-1]
     except (KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{where} holds no classifier") from None
@@ -61,7 +61,7 @@ def load_run(workdir: str | Path, which: str | int = "best", *, ema: bool = Fals
     images = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     try:
         expected = init_shapes(model, images)
-    except Exception as error:  # a configuration from elsewhere can ask for sizes that nothing can have
+    except Exception as error:  # a configuration from elsewhere can ask for impossible sizes
         raise UserError(f"{workdir / CONFIG} describes a net that cannot be made: {str(error)[:300]}") from error
     require_same_shapes(variables, {"params": {}, "batch_stats": {}} | expected, where)
     if ema:
@@ -70,14 +70,14 @@ def load_run(workdir: str | Path, which: str | int = "best", *, ema: bool = Fals
 
 
 def _restore(workdir: Path, which: str | int, ema: bool) -> tuple[int, dict[str, Any], dict[str, Any] | None]:
-    """A checkpoint's step, variables and, with `ema`, their average, None where there is none."""
+    """A checkpoint's step, its variables and, with `ema`, the averaged ones, None if there are none."""
     with closing(checkpoint.open_reader(workdir)) as manager:
         at = checkpoint.find_step(manager, which, ema=ema)
         return at, restore_variables(manager, at), restore_ema(manager, at) if ema else None
 
 
 def require_same_classes(workdir: Path, split: data.Split, known: Sequence[str] | None) -> None:
-    """UserError where the classes are not the `known` ones of the run, if they are known."""
+    """UserError if the split's classes are not the `known` ones of the run, if they are known."""
     for place, (before, now) in enumerate(itertools.zip_longest(known or split.class_names, split.class_names)):
         if before != now:
             raise UserError(

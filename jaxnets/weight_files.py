@@ -1,4 +1,4 @@
-"""Weight files and state_dicts as they come: read without running anything, unwrapped, names made plain."""
+"""Weight files and state_dicts as they come: read without running any code, unwrapped, with plain names."""
 
 import io
 import json
@@ -24,10 +24,10 @@ Normalization = tuple[Triple, Triple]  # mean and standard deviation by channel,
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 KERAS_SUFFIXES = (".h5", ".hdf5", ".keras")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors", *KERAS_SUFFIXES)
-# Under these names training scripts keep the state_dict in a larger checkpoint; the first one present counts.
+# Names under which training scripts keep the state_dict in a larger checkpoint; the first one present counts.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "ema_state_dict")
 WRAPPING_MODULES = {"module", "_orig_mod"}  # DataParallel, torch.compile: anywhere in a name
-COUNTERS = ("n_averaged",)  # what torch.optim.swa_utils.AveragedModel has beside the weights
+COUNTERS = ("n_averaged",)  # what torch.optim.swa_utils.AveragedModel has besides the weights
 SAFETENSORS_TYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -36,27 +36,27 @@ SAFETENSORS_TYPES = {
     "I64": np.int64,
     "I32": np.int32,
 }
-# In a safetensors file's metadata
+# Keys in a safetensors file's metadata
 NORMALIZATION = ("jaxnets.mean", "jaxnets.std")
 IMAGE_SIZE = "jaxnets.image_size"
 CROP = "jaxnets.crop"
 FIELDS = "jaxnets.fields"
-# Bounds on what strangers may send; no net here has a tenth of these.
+# Limits for untrusted files; no net here has a tenth of these.
 MAX_ENTRIES = 10_000
 MAX_NAME = 250  # characters
 MAX_HEADER = 1 << 23  # bytes, of a safetensors file
 MAX_VALUE = 2000  # characters of the JSON of one of the entries of the metadata; a net's fields have some 200
-MAX_OLD_FILE = 5 << 27  # bytes of PyTorch's format of before 2020, which cannot be mapped; VGG19 has 548 MiB
+MAX_OLD_FILE = 5 << 27  # bytes, in PyTorch's format from before 2020, which cannot be mapped; VGG19 has 548 MiB
 
 logger = logging.getLogger(__name__)
 
 
 class Images(NamedTuple):
-    """What is known of the images that a net wants."""
+    """What is known about the images that a net expects."""
 
     normalization: Normalization | None = None
     image_size: int | None = None  # pixels a side
-    crop: bool | None = None  # to the middle of the image; else all of it, squeezed to a square
+    crop: bool | None = None  # to the centre of the image; else all of it is squeezed to a square
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Weights:
 def read(source: str | os.PathLike | Mapping) -> Weights:
     """The state_dict in a `.pth`/`.pt` or `.safetensors` file, or in a mapping name -> array or tensor.
 
-    Wrappers and prefixes are taken off. Raises UserError for anything else, and for a damaged or hostile file.
+    Wrappers and prefixes are removed. Raises UserError for anything else, and for a damaged or hostile file.
     """
     if isinstance(source, Mapping):
         return Weights(unwrap(source, "the mapping"), True, "the mapping")
@@ -99,13 +99,13 @@ def require_file(path: Path):
 
 
 def read_torch(path: Path) -> Mapping:
-    """The mapping in a file of PyTorch's, looked over before; UserError for any other."""
+    """The mapping in a PyTorch file, checked before it is loaded; UserError for any other file."""
     torch = import_torch(f"reading {path}")
     try:
         with path.open("rb") as file:
             archive = file.read(4) == b"PK\3\4"
         (_check_archive if archive else _check_old_file)(path, torch)
-        # Mapped, so that only what is used takes memory.
+        # Memory-mapped, so that only what is used takes memory.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except UserError as error:
         raise UserError(f"{path} is refused: {error}; save the net's state_dict() alone") from error
@@ -117,7 +117,7 @@ def read_torch(path: Path) -> Mapping:
 
 
 def _check_archive(path: Path, torch):
-    # By PyTorch's own reader: two readers of one zip file can be made to see different things in it.
+    # With PyTorch's own reader: two readers of one zip file can be made to see different things in it.
     reader = torch._C.PyTorchFileReader(str(path))
     # PyTorch stores its archives uncompressed: contents larger than the file would be a decompression bomb.
     inflated = sum(map(reader.get_record_size, reader.get_all_records()))
@@ -133,12 +133,12 @@ def _check_old_file(path: Path, torch):
         raise UserError(f"it is larger than {MAX_OLD_FILE >> 20} MiB and in PyTorch's format of before 2020")
     with path.open("rb") as file:
         start = io.BytesIO(file.read(pickle_check.MAX_BYTES))
-    for _ in range(5):  # magic number, version, sizes of C's types, the state_dict, which storages follow
+    for _ in range(5):  # magic number, version, sizes of C types, the state_dict, the names of the storages to follow
         pickle_check.check(start)
 
 
 def import_torch(purpose: str):
-    """The torch module; UserError saying what it is needed for where it is not installed."""
+    """The torch module; UserError saying what it is needed for if it is not installed."""
     try:
         import torch
     except ImportError as error:
@@ -170,20 +170,20 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Images, dict[s
 
 
 def spelled(normalization: Normalization) -> str:
-    """In words."""
+    """The normalisation in words."""
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in normalization)
     return f"mean {mean}; standard deviation {std}"
 
 
 def metadata_of(images: Images, fields: Mapping[str, Any]) -> dict[str, str]:
-    """What a safetensors file keeps beside the weights, as text: what is known of the images, and the net's fields."""
+    """A safetensors file's metadata besides the weights: what is known about the images, and the net's fields."""
     normalization = dict(zip(NORMALIZATION, images.normalization or ()))
     known = normalization | {IMAGE_SIZE: images.image_size, CROP: images.crop, FIELDS: fields}
     return {name: json.dumps(value) for name, value in known.items() if value is not None}
 
 
 def metadata_in(metadata: Mapping[str, str], origin: str) -> tuple[Images, dict[str, Any]]:
-    """What `metadata_of` made, as far as it is there; UserError for what no images and no fields can be."""
+    """What `metadata_of` was given, as far as it is there; UserError for invalid entries."""
     image_size = _value_in(metadata, IMAGE_SIZE, origin, "a whole number from 1 on", _is_size)
     crop = _value_in(metadata, CROP, origin, "true or false", lambda value: isinstance(value, bool))
     of_fields = f"an object of numbers, words and lists of them, in at most {MAX_VALUE} characters"
@@ -204,7 +204,7 @@ def _normalization_in(metadata: Mapping[str, str], origin: str) -> Normalization
 
 
 def _value_in(metadata: Mapping[str, str], name: str, origin: str, must: str, ok: Callable[[Any], bool]) -> Any:
-    """The value of the JSON in one entry, None where there is none; UserError unless it is `ok`."""
+    """The JSON value of one entry, None if there is none; UserError unless it is `ok`."""
     if (text := metadata.get(name)) is None:
         return None
     try:
@@ -234,7 +234,7 @@ def is_array(value) -> bool:
 
 def unwrap(content: Mapping, origin: str) -> dict[str, Any]:
     """The entries of the state_dict in `content`, without wrappers and prefixes; UserError if there is none."""
-    for _ in range(len(WRAPPERS)):  # a hostile file could nest without end
+    for _ in range(len(WRAPPERS)):  # a hostile file could nest them endlessly
         wrappers = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
         if not wrappers:
             break
@@ -265,7 +265,7 @@ def unwrap(content: Mapping, origin: str) -> dict[str, Any]:
 def to_numpy(value) -> np.ndarray:
     """An array or tensor of floats of any precision as a float32 NumPy array.
 
-    Raises UserError for other numbers, and for a tensor that holds none: sparse, quantized, without memory.
+    Raises UserError for other numbers, and for a tensor without plain ones: sparse, quantized, without memory.
     """
     try:
         if hasattr(value, "detach"):

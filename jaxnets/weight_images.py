@@ -1,4 +1,4 @@
-"""What images a net with the weights of a file wants: as the file says, else its code base, else as is usual."""
+"""What images a net with the weights of a file expects: as the file says, else as its code base, else as usual."""
 
 import logging
 
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def images_of(name: str, num_classes: int, published: torch_weights.Published) -> Images:
-    """What the images are for the net `name` with weights of a file, which has so many classes.
+    """What the images are for the net `name` with weights of a file and `num_classes` classes.
 
-    UserError for larger ones than nets take.
+    UserError if they are larger than nets take.
     """
     side = default_image_size(name)
     said = published.images
@@ -41,7 +41,7 @@ def normalization_of(name: str, num_classes: int, published: torch_weights.Publi
 
 
 def known_normalization(name: str, num_classes: int, published: torch_weights.Published) -> Normalization | None:
-    """`normalization_of` where the file or its code base says it; None for our own names, or no known code base's."""
+    """`normalization_of` if the file or its code base says it; None for our own names or an unknown code base."""
     named = published.layout and published.layout.names is not own_names
     return normalization_of(name, num_classes, published) if published.images.normalization or named else None
 

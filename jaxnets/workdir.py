@@ -18,7 +18,7 @@ from jaxnets.runtime import logger
 
 CONFIG = "config.json"
 LOCK = ".lock"
-TORCH_CHECKPOINT = "torch.pt"  # what a comparison's run in PyTorch goes on from
+TORCH_CHECKPOINT = "torch.pt"  # what a comparison's run in PyTorch resumes from
 DATA = "data.json"
 PATIENCE = 20.0  # seconds
 MAX_BYTES = 1 << 26  # of a data.json: a million classes with long names
@@ -35,13 +35,13 @@ class Data(NamedTuple):
 
 @contextlib.contextmanager
 def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[ml_collections.ConfigDict | None]:
-    """Hold the workdir while training; yields the configuration of the run it holds, None if it is new.
+    """Lock the workdir while training; yields the configuration of the run in it, None if it is new.
 
-    A new one gets `config`; one that goes on keeps what it has until `keep` changes it.
+    A new run gets `config`; one that resumes keeps its own until `keep` changes it.
 
-    Of several processes the first claims it for all.
+    With several processes, process 0 claims it for all.
 
-    Raises UserError as `check` does, and if the workdir cannot be written, is in use, or is not the same folder to
+    Raises UserError as `check` does, and if the workdir cannot be written, is in use, or is not the same folder for
     all processes.
     """
     with contextlib.ExitStack() as held:
@@ -60,7 +60,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[ml_colle
 
 
 def _is_seen(lock: Path, claimed: str) -> bool:
-    """Whether this process sees what process 0 wrote, which a network's file system may show only after a while."""
+    """Whether this process sees what process 0 wrote, which a network file system may show only after a while."""
     until = time.monotonic() + PATIENCE
     while True:
         with contextlib.suppress(OSError):
@@ -81,14 +81,14 @@ def keep(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 def keep_data(workdir: Path, data: Data) -> None:
-    """Write down what the run in a workdir is trained on, unless it stands there."""
+    """Record what the run in a workdir is trained on, unless that is recorded already."""
     if read_data(workdir) != data:
         with writing(workdir), replacing(workdir / DATA) as scratch:
             scratch.write_text(json.dumps(data._asdict()) + "\n")
 
 
 def read_data(workdir: Path) -> Data | None:
-    """What `keep_data` wrote; None where it did not. UserError for a file that is something else."""
+    """What `keep_data` wrote; None if it has not. UserError for a file that is something else."""
     try:
         values = parse_json(read_text(workdir / DATA, MAX_BYTES))
         found = Data(tuple(values.pop("class_names")), **values | {"files": tuple(values.get("files", ()))})
@@ -107,7 +107,7 @@ def read_data(workdir: Path) -> Data | None:
 
 
 def class_names(workdir: Path) -> tuple[str, ...] | None:
-    """Those of a run; None where they are not written down, or, as the log then says, cannot be read."""
+    """The class names of a run; None if they are not recorded or cannot be read, which is then logged."""
     try:
         found = read_data(workdir)
     except UserError as error:
@@ -122,7 +122,7 @@ def _is_data(found: Any) -> bool:
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
-    """The configuration of the run in a workdir; None where there is none, or one that left no record. Touches nothing.
+    """The configuration of the run in a workdir; None if there is none, or one that left no record. Touches nothing.
 
     Raises UserError if the workdir is a file, belongs to something else, or to a run whose configuration
     differs in what decides the result (the fields are listed).
@@ -158,7 +158,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
 
 
 def _has_begun(workdir: Path) -> bool:
-    """Whether there is a record, or a checkpoint, a comparison's run in PyTorch its own."""
+    """Whether there is a record or a checkpoint, which may be that of a comparison's run in PyTorch."""
     if checkpoint.exists(workdir) or (workdir / TORCH_CHECKPOINT).exists():
         return True
     with contextlib.suppress(FileNotFoundError):
@@ -167,7 +167,7 @@ def _has_begun(workdir: Path) -> bool:
 
 
 def _require_own_files(workdir: Path) -> None:
-    """UserError where a file of the run is a link: writing it would change what lies elsewhere, or a pipe."""
+    """UserError if a file of the run is a link (writing it would change something elsewhere), a pipe or the like."""
     for entry in os.scandir(workdir):
         if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
             raise UserError(
@@ -189,13 +189,13 @@ def _created(workdir: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[str]:
-    """Hold the lock; yields what stands in it, which no other claim writes."""
+    """Hold the lock; yields its content, which is unique to this claim."""
     with locked(workdir / LOCK, f"--workdir={workdir}", "run") as lock:
         claimed = uuid.uuid4().hex
         with writing(workdir):
             lock.truncate(0)
             lock.write(claimed.encode())
-            os.fsync(lock.fileno())  # for the other machines of a network's file system
+            os.fsync(lock.fileno())  # for the other machines of a network file system
         yield claimed
 
 

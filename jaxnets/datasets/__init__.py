@@ -1,4 +1,4 @@
-"""TFDS builders that need no TensorFlow, and the way to what TFDS has prepared and to folders of images."""
+"""TFDS builders that need no TensorFlow, and access to what TFDS has prepared and to folders of images."""
 
 from jaxnets.datasets.cifar import Cifar10, Cifar100
 from jaxnets.datasets.digits import Digits

@@ -22,10 +22,10 @@ from jaxnets.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# Name look-up included. TFDS's own downloader retries for minutes; a user without network waits this long.
+# Including name look-up. TFDS's own downloader retries for minutes; here a user without a network waits this long.
 CONNECT_SECONDS = 8.0
 _TEXT_LIMIT = 1 << 16
-_SLACK = 1 << 24  # bytes of an archive beside the members that are read
+_SLACK = 1 << 24  # bytes of an archive besides the members that are read
 _BLOCK = 1 << 18
 
 
@@ -50,7 +50,7 @@ def manual_path(archive: Archive, root: Path) -> Path:
 def obtain(archive: Archive, root: Path) -> Path:
     """The path of the verified archive: placed by hand under `root`, downloaded before, or downloaded now.
 
-    Raises `UserError` where a file of that name is damaged, or where there is none and no network.
+    Raises `UserError` if a file of that name is damaged, or if there is none and no network.
     """
     downloaded = root / "downloads" / archive.filename
     for path in (manual_path(archive, root), root / archive.filename, downloaded):
@@ -86,7 +86,7 @@ def _fault(path: Path, archive: Archive) -> str | None:
 def download(archive: Archive, path: Path) -> None:
     """Download the archive to `path`, which exists afterwards only if size and SHA-256 are right.
 
-    Raises `OSError` or `http.client.HTTPException` where the network fails or gives something else.
+    Raises `OSError` or `http.client.HTTPException` if the network fails or delivers something else.
     """
     response = _connect(archive.url)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def _connect(url: str):
 
 
 def _progress_bar(archive: Archive) -> Progress:
-    """A bar over the archive's bytes on standard error; off, with a log line, where that is no terminal."""
+    """A bar over the archive's bytes on standard error; if that is not a terminal, a log line instead."""
     on_terminal = sys.stderr.isatty()
     if not on_terminal:
         logger.info("Downloading %s (%d MB)", archive.url, archive.size // 1_000_000)
@@ -141,7 +141,7 @@ def _progress_bar(archive: Archive) -> Progress:
 
 
 class _Limited:
-    """A stream that ends in an error after so many bytes: a small archive can inflate without end."""
+    """A stream that ends in an error after `limit` bytes: a small archive can inflate endlessly."""
 
     def __init__(self, stream: BinaryIO, limit: int):
         self._stream, self._left = stream, limit
@@ -158,7 +158,7 @@ def read_members(path: Path, wanted: Mapping[str, int | None]) -> dict[str, byte
     """The contents of the `wanted` members of a tar.gz: name -> size in bytes, or None for a short text.
 
     Streams the archive and writes nothing, so that a member's name is never used as a path. Raises
-    `UserError` where the archive is damaged or a member is missing, repeated, or of another size.
+    `UserError` if the archive is damaged or a member is missing, repeated, or of another size.
     """
     contents = {}
     limit = _SLACK + sum(size or _TEXT_LIMIT for size in wanted.values())

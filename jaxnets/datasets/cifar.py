@@ -18,7 +18,7 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """CIFAR-10: 60,000 colour images of 32x32 pixels in 10 classes.
 
     Name, version, features, ids and the order of the examples are those of TFDS's own builder. Not
-    registered, so that TFDS's own `cifar10` stays what it is.
+    registered, so that TFDS's own `cifar10` stays available.
     """
 
     VERSION = tfds.core.Version("3.0.2")
@@ -33,7 +33,7 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         "train": {f"data_batch_{number}.bin": 10_000 for number in range(1, 6)},
         "test": {"test_batch.bin": 10_000},
     }
-    # The label bytes before each image: feature, file with the class names, classes.
+    # The label bytes before each image: feature, file with the class names, number of classes.
     LABELS = (("label", "batches.meta.txt", 10),)
 
     def __init__(self, *, file_format: str = "array_record", **kwargs):

@@ -11,9 +11,9 @@ from jaxnets.datasets.cifar import encode_png
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """UCI handwritten digits: 1,797 grey images of 8x8 pixels in 10 classes.
 
-    They are the test half of UCI's optdigits, the part in scikit-learn, and split here anew: sorted by class
-    (within a class in scikit-learn's order) every fifth image, the first included, is a test image. That
-    makes 1,437 training and 360 test images, each class in both in the same share. Writers occur in both.
+    They are the test set of UCI's optdigits, the part in scikit-learn, split anew here: sorted by class (within
+    a class in scikit-learn's order), every fifth image, starting with the first, is a test image. That makes
+    1,437 training and 360 test images, with the same share of each class in both. The same writers occur in both.
     The pixels 0 ... 16 are scaled to 0 ... 255.
     """
 

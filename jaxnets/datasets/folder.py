@@ -16,7 +16,7 @@ from jaxnets.errors import UserError
 from jaxnets.plain_files import user_path
 
 PREFIX = "folder:"
-VALIDATION = ("val", "valid", "validation")  # one split, by the names that it usually has
+VALIDATION = ("val", "valid", "validation")  # one split, by its usual names
 SPLIT_NAMES = ("train", "training", "test", "testing", *VALIDATION, "eval", "evaluation")
 logger = logging.getLogger(__name__)
 
@@ -40,19 +40,19 @@ class ImageFiles(Sequence):
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder that was looked through: its splits and its classes."""
+    """A folder that was scanned: its splits and its classes."""
 
     directory: Path
     class_names: tuple[str, ...]
     splits: dict[str, ImageFiles]
-    strangers: dict[str, str]  # by split, a class that `train` has not
+    strangers: dict[str, str]  # by split, a class that `train` does not have
 
     def describe(self) -> str:
         """The splits with their sizes, as error messages list them."""
         return ", ".join(f"{name} ({len(files)} examples)" for name, files in self.splits.items())
 
     def say_unused(self, splits: Sequence[str]) -> None:
-        """A line of the log for splits that none of these, in TFDS's syntax, names."""
+        """Log the splits that none of these, in TFDS's syntax, names."""
         named = {name for split in splits for name in re.findall(r"(?:^|\+)\s*([\w-]+)", split)}
         if named & set(VALIDATION):
             named |= set(VALIDATION)
@@ -64,14 +64,14 @@ class ImageFolder:
             )
 
     def select(self, split: str) -> ImageFiles:
-        """The files of a split in TFDS's syntax; ValueError where TFDS knows none of that name or slice.
+        """The files of a split in TFDS's syntax; ValueError if TFDS knows no such name or slice.
 
-        `validation` may be called `val` or `valid`. UserError where a split has a class of its own; a warning where it
-        has no image of one.
+        `validation` may be called `val` or `valid`. UserError if a split has a class that `train` does not have; a
+        warning if it has no image of some class.
         """
         named = {name: name for name in self.splits}
         there = [name for name in VALIDATION if name in named]
-        if len(there) == 1:  # no more than is asked for: TFDS's `all` is every name
+        if len(there) == 1:  # only the names asked for, since TFDS's `all` is every name
             named |= {name: there[0] for name in re.findall(r"\w+", split) if name in VALIDATION}
         sizes = {name: tfds.core.SplitInfo(name, [len(self.splits[of])], 0) for name, of in named.items()}
         paths, labels = [], []
@@ -102,20 +102,20 @@ def folder_path(dataset: str) -> Path:
 
 
 def absolute(dataset: str) -> str:
-    """The same data set by a name that holds in any working directory."""
+    """The same data set by a name that is valid in any working directory."""
     return f"{PREFIX}{folder_path(dataset).resolve()}" if is_folder(dataset) else dataset
 
 
 def read_folder(dataset: str) -> ImageFolder:
-    """Look through `folder:PATH`.
+    """Scan `folder:PATH`.
 
-    PATH holds a folder for each class; or a folder `train`, and others beside it such as `val`, with one for each
-    class. Classes are numbered in the order of their names; labels come from the folders' names, whatever is below
-    a class's folder. The files of a split stand in an order that only their names decide and that mixes the
-    classes, so that slices such as `train[:90%]` have about the same share of each. Hidden files and folders, links to
-    folders within a class's, and files that are not named as images, are left out.
+    PATH holds a folder for each class; or a folder `train`, and others next to it such as `val`, with one for each
+    class. Classes are numbered in the order of their names; labels come from the class folders' names, whatever is
+    below them. The files of a split are in an order that depends only on their names and mixes the classes, so that
+    slices such as `train[:90%]` have about the same share of each. Hidden files and folders, links to folders within
+    a class's folder, and files without an image's suffix are left out.
 
-    Raises UserError where there is no such folder, no class or no image in it, or there are folders that look like
+    Raises UserError if there is no such folder, no class or no image in it, or if there are folders that look like
     splits, but no `train`.
     """
     directory = folder_path(dataset)
@@ -166,7 +166,7 @@ def _splits(directory: Path) -> dict[str, Path]:
 
 
 def _files(directory: Path, class_names: Sequence[str], others: collections.Counter[str]) -> ImageFiles:
-    """The image files of a split; in `others` the number of other files, by ending."""
+    """The image files of a split; counts other files in `others`, by suffix."""
     found = []
     for label, name in enumerate(class_names):
         if not (directory / name).is_dir():

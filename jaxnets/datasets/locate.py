@@ -37,7 +37,7 @@ def data_root(data_dir: str | os.PathLike | None = None) -> Path:
 
 
 def where_it_still_is(data_dir: str | None) -> str | None:
-    """A run's data_dir, or None, `data_root`'s own choice, where that is no folder of this machine."""
+    """A run's data_dir, or None, which leaves the choice to `data_root`, if that is not a folder on this machine."""
     return data_dir if data_dir and Path(data_dir).is_dir() else None
 
 
@@ -71,7 +71,7 @@ def open_builder(dataset: str, data_dir: str | os.PathLike | None = None) -> tfd
 
 
 def find_prepared(dataset: str, data_dir: str | os.PathLike | None = None) -> Path | None:
-    """The directory of a data set named as for `open_builder`; None where it is not prepared."""
+    """The directory of a data set named as for `open_builder`; None if it is not prepared."""
     root = data_root(data_dir)
     name, version = _parse(dataset)
     roots = [root, *_cache_roots()] if name == "digits" else [root]
@@ -85,7 +85,7 @@ def _parse(dataset: str) -> tuple[str, str]:
 
 
 def _find(name: str, version: str, root: Path) -> Path | None:
-    """The directory of `version`, or of the newest prepared one where that is empty; or None."""
+    """The directory of `version`, or of the newest prepared one if that is empty; or None."""
     if not name:
         return None
     parent = root / name
@@ -129,13 +129,13 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
 
 
 class _Harmful(UserError):
-    """What would run code of its own: it is whole."""
+    """A data set that would run code of its own, though it is whole."""
 
 
 def _require_harmless(directory: Path) -> None:
-    """_Harmful where the description of a data set from elsewhere would run its code; UserError where it is too large.
+    """_Harmful if the description of a data set from elsewhere would run its code; UserError if it is too large.
 
-    TFDS imports the module of every feature's class; only its own are needed.
+    TFDS imports the module of every feature's class; only TFDS's own are needed.
     """
     for file in ("dataset_info.json", "features.json", *(path.name for path in directory.glob("*.labels.txt"))):
         text = read_text(directory / file, _MAX_DESCRIPTION)
@@ -146,22 +146,23 @@ def _require_harmless(directory: Path) -> None:
 
 
 def _class_names(value: Any) -> Iterator[str]:
-    """What a features.json gives for classes, at any depth, in the old spelling and the new.
+    """The names of Python classes in a features.json, at any depth, in the old spelling and the new.
 
-    What stands there and is no name is a feature that is called like that. A text may be JSON again, which TFDS reads.
+    If the value under such a key is not a string, the key is a feature's name. A string may itself be JSON, which
+    TFDS reads.
     """
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         if key in ("pythonClassName", "python_class_name", "type") and isinstance(item, str):
             yield item
         elif isinstance(item, str) and item.lstrip()[:1] in ("{", "["):
-            with contextlib.suppress(ValueError):  # none after all
+            with contextlib.suppress(ValueError):  # not JSON after all
                 yield from _class_names(parse_json(item))
         yield from _class_names(item)
 
 
 def _prepare(name: str, root: Path) -> Path:
-    """Prepare one of our data sets under `root`; TFDS writes beside and renames, so it is whole or absent."""
+    """Prepare one of our data sets under `root`; TFDS renames a temporary folder, so it is whole or absent."""
     builder = BUILDERS[name](data_dir=root)
     logger.info("Preparing %s in %s", name, builder.data_path)
     if sys.stderr.isatty():
@@ -183,12 +184,12 @@ def _cache_roots() -> list[Path]:
     """The user's own cache, if there is one, for the embedded data set where `data_dir` cannot be written."""
     try:
         return [cache_directory() / "tensorflow_datasets"]
-    except UserError:  # of a user without a home folder
+    except UserError:  # the user has no home folder
         return []
 
 
 def _writable(roots: list[Path]) -> Path:
-    """The first writable of `roots`, else a directory that goes when the process does."""
+    """The first writable of `roots`, else a directory that is deleted when the process ends."""
     for root in roots:
         if _is_writable(root):
             return root
