@@ -51,7 +51,7 @@ def _net(config: ConfigDict) -> None:
     config.model = ConfigDict()
     config.model.name = "mobilenet_v2_cifar"  # one of `jaxnets.list_models()`
     config.model.num_classes = placeholder(int)  # None: the data set's
-    config.model.dtype = "auto"  # float32, bfloat16; auto: bfloat16 on TPUs and GPUs since Ampere
+    config.model.dtype = "auto"  # float32, bfloat16; auto: bfloat16 on TPUs and GPUs (NVIDIA's since Ampere)
     config.model.width = placeholder(float)  # channel multiplier
     config.model.dropout = placeholder(float)  # rate before the classifier, [0, 1)
     config.model.activation = placeholder(str)  # relu, relu6, silu, ...

@@ -167,20 +167,7 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
     epoch, last = at // run.plan.steps_per_epoch, at >= run.plan.total_steps
     metrics = predictions = None
     if last or epoch % config.eval_every_epochs == 0:
-        try:
-            with run.clock.phase("evaluate"):
-                metrics, predictions = evaluation(run, current, at)
-        except Exception as error:  # an unreadable file, too: save, so that the epoch need not be repeated
-            save = save_unless_saved if isinstance(error, interruption.Interrupted) else save_alone
-            save(run, current, at, NO_TOTALS)
-            raise
-        require_finite_evaluation(metrics, at, run.manager)
-        run.journal.write({"step": at, "epoch": epoch} | metrics)
-        averaged = f"; averaged weights {metrics['ema_eval_accuracy']:.2%}" if "ema_eval_accuracy" in metrics else ""
-        logger.info(
-            f"epoch {epoch}: evaluation loss {metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.2%}"
-            f"{averaged}"
-        )
+        metrics, predictions = evaluate_epoch(run, current, at)
     steps = run.manager.all_steps()
     saved = at in steps  # by the interruption that this start resumes from
     due = last or epoch % config.checkpoint_every_epochs == 0
@@ -195,6 +182,27 @@ def finish_epoch(run: Running, current: state.TrainState, at: int) -> None:
     if not last and run.interruption.asked():
         save_unless_saved(run, current, at, NO_TOTALS, metrics)
         run.interruption.raise_if_asked()
+
+
+def evaluate_epoch(run: Running, current: state.TrainState, at: int) -> tuple[dict[str, float], step.Predictions]:
+    """Evaluate after the epoch that ends at step `at`, and record it; what cannot be evaluated is saved at least."""
+    try:
+        with run.clock.phase("evaluate"):
+            metrics, predictions = evaluation(run, current, at)
+    except interruption.Interrupted:
+        save_unless_saved(run, current, at, NO_TOTALS)
+        raise
+    except Exception:  # an unreadable file, say: the epoch need not be repeated
+        save_alone(run, current, at, NO_TOTALS)
+        raise
+    require_finite_evaluation(metrics, at, run.manager)
+    epoch = at // run.plan.steps_per_epoch
+    run.journal.write({"step": at, "epoch": epoch} | metrics)
+    averaged = f"; averaged weights {metrics['ema_eval_accuracy']:.2%}" if "ema_eval_accuracy" in metrics else ""
+    logger.info(
+        f"epoch {epoch}: evaluation loss {metrics['eval_loss']:.4f}, accuracy {metrics['eval_accuracy']:.2%}{averaged}"
+    )
+    return metrics, predictions
 
 
 def save_unless_saved(

@@ -96,6 +96,27 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def require_folder(data_dir: str | None) -> None:
+    """UserError where --data_dir is given and is no folder."""
+    if data_dir == "":
+        raise UserError("--data_dir is empty; leave it out for the place where the run found its data")
+    if data_dir and not user_path(data_dir).is_dir():
+        raise UserError(f"--data_dir={data_dir}: there is no such folder")
+
+
+def locate_data(config: ml_collections.ConfigDict, data_dir: str | None) -> None:
+    """Have a run's configuration say where its images are now: in `data_dir`, if given; UserError for a folder gone."""
+    if data_dir and is_folder(config.dataset):
+        config.dataset = f"folder:{data_dir}"
+    elif data_dir:
+        config.data_dir = data_dir
+    elif is_folder(config.dataset) and not folder_path(config.dataset).is_dir():
+        raise UserError(f"there is no {config.dataset} any more; --data_dir=FOLDER says where it is now")
+    elif config.data_dir and not is_folder(config.dataset) and where_it_still_is(config.data_dir) is None:
+        runtime.logger.warning("the run's data_dir %s is not there; in its place %s", config.data_dir, data_root())
+        config.data_dir = None
+
+
 def main(argv: list[str]) -> None:
     """Run the command; the last line it prints is the JSON result."""
     args = _parser().parse_args(argv[1:])
@@ -103,23 +124,12 @@ def main(argv: list[str]) -> None:
     if settings.read(args.workdir / CONFIG).get("deterministic"):
         runtime.make_deterministic()
     runtime.require_device()
-    if args.data_dir == "":
-        raise UserError("--data_dir is empty; leave it out for the place where the run found its data")
-    if args.data_dir and not user_path(args.data_dir).is_dir():
-        raise UserError(f"--data_dir={args.data_dir}: there is no such folder")
+    require_folder(args.data_dir)
     run = load_run(args.workdir, args.checkpoint, ema=args.ema)
     config = run.config
     if config.get("ema_decay") and not args.ema:
         runtime.logger.info("these are the weights as trained; --ema evaluates their moving average")
-    if args.data_dir and is_folder(config.dataset):
-        config.dataset = f"folder:{args.data_dir}"
-    elif args.data_dir:
-        config.data_dir = args.data_dir
-    elif is_folder(config.dataset) and not folder_path(config.dataset).is_dir():
-        raise UserError(f"there is no {config.dataset} any more; --data_dir=FOLDER says where it is now")
-    elif config.data_dir and not is_folder(config.dataset) and where_it_still_is(config.data_dir) is None:
-        runtime.logger.warning("the run's data_dir %s is not there; in its place %s", config.data_dir, data_root())
-        config.data_dir = None
+    locate_data(config, args.data_dir)
     if args.batch_size is not None:
         config.eval_batch_size = args.batch_size
         settings.check_evaluation(config)

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -75,27 +75,28 @@ def make_evaluator(
 
     def evaluate(variables):
         variables = step.replicate(variables, devices)
-        total, ahead, of_calls = None, None, []
-
-        def settle(totals, of_call):
-            nonlocal total
-            total = _add(total, totals)
-            of_calls.append(jax.tree.map(np.asarray, of_call))
-
-        part = distributed.share()
+        total, of_calls, part = None, [], distributed.share()
         with closing(eval_calls(split, bool(examples), config, len(devices) // part[1], part)) as calls:
-            for batches in calls:
-                # The devices work on one call while the host adds up the one before.
-                behind, ahead = ahead, call(variables, examples, step.assemble(batches, devices))
-                if behind:
-                    settle(*behind)
+            results = (call(variables, examples, step.assemble(batches, devices)) for batches in calls)
+            for totals, of_call in _one_behind(results):
+                total = _add(total, totals)
+                of_calls.append(jax.tree.map(np.asarray, of_call))
                 between_calls()
-        settle(*ahead)
         # Only the end of the last call is padding.
         predicted = distributed.gather(jax.tree.map(lambda *calls: np.concatenate(calls, axis=1), *of_calls))
         return summarize(total), jax.tree.map(lambda values: values[: len(split)], step.unshard(predicted))
 
     return evaluate
+
+
+def _one_behind(results: Iterable[Any]) -> Iterator[Any]:
+    """Each result once the next one is asked for: the devices compute that while the host reads this one."""
+    results = iter(results)
+    behind = next(results)
+    for ahead in results:
+        yield behind
+        behind = ahead
+    yield behind
 
 
 def _add(total: step.EvalTotals | None, of_call: step.EvalTotals) -> step.EvalTotals:
