@@ -27,10 +27,10 @@ WORKDIR = flags.DEFINE_string(
 COORDINATOR_ADDRESS = flags.DEFINE_string(
     "coordinator_address",
     None,
-    "HOST:PORT of process 0, for several processes that are started without a scheduler.",
+    "HOST:PORT of process 0, for several processes started without a scheduler.",
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes train together.", lower_bound=1)
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one is, counting from 0.", lower_bound=0)
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -22,7 +22,7 @@ from jaxnets.plain_files import parse_json, replacing, user_path
 
 LABELS = {"train": "training", "eval": "evaluation", "latency": "latency of one image"}
 COLOURS = dict(zip(LABELS, plots.COLOURS))
-EXPLANATION = "Bars: medians beside the faster form of PyTorch; lines: from the lowest to the highest round."
+EXPLANATION = "Bars: medians relative to the faster form of PyTorch; lines: from the lowest to the highest round."
 
 
 class Bar(NamedTuple):
@@ -113,7 +113,7 @@ def raced(records: Sequence[dict[str, Any]]) -> str:
     for race in races:
         sizes.setdefault(LABELS[race["mode"]], {})[f"{race['batch_size']} at {race['image_size']} px"] = None
     listed = "; ".join(f"{mode} {' and '.join(of_mode)}" for mode, of_mode in sizes.items())
-    return f"{', '.join(dtypes)}, images at once: {listed}."
+    return f"{', '.join(dtypes)}, batch sizes: {listed}."
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path} is no result of python -m jaxnets.benchmark --out=FILE") from None
+        raise UserError(f"{path} is not a result of python -m jaxnets.benchmark --out=FILE") from None
     return record
 
 
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("results", nargs="+", type=user_path, help="JSON files of the benchmark")
     parser.add_argument(
-        "--out", type=user_path, required=True, help="the picture: .svg, .png or .pdf; replaced if there"
+        "--out", type=user_path, required=True, help="the picture: .svg, .png or .pdf; an existing one is replaced"
     )
     args = parser.parse_args(argv[1:])
     if args.out.suffix not in (".svg", ".png", ".pdf"):

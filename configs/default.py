@@ -12,7 +12,7 @@ from jaxnets.errors import UserError
 def get_config(words: str = "") -> ConfigDict:
     """The defaults: a CIFAR-10 run of a CIFAR net; UserError for words, which only the families' files take."""
     if words:
-        raise UserError(f"configs/default.py takes no words such as {words!r}; configs/mnv2.py and its like do")
+        raise UserError(f"configs/default.py takes no words such as {words!r}; configs/mnv2.py and the others do")
     config = ConfigDict()
     config.seed = 0  # the one seed: initial weights, order of the data, augmentation, dropout
     for add in (_data, _augmentation, _net, _length, _optimizer, _schedule, _loss_and_averaging, _running):

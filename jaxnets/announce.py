@@ -38,8 +38,8 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
     )
     if shared := data.count_shared(plan.train_split, plan.eval_split):
         logger.warning(
-            "%d of the %d images of config.eval_split=%r are trained on too, by config.train_split=%r: the accuracy on "
-            "them says little of that on other images",
+            "%d of the %d images of config.eval_split=%r are also in config.train_split=%r: the accuracy on them says "
+            "little about other images",
             shared,
             len(plan.eval_split),
             config.eval_split,
@@ -47,17 +47,17 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
         )
     if config.optimizer.name in optim.COUPLED and config.optimizer.weight_decay > USUAL_DECAY:
         logger.warning(
-            "config.optimizer.weight_decay=%g under %s is added to the gradient, where 5e-4 is usual; that of muon, "
-            "adamw and lion is decoupled, and larger",
+            "config.optimizer.weight_decay=%g is high for %s, which adds it to the gradient (5e-4 is usual); muon, "
+            "adamw and lion decouple it and take larger values",
             config.optimizer.weight_decay,
             config.optimizer.name,
         )
     if not at:
         warn_of_small_images(config)
         warn_of_high_rate(plan)
-        logger.info("a new run in %s", directory)
+        logger.info("starting a new run in %s", directory)
         return
-    logger.info("going on with the run in %s at step %d of %d", directory, at, plan.total_steps)
+    logger.info("resuming the run in %s at step %d of %d", directory, at, plan.total_steps)
     place = settings.place_of(config)
     if before[place] != config[place]:
         logger.warning("%s was %s and is now %s: it must hold the same images", place, before[place], config[place])
@@ -72,7 +72,7 @@ def warn_of_small_images(config: ml_collections.ConfigDict) -> None:
     name = config.model.name
     if name + "_cifar" in list_models() and config.image_size <= SMALL:
         logger.warning(
-            "%s is made for images of %d pixels and is given %d: %s_cifar is its form for these",
+            "%s is made for images of %d pixels but is given %d: use %s_cifar, its form for small images",
             name,
             default_image_size(name),
             config.image_size,
@@ -88,7 +88,7 @@ def warn_of_high_rate(plan: Plan) -> None:
         return
     if not jax.tree.leaves(plan.state_shapes.batch_stats):
         logger.warning(
-            "%s has no BatchNorm, and may learn nothing at a learning rate of %g: such nets take a tenth, and "
+            "%s has no BatchNorm, and may learn nothing at a learning rate of %g: such nets need a tenth of it, and "
             "config.optimizer.clip_norm=1",
             plan.config.model.name,
             peak,
@@ -100,8 +100,8 @@ def _warn_of_other_machines(plan: Plan, directory: Path) -> None:
     machines, dtype = machine.read(directory), settings.compute_dtype(plan.config.model.dtype)
     if others := {str(where["dtype"]) for where in machines if "dtype" in where} - {dtype}:
         logger.warning(
-            "the run was computed in %s before, and is in %s now, as config.model.dtype=auto goes by the device (in a "
-            "new workdir, config.model.dtype keeps it)",
+            "the run was computed in %s before and is now in %s, because config.model.dtype=auto depends on the device "
+            "(in a new workdir, config.model.dtype fixes it)",
             " and ".join(sorted(others)),
             dtype,
         )
@@ -109,8 +109,8 @@ def _warn_of_other_machines(plan: Plan, directory: Path) -> None:
     normalises = jax.tree.leaves(plan.state_shapes.batch_stats)
     if before and normalises and not plan.config.sync_batch_norm:
         logger.warning(
-            "the run was on %s device(s) before, and is on %d now: each normalises its own share of a batch, so that "
-            "the result is that of neither (in a new workdir, config.sync_batch_norm=True has them share)",
+            "the run was on %s device(s) before and is now on %d: each normalises its own share of a batch, so the "
+            "result matches neither (in a new workdir, config.sync_batch_norm=True normalises over all devices)",
             " and ".join(map(str, sorted(before))),
             len(plan.devices),
         )
@@ -122,8 +122,8 @@ def warn_of_new_length(plan: Plan, at: int, before: ml_collections.ConfigDict) -
     so_far = rates(make_schedule(before, plan.steps_per_epoch), at)
     if not np.array_equal(so_far, plan.learning_rates[:at]):
         logger.warning(
-            "num_epochs was %d and is now %d: the %s schedule follows the new length from step %d on, so this "
-            "run is neither the shorter nor the longer one made in one go",
+            "num_epochs was %d and is now %d: the %s schedule follows the new length from step %d on, so this run "
+            "equals neither the shorter nor the longer one trained without a break",
             before.num_epochs,
             config.num_epochs,
             config.schedule.name,
@@ -134,8 +134,8 @@ def warn_of_new_length(plan: Plan, at: int, before: ml_collections.ConfigDict) -
     last = augment.progressive_size(before.progressive_sizes, config.image_size, done, before.num_epochs)
     if epoch < config.num_epochs and plan.training_size(epoch) < last:
         logger.warning(
-            "num_epochs was %d and is now %d: config.progressive_sizes are shared out anew, and images of %d pixels "
-            "are followed by smaller ones, of %d",
+            "num_epochs was %d and is now %d: config.progressive_sizes are spread over the new length, so images of %d "
+            "pixels are followed by smaller ones, of %d",
             before.num_epochs,
             config.num_epochs,
             last,

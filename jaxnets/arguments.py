@@ -12,7 +12,7 @@ from jaxnets.weight_files import Triple
 def count(text: str) -> int:
     """The value of an argument such as `--batch_size=32`."""
     if not text.isdecimal() or len(text) > 18 or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a whole number of at least 1")
     return int(text)
 
 

@@ -123,7 +123,7 @@ def task_of(model: str, mode: str, batch_size: int | None = None, image_size: in
     elif batch_size is None:
         batch_size = BATCH_SIZE if own_size > IMAGE_SIZE else CIFAR_BATCH_SIZE
     if mode == "train" and batch_size == 1:
-        raise UserError("--batch_size=1 leaves BatchNorm one value a channel in training; it must be at least 2")
+        raise UserError("--batch_size=1 leaves BatchNorm one value per channel in training; it must be at least 2")
     return Task(model, mode, batch_size, image_size, net.num_classes, cores.count())
 
 
@@ -161,12 +161,12 @@ def run_race(race: Race, rounds: int, rates: dict[str, float]) -> dict[str, Any]
         idle = {contender: worker.ask("hello")["idle_bytes"] for contender, worker in workers.items()}
         entries, steps = {}, {}
         for contender, worker in workers.items():
-            runtime.logger.info("%s: %s compiles and takes its first step", name, contender)
+            runtime.logger.info("%s: %s is compiling and taking its first step", name, contender)
             entries[contender] = worker.ask("prepare", **asdict(task))
             require_equal(entries, contender, task.model, expected)
             steps[contender] = steps_per_turn(worker)
             runtime.logger.info(
-                "%s: %s took %.1f s to its first step", name, contender, entries[contender]["first_step_seconds"]
+                "%s: %s took %.1f s to finish its first step", name, contender, entries[contender]["first_step_seconds"]
             )
         taken, stolen = take_turns(workers, steps, rounds)
     for contender in workers:
@@ -200,8 +200,8 @@ def require_equal(entries: dict[str, dict[str, Any]], contender: str, model: str
     ours, theirs = (entries[one]["dtype"] for one in (first, contender))
     if theirs != ours:
         raise UserError(
-            f"{contender} computes in {theirs}, {first} in {ours}: one is on a GPU, the other is not; install a build "
-            "of both for it, or set JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES="
+            f"{contender} computes in {theirs}, {first} in {ours}: one is on a GPU, the other is not; install "
+            "GPU builds of both, or set JAX_PLATFORMS=cpu and CUDA_VISIBLE_DEVICES="
         )
 
 
@@ -272,7 +272,7 @@ def measure_rates(contenders: Sequence[str]) -> tuple[dict[str, float], dict[str
     for library, contender in {"jax": "jaxnets", "torch": "torch"}.items():
         if library == "torch" and not {"torch", "torch_compile"} & set(contenders):
             continue
-        runtime.logger.info("%s measures how fast this machine copies and multiplies", library)
+        runtime.logger.info("%s is measuring how fast this machine copies and multiplies", library)
         with benchmark_worker.start(contender) as worker:
             answers[library] = worker.ask("rates", threads=cores.count())
     best = {
@@ -317,15 +317,15 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="python -m jaxnets.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated nets; default: all that are raced")
-    parser.add_argument("--batch_size", type=count, help="of training and evaluation; default: 64, and 128 for CIFAR")
+    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated nets; default: ten of them")
+    parser.add_argument("--batch_size", type=count, help="for training and evaluation; default: 64, and 128 for CIFAR")
     parser.add_argument("--image_size", type=count, help="side in pixels; default: 96, 224 for latency, 32 for CIFAR")
     parser.add_argument("--mode", default=",".join(MODES), help=f"comma-separated: {', '.join(MODES)}; default: all")
     others = ", ".join(CONTENDERS[1:])
     parser.add_argument("--against", default="torch", help=f"comma-separated: {others}; default: torch")
     parser.add_argument("--rounds", type=count, default=5, help="each of several turns per contender; default: 5")
     parser.add_argument("--format", choices=FORMATS, default="table", help="json is one object on one line")
-    parser.add_argument("--out", type=user_path, help="a new file to keep everything in, as JSON")
+    parser.add_argument("--out", type=user_path, help="a new file for all results, as JSON")
     return parser
 
 
@@ -347,7 +347,7 @@ def plan(args) -> list[Race]:
         if args.out.exists():
             raise UserError(f"--out={args.out} exists already, and is not overwritten")
         if not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
-            raise UserError(f"--out={args.out}: {args.out.parent} must be a folder to write in")
+            raise UserError(f"--out={args.out}: {args.out.parent} must be a writable folder")
     tasks = [task_of(name, mode, args.batch_size, args.image_size) for name in names for mode in modes]
     return [Race(task, ("jaxnets", *against)) for task in tasks]
 

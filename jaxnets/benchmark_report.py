@@ -24,11 +24,11 @@ def speed(record: dict[str, Any]) -> Section:
             steps = (_ms(entry["step_seconds"]["median"]) for entry in (ours, theirs))
             spread = f"{ratio['low']:.2f}-{ratio['high']:.2f}"
             rows.append((race["model"], race["mode"], batch, name, *steps, f"{ratio['median']:.2f}", spread))
-    header = "net", "mode", "batch", "against", "jaxnets (ms)", "they (ms)", "ratio", "spread"
+    header = "net", "mode", "batch", "against", "jaxnets (ms)", "theirs (ms)", "ratio", "spread"
     stolen = max(race["stolen"] for race in record["races"])
-    host = f"The host took up to {stolen:.0%} of a race's processor time away. " if stolen >= 0.005 else ""
+    host = f"The host took away up to {stolen:.0%} of a race's processor time. " if stolen >= 0.005 else ""
     return Section(
-        "Speed: steps, and how many times as fast jaxnets is",
+        "Speed: time per step, and how many times as fast jaxnets is",
         header,
         rows,
         text_columns=4,
@@ -66,10 +66,10 @@ def costs(record: dict[str, Any]) -> Section:
         rows,
         text_columns=4,
         footer=(
-            "The first step includes compiling. temp: what XLA's plan adds to arguments and results. steps: most "
-            "memory resident while racing, less weights, momenta and compiled programs. peak: less only what was there "
-            "before the net was made, so with what compiling left behind; on a GPU, of its memory, with what JAX took "
-            "to compile, and PyTorch's since its form was chosen."
+            "The first step includes compiling. temp: what XLA plans beyond arguments and results. steps: peak "
+            "resident memory while racing, minus weights, momenta and compiled programs. peak: minus only what was "
+            "there before the net was made, so it includes what compiling left behind; on a GPU, peak GPU memory, for "
+            "JAX including compilation, for PyTorch since its form was chosen."
         ),
     )
 
@@ -90,7 +90,7 @@ def floors(record: dict[str, Any]) -> Section:
         text_columns=2,
         footer=(
             f"Measured in this run: copies at {rates['copy_bytes_per_second'] / 1e9:,.1f} GB/s (read and written), "
-            f"products of matrices at {rates['flops_per_second'] / 1e9:,.0f} GFLOP/s."
+            f"matrix products at {rates['flops_per_second'] / 1e9:,.0f} GFLOP/s."
         ),
     )
 

@@ -110,7 +110,7 @@ def _set_damaged_evaluations_aside(directory: Path) -> None:
             whole = math.isfinite(_score(metrics)) and is_as_written(record, METRICS, metrics)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if why := passing(error):
-                raise UserError(f"{file} cannot be read now ({why}); it is as it was") from error
+                raise UserError(f"{file} cannot be read now ({why}); it is unchanged") from error
             whole = False
         if not whole:
             moved = set_aside(directory, f"{step}/{METRICS}")
@@ -149,7 +149,7 @@ def find_step(manager: ocp.CheckpointManager, which: str | int, *, ema: bool = F
         if not scores and len(steps) == 1:  # as for weights from elsewhere
             return steps[0]
         if not scores:
-            raise UserError(f"no checkpoint in {manager.directory} has been evaluated; take latest or a step")
+            raise UserError(f"no checkpoint in {manager.directory} has been evaluated; use latest or a step")
         return max(scores, key=lambda step: (scores[step], step))
     if str(which) in map(str, steps):
         return int(which)

@@ -38,14 +38,14 @@ class Manager(ocp.CheckpointManager):
         if failure := self._failure():
             if self._failed or distributed.many():  # the other processes wait for what failed here
                 raise failure
-            logger.warning("%s; the run goes on, and saves again", failure)
+            logger.warning("%s; the run continues, and will save again", failure)
         self._failed = failure is not None
         self._settle()
         if step in self.all_steps():
             self.delete(step)
         with _saving(self.directory):
             if not super().save(step, *args, **kwargs):
-                raise UserError(f"{self.directory} has no new checkpoint {step}: there is a later one")
+                raise UserError(f"{self.directory} cannot take a new checkpoint {step}: it has a later one")
 
     def _failure(self) -> UserError | None:
         """Why the previous save failed, else None; Orbax may say so in either of two places, or in both."""

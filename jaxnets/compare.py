@@ -49,15 +49,15 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--models", help="nets, separated by commas; default: those of the configurations")
     parser.add_argument("--config", action="append", help=f"configuration file; may be repeated; default: {DEFAULT}")
-    parser.add_argument("--preset", choices=tuple(PRESETS), help="nets and fields of a comparison by name")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="a named comparison: its nets and fields")
     parser.add_argument("--against", choices=(TORCH,), help="train every net in PyTorch too, on the same data")
-    parser.add_argument("--seeds", type=count, default=3, help="runs of each net, from config.seed on; default: 3")
+    parser.add_argument("--seeds", type=count, default=3, help="runs of each net, from config.seed up; default: 3")
     parser.add_argument("--latency_size", type=int, help="side in pixels of the timed images; default: the run's")
     parser.add_argument(
         "--latency_batch", type=int, default=32, help="images in the timed batch; 0: no latency; default: 32"
     )
     parser.add_argument(
-        "--note", default="", help="a sentence to stand below the table, such as which copy of the data"
+        "--note", default="", help="a sentence to print below the table, such as which copy of the data was used"
     )
     return parser
 

@@ -86,7 +86,7 @@ def default_config() -> str:
     """The path of the configuration if none is named; UserError outside a checkout, where there is no such file."""
     if not config_file.is_file(DEFAULT):
         raise UserError(
-            f"there is no {DEFAULT} here: run it from the jaxnets checkout, or name a configuration by --config"
+            f"there is no {DEFAULT} here: run it from the jaxnets checkout, or name a configuration with --config"
         )
     return DEFAULT
 
@@ -113,8 +113,8 @@ def load_configs(
         field = override.split("=")[0].removeprefix(config_file.PREFIX)
         if models and field.startswith("model.") and field != "model.dtype":
             raise UserError(
-                f"--config.{field} belongs to one net: `compare --models=mobilenet_v2_cifar:width=0.5` names a net "
-                "with its fields, a figure chooses its own"
+                f"--config.{field} belongs to one net: `compare --models=mobilenet_v2_cifar:width=0.5` gives a net its "
+                "fields, a figure chooses its own"
             )
     names = [config_file.name_of(path) for path in paths]
     for name in names:
@@ -141,7 +141,8 @@ def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence
                 if unknown := fields.keys() - config.model.keys():
                     jaxnets.create_model(**fields)  # refuses fields that the net lacks, too
                     raise UserError(
-                        f"--models={text!r}: {min(unknown)} is no field of a run's net; configs/default.py lists them"
+                        f"--models={text!r}: {min(unknown)} is not a field of a run's net; configs/default.py lists "
+                        "them"
                     )
                 changed = config.copy_and_resolve_references()
                 changed.unlock()
@@ -150,7 +151,7 @@ def make_entries(configs: dict[str, ml_collections.ConfigDict], models: Sequence
     folders = [folder_of(entry.label).lower() for entry in entries]
     for entry, folder in zip(entries, folders):
         if folders.count(folder) > 1:
-            raise UserError(f"the net {entry.label!r} is to be compared twice; name it once")
+            raise UserError(f"the net {entry.label!r} is named twice; name it once")
     return entries
 
 
@@ -183,7 +184,7 @@ def expand_model(text: str) -> list[tuple[str, dict[str, Any]]]:
                 f"--models={text!r}: {assignment!r} must be FIELD=VALUE, as in mobilenet_v2_cifar:width=0.5"
             )
         if field == "name":
-            raise UserError(f"--models={text!r}: the net is named in front of its fields")
+            raise UserError(f"--models={text!r}: the net's name comes before its fields")
         fields[field] = literal(value)
     if not set(name) & set("*?["):
         jaxnets.create_model(name)  # refuses an unknown net

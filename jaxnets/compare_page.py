@@ -69,7 +69,7 @@ def runs_table(nets: Sequence[Record]) -> Section:
         for net in nets
         for run in net["runs"]
     ]
-    header = ("net", "seed", "accuracy", "train accuracy", "s an epoch", "s of training", *["machine"] * several)
+    header = ("net", "seed", "accuracy", "train accuracy", "s per epoch", "s of training", *["machine"] * several)
     return Section("", header, rows, text_columns=1)
 
 

@@ -42,8 +42,8 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
         raise
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
         raise UserError(
-            f"{workdir / journal.FILE} has not the records of a run of {config.num_epochs} epochs; delete its folder "
-            "to train that net anew"
+            f"{workdir / journal.FILE} does not have the records of a run of {config.num_epochs} epochs; delete its "
+            "folder to train that net again"
         ) from None
 
 
@@ -166,7 +166,7 @@ def table(comparison: Record) -> Section:
     targets = reached(nets)
     sized = [net["latency"] for net in nets if net["latency"]]
     header = ["net", "parameters", "MACs (M)", "epochs", "accuracy (%)", "train (%)"]
-    header += [*(f"s to {float(target):.0%}" for target in targets), "s an epoch"]
+    header += [*(f"s to {float(target):.0%}" for target in targets), "s per epoch"]
     rows = []
     for net in nets:
         results = net["results"]
@@ -240,17 +240,18 @@ def notes(comparison: Record) -> list[str]:
         + (f", mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else ", one seed."),
         *_averaged(nets),
         *_trained_alike(comparison),
-        "Train accuracy: of the last epoch, as training saw it: while the weights moved"
+        "Train accuracy: of the last epoch, measured during training, while the weights were changing"
         + (", on augmented images." if augmented else "."),
-        "Seconds: of the training steps; compilation, evaluation and saving are left out; an epoch's are a run's mean, "
-        "over seeds the median.",
+        "Seconds: of the training steps, without compilation, evaluation and saving; per epoch: each run's mean, and "
+        "the median over the seeds.",
     ]
     if fields := [name for name, _ in recipe_differences(nets)]:
         found.append(f"The nets were not trained alike: they differ in {', '.join(fields)}.")
     if comparison["torch"] is not None:
         found.append(
-            f"PyTorch {comparison['torch'] or 'as installed'}, eager: the same first weights, order of images and "
-            "recipe, in the faster of channels_last and NCHW; crops, mirroring, cutout and dropout drawn anew."
+            f"PyTorch {comparison['torch'] or 'as installed'}, eager: the same initial weights, order of images "
+            "and recipe, in the faster of channels_last and NCHW; crops, mirroring, cutout and dropout are drawn "
+            "independently."
         )
     if reached(nets):
         found.append(

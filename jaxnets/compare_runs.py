@@ -126,7 +126,7 @@ def check_out(entries: Sequence[Entry], num_seeds: int, out: Path) -> bool:
     labels = {label for label, _ in shown}
     gone = [(label, seed) for label, seed in runs if (label, seed) in there - shown]
     if gone := dict.fromkeys(f"{label}, seed {seed}" if label in labels else label for label, seed in gone):
-        logger.info("the table in %s no longer shows %s; their runs stay", out, printable("; ".join(gone)))
+        logger.info("the table in %s no longer shows %s; their runs are kept", out, printable("; ".join(gone)))
     return there == set(runs)
 
 
@@ -134,7 +134,7 @@ def keep(files: Sequence[Path]) -> None:
     """Set aside files made from runs that no longer exist, since they cannot be made again."""
     if kept := set_aside(files):
         names = ", ".join(path.name for path in kept)
-        logger.warning("%s was made of runs that are no longer there: it is kept as %s", files[0], names)
+        logger.warning("%s was made from runs that no longer exist: it is kept as %s", files[0], names)
 
 
 def is_finished(entry: Entry, number: int, out: Path) -> bool:
@@ -174,10 +174,10 @@ def train_all(
         for entry in entries:
             config, directory = entry.at_seed(number), workdir_of(out, entry, number)
             if is_finished(entry, number, out):
-                logger.info("%s, seed %d: finished before", entry.label, config.seed)
+                logger.info("%s, seed %d: already finished", entry.label, config.seed)
                 continue
             ended = compare_results.read_run(directory, config)
-            why = " it has come to its end, but its last checkpoint was not saved" if ended else ""
+            why = " it has finished, but its last checkpoint was not saved" if ended else ""
             logger.info("%s, seed %d:%s", entry.label, config.seed, why)
             with noted(failed, entry, f"seed {config.seed}"):
                 (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
@@ -241,7 +241,7 @@ def require_same_images(planned: plan.Plan, directory: Path) -> None:
     before, now = (settings.with_absolute_places(config)[place] for config in configs)
     if before != now:
         logger.warning(
-            "%s was trained on %s, and now there is %s: they must hold the same images", directory, before, now
+            "%s was trained on %s, and the data are now in %s: they must hold the same images", directory, before, now
         )
 
 
@@ -372,5 +372,5 @@ def train_and_write(comparison: Comparison) -> dict[str, Any]:
                 compare_latency.measure(what, comparison.out)
     record = comparison.write(failed)
     if not any(net["runs"] for net in record["nets"]):
-        raise UserError(f"no run was finished; the first: {next(filter(None, failed.values()))[0]}")
+        raise UserError(f"no run was finished; the first failure: {next(filter(None, failed.values()))[0]}")
     return record

@@ -71,7 +71,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         "optimizer.name": config.optimizer.name not in OPTIMIZERS,
     }
     if unknown := [name for name, value in other.items() if value]:
-        raise UserError(f"--against=torch: PyTorch's side does not know config.{unknown[0]} as it is set")
+        raise UserError(f"--against=torch: the PyTorch side does not support config.{unknown[0]} as it is set")
 
 
 def check_device() -> None:
@@ -79,8 +79,8 @@ def check_device() -> None:
     backend = jax.default_backend()
     if backend not in ("cpu", "gpu") or backend == "gpu" and not torch.cuda.is_available():
         raise UserError(
-            f"--against=torch: JAX trains on the {backend.upper()}, which PyTorch {torch.__version__} has not; install "
-            "its build for that, or set JAX_PLATFORMS=cpu"
+            f"--against=torch: JAX trains on the {backend.upper()}, which PyTorch {torch.__version__} cannot use; "
+            "install a PyTorch build for it, or set JAX_PLATFORMS=cpu"
         )
     if backend == "gpu" and len(jax.devices()) > 1:
         raise UserError(
@@ -122,7 +122,7 @@ def require_resumable(made: plan.Plan, directory: Path, at: int) -> None:
     if at > made.total_steps:
         raise UserError(
             f"the run in {directory} is at step {at}, beyond config.num_epochs={made.config.num_epochs}, which ends at "
-            f"{made.total_steps}; it is as it was"
+            f"{made.total_steps}; it is unchanged"
         )
     if at:
         plan.require_same_data(made, directory)
@@ -130,8 +130,8 @@ def require_resumable(made: plan.Plan, directory: Path, at: int) -> None:
         record["step"] == at and "eval_accuracy" in record for record in journal.read_strictly(directory)
     ):
         raise UserError(
-            f"the run in {directory} is at its end, but its last evaluation is no longer in {journal.FILE}; delete "
-            "its folder to train that net anew"
+            f"the run in {directory} has finished, but its last evaluation is no longer in {journal.FILE}; delete "
+            "its folder to train that net again"
         )
 
 
@@ -140,8 +140,8 @@ def check_resident(made: plan.Plan) -> None:
     config, nbytes = made.config, made.train_split.nbytes + made.eval_split.nbytes
     if not data.is_resident(config.resident, nbytes, config.resident_limit):
         raise UserError(
-            f"--against=torch: PyTorch's side keeps all images in memory, {nbytes / 1e9:.1f} GB, where "
-            f"config.resident={config.resident} and config.resident_limit={config.resident_limit} have them streamed"
+            f"--against=torch: the PyTorch side keeps all images in memory, {nbytes / 1e9:.1f} GB, but "
+            f"config.resident={config.resident} and config.resident_limit={config.resident_limit} would stream them"
         )
 
 
@@ -248,9 +248,9 @@ def read(path: Path) -> dict[str, Any] | None:
     try:
         saved = weight_files.read_torch(path)
         if saved.keys() != {"net", "optimizer", "step", "format"} or saved["format"] not in list(FORMATS):
-            raise UserError("it is no checkpoint of this program")
+            raise UserError("it is not a checkpoint of this program")
     except UserError as error:
-        remedy = "" if isinstance(error.__cause__, OSError) else "; delete its folder to train that net anew"
+        remedy = "" if isinstance(error.__cause__, OSError) else "; delete its folder to train that net again"
         raise UserError(f"{path} cannot be read ({error}){remedy}") from None
     return saved
 

@@ -35,7 +35,7 @@ def parse(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     cannot have, two configurations, and one that fails: it is a program, which may fail in any way.
     """
     if len(paths := paths_of(argv)) > 1:
-        raise UserError(f"--config is given {len(paths)} times, as {' and as '.join(paths)}; a run has one")
+        raise UserError(f"--config is given {len(paths)} times, as {' and as '.join(paths)}; a run takes one")
     path = next(iter(paths), "")
     # If given twice, a tuple's flag would hold the items of both.
     last = {arg.split("=")[0]: at for at, arg in enumerate(argv) if FIELD.match(arg)}
@@ -73,7 +73,9 @@ def _explained(error: Exception, path: str, argv: Sequence[str]) -> UserError:
     hint = f"did you mean {hint[1]}? " if hint else ""
     # In the file itself; the message then lists all other fields.
     if added := re.search(r'Key "(\w+)" does not exist and cannot be added', message):
-        return UserError(f"{path} sets {added[1]}, which is no field of a run; {hint}configs/default.py lists them all")
+        return UserError(
+            f"{path} sets {added[1]}, which is not a field of a run; {hint}configs/default.py lists them all"
+        )
     fields = [found[1] for arg in argv if (found := re.match(r"--?(?:no)?config\.([\w.]+)", arg))]
     unknown = [field for field in fields if any(re.search(rf"'{part}\b", message) for part in field.split("."))]
     if unknown:
@@ -92,7 +94,7 @@ def _clear(config: ml_collections.ConfigDict, field: str) -> None:
 
 
 def _is_a_group(field: str) -> UserError:
-    return UserError(f"config.{field} is a group of fields, each of which is set: --config.{field}.FIELD=VALUE")
+    return UserError(f"config.{field} is a group of fields; set them one by one: --config.{field}.FIELD=VALUE")
 
 
 def paths_of(argv: Sequence[str]) -> list[str]:
@@ -105,7 +107,7 @@ def require_config(value: object, path: str) -> ml_collections.ConfigDict:
     """The value of a configuration's flag; UserError if that is not a configuration."""
     if isinstance(value, ml_collections.ConfigDict):
         return value
-    why = "its get_config gives no ConfigDict" if is_file(path) else "there is no such file here"
+    why = "its get_config does not return a ConfigDict" if is_file(path) else "there is no such file here"
     try:
         hasattr(value, "get")
     except OSError as error:  # from the stand-in for a configuration that could not open a file, itself or another

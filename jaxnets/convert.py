@@ -56,7 +56,7 @@ def read(
         normalization = images_of(name, model.num_classes, published).normalization
         return name, model, published._replace(images=published.images._replace(normalization=normalization))
     if name is not None or fields:
-        raise UserError(f"--model and --field are for a file; the run in {source} knows its net")
+        raise UserError(f"--model and --field are for a file; the run in {source} has its own net")
     run = trained_run.load_run(source, "best" if which is None else which, ema=ema)
     return run.config.model.name, run.model, torch_weights.Published(run.variables, run.images)
 
@@ -140,13 +140,13 @@ def write_workdir(
 def require_new(path: Path) -> None:
     """UserError if the path exists already."""
     if os.path.lexists(path):
-        raise UserError(f"{path} exists; choose another name, nothing is written over")
+        raise UserError(f"{path} exists; choose another name, nothing is overwritten")
 
 
 def require_classes(name: str, model: nn.Module) -> None:
     """UserError for a net without classes: a workdir is for evaluation, so it cannot hold one."""
     if not model.num_classes or model.features_only:
-        raise UserError(f"{name} with num_classes=0 or features_only=True has no classes: OUT can be a file only")
+        raise UserError(f"{name} with num_classes=0 or features_only=True has no classes: OUT can only be a file")
 
 
 def _eval_split(dataset: str | None, usual: str) -> str:
@@ -176,11 +176,11 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--checkpoint", help="of a workdir: best (default), latest, or a step")
     parser.add_argument("--ema", action="store_true", help="of a workdir: the averaged weights")
-    parser.add_argument("--mean", type=triple, help="R,G,B of images in [0, 1], in place of the code base's")
-    parser.add_argument("--std", type=triple, help="R,G,B, in place of the code base's")
-    parser.add_argument("--layout", help="whose names a file gets: torchvision, timm, kuangliu, ...")
+    parser.add_argument("--mean", type=triple, help="R,G,B of images in [0, 1], instead of the code base's")
+    parser.add_argument("--std", type=triple, help="R,G,B, instead of the code base's")
+    parser.add_argument("--layout", help="whose names the file uses: torchvision, timm, kuangliu, ...")
     parser.add_argument(
-        "--dataset", help="on which a new workdir is evaluated; default: cifar10, cifar100 or imagenet2012"
+        "--dataset", help="data set on which a new workdir is evaluated; default: cifar10, cifar100 or imagenet2012"
     )
     return parser
 
@@ -198,9 +198,9 @@ def main(argv: list[str]) -> None:
     if suffix in NOT_WRITTEN or args.target.name == "-":
         raise UserError(f"{args.target} must end in .pth, .pt or .safetensors, or be the name of a new folder")
     if not to_file and args.source.is_dir():
-        raise UserError(f"{args.source} is a workdir already; OUT must be a .pth, .pt or .safetensors file")
+        raise UserError(f"{args.source} is already a workdir; OUT must be a .pth, .pt or .safetensors file")
     if (args.mean or args.std) and args.source.is_dir():
-        raise UserError(f"--mean and --std are for a file; the run in {args.source} knows its images")
+        raise UserError(f"--mean and --std are for a file; the run in {args.source} has its own")
     check_deviation(args.std)
     if args.dataset and to_file or args.layout and not to_file:
         name = "--dataset is for a new folder" if to_file else "--layout is for a file"

@@ -137,8 +137,8 @@ def _select(folder: ImageFolder, dataset: str, split: str, image_size: int, crop
         raise
     except Exception as error:  # ValueError or NotImplementedError, depending on the mistake
         raise UserError(
-            f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {folder.describe()}, of which "
-            "'train[:90%]' and 'train[90%:]', say, are parts"
+            f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {folder.describe()}, and "
+            "parts of these such as 'train[:90%]' and 'train[90%:]'"
         ) from error
     if not len(source):
         raise UserError(f"split {split!r} of {dataset} is empty; it has {folder.describe()}")
@@ -198,7 +198,7 @@ def _check_shards(instructions: Sequence[Any], dataset: str, directory: os.PathL
         reader.close()
         if found > os.path.getsize(path):
             return f"{path} claims {found} records, more than it has bytes"
-        return None if found == count else f"{path} holds {found} records in place of {count}"
+        return None if found == count else f"{path} holds {found} records instead of {count}"
 
     files = {(str(instruction.filename), instruction.examples_in_shard) for instruction in instructions}
     with ThreadPoolExecutor(16) as pool:
@@ -211,8 +211,8 @@ def _check_shards(instructions: Sequence[Any], dataset: str, directory: os.PathL
 def _remedy(dataset: str, directory: str | os.PathLike) -> str:
     """What to do about damaged files."""
     if dataset.split(":")[0] in BUILDERS:
-        return f"delete {directory} and have it prepared again"
-    return f"replace what is damaged in {directory}, or have that prepared again"
+        return f"delete {directory} to have it prepared again"
+    return f"replace the damaged files in {directory}, or have it prepared again"
 
 
 def decode(split: Split, progress: bool = True) -> Batch:
@@ -296,7 +296,7 @@ def _record_error(split: Split, index: int, error: Exception) -> UserError:
     remedy = f"; {_remedy(split.name, split.directory)}"
     if isinstance(split.source, ImageFiles):
         what = split.source.paths[index]
-        remedy = "; replace it, or take it out, but not of a run that has begun: it goes on with as many images"
+        remedy = "; replace it, or remove it if no run has begun, since a run resumes only with the same files"
     cause = error.__cause__ or error
     if isinstance(cause, MemoryError) or getattr(cause, "errno", None):  # the record is not to blame
         remedy = ""
@@ -316,7 +316,7 @@ def _decode_record(
     if label == -1:
         raise _NoLabel
     if not 0 <= label < split.num_classes:
-        raise ValueError(f"its label {label} is none of {split.num_classes} classes")
+        raise ValueError(f"its label {label} is not one of the {split.num_classes} classes")
     image = image_files.open_image(io.BytesIO(feature["image"].bytes_list.value[0]))
     with image_files.one_if_large(image):
         image = image_files.eight_bits(image)

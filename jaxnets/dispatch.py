@@ -27,7 +27,7 @@ def load_examples(plan: Plan) -> tuple[dict[str, jax.Array], dict[str, jax.Array
     decoded = {split.split: step.replicate(data.decode(split), plan.devices) for split in splits}
     logger.info("%.0f MB of images on each device", nbytes / 1e6)
     if config.crop_area:
-        logger.info("streaming the training images, cropped anew every epoch")
+        logger.info("streaming the training images, cropped afresh every epoch")
         return {}, decoded[plan.eval_split.split]
     return decoded[plan.train_split.split], decoded[plan.eval_split.split]
 
@@ -122,11 +122,11 @@ def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, siz
         lambda: lower_train(plan, examples, per_call, size, key).compile(options),
     )
     seconds = time.perf_counter() - began
-    held = "an amount of memory its platform does not tell"
+    held = "an amount of memory that its platform does not report"
     if memory := compiled.memory_analysis():
         state_bytes, step_bytes = memory.argument_size_in_bytes, memory.temp_size_in_bytes
         held = f"{state_bytes / 1e6:.0f} MB of state and data, {step_bytes / 1e6:.0f} MB of activations and gradients"
-    logger.info("compiled the training step in %.1f s; %d step(s) a call; a device holds %s", seconds, per_call, held)
+    logger.info("compiled the training step in %.1f s; %d step(s) per call; a device holds %s", seconds, per_call, held)
     return lambda current, batches: compiled(current, examples, batches, key)
 
 

@@ -132,8 +132,8 @@ def _initialize(address: str | None, num_processes: int | None, process_id: int 
             jax.config.update("jax_enable_preemption_service", before[1])
             return False
         raise UserError(
-            f"the cluster cannot be joined ({first_line(error)}); --coordinator_address=HOST:PORT "
-            "--num_processes=N --process_id=0..N-1 describe one"
+            f"the cluster cannot be joined ({first_line(error)}); describe it with --coordinator_address=HOST:PORT "
+            "--num_processes=N --process_id=0..N-1"
         ) from None
     if many():
         logger.setLevel("INFO" if is_primary() else "WARNING")
@@ -208,7 +208,7 @@ def _end_without(gone: list[int]) -> None:
     names = " and ".join(map(str, gone))
     print(
         f"error: process {names} of {jax.process_count()} has ended or cannot be reached, so this one "
-        f"({jax.process_index()}) ends too; the same command on every machine goes on from the last checkpoint",
+        f"({jax.process_index()}) ends too; the same command on every machine resumes from the last checkpoint",
         file=sys.stderr,
         flush=True,
     )
@@ -249,7 +249,7 @@ def require_agreement(what: str, text: str) -> None:
     digests = multihost_utils.process_allgather(digest)
     differing = np.flatnonzero((digests != digests[0]).any(axis=1))
     if differing.size:
-        raise UserError(f"{what} of process {differing[0]} differs from that of process 0")
+        raise UserError(f"{what} differs between process {differing[0]} and process 0")
 
 
 def gather(tree):

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-NOTHING_LOST = "what was saved before is as it was, and the same command goes on from there once there is room"
+NOTHING_LOST = "what was saved before is unchanged, and the same command resumes from there once there is room"
 
 
 def printable(text: str) -> str:

@@ -50,7 +50,7 @@ def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
     if split.num_classes > num_classes or (not known and split.num_classes != num_classes):
         raise UserError(
             f"{split.name} has {split.num_classes} classes, the net of {workdir} {num_classes}: a label is a class's "
-            "place among all, so that they must be the same classes"
+            "place among all, so the classes must be the same"
         )
     require_same_classes(workdir, split, known)
 
@@ -91,7 +91,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--checkpoint", default="best", help=best)
     parser.add_argument("--split", help="TFDS split to evaluate, e.g. test[:1000]; default: the run's eval_split")
     parser.add_argument("--data_dir", help="where the data set (or its folder) is now, if not where the run found it")
-    parser.add_argument("--batch_size", type=count, help="images at once, at most; default: the run's eval_batch_size")
+    parser.add_argument("--batch_size", type=count, help="most images at once; default: the run's eval_batch_size")
     parser.add_argument("--ema", action="store_true", help="evaluate the averaged weights of the run")
     return parser
 
@@ -111,9 +111,9 @@ def locate_data(config: ml_collections.ConfigDict, data_dir: str | None) -> None
     elif data_dir:
         config.data_dir = data_dir
     elif is_folder(config.dataset) and not folder_path(config.dataset).is_dir():
-        raise UserError(f"there is no {config.dataset} any more; --data_dir=FOLDER says where it is now")
+        raise UserError(f"{config.dataset} is no longer there; --data_dir=FOLDER says where it is now")
     elif config.data_dir and not is_folder(config.dataset) and where_it_still_is(config.data_dir) is None:
-        runtime.logger.warning("the run's data_dir %s is not there; in its place %s", config.data_dir, data_root())
+        runtime.logger.warning("the run's data_dir %s is not there; using %s instead", config.data_dir, data_root())
         config.data_dir = None
 
 
@@ -148,7 +148,7 @@ def main(argv: list[str]) -> None:
     require_classes(args.workdir, split, run.model.num_classes)
     if args.split is None:
         warn_of_other_images(args.workdir, split)
-    with runtime.short_of_memory("a smaller --batch_size takes less"):
+    with runtime.short_of_memory("a smaller --batch_size needs less"):
         evaluator = make_evaluator(run.model, split, load_examples(split, config, devices), config, devices)
         metrics, _ = evaluator(run.variables)
     _print_table(metrics, split.class_names)

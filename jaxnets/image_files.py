@@ -105,7 +105,7 @@ def say_left_out(folder: str, others: collections.Counter[str]) -> None:
     if others:
         endings = ", ".join(f"{ending} {count}" for ending, count in others.most_common(5))
         logger.info(
-            "%d files in %s are left out, as their names do not end as those of images: %s",
+            "%d files in %s are left out because their names do not end like an image's: %s",
             others.total(),
             printable(folder),
             printable(endings),
@@ -149,13 +149,13 @@ def open_image(file: BinaryIO) -> Image.Image:
     """
     size = file.seek(0, os.SEEK_END)
     if size > MAX_BYTES:
-        raise UserError(f"{size >> 20} MiB are too much for an image: {MAX_BYTES >> 20} are read")
+        raise UserError(f"{size >> 20} MiB is too much for an image: at most {MAX_BYTES >> 20} are read")
     file.seek(0)
     image = Image.open(file, formats=_formats())
     width, height = image.size
     limit = MAX_PIXELS // 4 if image.format in COSTLY_FORMATS or image.has_transparency_data else MAX_PIXELS
     if width * height > limit:
-        raise UserError(f"{width}x{height} pixels are too many: at most {limit} are decoded of such a file")
+        raise UserError(f"{width}x{height} pixels are too many: at most {limit} are decoded from such a file")
     if image.format in ("JPEG", "MPO"):
         _refuse_endless_scans(image, file)
     return image

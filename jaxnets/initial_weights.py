@@ -28,10 +28,10 @@ def load(plan: Plan) -> Variables:
     classes = published.num_classes or plan.model.num_classes
     of_images = weight_images.known_normalization(config.model.name, classes, published)
     if of_images and not np.allclose(of_images, (tuple(config.mean), tuple(config.std)), rtol=0.01):
-        logger.warning("the weights of config.init_from want images of another normalisation: %s", spelled(of_images))
+        logger.warning("the weights of config.init_from expect another normalisation of images: %s", spelled(of_images))
     if not published.head_is_new:
         return published.variables
-    logger.info("config.init_from=%r has another classifier, or none: ours begins anew", config.init_from)
+    logger.info("config.init_from=%r has another classifier, or none: this run starts with a new one", config.init_from)
     body = {name: tree for name, tree in published.variables["params"].items() if name != "classifier"}
     return published.variables | {"params": body}
 
@@ -41,7 +41,7 @@ def _weights_of_run(directory: Path) -> Weights:
     run = trained_run.load_run(directory, _best_or_latest(directory))
     if run.config.get("ema_decay"):
         logger.info(
-            "the weights are those that were trained; of their average: jaxnets.convert --ema %s FILE", directory
+            "these are the weights as trained; for their moving average, use jaxnets.convert --ema %s FILE", directory
         )
     state_dict = torch_weights.export(run.model, run.variables, "jaxnets")
     return Weights(state_dict, True, str(directory), run.images, torch_weights.fields_of(run.model))
@@ -51,5 +51,5 @@ def _best_or_latest(directory: Path) -> str:
     """Which checkpoint of a workdir to start from: the best, or if none was evaluated the latest, which is logged."""
     if not (directory / workdir.CONFIG).exists() or checkpoint.has_best(directory):
         return "best"
-    logger.info("config.init_from=%r has not been evaluated yet: its latest checkpoint is taken", str(directory))
+    logger.info("config.init_from=%r has not been evaluated yet: using its latest checkpoint", str(directory))
     return "latest"

@@ -21,7 +21,7 @@ SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
     SIGNALS += (signal.SIGHUP,)
-ENDED = "ended; the same command takes it up again"
+ENDED = "ended; the same command resumes it"
 
 _deferring = False  # whether a signal is only noted, for a run to end by itself
 _said = False  # whether the line about the end is logged
@@ -140,7 +140,7 @@ def deferred(interruption: Interruption) -> Iterator[None]:
 
     def note(signum):
         interruption.signum = signum
-        _say(signum, "saving after the steps in flight; again to end at once")
+        _say(signum, "saving after the steps in flight; another signal ends it at once")
 
     _deferring = True
     try:

@@ -78,7 +78,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
             records.append(parse_json(line))
         except ValueError:
             if number < len(lines):
-                raise UserError(f"{workdir / FILE}: line {number} is no record; mend it, or delete it") from None
+                raise UserError(f"{workdir / FILE}: line {number} is not a record; repair or delete it") from None
     return records
 
 
@@ -88,7 +88,7 @@ def read_strictly(workdir: Path) -> list[dict[str, Any]]:
     if not all(
         isinstance(r, dict) and all(isinstance(r.get(name), int) for name in ("step", "epoch")) for r in records
     ):
-        raise UserError(f"{workdir / FILE} has lines that are no records of a run")
+        raise UserError(f"{workdir / FILE} has lines that are not records of a run")
     return records
 
 
@@ -115,11 +115,11 @@ def _start_over(path: Path, records: list[dict[str, Any]]) -> None:
     """Log what becomes of records without checkpoints; set them aside if evaluated: they may be all that is left."""
     if not any("eval_loss" in record for record in records):
         logger.warning(
-            "%s has no checkpoint yet: it starts over, and its %d records are made anew", path.parent, len(records)
+            "%s has no checkpoint yet: it starts over, and its %d records are made again", path.parent, len(records)
         )
         return
     (kept,) = set_aside([path])
-    logger.warning("%s has no checkpoint any more: it starts over; its records are now in %s", path.parent, kept.name)
+    logger.warning("%s no longer has a checkpoint: it starts over; its records are now in %s", path.parent, kept.name)
 
 
 class Journal:

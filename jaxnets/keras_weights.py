@@ -52,12 +52,12 @@ def read(source: str | os.PathLike) -> Weights:
     except UserError as error:
         raise UserError(f"{path} is refused: {error}") from error
     except Exception as error:  # HDF5 and zip report a damaged file in many ways
-        raise UserError(f"{path} is not a whole Keras weight file: {first_line(error)}") from error
+        raise UserError(f"{path} is not a valid Keras weight file: {first_line(error)}") from error
     entries: dict[str, np.ndarray] = {}
     for place, array in arrays.items():
         name = _torch_name(place)
         if name in entries:
-            raise UserError(f"{path} has two layers for {name}: save the weights of the one net alone")
+            raise UserError(f"{path} has two layers for {name}: save the weights of a single net")
         entries[name] = _torch_shaped(array)
     if not entries:
         raise UserError(f"{path} holds no weights of convolutions, BatchNorms or dense layers")

@@ -208,7 +208,7 @@ def warn_of_differing(model: nn.Module, code_base: str, fields: dict[str, Any]):
         published = ", ".join(f"{name}={value!r}" for name, value in theirs.items())
         ours = ", ".join(f"{name}={getattr(model, name)!r}" for name in theirs)
         logger.warning(
-            "the published net of %s has %s, this one %s: the same weights give other outputs",
+            "the published net of %s has %s, this one %s: the same weights give different outputs",
             code_base,
             published,
             ours,

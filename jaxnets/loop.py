@@ -47,7 +47,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     step on, only once the state is saved.
     """
     smaller = "config.resident=false or, in evaluation, a lower config.eval_batch_size"
-    remedy = f"{smaller} takes less, or, in a workdir where nothing was saved, a lower config.batch_size"
+    remedy = f"{smaller} needs less; so does a lower config.batch_size, in a workdir where nothing was saved"
     runtime.drop_late_answers()  # before `raised`, which at its end restores the hook that it found
     with interruption.raised(), runtime.short_of_memory(remedy):
         return _train(config, user_path(directory))
@@ -87,7 +87,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
         if at > plan.total_steps:
             raise UserError(
                 f"the run in {directory} is at step {at}, beyond config.num_epochs={config.num_epochs}, "
-                f"which ends at {plan.total_steps}; its checkpoints are as they were"
+                f"which ends at {plan.total_steps}; its checkpoints are unchanged"
             )
         if at:
             require_same_data(plan, directory)
@@ -120,7 +120,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train from step `at`, with the state that `start` returns, to the plan's last; returns the last evaluation."""
     if at >= plan.total_steps and journal.last_evaluation(at):
-        logger.info("nothing left to do: the run has its %d epochs", at // plan.steps_per_epoch)
+        logger.info("nothing left to do: the run has finished its %d epochs", at // plan.steps_per_epoch)
         if distributed.is_primary():
             page.redraw()  # a kill may have come before that
         return journal.last_evaluation(at)
@@ -189,9 +189,9 @@ def ending_when_asked(run: epochs.Running) -> Iterator[None]:
     if distributed.is_primary():
         run.clock.write(saved)
     if saved:
-        logger.info("saved step %d; the same command goes on from there", saved)
+        logger.info("saved step %d; the same command resumes from there", saved)
     else:
-        logger.info("ended before the first step; the same command begins again")
+        logger.info("ended before the first step; the same command starts again")
     raise ended
 
 

@@ -74,8 +74,8 @@ def _v1_unit_orders(hidden: int, groups: int, grouped: bool) -> tuple[np.ndarray
         mine, other = (np.argsort(origin, kind="stable") for origin in origins)
         if not np.array_equal(origins[0][mine], origins[1][other]):
             raise UserError(
-                f"megvii's channel shuffle of {hidden} channels in {groups} groups cannot be had by reordering the "
-                "weights: make the net with variant='megvii'"
+                f"megvii's channel shuffle of {hidden} channels in {groups} groups cannot be obtained by reordering "
+                "the weights: make the net with variant='megvii'"
             )
         inputs[group, mine] = other
         outputs[ours[group, mine]] = theirs[group, other]

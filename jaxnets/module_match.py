@@ -155,8 +155,8 @@ def explain_mismatch(model: nn.Module, layers: Sequence[Layer], weights: Weights
         problems = named
     elif not weights.ordered:
         problems = [
-            f"its entries ({', '.join(list(modules)[:LISTED])}, ...) have names of no layout known for this net "
-            f"({', '.join(layouts_of(model))}), and this kind of file does not keep their order"
+            f"its entries ({', '.join(list(modules)[:LISTED])}, ...) are not named as in any layout known for this "
+            f"net ({', '.join(layouts_of(model))}), and this kind of file does not keep their order"
         ]
     else:
         problems = _misfits(layers, modules, modules.values())
@@ -166,7 +166,7 @@ def explain_mismatch(model: nn.Module, layers: Sequence[Layer], weights: Weights
     more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
     only_classifier = all(f"the net's {layers[-1].name} " in problem for problem in problems)
     headless = (model.features_only or not model.num_classes) and len(problems) == 1
-    hint = "; num_classes as the file's, or in Python head='drop', fits the net to it" if only_classifier else ""
+    hint = "; set num_classes to the file's, or in Python pass head='drop'" if only_classifier else ""
     hint = "; head='drop' leaves the classifier out" if headless else hint
     return f"{weights.origin} does not fit {type(model).__name__}: {listed}{more}{hint}"
 

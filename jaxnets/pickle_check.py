@@ -99,7 +99,7 @@ def _tuple_of(kinds: list[str]) -> str:
 
 def _require(kind: str, *kinds: str) -> None:
     if kind not in kinds:
-        raise UserError(f"its pickle has a {kind} in the place of a {' or '.join(kinds)}")
+        raise UserError(f"its pickle has a {kind} instead of a {' or '.join(kinds)}")
 
 
 def _fill(opcode: str, stack: list[str], marks: list[int]) -> None:

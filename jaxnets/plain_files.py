@@ -61,7 +61,7 @@ def read_own(files: Sequence[Path], what: str, read: Callable[[Any], Found], lim
     try:
         return read(parse_json(read_text(files[0], limit)))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
-        raise UserError(f"{present[0]} exists, but {files[0].name} is no {what}; choose another --out") from None
+        raise UserError(f"{present[0]} exists, but {files[0].name} holds no {what}; choose another --out") from None
 
 
 def make_folder(out: Path) -> None:

@@ -161,8 +161,8 @@ def _check_batches(config: ml_collections.ConfigDict, num_devices: int) -> None:
     for field in ("mixup", "cutmix"):
         if config.augment[field] and config.batch_size == num_devices:
             raise UserError(
-                f"config.augment.{field} pairs the images of a device, of which config.batch_size={config.batch_size} "
-                f"gives each of {num_devices} only one"
+                f"config.augment.{field} pairs the images on a device, but config.batch_size={config.batch_size} "
+                f"gives each of {num_devices} devices only one"
             )
 
 
@@ -170,7 +170,7 @@ def _check_length(config: ml_collections.ConfigDict, total_steps: int) -> None:
     """UserError for more steps, or more records, than a run may have."""
     if total_steps > MAX_STEPS:
         raise UserError(
-            f"config.num_epochs={config.num_epochs} are {total_steps:,} steps: at most {MAX_STEPS:,} are taken"
+            f"config.num_epochs={config.num_epochs} makes {total_steps:,} steps: at most {MAX_STEPS:,} are allowed"
         )
     records = total_steps // config.log_every_steps + config.num_epochs + config.num_epochs // config.eval_every_epochs
     if records > MAX_RECORDS:
@@ -206,13 +206,13 @@ def require_same_data(plan: Plan, directory: Path) -> None:
     trained_run.require_same_classes(directory, plan.eval_split, before.class_names)
     if before[:3] != now[:3]:
         raise UserError(
-            f"the run in {directory} had other data: {before.train_images} training and {before.eval_images} "
-            f"evaluation images, where there are {now.train_images} and {now.eval_images} now"
+            f"the run in {directory} was trained on other data: {before.train_images} training and "
+            f"{before.eval_images} evaluation images, but there are now {now.train_images} and {now.eval_images}"
         )
     if any(then and then != is_now for then, is_now in zip(before.files, now.files)):
         raise UserError(
-            f"the run in {directory} had other data: as many images, but of another version of the data set, or, of a "
-            "folder, some by other names or of other classes"
+            f"the run in {directory} was trained on other data: as many images, but from another version of the data "
+            "set or, in a folder, some with other names or classes"
         )
 
 
@@ -243,7 +243,7 @@ def _require_several_values(config: ml_collections.ConfigDict, model: nn.Module)
         with ops.using("reference"):
             jax.eval_shape(trained, jax.random.key(0))
     except ValueError as error:
-        raise UserError(f"config.batch_size={config.batch_size} leaves a device one image: {error}") from None
+        raise UserError(f"config.batch_size={config.batch_size} leaves a device only one image: {error}") from None
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ def _class_names(workdir: Path, config: ml_collections.ConfigDict, num_classes: 
             reason = f"it is not prepared in {datasets.data_root(data_dir)}"
     except UserError as error:
         reason = str(error)
-    runtime.logger.info("no class names from %s (%s): classes are numbers", config.dataset, reason)
+    runtime.logger.info("no class names from %s (%s): classes are shown as numbers", config.dataset, reason)
     return ()
 
 
@@ -220,15 +220,15 @@ def _parser() -> ArgumentParser:
     published = parser.add_argument_group("published weights")
     published.add_argument("--model", metavar="NAME", help="a net of jaxnets.list_models()")
     published.add_argument(
-        "--weights", type=user_path, metavar="FILE", help="a file that jaxnets.torch_weights.load takes"
+        "--weights", type=user_path, metavar="FILE", help="a file that jaxnets.torch_weights.load reads"
     )
     published.add_argument(
         "--field", type=field, action="append", metavar="NAME=VALUE", help="a field of the net, e.g. width=0.5"
     )
-    parser.add_argument("--image_size", type=count, help="pixels a side, in place of the net's")
-    parser.add_argument("--mean", type=triple, help="R,G,B of images in [0, 1], in place of the net's")
-    parser.add_argument("--std", type=triple, help="R,G,B, in place of the net's")
-    parser.add_argument("--labels", type=user_path, metavar="FILE", help="the names of the classes, one a line")
+    parser.add_argument("--image_size", type=count, help="side in pixels, instead of the net's")
+    parser.add_argument("--mean", type=triple, help="R,G,B of images in [0, 1], instead of the net's")
+    parser.add_argument("--std", type=triple, help="R,G,B, instead of the net's")
+    parser.add_argument("--labels", type=user_path, metavar="FILE", help="the names of the classes, one per line")
     parser.add_argument("--top", type=count, default=5, help="classes for each image; default: 5")
     parser.add_argument("--batch_size", type=count, default=32, help="images at once; default: 32")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
@@ -279,14 +279,14 @@ def main(argv: list[str]) -> None:
             paths += image_files.find(argument)
         except UserError as error:
             report(argument, str(error))
-    with runtime.short_of_memory("a smaller --batch_size takes less"):
+    with runtime.short_of_memory("a smaller --batch_size needs less"):
         for prediction in predict(classifier, paths, batch_size=args.batch_size, top=args.top):
             if prediction.error:
                 report(prediction.path, prediction.error)
             else:
                 print(show(prediction, classifier.class_names), flush=True)
     if failures:
-        raise UserError(f"{failures} of the images could not be read, or classified")
+        raise UserError(f"{failures} of the images could not be read or classified")
 
 
 if __name__ == "__main__":

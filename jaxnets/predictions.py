@@ -107,7 +107,7 @@ def _check(content: Evaluated) -> None:
     if len(shapes) > 1 or content.label.ndim != 1 or content.class_names.ndim != 1 or content.step.shape:
         raise ValueError(f"its arrays have shapes {sorted(shapes)}")
     if any(getattr(content, name).dtype.kind != "f" for name in ("probability", "label_probability")):
-        raise ValueError("its probabilities are no floats")
+        raise ValueError("its probabilities are not floats")
     for name in ("class_names", "origins"):
         if getattr(content, name).dtype.kind != "U":
             raise ValueError(f"its {name} are {getattr(content, name).dtype}")

@@ -121,7 +121,7 @@ def _run_parts(run: History, colour: str) -> dict:
         "tiles": {tile["label"]: tile for tile in report_parts.tiles(run)},
         "evaluations": report_parts.evaluations(run),
         "errors": report_errors.mistakes(run),
-        "no_errors": f"No evaluation has left its {predictions.FILE} in the workdir.",
+        "no_errors": f"No evaluation has saved {predictions.FILE} in the workdir.",
         "time": report_parts.phases(run),
         "machines": [machine.dated_sentence(where) for where in run.machines],
         "fields": report_parts.fields(run.config),
@@ -145,7 +145,7 @@ def write(workdirs: Sequence[Path], out: Path | None = None, tag: str = "") -> P
     except OSError as error:
         raise UserError(f"{out} cannot be read: {error.strerror}") from None
     if not ours:
-        raise UserError(f"{out} exists and is no page of jaxnets.report; choose another --out")
+        raise UserError(f"{out} exists and is not a page of jaxnets.report; choose another --out")
     names = [name_of(workdir) for workdir in workdirs]
     # Folders of the same name are told apart by their paths.
     runs = [load(w, str(w) if names.count(name) > 1 else name) for w, name in zip(workdirs, names)]
@@ -208,7 +208,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--workdir", type=user_path, action="append", default=[], help="the folder of a run")
     parser.add_argument("more", type=user_path, nargs="*", metavar="DIR", help="further runs to compare with it")
     parser.add_argument(
-        "--out", type=user_path, help=f"the page; default: {FILE} in the workdir; of several, {COMPARISON}"
+        "--out", type=user_path, help=f"the page; default: {FILE} in the workdir; for several runs, {COMPARISON}"
     )
     return parser
 

@@ -50,7 +50,7 @@ def mistakes(run: History) -> dict[str, Any] | None:
         # Unique on the page, whatever bytes the folder's name has.
         identity = f"confusion-{run.name}".encode(errors="surrogatepass").hex()
         shares = confusions.shares()
-        made["image"] = charts.draw_matrix(identity, shares, xlabel="taken for class", ylabel="is class")
+        made["image"] = charts.draw_matrix(identity, shares, xlabel="predicted class", ylabel="true class")
         made["classes_a_dot"] = -(-len(names) // charts.MAX_CELLS)
     return made
 

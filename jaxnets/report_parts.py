@@ -20,7 +20,7 @@ CHARTS = (
     ("Loss", "loss", "eval_loss", {}),
     ("Accuracy", "accuracy", "eval_accuracy", {"percent": True}),
     ("Learning rate", "learning_rate", None, {"from_zero": True}),
-    ("Images a second, training", "images_per_second", None, {"from_zero": True}),
+    ("Images per second, training", "images_per_second", None, {"from_zero": True}),
 )
 
 Record = dict[str, Any]
@@ -109,14 +109,16 @@ def tiles(run: History) -> list[dict[str, str]]:
             tile("last loss", f"{loss:.4f}" if loss < 1000 else f"{loss:.3g}", "evaluation, nats"),
         ]
         if run.averaged:
-            made.append(tile("weights themselves", f"{last['eval_accuracy']:.2%}", "last accuracy"))
+            made.append(tile("unaveraged weights", f"{last['eval_accuracy']:.2%}", "last accuracy"))
         top5 = which.replace("accuracy", "top5_accuracy")
         if top5 in last and run.evaluated is not None and len(run.evaluated.class_names) > FEW_CLASSES:
             made.append(tile("last top-5", f"{last[top5]:.2%}", "accuracy"))
     if speeds := [record["images_per_second"] for record in run.throughput]:
-        made.append(tile("throughput", f"{np.median(speeds):,.0f}", "training images a second, median"))
+        made.append(tile("throughput", f"{np.median(speeds):,.0f}", "training images per second, median"))
     if run.spans:
-        made.append(tile("time", duration(sum(timing.totals(run.spans).values())), "with compiling and evaluating"))
+        made.append(
+            tile("time", duration(sum(timing.totals(run.spans).values())), "including compiling and evaluating")
+        )
     return made
 
 
@@ -200,7 +202,7 @@ def evaluations(run: History) -> dict[str, Any]:
     """A row for each evaluation, with its epoch's training; beyond MAX_ROWS only every second, every third, ... one."""
     every = max(1, -(-len(run.evaluations) // MAX_ROWS))
     shown = run.evaluations[::-1][::every][::-1]  # including the last
-    left_out = f"One of {every}; metrics.jsonl has all {len(run.evaluations):,}." if every > 1 else ""
+    left_out = f"One in {every} is shown; metrics.jsonl has all {len(run.evaluations):,}." if every > 1 else ""
     seconds = run.seconds(shown)
     columns = ["epoch", "step", "time", "learning rate"]
     columns += ["training loss", "training accuracy", "evaluation loss", "evaluation accuracy"]

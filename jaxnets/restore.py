@@ -36,7 +36,7 @@ def restore_item(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
         tree = manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(target)}))[name]
     except Exception as error:  # Orbax and TensorStore may raise anything for a damaged file
         if why := passing(error):
-            raise UserError(f"{where} cannot be read now ({why}); it is as it was") from error
+            raise UserError(f"{where} cannot be read now ({why}); it is unchanged") from error
         raise DamagedError(f"{where} is incomplete or damaged: {first_line(error)}") from error
     tree = jax.tree.map(np.asarray, tree)
     if not isinstance(tree, dict) or not all(leaf.dtype.kind in NUMBERS for leaf in jax.tree.leaves(tree)):
@@ -82,16 +82,16 @@ def restore_state(manager: ocp.CheckpointManager, step: int, template: TrainStat
     rest = restore_item(manager, step, "rest")
     expected = {name: getattr(template, name) for name in ("step", "opt_state", "ema")}
     where = f"the optimizer state of checkpoint {step} in {manager.directory}"
-    other = "optimizer, or version of jaxnets (its weights can be evaluated, and are config.init_from's to start from)"
+    other = "optimizer, or version of jaxnets (its weights can still be evaluated, or used by config.init_from)"
     require_same_shapes(rest, flax.serialization.to_state_dict(expected), where, other)
     values = flax.serialization.from_state_dict(expected, rest)
     state = template.replace(**variables, **values)
     record = _restore_record(manager, step)
     totals = record.get("totals")
     if not isinstance(totals, dict) or not all(_is_finite(totals.get(name)) for name in NO_TOTALS):
-        raise DamagedError(f"{where} has no sums of the training examples beside it")
+        raise DamagedError(f"{where} lacks the sums of the training examples")
     if not is_as_written(record, "totals", totals):
-        raise DamagedError(f"{where} is damaged: the sums beside it differ from what was written")
+        raise DamagedError(f"{where} is damaged: the sums saved with it differ from what was written")
     return state, totals
 
 
@@ -108,7 +108,7 @@ def require_same_shapes(found, expected, where: str, other: str = "model") -> No
     for name in sorted(found.keys() | expected.keys()):
         if found.get(name) != expected.get(name):
             has, wants = (shapes.get(name, "no such array") for shapes in (found, expected))
-            raise UserError(f"{where} is of another {other}: {name} is {has} in it, and {wants} by this configuration")
+            raise UserError(f"{where} is of another {other}: {name} is {has} in it, but {wants} in this configuration")
 
 
 def _shapes(tree) -> dict[str, tuple]:
@@ -139,7 +139,7 @@ def restore_latest(manager: ocp.CheckpointManager, template: TrainState) -> tupl
         return restored
     if damaged:
         raise UserError(
-            f"no checkpoint in {manager.directory} is whole ({damaged[0][1]}); to start over, choose another workdir"
+            f"no checkpoint in {manager.directory} is intact ({damaged[0][1]}); to start over, choose another workdir"
         )
     return None
 

@@ -79,7 +79,7 @@ def enable_compilation_cache() -> None:
         try:
             jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
         except UserError as error:
-            logger.warning("compiled programs are not kept: %s", error)
+            logger.warning("compiled programs are not cached: %s", error)
             return
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -103,11 +103,11 @@ def short_of_memory(remedy: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise UserError(f"this machine has not enough memory ({first_line(error)}): {remedy}") from error
+        raise UserError(f"this machine does not have enough memory ({first_line(error)}): {remedy}") from error
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise UserError(f"the device has not enough memory ({first_line(error)}): {remedy}") from error
+        raise UserError(f"the device does not have enough memory ({first_line(error)}): {remedy}") from error
 
 
 def drop_late_answers() -> None:

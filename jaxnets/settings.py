@@ -158,7 +158,7 @@ def check_evaluation(config: ml_collections.ConfigDict) -> None:
     checks.one_of("model.dtype", DTYPES)
     for field in ("model.name", "dataset", "eval_split"):
         checks.require(field, "a name", lambda value: isinstance(value, str))
-    checks.require("mean", "three numbers, one a channel", lambda value: len(value) == 3 and _finite(value))
+    checks.require("mean", "three numbers, one per channel", lambda value: len(value) == 3 and _finite(value))
     checks.require("std", "three numbers above 0", lambda value: len(value) == 3 and _finite(value) and min(value) > 0)
 
 
@@ -210,14 +210,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     checks.within("augment.cutout", 0, side + 1, f"from 0 to image_size={side}")
     checks.require(
         "progressive_sizes",
-        f"all whole numbers from 1 to image_size={side}, or all floats to 1.0, parts of it",
+        f"all whole numbers from 1 to image_size={side}, or all floats up to 1.0, fractions of it",
         lambda value: all(_is_size(size, side) for size in value) and len(set(map(type, value))) <= 1,
     )
     checks.within("crop_area", 0, math.nextafter(1, 2), "in [0, 1]")
     if config.crop_area and str(config.resident).lower() == "true":
         raise UserError(
-            f"config.crop_area={config.crop_area} cuts every image anew where it is read; it needs config.resident "
-            "to be auto or false"
+            f"config.crop_area={config.crop_area} crops every image afresh as it is read, so config.resident must be "
+            "auto or false"
         )
     in_the_run = "fractions of the run, in (0, 1)"
     checks.require("schedule.boundaries", in_the_run, lambda value: all(0 < fraction < 1 for fraction in value))
@@ -246,7 +246,7 @@ def make_model(config: ml_collections.ConfigDict, num_classes: int, **fields):
     if isinstance(classes, int) and classes < num_classes:  # what is not a number is refused by the net
         raise UserError(
             f"config.model.num_classes={classes} is less than the {num_classes} classes "
-            f"of {config.dataset}; leave it out to take those"
+            f"of {config.dataset}; leave it out to use those"
         )
     model["dtype"] = compute_dtype(model["dtype"])
     try:

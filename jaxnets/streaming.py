@@ -178,8 +178,8 @@ def _readers(num_workers: int | None, batches: int, batch_bytes: int) -> tuple[i
 @functools.cache  # once, not in every evaluation
 def _say_threads(num_workers: int, wanted: int) -> None:
     logger.warning(
-        "the data are read by %d threads, not by processes, whose batches may take %d MB of shared memory, where %d MB "
-        "are free for them (of a container, its --shm-size)",
+        "the data are read by %d threads instead of processes, whose batches may need %d MB of shared memory, but only "
+        "%d MB are free for them (in a container, see --shm-size)",
         num_workers,
         wanted // 10**6,
         _shared_memory_bytes() // distributed.local_processes() // 10**6,
@@ -202,7 +202,7 @@ def _copies(iterator: grain.DatasetIterator, num_workers: int) -> Iterator[Batch
             if not num_workers:
                 raise
             ended = (
-                f"a process that reads the data has ended ({first_line(error)}); where memory is short, "
+                f"a process that reads the data has ended ({first_line(error)}); if memory is short, "
                 f"set config.num_workers below {num_workers}"
             )
     if ended:  # raised here, since Grain's error holds the previous batch

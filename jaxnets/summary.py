@@ -190,7 +190,7 @@ def sections(summary: Summary) -> list[Section]:
         footer=(
             f"{summary.parameters:,} parameters, {_millions(summary.macs)} M MACs, "
             f"{_mib(summary.activation_bytes)} MiB of activations, "
-            f"{_mib(summary.peak.activation_bytes)} MiB of them from {summary.peak.layer}, the most."
+            f"at most {_mib(summary.peak.activation_bytes)} MiB of them from one layer, {summary.peak.layer}."
         ),
     )
     return [layers, _pair_section(summary.pairs)] if summary.pairs else [layers]
@@ -208,9 +208,9 @@ def _pair_section(pairs: Sequence[Pair]) -> Section:
         ],
         text_columns=1,
         footer=(
-            f"All {len(pairs)} pairs: {_millions(macs)} M in place of {_millions(standard)} M MACs, "
-            f"a ratio of {macs / standard:.4f}. Of a pair it is 1/N + 1/k^2 (with g groups in the pointwise "
-            "convolution 1/N + 1/(g k^2))."
+            f"All {len(pairs)} pairs: {_millions(macs)} M instead of {_millions(standard)} M MACs, "
+            f"a ratio of {macs / standard:.4f}. For one pair it is 1/N + 1/k^2 (with g groups in the pointwise "
+            "convolution, 1/N + 1/(g k^2))."
         ),
     )
 

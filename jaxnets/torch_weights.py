@@ -104,7 +104,9 @@ def _match(
         reason = explain_mismatch(model, candidates[0], weights, modules)
         raise UserError(f"{reason}; {differences}" if differences else reason)
     if differences and head == "strict":
-        raise UserError(f"{weights.origin} fits, but {differences}: give this one the same, in a command {remedy}")
+        raise UserError(
+            f"{weights.origin} fits, but {differences}: give this one the same, on the command line with {remedy}"
+        )
     if differences:
         logger.warning("%s fits, but %s: the outputs will differ", weights.origin, differences)
     if found.layout and not weights.fields:  # which would say whether it is the published net
@@ -190,7 +192,7 @@ def _choose_layout(model: nn.Module, layers: Sequence[Layer], name: str | None) 
         exact = (key for key in others if not differing(model, known[key].usual | known[key].strides))
         name = next(exact, fitting[0])
     if name not in names:
-        raise UserError(f"layout={name!r} has no such {type(model).__name__}: take one of {', '.join(names)}")
+        raise UserError(f"layout={name!r} has no such {type(model).__name__}: use one of {', '.join(names)}")
     known[name].require_fields(model, name)
     warn_of_differing(model, name, known[name].usual)
     return known[name], names[name]

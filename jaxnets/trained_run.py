@@ -81,6 +81,6 @@ def require_same_classes(workdir: Path, split: data.Split, known: Sequence[str] 
     for place, (before, now) in enumerate(itertools.zip_longest(known or split.class_names, split.class_names)):
         if before != now:
             raise UserError(
-                f"{split.name} has other classes than the run in {workdir}: class {place} was {before!r} and is now "
-                f"{now!r}"
+                f"{split.name} has different classes from the run in {workdir}: class {place} was {before!r} and is "
+                f"now {now!r}"
             )

@@ -87,7 +87,7 @@ def read(source: str | os.PathLike | Mapping) -> Weights:
         return Weights(unwrap(entries, str(path)), False, str(path), images, fields)  # sorted by name
     if suffix in TORCH_SUFFIXES:
         return Weights(unwrap(read_torch(path), str(path)), True, str(path))
-    raise UserError(f"{path} is no weight file: its name must end in one of {', '.join(SUFFIXES)}")
+    raise UserError(f"{path} is not a weight file: its name must end in one of {', '.join(SUFFIXES)}")
 
 
 def require_file(path: Path):
@@ -110,7 +110,7 @@ def read_torch(path: Path) -> Mapping:
     except UserError as error:
         raise UserError(f"{path} is refused: {error}; save the net's state_dict() alone") from error
     except Exception as error:  # a damaged file makes PyTorch raise nearly anything
-        raise UserError(f"{path} is not a whole PyTorch file: {first_line(error)}") from error
+        raise UserError(f"{path} is not a valid PyTorch file: {first_line(error)}") from error
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds a {type(content).__name__}, not a state_dict (name -> tensor)")
     return content
@@ -130,7 +130,7 @@ def _check_archive(path: Path, torch):
 
 def _check_old_file(path: Path, torch):
     if path.stat().st_size > MAX_OLD_FILE:
-        raise UserError(f"it is larger than {MAX_OLD_FILE >> 20} MiB and in PyTorch's format of before 2020")
+        raise UserError(f"it is larger than {MAX_OLD_FILE >> 20} MiB and in PyTorch's format from before 2020")
     with path.open("rb") as file:
         start = io.BytesIO(file.read(pickle_check.MAX_BYTES))
     for _ in range(5):  # magic number, version, sizes of C types, the state_dict, the names of the storages to follow
@@ -151,7 +151,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Images, dict[s
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > MAX_HEADER:
-                raise UserError(f"{path} is refused: its header claims {length} bytes, {MAX_HEADER} are plenty")
+                raise UserError(f"{path} is refused: its header claims {length} bytes, at most {MAX_HEADER} are read")
             with safetensors.safe_open(path, framework="numpy"):  # raises unless all shapes, types and places fit
                 header = json.loads(file.read(length))
         mapped = np.memmap(path, np.uint8, "r")[8 + length :]  # only what is used takes memory
@@ -166,7 +166,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], Images, dict[s
     except KeyError as error:
         raise UserError(f"{path} has an entry of type {error}, where weights are floats") from error
     except Exception as error:  # SafetensorError, OSError, and whatever else a damaged file leads to
-        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+        raise UserError(f"{path} is not a valid safetensors file: {first_line(error)}") from error
 
 
 def spelled(normalization: Normalization) -> str:
@@ -184,7 +184,7 @@ def metadata_of(images: Images, fields: Mapping[str, Any]) -> dict[str, str]:
 
 def metadata_in(metadata: Mapping[str, str], origin: str) -> tuple[Images, dict[str, Any]]:
     """What `metadata_of` was given, as far as it is there; UserError for invalid entries."""
-    image_size = _value_in(metadata, IMAGE_SIZE, origin, "a whole number from 1 on", _is_size)
+    image_size = _value_in(metadata, IMAGE_SIZE, origin, "a whole number of at least 1", _is_size)
     crop = _value_in(metadata, CROP, origin, "true or false", lambda value: isinstance(value, bool))
     of_fields = f"an object of numbers, words and lists of them, in at most {MAX_VALUE} characters"
     fields = _value_in(metadata, FIELDS, origin, of_fields, _are_fields)
@@ -239,7 +239,7 @@ def unwrap(content: Mapping, origin: str) -> dict[str, Any]:
         if not wrappers:
             break
         if len(wrappers) > 1:
-            logger.warning("%s holds %s; %s is taken", origin, " and ".join(wrappers), wrappers[0])
+            logger.warning("%s holds %s; using %s", origin, " and ".join(wrappers), wrappers[0])
         content = content[wrappers[0]]
     content = {key: value for key, value in content.items() if key not in COUNTERS}
     odd = [key for key, value in content.items() if not isinstance(key, str) or not is_array(value)]
@@ -250,11 +250,11 @@ def unwrap(content: Mapping, origin: str) -> dict[str, Any]:
             f"{', '.join(WRAPPERS)})"
         )
     if len(content) > MAX_ENTRIES:
-        raise UserError(f"{origin} has {len(content)} entries, which no net here has: {MAX_ENTRIES} are read")
+        raise UserError(f"{origin} has {len(content)} entries, more than any net here: at most {MAX_ENTRIES} are read")
     entries = {}
     for key, value in content.items():
         if len(key) > MAX_NAME or not key.isprintable():
-            raise UserError(f"{origin} has an entry called {key!r:.80}, which is no name of a weight")
+            raise UserError(f"{origin} has an entry called {key!r:.80}, which is not the name of a weight")
         name = ".".join(part for part in key.split(".") if part not in WRAPPING_MODULES)
         if name in entries:
             raise UserError(f"{origin} has two entries called {name}, with and without a wrapping module")

@@ -27,7 +27,7 @@ def images_of(name: str, num_classes: int, published: torch_weights.Published) -
     crop = side != 32 if said.crop is None else said.crop
     normalization = normalization_of(name, num_classes, published)
     if normalization not in (said.normalization, IMAGENET, CIFAR10, CIFAR100):
-        logger.info("images are normalised as by the code base of these weights: %s", spelled(normalization))
+        logger.info("images are normalised as in the code base of these weights: %s", spelled(normalization))
     return Images(normalization, said.image_size or side, crop)
 
 

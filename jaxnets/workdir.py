@@ -55,7 +55,7 @@ def claim(workdir: Path, config: ml_collections.ConfigDict) -> Iterator[ml_colle
 
         claimed, before = distributed.on_primary(take)
         if not _is_seen(workdir / LOCK, claimed):
-            raise UserError(f"--workdir={workdir} must be one folder to all processes, on a file system they share")
+            raise UserError(f"--workdir={workdir} must be one folder for all processes, on a file system they share")
         yield before and ml_collections.ConfigDict(before, convert_dict=True)
 
 
@@ -100,8 +100,8 @@ def read_data(workdir: Path) -> Data | None:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
-            f"{workdir / DATA} does not say what a run is trained on ({error}); without that file the run goes on, and "
-            "its data are not compared with those of before"
+            f"{workdir / DATA} does not say what a run is trained on ({error}); without that file the run continues, "
+            "and its data are not compared with the earlier ones"
         ) from None
     return found
 
@@ -145,7 +145,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
         before = settings.read(workdir / CONFIG)
         if not _has_begun(workdir):  # out of memory at its first step, say: there is nothing to lose
             if differing := settings.differences(settings.as_dict(before), settings.as_dict(config)):
-                logger.info("the run in %s left no record: it begins with another %s", workdir, ", ".join(differing))
+                logger.info("the run in %s left no record: it starts with a new %s", workdir, ", ".join(differing))
             return None
         _require_same_run(workdir, before, config)
         return before
@@ -172,7 +172,7 @@ def _require_own_files(workdir: Path) -> None:
         if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
             raise UserError(
                 f"--workdir={workdir} holds {entry.name!r}, a link or a special file, where a run has files and "
-                "folders of its own; to keep a run elsewhere, let --workdir itself be the link"
+                "folders of its own; to keep a run elsewhere, make --workdir itself the link"
             )
 
 
@@ -203,12 +203,12 @@ def _require_same_run(workdir: Path, before: ml_collections.ConfigDict, config: 
     differing = settings.differences(settings.as_dict(before), settings.as_dict(config))
     if "batch_size" not in before:
         raise UserError(
-            f"--workdir={workdir} holds weights and no run that could go on; give them as --config.init_from={workdir} "
+            f"--workdir={workdir} holds weights but no run to resume; give them as --config.init_from={workdir} "
             "and choose another workdir"
         )
     if differing:
         listed = "; ".join(f"{name} was {old!r}, is {new!r}" for name, (old, new) in differing.items())
         raise UserError(
             f"--workdir={workdir} holds a run with another configuration ({listed}); "
-            "choose another workdir, or give the same fields to go on with it"
+            "choose another workdir, or give the same fields to resume it"
         )

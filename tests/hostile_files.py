@@ -84,7 +84,7 @@ PICKLES = {
         lambda path: state_dict(text("x"), b"ctorch\nFloatTensor\n" + integer(2**29) + b"\x85R"), "holds torch.Float"
     ),
     "a key nested a million deep": (lambda path: state_dict(b")" + b"\x85" * 1_000_000, b"K\0"), "too long"),
-    "a key nested deep": (lambda path: state_dict(b")" + b"\x85" * 400_000, b"K\0"), "tuple in the place of a scalar"),
+    "a key nested deep": (lambda path: state_dict(b")" + b"\x85" * 400_000, b"K\0"), "tuple instead of a scalar"),
     "a key that takes for ever to hash": (
         lambda path: b"\x80\x02])q\0"
         + b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60))
@@ -93,19 +93,19 @@ PICKLES = {
     ),
     "one list copied": (
         lambda path: b"\x80\x02](" + b"K\0" * 1000 + b"eq\0" + b"ccollections\nCounter\nh\0\x85R" * 1000 + b".",
-        "its pickle has a tuple in the place of a tuple of a dict",
+        "its pickle has a tuple instead of a tuple of a dict",
     ),
     "one dict copied": (
         lambda path: state_dict(text("x"), 2 * b"ccollections\nOrderedDict\n)R}q\0bh\0b"),
-        "shared in the place of a dict",
+        "shared instead of a dict",
     ),
-    "a stack that is empty": (lambda path: b"\x80\x02R.", "not a whole PyTorch file"),
-    "no end": (lambda path: b"\x80\x02}", "not a whole PyTorch file"),
-    "more numbers than the storage has": (lambda path: state_dict(text("x"), tensor(1 << 28, 1 << 28)), "not a whole"),
-    "a shape beyond the storage": (lambda path: state_dict(text("x"), tensor(4, 1 << 30)), "not a whole PyTorch file"),
-    "a negative shape": (lambda path: state_dict(text("x"), tensor(4, -4)), "not a whole PyTorch file"),
-    "a name of many parts": (lambda path: state_dict(text("a." * 500_000 + "w"), tensor(4, 4)), "no name of a weight"),
-    "a name of two lines": (lambda path: state_dict(text("a\nerror: b"), tensor(4, 4)), "no name of a weight"),
+    "a stack that is empty": (lambda path: b"\x80\x02R.", "not a valid PyTorch file"),
+    "no end": (lambda path: b"\x80\x02}", "not a valid PyTorch file"),
+    "more numbers than the storage has": (lambda path: state_dict(text("x"), tensor(1 << 28, 1 << 28)), "not a valid"),
+    "a shape beyond the storage": (lambda path: state_dict(text("x"), tensor(4, 1 << 30)), "not a valid PyTorch file"),
+    "a negative shape": (lambda path: state_dict(text("x"), tensor(4, -4)), "not a valid PyTorch file"),
+    "a name of many parts": (lambda path: state_dict(text("a." * 500_000 + "w"), tensor(4, 4)), "not the name of a"),
+    "a name of two lines": (lambda path: state_dict(text("a\nerror: b"), tensor(4, 4)), "not the name of a weight"),
     "numbers for tensors": (lambda path: state_dict(text("x"), integer(4)), "only names and tensors"),
 }  # fmt: skip
 
@@ -123,7 +123,7 @@ for _name, (_make, _pattern) in PICKLES.items():
             file.write(struct.pack("<q", 4) + bytes(16))
 
     case(f"{_name}.pth", "weights", _pattern)(_archive)
-    case(f"{_name}, old.pt", "weights", f"{_pattern}|not a whole PyTorch file")(_old)
+    case(f"{_name}, old.pt", "weights", f"{_pattern}|not a valid PyTorch file")(_old)
 
 
 @case("a bare pickle.bin", "weights", "holds posix.mkdir")
@@ -158,18 +158,18 @@ def entry(shape, offsets, dtype="F32"):
 
 HEADERS = {
     "a header of exabytes": ({}, {"length": 1 << 62}, "header claims"),
-    "a header beyond the file": ({}, {"length": 1 << 20}, "not a whole safetensors file"),
-    "a shape larger than its bytes": (entry([1 << 20], [0, 16]), {}, "not a whole safetensors file"),
-    "bytes beyond the file": (entry([1 << 20], [0, 4 << 20]), {}, "not a whole safetensors file"),
-    "bytes backwards": (entry([4], [16, 0]), {}, "not a whole safetensors file"),
-    "a hole": (entry([2], [8, 16]), {}, "not a whole safetensors file"),
-    "a shape that overflows": (entry([1 << 62, 1 << 62], [0, 16]), {}, "not a whole safetensors file"),
-    "a negative shape": (entry([-4], [0, 16]), {}, "not a whole safetensors file"),
-    "a type that does not exist": (entry([4], [0, 16], "F31"), {}, "not a whole safetensors file"),
+    "a header beyond the file": ({}, {"length": 1 << 20}, "not a valid safetensors file"),
+    "a shape larger than its bytes": (entry([1 << 20], [0, 16]), {}, "not a valid safetensors file"),
+    "bytes beyond the file": (entry([1 << 20], [0, 4 << 20]), {}, "not a valid safetensors file"),
+    "bytes backwards": (entry([4], [16, 0]), {}, "not a valid safetensors file"),
+    "a hole": (entry([2], [8, 16]), {}, "not a valid safetensors file"),
+    "a shape that overflows": (entry([1 << 62, 1 << 62], [0, 16]), {}, "not a valid safetensors file"),
+    "a negative shape": (entry([-4], [0, 16]), {}, "not a valid safetensors file"),
+    "a type that does not exist": (entry([4], [0, 16], "F31"), {}, "not a valid safetensors file"),
     "truth values": (entry([16], [0, 16], "BOOL"), {}, "where weights are floats"),
-    "no object": ([1, 2], {}, "not a whole safetensors file"),
-    "no JSON": (b"\xff" * 8, {}, "not a whole safetensors file"),
-    "a header nested deep": (b"[" * 1_000_000, {}, "not a whole safetensors file"),
+    "no object": ([1, 2], {}, "not a valid safetensors file"),
+    "no JSON": (b"\xff" * 8, {}, "not a valid safetensors file"),
+    "a header nested deep": (b"[" * 1_000_000, {}, "not a valid safetensors file"),
     "nothing": ({}, {"content": b""}, "nothing at all"),
 }
 for _name, (_header, _options, _pattern) in HEADERS.items():
@@ -213,7 +213,7 @@ def _(path):
         file.create_group("b")["c"] = file["/"]
 
 
-@case("shape beyond the file.h5", "weights", "not a whole Keras weight file")
+@case("shape beyond the file.h5", "weights", "not a valid Keras weight file")
 def _(path):
     with h5py.File(path, "w") as file:
         file["a/kernel:0"] = np.full(1000, 7.0, np.float32)
@@ -448,8 +448,8 @@ def folder(path: Path, **files) -> None:
 
 
 RECORDS = {
-    "no records": ("[1, 2]\n" * 3, "no records of a run"),
-    "records without a step": ('{"loss": 1}\n', "no records of a run"),
+    "no records": ("[1, 2]\n" * 3, "not records of a run"),
+    "records without a step": ('{"loss": 1}\n', "not records of a run"),
     "a record nested deep": ("[" * 200_000 + "\n", ""),
 }
 for _name, (_text, _pattern) in RECORDS.items():
@@ -539,9 +539,9 @@ def replaced(old: str, new: str) -> str:
 
 
 DATASETS = {
-    "a class of their own": (replaced("tensorflow_datasets.core.features.image_feature", "harm"), "no class of TFDS"),
+    "a class of their own": (replaced("tensorflow_datasets.core.features.image_feature", "harm"), "not a class of TF"),
     "another class in the old spelling": (
-        replaced('"pythonClassName"', '"type"').replace("tensorflow_", "harm."), "no class"
+        replaced('"pythonClassName"', '"type"').replace("tensorflow_", "harm."), "not a class"
     ),
     "a trillion classes": (replaced('"numClasses": "10"', '"numClasses": "1000000000000"'), "at most 1048576"),
     "features nested deep": ("[" * 200_000, "nests too deeply"),

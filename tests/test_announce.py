@@ -17,7 +17,7 @@ def make_config(digits_dir):
 
 def test_images_trained_on_and_evaluated_are_said(make_config, caplog):
     announce.start(make_plan(make_config(eval_split="train[100:160]+test[:20]")), "run", 0, None)
-    assert "60 of the 80 images of config.eval_split='train[100:160]+test[:20]' are trained on too" in caplog.text
+    assert "60 of the 80 images of config.eval_split='train[100:160]+test[:20]' are also in config" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_another_number_of_devices_is_said_where_it_changes_what_is_normalised(m
         for at in (made.total_steps, 5):
             assert "device(s) before" not in caplog.text
             announce.start(made, tmp_path, at, made.config)
-    assert ("was on 7 device(s) before, and is on" in caplog.text) == (not shared)
+    assert ("was on 7 device(s) before and is now on" in caplog.text) == (not shared)
 
 
 def test_another_dtype_is_said(make_config, tmp_path, caplog):
@@ -50,7 +50,7 @@ def test_another_dtype_is_said(make_config, tmp_path, caplog):
         assert "was computed in" not in caplog.text
         machine.note(tmp_path, dtype=dtype)
         announce.start(made, tmp_path, 5, made.config)
-    assert "was computed in bfloat16 before, and is in float32 now" in caplog.text
+    assert "was computed in bfloat16 before and is now in float32" in caplog.text
 
 
 def test_a_longer_run_says_within_an_epoch_that_images_become_small_again(make_config, caplog):
@@ -63,7 +63,7 @@ def test_a_longer_run_says_within_an_epoch_that_images_become_small_again(make_c
 def test_a_net_for_large_images_is_remarked_on_where_they_are_small(make_config, tmp_path, caplog, side, remarked):
     config = make_config(num_epochs=1, image_size=side, model__name="squeezenet1_1")
     announce.start(make_plan(config), tmp_path, 0, None)
-    assert ("squeezenet1_1 is made for images of 224 pixels and is given 32" in caplog.text) == remarked
+    assert ("squeezenet1_1 is made for images of 224 pixels but is given 32" in caplog.text) == remarked
     assert "squeezenet1_1 (727,626 parameters) on digits" in caplog.text
 
 
@@ -88,4 +88,4 @@ def test_a_rate_at_which_a_net_without_batch_norm_learns_nothing_is_remarked_on(
 def test_a_decay_for_decoupled_optimizers_is_remarked_on_under_sgd(make_config, tmp_path, caplog):
     config = make_config(num_epochs=1, optimizer__name="sgd", optimizer__weight_decay=0.05)
     announce.start(make_plan(config), tmp_path, 0, None)
-    assert "weight_decay=0.05 under sgd is added to the gradient, where 5e-4 is usual" in caplog.text
+    assert "weight_decay=0.05 is high for sgd, which adds it to the gradient (5e-4 is usual)" in caplog.text

@@ -329,13 +329,13 @@ BAD = {
     "--mode=training": "'training' must be one of train, eval, latency",
     "--against=tensorflow": "'tensorflow' must be one of torch, torch_compile, flax",
     "--against=jaxnets": "'jaxnets' must be one of",
-    "--rounds=0": "'0' is not a whole number from 1 on",
-    "--batch_size=0": "'0' is not a whole number from 1 on",
+    "--rounds=0": "'0' is not a whole number of at least 1",
+    "--batch_size=0": "'0' is not a whole number of at least 1",
     "--batch_size=1": "--batch_size=1 leaves BatchNorm one value",
-    "--image_size=0": "'0' is not a whole number from 1 on",
+    "--image_size=0": "'0' is not a whole number of at least 1",
     "--image_size=5": "too small",
     "--format=yaml": "invalid choice: 'yaml'",
-    "--out=nowhere/at/all.json": "must be a folder to write in",
+    "--out=nowhere/at/all.json": "must be a writable folder",
     "--model": "--model",
 }
 

@@ -106,7 +106,7 @@ def test_a_save_that_failed_behind_the_run_is_made_good_by_the_next(tmp_path, ca
             with contextlib.suppress(OSError):
                 ocp.CheckpointManager.wait_until_finished(manager)
         start_saving(manager, 3)
-        assert "cannot be written: File too large" in caplog.text and "the run goes on, and saves again" in caplog.text
+        assert "cannot be written: File too large" in caplog.text and "the run continues, and will save" in caplog.text
         caplog.clear()
         start_saving(manager, 4)
     assert steps_on_disk(tmp_path) == [3, 4] and not caplog.text
@@ -126,7 +126,7 @@ def test_two_failures_one_after_the_other_end_the_run(tmp_path):
 def test_a_save_that_orbax_leaves_out_is_no_success(tmp_path):
     with closing(checkpoint.open_manager(tmp_path, keep=2)) as manager:
         save(manager, 5)
-        with pytest.raises(UserError, match="no new checkpoint 4: there is a later one"):
+        with pytest.raises(UserError, match="cannot take a new checkpoint 4: it has a later one"):
             save(manager, 4)
 
 

@@ -81,7 +81,7 @@ def test_outside_a_checkout_a_configuration_has_to_be_named(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--seeds=0"], "argument --seeds: '0' is not a whole number from 1 on"),
+        (["--seeds=0"], "argument --seeds: '0' is not a whole number of at least 1"),
         (
             ["--models=mobilenet_v2_mini", "--config.model.width=0.5"],
             "--config.model.width belongs to one net: `compare --models=mobilenet_v2_cifar:width=0.5`",
@@ -94,7 +94,7 @@ def test_outside_a_checkout_a_configuration_has_to_be_named(tmp_path, monkeypatc
         (["--models="], "--models='' names no net"),
         (["--models=no_net:stage_strides=(1,2),tiny"], "no net 'no_net'"),
         (["--models=mobilenet_v2_mini:no_field=1"], "no field 'no_field'"),
-        (["--models=mobilenet_v1_cifar:features_only=True"], "features_only is no field of a run's net"),
+        (["--models=mobilenet_v1_cifar:features_only=True"], "features_only is not a field of a run's net"),
         (["--latency_batch=-1"], "--latency_batch"),
         (["--epochs=3"], "unexpected argument"),
     ],

@@ -76,7 +76,7 @@ def test_a_folder_of_images_has_the_same_name_in_any_working_directory(repositor
         (["no_net", "no_net"], "no net 'no_net'"),
         (["tiny:width"], "must be FIELD=VALUE"),
         (["tiny", "tiny"], "twice"),
-        (["tiny:name=resnet18_cifar"], "named in front of its fields"),
+        (["tiny:name=resnet18_cifar"], "name comes before its fields"),
         (["tiny:width=1", "tiny_width=1"], "twice"),  # one folder
     ],
 )

@@ -158,7 +158,7 @@ def test_a_run_that_fails_does_not_keep_the_others(error, configs, tmp_path, mon
     assert [net["failed"] for net in found["nets"]] == [["seed 0: the loss became nan"], []]
     assert [len(net["runs"]) for net in found["nets"]] == [0, 1]
     assert "the loss became nan" in (tmp_path / "compare.html").read_text()
-    with pytest.raises(UserError, match="no run was finished; the first: seed 0: the loss became nan"):
+    with pytest.raises(UserError, match="no run was finished; the first failure: seed 0: the loss became nan"):
         compare_runs.run(compare_entries.make_entries(configs, MODELS[1:]), 1, tmp_path)
 
 
@@ -236,14 +236,15 @@ def test_finished_runs_on_other_images_are_refused_or_remarked_on(finished, conf
     kept.write_text(json.dumps(json.loads(kept.read_text()) | {"train_images": 161}))
     entries = compare_entries.make_entries(configs, MODELS)
     with pytest.raises(
-        UserError, match="tiny: the run in .*seed1 had other data: 161 training and 48 evaluation images"
+        UserError, match="tiny: the run in .*seed1 was trained on other data: 161 training and 48 evaluation images"
     ):
         compare_runs.run(entries, 2, out)
     shutil.copytree(configs["digits"].data_dir, tmp_path / "moved")
     moved = configs["digits"].copy_and_resolve_references()
     moved.data_dir = str(tmp_path / "moved")
     compare_runs.run(compare_entries.make_entries({"digits": moved}, ["tiny"]), 1, out)
-    assert f"seed0 was trained on {configs['digits'].data_dir}, and now there is {tmp_path / 'moved'}: " in caplog.text
+    before, now = configs["digits"].data_dir, tmp_path / "moved"
+    assert f"seed0 was trained on {before}, and the data are now in {now}: " in caplog.text
     assert not trained
 
 
@@ -296,7 +297,7 @@ NO_TABLES = [
 @pytest.mark.parametrize(("name", "text"), [("compare.csv", "mine"), *(("compare.json", text) for text in NO_TABLES)])
 def test_a_file_that_is_no_table_of_ours_is_not_overwritten(name, text, configs, trained, tmp_path):
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"{name} exists, but compare.json is no jaxnets.compare table"):
+    with pytest.raises(UserError, match=f"{name} exists, but compare.json holds no jaxnets.compare table"):
         compare_runs.run(compare_entries.make_entries(configs, MODELS), 1, tmp_path)
     assert trained == [] and (tmp_path / name).read_text() == text
 
@@ -307,8 +308,8 @@ def test_a_table_of_fewer_nets_says_so(finished, configs, tmp_path, caplog):
         compare_runs.run(compare_entries.make_entries(configs, MODELS[:1]), 2, out)
         compare_runs.run(compare_entries.make_entries(configs, MODELS[:1]), 1, out)
     assert caplog.text.count("no longer shows") == 2 and not list(out.glob("compare.1.*"))
-    assert "no longer shows tiny:width=0.5; their runs stay" in caplog.text
-    assert "no longer shows tiny, seed 1; their runs stay" in caplog.text
+    assert "no longer shows tiny:width=0.5; their runs are kept" in caplog.text
+    assert "no longer shows tiny, seed 1; their runs are kept" in caplog.text
 
 
 def test_a_table_whose_runs_are_gone_is_kept(finished, configs, tmp_path, caplog):
@@ -317,7 +318,7 @@ def test_a_table_whose_runs_are_gone_is_kept(finished, configs, tmp_path, caplog
     shutil.rmtree(out / "runs" / "tiny" / "seed1")
     compare_runs.run(compare_entries.make_entries(configs, MODELS), 1, out)
     assert {path.suffix: path.read_bytes() for path in out.glob("compare.1.*")} == before and len(before) == 4
-    assert "compare.json was made of runs that are no longer there: it is kept as compare.1.json, com" in caplog.text
+    assert "compare.json was made from runs that no longer exist: it is kept as compare.1.json, com" in caplog.text
     assert len(json.loads((out / "compare.json").read_text())["nets"][0]["runs"]) == 1
 
 
@@ -355,7 +356,7 @@ def test_damaged_records_of_any_seed_are_refused_before_training(finished, confi
     entries = compare_entries.make_entries(configs, MODELS)
     damaged = compare_runs.workdir_of(out, entries[1], 1) / "metrics.jsonl"
     damaged.write_text("5\n")
-    with pytest.raises(UserError, match=re.escape(f"{damaged} has lines that are no records")):
+    with pytest.raises(UserError, match=re.escape(f"{damaged} has lines that are not records")):
         compare_runs.run(entries, 3, out)
     assert trained == []
 

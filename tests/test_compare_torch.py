@@ -164,9 +164,7 @@ def test_a_finished_run_without_its_last_evaluation_has_to_be_deleted(config, tm
     *others, _ = records.read_text().splitlines(keepends=True)
     for left in ("".join(others), ""):
         records.write_text(left)
-        with pytest.raises(
-            UserError, match="is at its end, but its last evaluation is no longer in metrics.jsonl; del"
-        ):
+        with pytest.raises(UserError, match="has finished, but its last evaluation is no longer in metrics.jsonl; del"):
             compare_torch.train(config, tmp_path)
 
 
@@ -206,8 +204,8 @@ def test_a_run_that_is_longer_is_left_as_it_is(config, tmp_path):
 @pytest.mark.parametrize(
     ("backend", "has_cuda", "devices", "says"),
     [
-        ("gpu", False, 1, "JAX trains on the GPU, which PyTorch .* has not"),
-        ("tpu", True, 1, "JAX trains on the TPU, which PyTorch .* has not"),
+        ("gpu", False, 1, "JAX trains on the GPU, which PyTorch .* cannot use"),
+        ("tpu", True, 1, "JAX trains on the TPU, which PyTorch .* cannot use"),
         ("gpu", True, 2, "PyTorch trains on one GPU, JAX on all 2; set CUDA_VISIBLE_DEVICES=0"),
         ("gpu", True, 1, ""),
         ("cpu", True, 4, ""),
@@ -270,12 +268,12 @@ def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch, caplog):
     ("fields", "says"),
     [
         ({"model__name": "resnet18_cifar"}, "there is no resnet18_cifar in PyTorch here; there are mobilenet_v1"),
-        ({"model__dropout": 0.5}, "does not know config.model.dropout"),
+        ({"model__dropout": 0.5}, "does not support config.model.dropout"),
         ({"ema_decay": 0.9}, "config.ema_decay"),
         ({"augment__mixup": 0.2}, "config.augment.mixup"),
         ({"optimizer__name": "lion"}, "config.optimizer.name"),
         ({"deterministic": True}, "config.deterministic"),
-        ({"resident": "false"}, "net .PyTorch.: --against=torch: PyTorch's side keeps all images in memory, 0.0 GB"),
+        ({"resident": "false"}, "net .PyTorch.: --against=torch: the PyTorch side keeps all images in memory, 0.0 GB"),
     ],
 )
 def test_what_pytorch_does_not_have_is_refused_before_any_work(fields, says, config, tmp_path, monkeypatch):

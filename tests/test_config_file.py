@@ -46,7 +46,7 @@ def test_a_later_tuple_replaces_an_earlier_one(repository, last):
         ("import nothing_here", "ModuleNotFoundError: No module named 'nothing_here'"),
         ("def get_config(:", "SyntaxError: invalid syntax"),
         ("def get_config(): raise ValueError('no good')", "ValueError: no good"),
-        ("def get_config(): return 3", "get_config gives no ConfigDict"),
+        ("def get_config(): return 3", "get_config does not return a ConfigDict"),
         ("def get_config(): open('/no/such/file')", "No such file or directory: '/no/such/file'"),
     ],
 )
@@ -105,9 +105,9 @@ def test_what_cannot_be_is_one_sentence(repository, file, override, says):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("config.num_epoch = 3", "sets num_epoch, which is no field of a run; did you mean num_epochs"),
-        ("config.schedule.warmup_epoch = 2.0", "sets warmup_epoch, which is no field of a run; did you mean warmup"),
-        ("config.augment.update(blur=1)", "sets blur, which is no field of a run; configs/default.py lists them"),
+        ("config.num_epoch = 3", "sets num_epoch, which is not a field of a run; did you mean num_epochs"),
+        ("config.schedule.warmup_epoch = 2.0", "sets warmup_epoch, which is not a field of a run; did you mean warm"),
+        ("config.augment.update(blur=1)", "sets blur, which is not a field of a run; configs/default.py lists them"),
     ],
 )
 def test_a_field_misspelt_in_a_file_is_one_sentence(tmp_path, line, says):
@@ -133,5 +133,5 @@ def test_of_a_field_given_twice_the_later_counts(repository):
 
 def test_two_configurations_are_refused(repository):
     argv = ["", "--config=a.py", "--config.num_epochs=3", "--config=b.py"]
-    with pytest.raises(UserError, match="--config is given 2 times, as a.py and as b.py; a run has one"):
+    with pytest.raises(UserError, match="--config is given 2 times, as a.py and as b.py; a run takes one"):
         config_file.parse(flags.FlagValues(), argv)

@@ -263,7 +263,7 @@ def test_missing_shard_does_not_open(damaged):
 def test_shard_with_other_records_does_not_open(damaged):
     shard = damaged / "digits-test.array_record-00000-of-00001"
     shutil.copy(damaged / "digits-train.array_record-00000-of-00001", shard)
-    with pytest.raises(UserError, match="holds 1437 records in place of 360"):
+    with pytest.raises(UserError, match="holds 1437 records instead of 360"):
         open_test(damaged)
 
 
@@ -277,7 +277,7 @@ def test_shard_that_is_no_array_record(damaged):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": (0, 1, 4, 0, 0, 0, 0, 0)}, "record 2 of photos train.*label 4 is none of 4 classes"),
+        ({"labels": (0, 1, 4, 0, 0, 0, 0, 0)}, "record 2 of photos train.*label 4 is not one of the 4 classes"),
         ({"labels": (-2,) + (0,) * 7}, "record 0 of photos train.*label -2"),
         ({"labels": (-1,) * 8}, "^photos train has no labels: TFDS says -1; choose another split$"),
         ({"picture": b"not an image"}, "record 3 of photos train.*cannot identify image"),

@@ -248,7 +248,7 @@ def test_archive_with_wrong_checksum(damage, publish, tmp_path):
     # A gzip of the same size that would unpack to the right members: only the checksum gives it away.
     bad = content[:-100] if damage == "truncated" else content[:4] + b"\1\2\3\4" + content[8:]
     path = place(tmp_path, bad)
-    with pytest.raises(UserError, match="bytes in place of" if damage == "truncated" else "SHA-256") as error:
+    with pytest.raises(UserError, match="bytes instead of" if damage == "truncated" else "SHA-256") as error:
         open_builder("cifar10", tmp_path)
     assert str(path) in str(error.value) and published.url in str(error.value)
     assert_nothing_prepared(tmp_path)

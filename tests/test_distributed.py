@@ -237,7 +237,7 @@ def test_processes_with_different_configurations_are_refused(start, tmp_path):
     results = end(start(tmp_path / "run", **command, of_last=["--config.seed=1"]))
     for status, out, err in results:
         assert status == 1 and "{" not in out
-        assert "the configuration of process 1 differs from that of process 0" in err, err
+        assert "the configuration differs between process 1 and process 0" in err, err
         assert "Traceback" not in err and "stack trace" not in err
     assert not (tmp_path / "run").exists()
 

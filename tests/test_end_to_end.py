@@ -146,12 +146,12 @@ def test_a_killed_and_a_terminated_run_end_as_if_undisturbed(start, finish_quick
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "the same command goes on" in err and out == ""
+    assert "the same command resumes" in err and out == ""
     assert err.count("SIGTERM: ") == 1
 
     status, out, err = finish_quickly(*command)
     assert status == 0, err
-    assert "going on with the run in" in err  # not begun anew, which would give the same
+    assert "resuming the run in" in err  # not begun anew, which would give the same
     assert json.loads(out) == whole[1]
     assert numbers(workdir) == numbers(whole[0])
     jax.tree.map(np.testing.assert_array_equal, everything_saved(workdir), everything_saved(whole[0]))

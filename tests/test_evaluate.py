@@ -49,7 +49,7 @@ def test_another_data_dir_than_the_runs_is_said(workdir, config, monkeypatch, ca
     evaluate.main(["evaluate", f"--workdir={workdir}", "--split=test[:7]"])
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1])["num_examples"] == 7
-    assert f"the run's data_dir /nowhere is not there; in its place {config.data_dir}" in err
+    assert f"the run's data_dir /nowhere is not there; using {config.data_dir} instead" in err
 
 
 def test_images_that_may_have_been_trained_on_are_said(workdir, config, capsys):
@@ -86,7 +86,7 @@ def test_photographs_that_have_moved_are_asked_for(workdir, config, monkeypatch,
     moved.dataset = f"folder:{tmp_path / 'photos'}"
     run = evaluate.load_run(workdir)
     monkeypatch.setattr(evaluate, "load_run", lambda *_, **__: dataclasses.replace(run, config=moved))
-    with pytest.raises(UserError, match=r"there is no folder:.*photos any more; --data_dir=FOLDER says"):
+    with pytest.raises(UserError, match=r"folder:.*photos is no longer there; --data_dir=FOLDER says"):
         evaluate.main(["evaluate", f"--workdir={workdir}"])
 
 

@@ -208,7 +208,7 @@ def test_a_figure_whose_runs_are_gone_is_kept(small, untrained, sketched, tmp_pa
     second = run("width_tradeoff", tmp_path, ["--seeds=1", *small], drawn=False)
     assert (first["seeds"], second["seeds"]) == (2, 1)
     assert json.loads((tmp_path / "width_tradeoff.1.json").read_text()) == first
-    assert "width_tradeoff.json was made of runs that are no longer there: it is kept as width_trad" in caplog.text
+    assert "width_tradeoff.json was made from runs that no longer exist: it is kept as width_trad" in caplog.text
     shutil.rmtree(next((tmp_path / "width_tradeoff" / "runs").iterdir()))  # one net's
     run("width_tradeoff", tmp_path, ["--seeds=1", *small], drawn=False)
     assert json.loads((tmp_path / "width_tradeoff.2.json").read_text()) == second
@@ -370,7 +370,7 @@ def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, 
         (["relu_collapse", "--out=x", "--config.num_epochs=1"], "trains no net"),
         (["cost_breakdown", "--out=x", "--seeds=3"], "trains no net"),
         (["cost_breakdown", "--out=x", "--note=a copy"], "trains no net"),
-        (["width_tradeoff", "--out=x", "--seeds=0"], "argument --seeds: '0' is not a whole number from 1 on"),
+        (["width_tradeoff", "--out=x", "--seeds=0"], "argument --seeds: '0' is not a whole number of at least 1"),
         (["width_tradeoff", "--out=x", "--epochs=1"], "unexpected argument"),
         (["width_tradeoff", "--out=x", "--only=ema_decay=0.99"], "width_tradeoff has no knobs"),
         (["relu_collapse", "--out=x", "--only=ema_decay=0.99"], "trains no net"),
@@ -386,7 +386,7 @@ def test_bad_arguments_are_one_sentence(arguments, says):
 def test_a_file_that_is_no_figure_of_ours_is_not_overwritten(tmp_path, monkeypatch):
     for mine in ("relu_collapse.pdf", "relu_collapse.json"):
         (tmp_path / mine).write_text("[]")
-        with pytest.raises(UserError, match=f"{mine} exists, but relu_collapse.json is no jaxnets.figures data"):
+        with pytest.raises(UserError, match=f"{mine} exists, but relu_collapse.json holds no jaxnets.figures data"):
             command.main(["figures", "relu_collapse", f"--out={tmp_path}"])
         assert (tmp_path / mine).read_text() == "[]"
         (tmp_path / mine).unlink()

@@ -83,7 +83,7 @@ def test_a_class_may_be_called_train(tmp_path):
 @pytest.mark.parametrize("name", ["Train", "training"])
 def test_splits_of_which_none_is_called_train_are_no_classes(tmp_path, name):
     place(tmp_path, f"{name}/cat/a.png", f"{name}/dog/b.png", "Test/cat/c.png", "Test/dog/d.png")
-    with pytest.raises(UserError, match="has a folder 'Test' of folders, as a split has, but none called 'train'"):
+    with pytest.raises(UserError, match="has a folder 'Test' of folders, like a split, but none called 'train'"):
         folder.read_folder(f"folder:{tmp_path}")
 
 
@@ -94,7 +94,7 @@ def test_a_class_may_have_folders_and_be_called_test(tmp_path):
 
 def test_a_class_of_another_split_alone_is_refused(split):
     place(split, "val/yak/f.png", "unlabelled/unknown/g.png")
-    with pytest.raises(UserError, match="val has a class 'yak' that train has not"):
+    with pytest.raises(UserError, match="val has a class 'yak' that train does not have"):
         data.open_split(f"folder:{split}", "train+val", image_size=8)
     assert len(data.open_split(f"folder:{split}", "train", image_size=8)) == 3  # the others are not asked for
 
@@ -188,7 +188,7 @@ def test_photographs_are_turned_as_their_exif_data_say_and_transparent_ones_show
 
 def test_a_damaged_file_is_named_and_no_folder_is_to_be_deleted(flat):
     (flat / "dog" / "broken.jpg").write_bytes(b"\xff\xd8 not a whole image")
-    with pytest.raises(UserError, match=r"broken\.jpg cannot be read .*; replace it, or take it out, but not") as error:
+    with pytest.raises(UserError, match=r"broken\.jpg cannot be read .*; replace it, or remove it if no run") as error:
         data.decode(data.open_split(f"folder:{flat}", "train", image_size=8), progress=False)
     assert "delete" not in str(error.value)
 
@@ -226,8 +226,8 @@ def test_what_a_folder_holds_and_nothing_uses_is_said(split, caplog):
     place(split, "extra/cat/f.png", "val/loose.png", "val/more.jpg", "val/._hidden.jpg")
     (split / "val" / "notes.txt").touch()
     data.open_splits(f"folder:{split}", ("train[:2]", "train[2:]"), image_size=8)
-    assert f"2 image files of {split / 'val'} are left out: they are in no class's folder" in caplog.text
-    unnamed = f"{split} holds what config.train_split and config.eval_split do not name: "
+    assert f"2 image files of {split / 'val'} are left out: they are not in a class's folder" in caplog.text
+    unnamed = f"{split} holds splits that config.train_split and config.eval_split do not name: "
     assert unnamed + "extra (1 images), val (2 images)" in caplog.text
     caplog.clear()
     data.open_splits(f"folder:{split}", ("train", "validation"), image_size=8)
@@ -240,7 +240,7 @@ def test_what_a_folder_holds_and_nothing_uses_is_said(split, caplog):
 def test_a_single_class_is_warned_of(tmp_path, caplog):
     place(tmp_path, "photos/cat/a.png", "photos/dog/b.png")
     folder.read_folder(f"folder:{tmp_path}")
-    assert f"{tmp_path} holds a single class, photos: of one there is nothing to learn" in caplog.text
+    assert f"{tmp_path} holds a single class, photos: there is nothing to learn" in caplog.text
 
 
 def test_files_that_are_no_images_are_counted(flat, caplog):
@@ -248,7 +248,7 @@ def test_files_that_are_no_images_are_counted(flat, caplog):
     for name in ("cat/a.HEIC", "dog/b.heic", "dog/more/notes", "dog/.DS_Store"):
         (flat / name).write_text("not an image")
     folder.read_folder(f"folder:{flat}")
-    assert f"4 files in {flat} are left out, as their names do not end as those of images: .heic 2" in caplog.text
+    assert f"4 files in {flat} are left out because their names do not end like an image's: .heic 2" in caplog.text
     assert ".txt 1" in caplog.text and "none 1" in caplog.text
 
 

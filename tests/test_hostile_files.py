@@ -180,7 +180,7 @@ def test_no_module_of_a_data_set_is_imported(tmp_path, monkeypatch):
     (tmp_path / "harm.py").write_text(f"open({str(tmp_path / 'has-run')!r}, 'w')\n")
     monkeypatch.syspath_prepend(tmp_path)
     dataset(tmp_path, replaced("tensorflow_datasets.core.features.image_feature", "harm"))
-    with pytest.raises(UserError, match="no class of TFDS"):
+    with pytest.raises(UserError, match="not a class of TFDS"):
         open_builder("strange", tmp_path)
     assert not (tmp_path / "has-run").exists() and "harm" not in sys.modules
 

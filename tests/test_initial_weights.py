@@ -55,7 +55,7 @@ def test_a_run_starts_from_the_latest_checkpoint_of_one_never_evaluated(tiny, tm
             checkpoint.save(manager, state.replace(params=params), {"loss": 0.0, "correct": 0, "count": 0}, None)
     tiny.init_from = str(tmp_path)
     assert set(np.unique(jax.tree.leaves(initial_weights.load(made)["params"])[0])) == {2}
-    assert "has not been evaluated yet: its latest checkpoint is taken" in caplog.text
+    assert "has not been evaluated yet: using its latest checkpoint" in caplog.text
 
 
 def test_weights_of_images_normalised_otherwise_are_warned_of(tiny, tmp_path, caplog):
@@ -65,7 +65,7 @@ def test_weights_of_images_normalised_otherwise_are_warned_of(tiny, tmp_path, ca
     assert "normalisation" not in caplog.text
     tiny.std = (0.5, 0.5, 0.5)
     initial_weights.load(plan.make_plan(tiny))
-    assert "want images of another normalisation: mean " in caplog.text
+    assert "expect another normalisation of images: mean " in caplog.text
 
 
 def test_a_run_whose_net_has_other_fields_is_warned_of_as_a_file_is(tiny, tmp_path, caplog):
@@ -94,7 +94,7 @@ def test_published_weights_have_their_code_bases_images(tiny, tmp_path, caplog, 
     tiny.model.name, tiny.image_size = name, 32
     tiny.init_from, tiny.mean, tiny.std = str(tmp_path / "net.safetensors"), (0.4914, 0.4822, 0.4465), std
     initial_weights.load(plan.make_plan(tiny))
-    assert ("want images of another normalisation" in caplog.text) == warned
+    assert ("expect another normalisation of images" in caplog.text) == warned
 
 
 def test_a_run_starts_from_a_file_and_resumes_without_it(tiny, tmp_path, caplog):

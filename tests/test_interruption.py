@@ -37,7 +37,7 @@ def test_a_raised_signal_closes_what_is_open(signum, capfd):
     assert ended.value.code == 128 + signum and closed
     assert signal.getsignal(signum) is before
     (line,) = capfd.readouterr().err.splitlines()
-    assert f"{signum.name}: ended; the same command takes it up again" in line
+    assert f"{signum.name}: ended; the same command resumes it" in line
 
 
 KILL = "os.kill(os.getpid(), signal.SIGTERM)"

@@ -66,7 +66,7 @@ def test_a_line_between_others_is_not_given_up_with_all_after_it(workdir):
     lines = path.read_text().splitlines()
     damaged = "\n".join([lines[0], lines[1].replace("{", "[", 1), *lines[2:]])
     path.write_text(damaged)
-    with pytest.raises(UserError, match="metrics.jsonl: line 2 is no record"):
+    with pytest.raises(UserError, match="metrics.jsonl: line 2 is not a record"):
         journal.Journal(workdir, 15, False)
     assert path.read_text() == damaged
 
@@ -75,7 +75,7 @@ def test_starting_over_is_said(workdir, caplog):
     journal.Journal(workdir, 5, False).close()
     assert not caplog.text
     journal.Journal(workdir, 0, False).close()
-    assert "has no checkpoint yet: it starts over, and its 1 records are made anew" in caplog.text
+    assert "has no checkpoint yet: it starts over, and its 1 records are made again" in caplog.text
     assert journal.read(workdir) == [] and not list(workdir.glob("metrics.*.jsonl"))
 
 
@@ -83,7 +83,7 @@ def test_evaluations_are_kept_where_the_checkpoints_are_gone(workdir, caplog):
     (workdir / "metrics.1.jsonl").write_text("of another time\n")
     text = (workdir / "metrics.jsonl").read_text()
     journal.Journal(workdir, 0, False).close()
-    assert "has no checkpoint any more: it starts over; its records are now in metrics.2.jsonl" in caplog.text
+    assert "no longer has a checkpoint: it starts over; its records are now in metrics.2.jsonl" in caplog.text
     assert (workdir / "metrics.2.jsonl").read_text() == text and journal.read(workdir) == []
     assert (workdir / "metrics.1.jsonl").read_text() == "of another time\n"
 

@@ -237,5 +237,5 @@ def test_a_data_set_that_inflates_is_not_read(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"noise" * 1000, b"\x89HDF\r\n\x1a\n" + bytes(500)])
 def test_a_damaged_file_is_one_sentence(tmp_path, suffix, content):
     (tmp_path / f"net{suffix}").write_bytes(content)
-    with pytest.raises(UserError, match="not a whole Keras weight file"):
+    with pytest.raises(UserError, match="not a valid Keras weight file"):
         torch_weights.load("mobilenet_v2", tmp_path / f"net{suffix}")

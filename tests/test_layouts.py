@@ -189,7 +189,8 @@ def test_the_classes_of_the_file_tell_the_cifar_net_from_imagenets(caplog, class
     with caplog.at_level(logging.WARNING):
         torch_weights.load(model, state_dict, head="drop", num_classes=10 if classes == 1000 else 1000)
     expected = [
-        "the published net of chenyaofo has stem_stride=1, this one stem_stride=2: the same weights give other outputs"
+        "the published net of chenyaofo has stem_stride=1, this one stem_stride=2: the same weights give different "
+        "outputs"
     ]
     assert caplog.messages == (expected if warned else [])
 
@@ -231,8 +232,9 @@ def test_published_files_go_without_a_warning_into_their_own_nets_only(shared_di
         torch_weights.load("shufflenet_v2_x0_5", cifar, num_classes=10)
         torch_weights.load("squeezenet1_1_cifar", imagenet, num_classes=1000)
     assert caplog.messages == [
-        "the published net of chenyaofo has stem_stride=1, this one stem_stride=2: the same weights give other outputs",
-        "the published net of torchvision has stem_stride=2, this one stem_stride=1: the same weights give other "
+        "the published net of chenyaofo has stem_stride=1, this one stem_stride=2: the same weights give different "
+        "outputs",
+        "the published net of torchvision has stem_stride=2, this one stem_stride=1: the same weights give different "
         "outputs",
     ]
 

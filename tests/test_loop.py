@@ -202,12 +202,12 @@ def test_data_that_changed_are_not_gone_on_with(make_config, folder, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.json*")}
     (folder / "red" / "0.png").rename(folder / "red" / "another.png")
     with pytest.raises(
-        UserError, match="had other data: as many images, but of another version of the data set, or, of a"
+        UserError, match="trained on other data: as many images, but from another version of the data set or, in a"
     ):
         loop.train(config, tmp_path / "run")
     for number in range(2):
         shutil.copy(folder / "red" / "another.png", folder / "red" / f"new{number}.png")
-    says = "had other data: 36 training and 12 evaluation images, where there are 38 and 12 now"
+    says = "was trained on other data: 36 training and 12 evaluation images, but there are now 38 and 12"
     with pytest.raises(UserError, match=says):
         loop.train(config, tmp_path / "run")
     assert {path: path.read_bytes() for path in before} == before
@@ -359,7 +359,7 @@ def test_a_device_that_is_too_small_is_one_sentence(make_config, tmp_path, monke
 
     monkeypatch.setattr(loop, "fit", fails)
     with pytest.raises(
-        UserError, match=r"not enough memory \(RESOURCE_EXHAUSTED.*8 bytes.\): config.resident=false or, in evaluation"
+        UserError, match=r"have enough memory \(RESOURCE_EXHAUSTED.*8 bytes.\): config.resident=false or, in evaluation"
     ):
         loop.train(make_config(), tmp_path / "run")
 
@@ -405,7 +405,7 @@ def test_a_bad_net_is_refused_before_data_is_looked_for(make_config, tmp_path):
     [
         ({"batch_size": 30}, "config.batch_size=30 must be a multiple of the 4 devices"),
         ({"eval_batch_size": 30}, "config.eval_batch_size=30 must be a multiple of the 4 devices"),
-        ({"batch_size": 4, "augment__mixup": 0.2}, "config.augment.mixup pairs the images of a device"),
+        ({"batch_size": 4, "augment__mixup": 0.2}, "config.augment.mixup pairs the images on a device"),
         ({"batch_size": 164}, "config.batch_size=164 must be at most the 160 examples"),
         ({"batch_size": 0}, "config.batch_size"),
         ({"num_epochs": 0}, "config.num_epochs"),

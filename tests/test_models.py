@@ -290,7 +290,7 @@ def test_parameters_of_published_variants_with_10_classes(name, fields, paramete
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
-        ("shufflenet_v1_g4_cifar", {"variant": "kuangliu"}, "not of 4 equal groups"),
+        ("shufflenet_v1_g4_cifar", {"variant": "kuangliu"}, "cannot have 4 equal groups"),
         ("mobilenet_v2", {"dtype": "float64"}, "float32, bfloat16 or float16"),
         ("mobilenet_v2", {"dtype": "float8_e4m3fn"}, "float32, bfloat16 or float16"),
     ],

@@ -119,7 +119,7 @@ def test_older_files_have_no_counters():
         (lambda e: e.update({"other.weight": np.zeros(3)}), r"it has 28 modules where the net has 27 layers"),
         (
             lambda e: e.update({"layer26.weight": np.zeros((4, 64)), "layer26.bias": np.zeros(4)}),
-            r"takes \(10, 64\); .*takes \(10,\); num_classes as the file's, or in Python head='drop', fits the net",
+            r"takes \(10, 64\); .*takes \(10,\); set num_classes to the file's, or in Python pass head='drop'",
         ),
     ],
 )

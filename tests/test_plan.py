@@ -23,7 +23,7 @@ def config(digits_dir):
 def test_a_run_that_never_ends_is_refused(config):
     config = config.copy_and_resolve_references()
     config.num_epochs = 10**8
-    with pytest.raises(UserError, match="num_epochs=100000000 are [0-9,]+ steps: at most 100,000,000"):
+    with pytest.raises(UserError, match="num_epochs=100000000 makes [0-9,]+ steps: at most 100,000,000"):
         plan.make_plan(config)
 
 
@@ -128,7 +128,7 @@ def test_only_what_reaches_a_program_tells_it_from_others(tiny):
 def test_an_image_a_device_whose_map_is_one_pixel_is_refused_before_the_run_has_a_folder(config, tmp_path):
     config.model.name, config.model.stem_stride, config.image_size = "mobilenet_v1_cifar", None, 16
     config.batch_size, config.num_epochs = len(jax.devices()), 1
-    with pytest.raises(UserError, match="config.batch_size=4 leaves a device one image: BatchNorm in training needs"):
+    with pytest.raises(UserError, match="config.batch_size=4 leaves a device only one image: BatchNorm in training"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     config.sync_batch_norm = True

@@ -33,7 +33,7 @@ def test_the_picture_shows_the_ratios_to_the_faster_pytorch():
     other = {"batch_size": 1, "image_size": 224}
     latency = record_of(("mobilenet_v2", "latency", {"torch": ratio(1, 1, 1)}))
     latency["races"] = [race | other for race in latency["races"]]
-    said = "float32, images at once: training 64 at 96 px; evaluation 64 at 96 px; latency of one image 1 at 224 px."
+    said = "float32, batch sizes: training 64 at 96 px; evaluation 64 at 96 px; latency of one image 1 at 224 px."
     assert plot.raced([record, latency]) == said
     axes = plot.draw(bars, "a note").axes[0]
     assert sorted(patch.get_width() for patch in axes.patches) == [0.8, 1.2]
@@ -48,18 +48,18 @@ def test_the_picture_is_written(tmp_path):
     plot.main(["plot", str(source), f"--out={picture}"])
     assert picture.read_text().startswith("<?xml")
     source.write_text("[]")
-    with pytest.raises(UserError, match="is no result of"):
+    with pytest.raises(UserError, match="is not a result of"):
         plot.main(["plot", str(source), f"--out={picture}"])
     with pytest.raises(UserError, match="must end in"):
         plot.main(["plot", str(source), f"--out={tmp_path / 'picture.doc'}"])
     source.write_text(json.dumps({"races": [{"model": "mobilenet_v2", "mode": "train"}]} | about | {"environment": {}}))
-    with pytest.raises(UserError, match="is no result of"):
+    with pytest.raises(UserError, match="is not a result of"):
         plot.main(["plot", str(source), f"--out={picture}"])
     source.write_text(json.dumps(record_of(("mobilenet_v2", "sleep", {"torch": ratio(1, 1, 1)})) | about))
-    with pytest.raises(UserError, match="is no result of"):
+    with pytest.raises(UserError, match="is not a result of"):
         plot.main(["plot", str(source), f"--out={picture}"])
     source.write_text("[" * 100_000)
-    with pytest.raises(UserError, match="is no result of"):
+    with pytest.raises(UserError, match="is not a result of"):
         plot.main(["plot", str(source), f"--out={picture}"])
     source.write_text(json.dumps(record_of(("mobilenet_v2", "train", {"torch": ratio(1, 1, 1)})) | about))
     with pytest.raises(UserError, match="picture.png cannot be written: No such file or directory"):

@@ -135,7 +135,7 @@ def test_other_classes_than_the_nets_name_none(run, files, tmp_path, caplog):
     settings.write(config, workdir / "config.json")
     _, out, _ = command(f"--workdir={workdir}", "--checkpoint=latest", files[0] / "00.png", "--format=json")
     assert objects(out)[0]["predictions"][0]["name"] is None
-    assert "(it has 11 classes, the net 10): classes are numbers" in caplog.text
+    assert "(it has 11 classes, the net 10): classes are shown as numbers" in caplog.text
 
 
 def test_a_run_names_classes_as_it_was_trained_and_as_its_data_set_where_that_is_damaged(run, files, tmp_path):
@@ -163,7 +163,7 @@ def test_bad_files_are_reported_and_the_others_go_on(run, files, tmp_path):
     assert [entry["image"] for entry in found] == [str(folder / name) for name in ("00.png", "02.png", "03.png")]
     lines = sorted(err.splitlines())
     assert [line.split(": ")[0] for line in lines] == sorted(map(str, [*images[1:3], *images[4:6], "error"]))
-    assert "error: 4 of the images could not be read, or classified" in lines
+    assert "error: 4 of the images could not be read or classified" in lines
     # A neighbour that cannot be read changes nothing.
     alone = objects(command(f"--workdir={run[0]}", folder / "02.png", "--format=json")[1])[0]
     for one, other in zip(found[1]["predictions"], alone["predictions"]):
@@ -294,7 +294,7 @@ def test_labels_name_the_classes(mini, photograph, tmp_path):
         (["--workdir=RUN", "--mean=0.5", "x.png"], "three numbers"),
         (["--workdir=RUN", "--std=1,0,1", "x.png"], "greater than 0"),
         (["--workdir=RUN", "--std=1,nan,1", "x.png"], "three numbers"),
-        (["--workdir=RUN", "--image_size=0", "x.png"], "from 1 on"),
+        (["--workdir=RUN", "--image_size=0", "x.png"], "of at least 1"),
         (["--workdir=RUN", "--image_size=1000000", "x.png"], "--image_size must be at most 4096 pixels, not 1000000"),
         (["--workdir=RUN", "--labels=missing.txt", "x.png"], "missing.txt"),
         (["--workdir=RUN", "--labels=MINI", "x.png"], "--labels"),

@@ -129,7 +129,7 @@ def test_the_page_of_a_run_says_how_it_went(drawn):
 
 def test_the_curves_are_drawn_over_steps_and_time_and_described(drawn):
     descriptions = [figure["aria-label"] for figure in Page((drawn / report.FILE).read_text()).all("figure")]
-    titles = ("Loss", "Accuracy", "Learning rate", "Images a second, training")
+    titles = ("Loss", "Accuracy", "Learning rate", "Images per second, training")
     assert [d.split(" over ")[0] for d in descriptions] == [*titles, *titles]
     assert descriptions[0] == "Loss over step: training from 2 to 0.6667; evaluation from 1.5 to 0.5"
     assert descriptions[4].startswith("Loss over seconds")
@@ -230,7 +230,7 @@ def test_a_number_that_one_run_lacks_leaves_its_place_empty(tmp_path):
         cells = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
         assert (cells["plain"]["last accuracy"], cells["averaged"]["last accuracy"]) == ("75.00%", "90.00%")
         assert (cells["plain"]["last loss"], cells["averaged"]["last loss"]) == ("0.5000", "0.1000")
-        assert (cells["plain"]["weights themselves"], cells["averaged"]["weights themselves"]) == ("–", "75.00%")
+        assert (cells["plain"]["unaveraged weights"], cells["averaged"]["unaveraged weights"]) == ("–", "75.00%")
         assert cells["plain"]["time"] == "–" and cells["averaged"]["time"] == "1 min 0 s"
         assert cells["averaged"]["throughput"] == "80"
 
@@ -343,9 +343,9 @@ def test_bad_input_is_refused_and_nothing_written_over(workdir, tmp_path, monkey
         ("--workdir=nowhere",): "nowhere is not the workdir of a run",
         ("--workdir=new",): "no records in metrics.jsonl yet",
         ("--workdir=other",): "no records in metrics.jsonl yet",
-        (f"--workdir={workdir}", "--out=mine.html"): "mine.html exists and is no page",
-        (f"--workdir={workdir}", "--out=new"): "new exists and is no page",
-        (f"--workdir={workdir}", "--out=pipe"): "pipe exists and is no page",
+        (f"--workdir={workdir}", "--out=mine.html"): "mine.html exists and is not a page",
+        (f"--workdir={workdir}", "--out=new"): "new exists and is not a page",
+        (f"--workdir={workdir}", "--out=pipe"): "pipe exists and is not a page",
         (f"--workdir={workdir}", "--out=nowhere/page.html"): "cannot be written",
         (f"--workdir={workdir}", "--checkpoint=best"): "--checkpoint",
     }.items():

@@ -65,7 +65,7 @@ def test_an_evaluation_stands_with_the_mean_of_its_epochs_training(tmp_path):
     run = dataclasses.replace(report.load(make_run(tmp_path / "run")), trained=trained, evaluations=evaluations)
     table = report_parts.evaluations(run)  # every other one of 334, with the last
     rows = table["rows"]
-    assert len(rows) == 167 and table["left_out"] == "One of 2; metrics.jsonl has all 334."
+    assert len(rows) == 167 and table["left_out"] == "One in 2 is shown; metrics.jsonl has all 334."
     # 8 steps at a loss of the epoch less 1, and 2 at the epoch and 4.
     assert [row[4] for row in rows[:3]] == ["–", "10.0000", "16.0000"] and rows[-1][4] == "1000.0000"
     assert rows[-1][3] == "0.1"

@@ -38,7 +38,7 @@ def test_sums_that_are_no_numbers_are_damage(tmp_path, loss):
     manager = checkpoint.open_manager(tmp_path, keep=1)
     checkpoint.save(manager, make_state(step=9), TOTALS | {"loss": loss}, None)
     manager.wait_until_finished()
-    with pytest.raises(DamagedError, match="no sums of the training examples"):
+    with pytest.raises(DamagedError, match="lacks the sums of the training examples"):
         restore_state(manager, 9, template())
 
 
@@ -61,7 +61,7 @@ def test_what_cannot_be_read_now_is_not_damaged(workdir, monkeypatch, error, say
 
     manager = checkpoint.open_reader(workdir)
     monkeypatch.setattr(restore, "_restore_record", fails)
-    with pytest.raises(UserError, match=rf"checkpoint 6 in .* cannot be read now \({says}\); it is as it was"):
+    with pytest.raises(UserError, match=rf"checkpoint 6 in .* cannot be read now \({says}\); it is unchanged"):
         restore_latest(manager, template())
     assert sorted(manager.all_steps()) == [2, 4, 5, 6] and not (workdir / "damaged").exists()
 
@@ -118,6 +118,6 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(workdir):
     for folder in (workdir / "checkpoints").iterdir():
         damage(folder / "variables")
     for _ in range(2):
-        with pytest.raises(UserError, match="no checkpoint .* is whole"):
+        with pytest.raises(UserError, match="no checkpoint .* is intact"):
             restore_latest(checkpoint.open_manager(workdir, keep=3), template())
     assert not (workdir / "damaged").exists()

@@ -63,7 +63,7 @@ def test_evaluation_streams_the_resident_batches(num_workers, digits, decoded, m
     index, mask = sampling.eval_indices(len(digits), 400)
     batches = list(streaming.stream_eval(digits, batch_size=400, num_workers=num_workers))
     assert len(batches) == 4
-    assert ("may take 0 MB of shared memory, where 0 MB are free" in caplog.text) == bool(num_workers)
+    assert ("may need 0 MB of shared memory, but only 0 MB are free" in caplog.text) == bool(num_workers)
     for batch, expected_index, expected_mask in zip(batches, index, mask):
         assert_plain(batch)
         np.testing.assert_array_equal(batch["mask"], expected_mask)

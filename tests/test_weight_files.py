@@ -65,7 +65,7 @@ def test_the_plain_weights_are_taken_beside_averaged_ones_and_it_is_said(caplog,
     content = {averaged: {"x": np.zeros(1)}, plain: {"x": np.ones(1)}, "epoch": 3}
     with caplog.at_level(logging.WARNING):
         assert weight_files.unwrap(content, "here")["x"] == 1
-    assert f"holds {plain} and {averaged}; {plain} is taken" in caplog.text
+    assert f"holds {plain} and {averaged}; using {plain}" in caplog.text
     assert weight_files.unwrap({averaged: {"x": np.zeros(1)}}, "here")["x"] == 0
 
 
@@ -154,7 +154,11 @@ def test_what_a_file_says_of_its_net_and_images_is_read_as_it_was_written(images
 @pytest.mark.parametrize(
     ("name", "must", "texts"),
     [
-        ("image_size", "a whole number from 1 on", ["0", "-5", "1.5", "true", "null", '"224"', "[224]", "9" * 5000]),
+        (
+            "image_size",
+            "a whole number of at least 1",
+            ["0", "-5", "1.5", "true", "null", '"224"', "[224]", "9" * 5000],
+        ),
         ("crop", "true or false", ["1", "True", "null", '"true"', "{}", ""]),
         (
             "fields",

@@ -33,7 +33,7 @@ def test_whoever_says_it_counts(name, classes, said, layout, expected, caplog):
     images = weight_images.images_of(name, classes, published)
     cifar = name.endswith("cifar")
     assert images == Images(expected, 32 if cifar else 224, not cifar)
-    assert ("as by the code base" in caplog.text) == (expected == TIMM.normalization)
+    assert ("as in the code base" in caplog.text) == (expected == TIMM.normalization)
 
 
 def test_a_file_may_say_how_large_they_are_but_not_anything():

@@ -75,7 +75,7 @@ def test_weights_without_a_run_are_told_how_to_be_used(tmp_path):
         del weights.batch_size
     settings.write(weights, tmp_path / "config.json")
     begin(tmp_path)
-    says = f"holds weights and no run that could go on; give them as --config.init_from={tmp_path}"
+    says = f"holds weights but no run to resume; give them as --config.init_from={tmp_path}"
     with pytest.raises(UserError, match=says), workdir.claim(tmp_path, config()):
         pass
 
@@ -147,7 +147,7 @@ def test_processes_wait_for_what_a_network_shows_late(tmp_path, monkeypatch, lat
 
     monkeypatch.setattr(workdir, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: now[0]))
     with (
-        contextlib.nullcontext() if late else pytest.raises(UserError, match="must be one folder to all processes"),
+        contextlib.nullcontext() if late else pytest.raises(UserError, match="must be one folder for all processes"),
         workdir.claim(tmp_path, config()) as before,
     ):
         assert before is None

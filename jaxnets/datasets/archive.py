@@ -77,10 +77,10 @@ def verify(path: Path, archive: Archive) -> None:
 def _fault(path: Path, archive: Archive) -> str | None:
     size = path.stat().st_size
     if size != archive.size:
-        return f"it has {size:,} bytes in place of {archive.size:,}"
+        return f"it has {size:,} bytes instead of {archive.size:,}"
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if digest == archive.sha256 else f"its SHA-256 is {digest} in place of {archive.sha256}"
+    return None if digest == archive.sha256 else f"its SHA-256 is {digest} instead of {archive.sha256}"
 
 
 def download(archive: Archive, path: Path) -> None:
@@ -103,7 +103,7 @@ def download(archive: Archive, path: Path) -> None:
         if received < archive.size:
             raise ConnectionError(f"the connection ended after {received:,} of {archive.size:,} bytes")
         if fault := _fault(partial, archive):
-            raise ConnectionError(f"what came is not the published archive: {fault}")
+            raise ConnectionError(f"the download is not the published archive: {fault}")
         partial.chmod(0o644)
         os.replace(partial, path)
     finally:
@@ -170,7 +170,7 @@ def read_members(path: Path, wanted: Mapping[str, int | None]) -> dict[str, byte
                 size = wanted[member.name]
                 right_size = member.size == size if size is not None else member.size <= _TEXT_LIMIT
                 if not member.isreg() or not right_size or member.name in contents:
-                    raise UserError(f"{path} holds a {member.name} that is not the published one; replace the file")
+                    raise UserError(f"{path} holds a {member.name} that is not the published one; replace the archive")
                 contents[member.name] = tar.extractfile(member).read()
     except UserError:
         raise

@@ -65,7 +65,7 @@ class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         for feature, file, classes in self.LABELS:
             names = members[file].decode("ascii", "replace").split()
             if len(names) != classes:
-                raise UserError(f"{path} names {len(names)} classes in {file} in place of {classes}; replace it")
+                raise UserError(f"{path} names {len(names)} classes in {file} instead of {classes}; replace it")
             self.info.features[feature].names = names
         return {
             split: self._generate_examples(split, b"".join(members[file] for file in files))

@@ -60,7 +60,7 @@ class ImageFolder:
         if unused and "all" not in named:
             listed = ", ".join(f"{name} ({len(files)} images)" for name, files in unused.items())
             logger.info(
-                "%s holds what config.train_split and config.eval_split do not name: %s", self.directory, listed
+                "%s holds splits that config.train_split and config.eval_split do not name: %s", self.directory, listed
             )
 
     def select(self, split: str) -> ImageFiles:
@@ -78,7 +78,7 @@ class ImageFolder:
         for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(sizes):
             name = named[part.splitname]
             if stranger := self.strangers.get(name):
-                raise UserError(f"{self.directory / name} has a class {stranger!r} that train has not")
+                raise UserError(f"{self.directory / name} has a class {stranger!r} that train does not have")
             files = self.splits[name]
             paths += files.paths[part.from_ : part.to]
             labels += files.labels[part.from_ : part.to]
@@ -128,9 +128,9 @@ def read_folder(dataset: str) -> ImageFolder:
     image_files.say_left_out(str(directory), others)
     for place in layout.values():
         if loose := image_files.count_images_in(place):
-            logger.warning("%d image files of %s are left out: they are in no class's folder", loose, place)
+            logger.warning("%d image files of %s are left out: they are not in a class's folder", loose, place)
     if len(class_names) == 1:
-        logger.warning("%s holds a single class, %s: of one there is nothing to learn", layout["train"], class_names[0])
+        logger.warning("%s holds a single class, %s: there is nothing to learn", layout["train"], class_names[0])
     strangers = {split: sorted(_folders(place).keys() - set(class_names)) for split, place in layout.items()}
     if not len(splits["train"]):
         raise UserError(
@@ -159,7 +159,7 @@ def _splits(directory: Path) -> dict[str, Path]:
         others = [folder for other, folder in folders.items() if other != name]
         if inside and (not others or any(inside & _folders(other).keys() for other in others)):
             raise UserError(
-                f"{directory} has a folder {name!r} of folders, as a split has, but none called 'train' that holds a "
+                f"{directory} has a folder {name!r} of folders, like a split, but none called 'train' that holds a "
                 "folder of image files for each class"
             )
     return {"train": directory}

@@ -117,14 +117,14 @@ def _open(directory: Path) -> tfds.core.DatasetBuilder:
         raise UserError(f"the data set in {directory} is refused: {error}") from None
     except Exception as error:  # TFDS raises anything from KeyError to protobuf's ParseError here
         raise UserError(
-            f"{directory} does not hold a whole prepared data set ({first_line(error)}); "
+            f"{directory} does not hold a complete prepared data set ({first_line(error)}); "
             "delete it and have it prepared again"
         ) from error
-    own = "; or jaxnets prepares its own in another config.data_dir" if builder.name in BUILDERS else ""
+    own = ", or jaxnets can prepare its own in another config.data_dir" if builder.name in BUILDERS else ""
     raise UserError(
-        f"{directory} is prepared as {', '.join(sorted(formats)) or 'an unknown format'}, which cannot be read "
-        f"at random; where TensorFlow is installed, `tfds convert_format --dataset_version_dir={directory} "
-        f"--out_file_format={_RANDOM_ACCESS}` adds files that can{own}"
+        f"{directory} is prepared as {', '.join(sorted(formats)) or 'an unknown format'}, which does not "
+        f"allow random access; where TensorFlow is installed, `tfds convert_format --dataset_version_dir={directory} "
+        f"--out_file_format={_RANDOM_ACCESS}` adds files that do{own}"
     )
 
 
@@ -142,7 +142,7 @@ def _require_harmless(directory: Path) -> None:
         if file == "features.json":
             for name in _class_names(parse_json(text)):
                 if not name.startswith("tensorflow_datasets."):
-                    raise _Harmful(f"its {file} names {name[:80]}, which is no class of TFDS")
+                    raise _Harmful(f"its {file} names {name[:80]}, which is not a class of TFDS")
 
 
 def _class_names(value: Any) -> Iterator[str]:
@@ -193,7 +193,7 @@ def _writable(roots: list[Path]) -> Path:
     for root in roots:
         if _is_writable(root):
             return root
-        logger.warning("data_dir %s is not writable: the embedded digits go elsewhere", root)
+        logger.warning("data_dir %s is not writable: the embedded digits are prepared elsewhere", root)
     temporary = Path(tempfile.mkdtemp(prefix="jaxnets-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     return temporary

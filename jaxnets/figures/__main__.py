@@ -100,7 +100,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--seeds", type=count, help=f"runs of each net that is trained; default: {SEEDS}")
     parser.add_argument("--config", action="append", help=f"configuration of nets that are trained; default: {DEFAULT}")
     parser.add_argument("--only", action="append", help="a row of recipe_knobs or recipe_parts to make; default: all")
-    parser.add_argument("--note", help="a few words to stand below the figure, such as which copy of the data")
+    parser.add_argument("--note", help="a few words to print below the figure, e.g. which data were used")
     return parser
 
 
@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
     config_file.check_overrides(overrides)
     trains = FIGURES[args.name].TRAINS
     if not trains and (args.seeds or args.config or args.only or args.note or overrides):
-        raise UserError(f"{args.name} trains no net: it takes --out alone")
+        raise UserError(f"{args.name} trains no net: it takes only --out")
     if args.config and len(args.config) > 1:
         raise UserError("--config is given twice: a figure's nets are trained by one configuration")
     if args.only and not hasattr(FIGURES[args.name], "KNOBS"):

@@ -77,7 +77,7 @@ def measure(options: Options) -> dict[str, Any]:
             panels[str(dimensions)] = found.round(5).tolist()
     seconds = time.perf_counter() - began
     compute = (
-        f"{DRAWS:,} random matrices T for each n; the panels show the one of median error, each at a scale of its own; "
+        f"{DRAWS:,} random matrices T for each n; the panels show the one with median error, each at its own scale; "
         f"{seconds:.1f} s with NumPy on one CPU core"
     )
     return {"spiral": points.round(5).tolist(), "panels": panels, "sweep": sweep, "draws": DRAWS, "compute": compute}

@@ -106,7 +106,9 @@ class ShuffleNetV1(ResidualNet):
             groups = self.feature_group_count
             added = self.stage2_features - stem_features(self.width, groups)
             divides = added % groups == added // 4 % groups == 0
-            require(self, "variant", divides, f"paper or megvii: its first bottleneck is not of {groups} equal groups")
+            require(
+                self, "variant", divides, f"paper or megvii: its first bottleneck cannot have {groups} equal groups"
+            )
 
     @property
     def stage2_features(self) -> int:

@@ -106,7 +106,7 @@ def faults(
     if len(lines) != 1:
         yield f"{len(lines)} lines: {start.err}"
     if phase in SAVED:
-        said = re.search(r"saved step (\d+); the same command goes on", start.err)
+        said = re.search(r"saved step (\d+); the same command resumes", start.err)
         last = runs.last_step(workdir)
         if not said or not last or not int(said[1]) == last == max(runs.saved(workdir)):
             yield f"step {last} is not saved: {start.err}"

@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_without_another_never_means_starting_over(made, te
         try:
             assert restore(tmp_path / "run", template)[0] == damage.NEWEST, file
         except UserError as error:
-            assert "no checkpoint" in str(error) and "is whole" in str(error)
+            assert "no checkpoint" in str(error) and "is intact" in str(error)
             refused += 1
         shutil.rmtree(tmp_path / "run")
     assert refused

@@ -35,7 +35,7 @@ def test_a_full_disk_ends_the_run_and_more_room_lets_it_go_on(disk, data_dir, re
     ballast = storage.fill(disk, room * storage.PAGE)
     outcome = runs.attempt(runs.make_config(data_dir), disk / "run")
     assert outcome.error.startswith(str(disk / "run"))
-    assert "cannot be written: No space left on device; what was saved before is as it was" in outcome.error
+    assert "cannot be written: No space left on device; what was saved before is unchanged" in outcome.error
     if (disk / "run" / "checkpoints").is_dir():
         assert set(runs.saved(disk / "run")) <= {5}
     ballast.unlink()

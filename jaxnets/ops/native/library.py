@@ -109,7 +109,7 @@ def _open() -> ctypes.CDLL:
     path.parent.mkdir(parents=True, exist_ok=True)
     noexec = getattr(os, "ST_NOEXEC", 0)  # not on every system
     if noexec and os.statvfs(path.parent).f_flag & noexec:  # else it would be built at every start
-        raise OSError(f"{path.parent} is on a file system without programs (noexec): set XDG_CACHE_HOME to another")
+        raise OSError(f"{path.parent} is on a file system mounted noexec: set XDG_CACHE_HOME to a folder elsewhere")
     with _one_process_at_a_time(path.parent):
         if library := _open_built(path):  # by another process, meanwhile
             return library
@@ -139,7 +139,7 @@ def _one_process_at_a_time(folder: Path) -> Iterator[None]:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if not attempt:
-                        logger.info("operators: waiting for another process, which builds the native kernels")
+                        logger.info("operators: waiting for another process to build the native kernels")
                     time.sleep(0.1)
                 else:
                     stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)  # else a process forked meanwhile keeps it
