@@ -71,8 +71,12 @@ class Manager(ocp.CheckpointManager):
             super().delete(step)
 
     def close(self):
-        super().close()
+        failure = self._failure()
+        with _saving(self.directory):
+            super().close()
         self._settle()
+        if failure:
+            raise failure
 
     def _settle(self) -> None:
         if self._writes and distributed.is_primary():

@@ -232,8 +232,8 @@ def test_a_file_is_refused_for_a_net_that_its_shapes_fit_but_not_its_fields(told
     with pytest.raises(UserError) as error:
         load(told, stage_strides=whole["stage_strides"])
     assert str(error.value) == (
-        f"{told} fits, but its net has activation='silu', this one activation='relu6': give this one the same, in a "
-        "command --field=activation=silu"
+        f"{told} fits, but its net has activation='silu', this one activation='relu6': give this one the same, on the "
+        "command line with --field=activation=silu"
     )
     with pytest.raises(UserError, match=r"has activation='silu', stage_strides=\[1, 2, 2, 2, 1, 1, 1\], this one acti"):
         load(told)
