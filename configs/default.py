@@ -118,7 +118,7 @@ def _running(config: ConfigDict) -> None:
     config.eval_batch_size = 256  # over all devices, at most: the size taken is the one that pads the last batch least
     config.eval_every_epochs = 1  # and after the last
     config.checkpoint_every_epochs = 1  # and after the last, and on Ctrl-C, SIGTERM and SIGHUP
-    config.checkpoint_every_steps = 0  # also within long epochs, at the end of a call of steps; 0: off
+    config.checkpoint_every_steps = 0  # also after so many steps, within epochs at the end of a call of them; 0: off
     config.keep_checkpoints = 3  # the latest; the best by eval_accuracy and by ema_eval_accuracy are kept as well
     config.log_every_steps = 100  # counted within each epoch, and at its end
     config.deterministic = False  # on a GPU: repeated runs agree bit for bit, with slower operations (XLA's flag)

@@ -18,8 +18,8 @@ VGG           SGD .9, rate .01 times .1 three times, decay 5e-4, batches of 256,
 
 The MobileNet papers trained asynchronously on 16 or more devices; here a batch spans all devices, and the rate falls
 smoothly. Nobody has trained ImageNet itself with this file yet. Training images are random-resized crops, of at least
-.08 of the image unless set otherwise below (our choice), and mirrored; evaluation takes the centre of the image
-resized to 8/7 of `image_size`. Colour jitter, which some of the authors used, is left out.
+.08 of the image unless set otherwise below (as in 1409.4842, section 6), and mirrored; evaluation takes the centre of
+the image resized to 8/7 of `image_size`. Colour jitter, which some of the authors used, is left out.
 
 A folder of `train/class/image` and `val/class/image`: `--config.dataset=folder:PATH`; one of `class/image` also needs
 `--config.train_split='train[:90%]' --config.eval_split='train[90%:]'`.

@@ -1,5 +1,6 @@
 """Orbax checkpoints of a run: the latest few and the best, with digests by which restore.py verifies them."""
 
+import contextlib
 import json
 import math
 from contextlib import closing
@@ -197,7 +198,8 @@ def save(
 
 def last_good(manager: ocp.CheckpointManager) -> str:
     """Which checkpoint a diverged run could be continued from, as a phrase for the user."""
-    manager.wait_until_finished()
+    with contextlib.suppress(UserError):  # the user is told of something worse
+        manager.wait_until_finished()
     kept = manager.latest_step()
     return "there is no checkpoint yet" if kept is None else f"the last good checkpoint is step {kept}"
 

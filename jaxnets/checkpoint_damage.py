@@ -18,7 +18,7 @@ from jaxnets.errors import UserError, writing
 PASSING = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 # Those of a network file system whose server is away. Not EIO, which a bad sector gives too, for good.
 PASSING += (errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH)
-PASSING += (errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED, errno.EREMOTEIO)
+PASSING += (errno.ENOTCONN, errno.ECONNRESET, errno.ECONNABORTED, errno.ECONNREFUSED)
 
 
 class DamagedError(UserError):

@@ -34,13 +34,16 @@ class Manager(ocp.CheckpointManager):
         super().__init__(directory, options=options, **kwargs)
 
     def save(self, step: int, *args, **kwargs):
-        """Save as Orbax does; after one failed save (in the background) it tries again, after two it raises."""
-        if failure := self._failure():
-            if self._failed or distributed.many():  # the other processes wait for what failed here
-                raise failure
-            logger.warning("%s; the run continues, and will save again", failure)
+        """Save as Orbax does; a single process tries again, but only once, after a failure in the background."""
+        failure = self._failure()
+        if failure and (self._failed or distributed.many()):  # the other processes wait for what failed here
+            raise failure
         self._failed = failure is not None
         self._settle()
+        if failure:
+            why = getattr(failure.__cause__, "strerror", None) or failure
+            logger.warning("a checkpoint could not be written to %s (%s); the run continues", self.directory, why)
+            super().reload()  # Orbax counts as deleted what the failed save was to replace
         if step in self.all_steps():
             self.delete(step)
         with _saving(self.directory):

@@ -186,7 +186,8 @@ def train_all(
             try:
                 after_each(failed)
             except Exception as error:  # later runs are worth more than a table that will be rewritten anyway
-                logger.warning("the table so far was not written: %s", printable(first_line(error)))
+                why = printable(first_line(error))
+                logger.warning("the table so far was not written: %s", why, exc_info=not isinstance(error, UserError))
     return failed
 
 
@@ -218,7 +219,8 @@ class Net:
         config = entry.config
         with named(entry):
             planned = plan.make_plan(entry.at_seed(0))
-            announce.warn_of_high_rate(planned)  # now, not only when it starts, hours later
+            if not ended and entry.framework == JAXNETS:
+                announce.warn_of_high_rate(planned)  # now, not only when it starts, hours later
             if entry.framework == TORCH:
                 torch_side().check_resident(planned)
             if config.init_from and not begun:

@@ -376,8 +376,8 @@ def make_net(name: str, model: flax.linen.Module, variables: dict[str, Any]) -> 
 def make_optimizer(net: nn.Module, config: ml_collections.ConfigDict) -> torch.optim.Optimizer:
     """The counterpart of `optim.make_optimizer`; the learning rate is set before every step."""
     decaying = [p for p in net.parameters() if _decays(p, config)]
-    spared = [p for p in net.parameters() if not _decays(p, config)]
-    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    exempt = [p for p in net.parameters() if not _decays(p, config)]
+    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if config.name == "sgd":
         nesterov = config.nesterov and config.momentum > 0

@@ -128,7 +128,7 @@ def main(argv: list[str]) -> None:
     run = load_run(args.workdir, args.checkpoint, ema=args.ema)
     config = run.config
     if config.get("ema_decay") and not args.ema:
-        runtime.logger.info("these are the weights as trained; --ema evaluates their moving average")
+        runtime.logger.info("these are the weights as trained; --ema evaluates the averaged ones")
     locate_data(config, args.data_dir)
     if args.batch_size is not None:
         config.eval_batch_size = args.batch_size

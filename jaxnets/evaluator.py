@@ -76,12 +76,16 @@ def make_evaluator(
     def evaluate(variables):
         variables = step.replicate(variables, devices)
         total, of_calls, part = None, [], distributed.share()
+
+        def start(batches):
+            started = call(variables, examples, step.assemble(batches, devices))
+            between_calls()
+            return started
+
         with closing(eval_calls(split, bool(examples), config, len(devices) // part[1], part)) as calls:
-            results = (call(variables, examples, step.assemble(batches, devices)) for batches in calls)
-            for totals, of_call in _one_behind(results):
+            for totals, of_call in one_behind(map(start, calls)):
                 total = _add(total, totals)
                 of_calls.append(jax.tree.map(np.asarray, of_call))
-                between_calls()
         # Only the end of the last call is padding.
         predicted = distributed.gather(jax.tree.map(lambda *calls: np.concatenate(calls, axis=1), *of_calls))
         return summarize(total), jax.tree.map(lambda values: values[: len(split)], step.unshard(predicted))
@@ -89,14 +93,13 @@ def make_evaluator(
     return evaluate
 
 
-def _one_behind(results: Iterable[Any]) -> Iterator[Any]:
-    """Each result once the next one is asked for: the devices compute that while the host reads this one."""
-    results = iter(results)
-    behind = next(results)
-    for ahead in results:
-        yield behind
-        behind = ahead
-    yield behind
+def one_behind(items: Iterable[Any]) -> Iterator[Any]:
+    """The items, each once the next has been taken: the devices compute that one while the host reads this one."""
+    waiting = []
+    for item in items:
+        yield from waiting
+        waiting = [item]
+    yield from waiting
 
 
 def _add(total: step.EvalTotals | None, of_call: step.EvalTotals) -> step.EvalTotals:

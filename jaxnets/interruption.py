@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 
 GRACE_SECONDS = 5.0  # for closing what is open, before the process is ended as it is
-# Within this time, a signal is an echo of the previous one: `timeout` signals both the command and its group, a parent
-# passes a terminal's Ctrl-C on to a command that got it too, and systemd may send SIGHUP right after SIGTERM.
+# Within this time after the first signal, another is its echo: `timeout` signals both the command and its group, a
+# parent passes a terminal's Ctrl-C on to a command that got it too, and systemd may send SIGHUP right after SIGTERM.
 ECHO_SECONDS = 1.0
 SHOW_CURSOR = b"\x1b[?25h"  # which a progress bar hides
 # A terminal that closes sends SIGHUP; under nohup it is ignored, and stays so.

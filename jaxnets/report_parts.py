@@ -253,7 +253,7 @@ def fields(config: dict[str, Any]) -> list[tuple[str, str]]:
 
 def differences(configs: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     """The fields, by dotted name, in which some runs differ, except data_dir."""
-    flat = [settings.flatten(config) for config in configs]
+    flat = [settings.ADDED | settings.flatten(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config)
     rows = [(name, [_value(config.get(name)) for config in flat]) for name in names if name != "data_dir"]
     return [(name, values) for name, values in rows if len(set(values)) > 1]

@@ -21,6 +21,8 @@ MAX_BYTES = 1 << 20  # of a config.json; one has about 2,000
 # Numbers that evaluation uses, and their limits: more is a mistake, or a trap in a workdir from elsewhere.
 LIMITS = {"eval_batch_size": 1 << 20, "image_size": 4096, "steps_per_call": 10_000}
 DTYPES = ("auto", "float32", "bfloat16")  # float16 would need loss scaling
+# Fields that runs of earlier versions do not have, with what they did.
+ADDED = {"optimizer.decay_vectors": False}
 SWITCHES = (
     "deterministic",
     "sync_batch_norm",
@@ -102,6 +104,7 @@ def read(path: Path) -> ml_collections.ConfigDict:
 def differences(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The fields, by dotted name, that keep a run saved with one configuration from resuming with the other."""
     saved, new = flatten(saved), flatten(new)
+    saved = {name: value for name, value in ADDED.items() if name in new} | saved
     return {
         name: (saved.get(name), new.get(name))
         for name in sorted(saved.keys() | new.keys())

@@ -1,6 +1,8 @@
 """A checkpoint is whole as long as it is there, whatever is cut short: a deletion, or the saving of a successor."""
 
 import contextlib
+import errno
+import os
 import resource
 import shutil
 from contextlib import closing
@@ -98,28 +100,47 @@ def start_saving(manager, step):
     checkpoint.save(manager, make_state(step=step), TOTALS, None)
 
 
-def test_a_save_that_failed_behind_the_run_is_made_good_by_the_next(tmp_path, caplog):
-    with closing(checkpoint.open_manager(tmp_path, keep=2)) as manager:
-        save(manager, 1)
-        with no_room():
-            start_saving(manager, 2)
-            with contextlib.suppress(OSError):
-                ocp.CheckpointManager.wait_until_finished(manager)
-        start_saving(manager, 3)
-        assert "cannot be written: File too large" in caplog.text and "the run continues, and will save" in caplog.text
+def fail_to_save(manager, step):
+    """Begin to save without room, and wait until that has failed; nobody has looked yet."""
+    with no_room():
+        start_saving(manager, step)
+        with contextlib.suppress(OSError):
+            ocp.CheckpointManager.wait_until_finished(manager)
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_save_that_failed_behind_the_run_is_made_good_by_the_next(tmp_path, caplog, keep):
+    with closing(checkpoint.open_manager(tmp_path, keep=keep)) as manager:
+        for step in range(1, 4):
+            save(manager, step)
+        fail_to_save(manager, 4)
+        start_saving(manager, 5)
+        assert "a checkpoint could not be written to " in caplog.text and "(File too large)" in caplog.text
         caplog.clear()
-        start_saving(manager, 4)
-    assert steps_on_disk(tmp_path) == [3, 4] and not caplog.text
+        save(manager, 6)
+    assert steps_on_disk(tmp_path) == [5, 6][-keep:] and not caplog.text
+    # What the failed save was to delete is deleted.
+    there = [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdecimal()]
+    assert sorted(there) == ["5", "6"][-keep:]
 
 
 def test_two_failures_one_after_the_other_end_the_run(tmp_path):
     manager = checkpoint.open_manager(tmp_path, keep=2)
     save(manager, 1)
-    with no_room(), pytest.raises(UserError, match="cannot be written: File too large"):
-        for step in (2, 3, 4):
-            start_saving(manager, step)
-            with contextlib.suppress(OSError):
-                ocp.CheckpointManager.wait_until_finished(manager)
+    fail_to_save(manager, 2)
+    fail_to_save(manager, 3)
+    with pytest.raises(UserError, match="cannot be written: File too large"):
+        start_saving(manager, 4)
+    manager.close()
+    assert steps_on_disk(tmp_path) == [1]
+
+
+def test_the_end_says_that_the_last_save_failed(tmp_path):
+    manager = checkpoint.open_manager(tmp_path, keep=2)
+    save(manager, 1)
+    fail_to_save(manager, 2)
+    with pytest.raises(UserError, match="cannot be written: File too large"):
+        manager.close()
     assert steps_on_disk(tmp_path) == [1]
 
 
@@ -130,10 +151,18 @@ def test_a_save_that_orbax_leaves_out_is_no_success(tmp_path):
             save(manager, 4)
 
 
-def test_what_cannot_be_removed_now_is_no_reason_to_end_a_run(tmp_path):
+def test_what_cannot_be_removed_now_is_no_reason_to_end_a_run(tmp_path, monkeypatch):
+    """As a file that another machine holds open."""
+    rmdir = os.rmdir
+
+    def busy(path, **kwargs):
+        if str(path).endswith("deleted"):
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        rmdir(path, **kwargs)
+
     folder = tmp_path / "checkpoints" / "deleted"
     folder.mkdir(parents=True)
-    (folder / "note.txt").write_text("of a file manager")
+    monkeypatch.setattr(os, "rmdir", busy)
     with closing(checkpoint.open_manager(tmp_path, keep=2)) as manager:
         save(manager, 1)
-    assert steps_on_disk(tmp_path) == [1]
+    assert steps_on_disk(tmp_path) == [1] and folder.is_dir()

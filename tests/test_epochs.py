@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from jaxnets import checkpoint, epochs, interruption, journal, loop, step, timing
+from jaxnets import checkpoint, epochs, interruption, journal, loop, predictions, step, timing
 from jaxnets.errors import UserError
 from jaxnets.progress import Progress
 from tests.chaos import runs
@@ -67,10 +67,20 @@ def test_a_run_interrupted_before_its_first_step_says_so(tiny, tmp_path, monkeyp
     assert "ended before the first step" in caplog.text and "saved" not in caplog.messages[-1]
 
 
-def test_the_averaged_weights_are_evaluated_beside_the_raw_ones(tiny, tmp_path):
+def test_the_averaged_weights_are_evaluated_too_and_their_predictions_kept(tiny, tmp_path):
     result = loop.train(tiny(ema_decay=0.9, num_epochs=1), tmp_path / "run")
     assert result["ema_eval_loss"] != result["eval_loss"]
     assert math.isfinite(result["ema_eval_loss"])
+    # What is kept example by example is what the run is judged by: the averaged weights.
+    made = predictions.load(tmp_path / "run")
+    assert -np.log(made.label_probability).mean() == pytest.approx(result["ema_eval_loss"], rel=1e-5)
+
+
+def test_reports_are_counted_within_each_epoch(tiny, tmp_path):
+    """Of five steps, every second one and the last; counted through, the second epoch's would be others."""
+    loop.train(tiny(steps_per_call=1, log_every_steps=2), tmp_path / "run")
+    steps = [record["step"] for record in journal.read(tmp_path / "run") if "loss" in record]
+    assert steps == [2, 4, 5, 7, 9, 10]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tiny, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxnets import data, step
-from jaxnets.evaluator import call_size, eval_calls, make_evaluator, summarize
+from jaxnets.evaluator import call_size, eval_calls, make_evaluator, one_behind, summarize
 from tests.tiny_net import TinyNet, first_variables, make_config
 
 
@@ -67,6 +67,13 @@ def test_four_devices_equal_one(config, split, net):
     )
     assert one["accuracy"] == four["accuracy"] and one["top5_accuracy"] == four["top5_accuracy"]
     assert one["loss"] == pytest.approx(four["loss"], rel=1e-6)
+
+
+def test_an_item_is_handed_on_once_the_next_has_been_taken():
+    taken = []
+    items = (taken.append(number) or number for number in range(4))
+    assert [(item, len(taken)) for item in one_behind(items)] == [(0, 2), (1, 3), (2, 4), (3, 4)]
+    assert list(one_behind([])) == []
 
 
 def test_an_evaluation_can_be_abandoned_between_calls(config, split, net):

@@ -71,6 +71,24 @@ def test_statistics_of_bfloat16_are_those_of_its_values(mean):
     np.testing.assert_allclose(got_var, exact.var(0), rtol=1e-3)
 
 
+def test_bfloat16_on_several_devices_is_normalised_as_the_whole_batch():
+    """Values and gradients, by `shard_map`, which checks what differs between devices, and by `pmap`."""
+    x = jnp.asarray(3 + normal(0, 16, 4, 4, 3), jnp.bfloat16)
+    mesh, spec = Mesh(np.array(jax.devices()[:4]), ("batch",)), PartitionSpec("batch")
+
+    def loss(x, axis_name):
+        y, _, _ = ops.batch_norm(x, jnp.ones(3), jnp.zeros(3), bounds=RELU, axis_name=axis_name)
+        return jnp.sum(jnp.sin(y.astype(jnp.float32)))
+
+    gradient = functools.partial(jax.grad(loss), axis_name="batch")
+    with ops.using("gpu"):
+        expected = jax.jit(functools.partial(jax.grad(loss), axis_name=None))(x)
+        sharded = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=spec, out_specs=spec))(x)
+        mapped = jax.pmap(gradient, axis_name="batch")(x.reshape(4, 4, 4, 4, 3)).reshape(x.shape)
+    for got in (sharded, mapped):
+        np.testing.assert_allclose(np.float32(got), np.float32(expected), rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize("bounds", [ops.UNBOUNDED, RELU, (-0.5, 0.5)])
 def test_bias(bounds):
     def function(x, bias):

@@ -157,3 +157,12 @@ def test_auto_is_bfloat16_where_the_hardware_is_made_for_it(monkeypatch, platfor
     monkeypatch.setattr(settings.jax, "local_devices", lambda: [device])
     assert settings.compute_dtype("auto") == dtype
     assert settings.compute_dtype("bfloat16") == "bfloat16"
+
+
+def test_a_field_that_an_earlier_version_did_not_have_keeps_no_run_from_resuming():
+    new = settings.as_dict(default.get_config())
+    saved = {name: dict(value) if isinstance(value, dict) else value for name, value in new.items()}
+    del saved["optimizer"]["decay_vectors"]
+    assert settings.differences(saved, new) == {}
+    new["optimizer"]["decay_vectors"] = True
+    assert settings.differences(saved, new) == {"optimizer.decay_vectors": (False, True)}

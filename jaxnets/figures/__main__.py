@@ -88,6 +88,7 @@ def check_out(path: Path, files: Sequence[Path]) -> dict[str, Any] | None:
     def data_of(found: Any) -> dict[str, Any]:
         if not isinstance(found["compute"], str):
             raise TypeError
+        _rows(found)  # raises what makes it none of ours
         return found
 
     return read_own([path, *files], "jaxnets.figures data", data_of, MAX_BYTES)
@@ -99,7 +100,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--out", type=user_path, required=True, help="folder of the figure, and of the runs behind it")
     parser.add_argument("--seeds", type=count, help=f"runs of each net that is trained; default: {SEEDS}")
     parser.add_argument("--config", action="append", help=f"configuration of nets that are trained; default: {DEFAULT}")
-    parser.add_argument("--only", action="append", help="a row of recipe_knobs or recipe_parts to make; default: all")
+    parser.add_argument("--only", action="append", help="a knob of recipe_knobs or recipe_parts to turn; default: all")
     parser.add_argument("--note", help="a few words to print below the figure, e.g. which data were used")
     return parser
 

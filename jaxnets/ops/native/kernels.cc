@@ -84,7 +84,7 @@ ffi::Error DepthwiseGradients(ffi::ThreadPool pool, Index stride, Index top, Ind
 enum Join : Index { kAlone, kSum, kInterleaved };
 
 // Products go to y's channels from `to` on; `other`'s channels from `first` on are joined with them.
-Epilogue DeliveryOf(Output& y, Index to, Index join, const Input& other, Index first) {
+Epilogue EpilogueOf(Output& y, Index to, Index join, const Input& other, Index first) {
   Epilogue epilogue{y->typed_data() + to, LastOf(y->dimensions())};
   if (join == kAlone || !other.element_count()) return epilogue;
   epilogue.other = other.typed_data() + first;
@@ -100,7 +100,7 @@ ffi::Error Pointwise(ffi::ThreadPool pool, Index groups, Index shuffle, Index fi
                      Input kernel, Input output, Input other, Output y, Output moments) {
   const Index rows = RowsOf(x.dimensions()), in = kernel.dimensions()[2] * groups, out = LastOf(kernel.dimensions());
   if (!rows) return NoMoments(moments), ffi::Error::Success();
-  Epilogue epilogue = DeliveryOf(y, to, join, other, other_first);
+  Epilogue epilogue = EpilogueOf(y, to, join, other, other_first);
   epilogue.shuffle = shuffle, epilogue.group = out / shuffle;
   const Side depth{groups, in / groups}, width{groups, out / groups};
   const MatrixRows matrix{
@@ -158,7 +158,7 @@ ffi::Error Separable(ffi::ThreadPool pool, Index stride, Index top, Index left, 
   Shape out(y->dimensions());
   out.channels = LastOf(pointwise.dimensions());
   run(pool, {stride, top, left}, groups, {low, high}, {out_low, out_high}, x, kernel, affine, pointwise, output,
-      DeliveryOf(y, 0, join, other, other_first), out);
+      EpilogueOf(y, 0, join, other, other_first), out);
   return ffi::Error::Success();
 }
 
@@ -177,7 +177,7 @@ ffi::Error Dense(ffi::ThreadPool pool, Index stride, Index top, Index left, Inde
       WindowsOf(x.typed_data(), x.dimensions(), y->dimensions(), kernel.dimensions(), stride, top, left);
   const Side depth{1, windows.length()}, width{1, out};
   const ClippedAffine reading = ClippedAffineOf(output, out, out_low, out_high);
-  const Epilogue epilogue = DeliveryOf(y, to, join, other, other_first);
+  const Epilogue epilogue = EpilogueOf(y, to, join, other, other_first);
   if (reading.affine && !Optional(moments) && !epilogue.interleaved && SuitsWinograd(windows, rows, out)) {
     WinogradForward(pool, windows, rows, kernel.typed_data(), out, reading, epilogue);
     return ffi::Error::Success();
