@@ -13,7 +13,6 @@ import orbax.checkpoint as ocp
 
 from jaxnets import distributed
 from jaxnets.errors import UserError, first_line, writing
-from jaxnets.runtime import logger
 
 DELETED = "deleted"  # subfolder for the checkpoints that are about to be deleted
 
@@ -27,39 +26,19 @@ class Manager(ocp.CheckpointManager):
 
     def __init__(self, directory: Path, options: ocp.CheckpointManagerOptions, **kwargs):
         self._writes = not options.read_only
-        self._failed = False  # whether the last finished save failed
         if self._writes:
             options = dataclasses.replace(options, todelete_subdir=DELETED)
             distributed.on_primary(partial(settle_deletions, directory))
         super().__init__(directory, options=options, **kwargs)
 
     def save(self, step: int, *args, **kwargs):
-        """Save as Orbax does; a single process tries again, but only once, after a failure in the background."""
-        failure = self._failure()
-        if failure and (self._failed or distributed.many()):  # the other processes wait for what failed here
-            raise failure
-        self._failed = failure is not None
+        self.wait_until_finished()
         self._settle()
-        if failure:
-            why = getattr(failure.__cause__, "strerror", None) or failure
-            logger.warning("a checkpoint could not be written to %s (%s); the run continues", self.directory, why)
-            super().reload()  # Orbax counts as deleted what the failed save was to replace
         if step in self.all_steps():
             self.delete(step)
         with _saving(self.directory):
             if not super().save(step, *args, **kwargs):
                 raise UserError(f"{self.directory} cannot take a new checkpoint {step}: it has a later one")
-
-    def _failure(self) -> UserError | None:
-        """Why the previous save failed, else None; Orbax may say so in either of two places, or in both."""
-        found = None
-        for look in (super().wait_until_finished, super().check_for_errors):
-            try:
-                with _saving(self.directory):
-                    look()
-            except UserError as error:
-                found = error
-        return found
 
     def reached_preemption(self, step: int) -> bool:
         """Never: a run handles its signals itself, without JAX's service, where Orbax before 0.12.3 would fail."""
@@ -74,12 +53,9 @@ class Manager(ocp.CheckpointManager):
             super().delete(step)
 
     def close(self):
-        failure = self._failure()
         with _saving(self.directory):
             super().close()
         self._settle()
-        if failure:
-            raise failure
 
     def _settle(self) -> None:
         if self._writes and distributed.is_primary():
