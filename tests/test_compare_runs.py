@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 import jaxnets
 from jaxnets import (
+    announce,
     compare_entries,
     compare_page,
     compare_runs,
@@ -174,6 +175,16 @@ def test_a_table_that_cannot_be_written_meanwhile_stops_no_run(configs, trained,
     compare_runs.train_all(entries, 2, tmp_path, write)
     assert len(trained) == len(asked) == 2 * len(entries)
     assert "the table so far was not written: No space left on device" in caplog.text
+
+
+def test_a_rate_is_warned_of_before_training_and_not_again_where_it_is_done(finished, configs, monkeypatch):
+    asked = []
+    monkeypatch.setattr(announce, "warn_of_high_rate", asked.append)
+    entry, *_ = compare_entries.make_entries(configs, MODELS)
+    compare_runs.Net.of(entry, compare_runs.finished(entry, 2, finished))
+    assert asked == []
+    compare_runs.Net.of(entry)
+    assert [planned.config.model.name for planned in asked] == [entry.config.model.name]
 
 
 def test_runs_of_another_configuration_are_refused_before_any_work(finished, configs, trained):

@@ -104,7 +104,12 @@ RECIPES = {
     },
     "adamw": {"optimizer__name": "adamw", "optimizer__learning_rate": 0.01, "optimizer__weight_decay": 0.5},
     "rmsprop": {"optimizer__name": "rmsprop", "optimizer__learning_rate": 0.01, "optimizer__epsilon": 1e-3},
-    "muon": {"optimizer__name": "muon", "optimizer__learning_rate": 0.02, "optimizer__weight_decay": 0.5},
+    "muon": {
+        "optimizer__name": "muon",
+        "optimizer__learning_rate": 0.02,
+        "optimizer__weight_decay": 0.5,
+        "optimizer__decay_vectors": True,
+    },
     "progressive": {"progressive_sizes": (8, 16)},
 }
 
