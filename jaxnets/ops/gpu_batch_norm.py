@@ -72,14 +72,13 @@ def _normalised(x, origin, difference, inverse_std):
 
 
 def _origin(x, axis_name):
-    """A value of each channel to measure differences from: the median of three, far apart; 0 for half precision.
+    """A value of each channel to measure differences from: the median of three, far apart.
 
     Squared differences from it lose digits only if it lies many standard deviations from the mean, which two of three
-    values at once hardly ever do (for k deviations, with probability below 3 / k^4 by Chebyshev's inequality). If the
-    mean is so many deviations from 0 that squares lose digits in float32, half precision has lost those of the values.
+    values at once hardly ever do (for k deviations, with probability below 3 / k^4 by Chebyshev's inequality).
     """
     flat = upcast(x).reshape(-1, x.shape[-1])
-    if not len(flat) or x.dtype.itemsize < flat.dtype.itemsize:
+    if not len(flat):
         return jnp.zeros(x.shape[-1], flat.dtype)
     a, b, c = (flat[int(GOLDEN_RATIO * (i + 1) % 1 * len(flat))] for i in range(3))
     middle = jnp.maximum(jnp.minimum(a, b), jnp.minimum(jnp.maximum(a, b), c))
