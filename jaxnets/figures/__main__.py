@@ -78,8 +78,9 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
 
 
 def _rows(data: dict[str, Any]) -> set[str]:
-    """The labels of a figure's knobs, only some of them with `--only`."""
-    return {knob["label"] for knob in data.get("knobs", ())}
+    """The labels of what a figure compares, only some of it with `--only`."""
+    found = [*data.get("knobs", ()), *(each["shuffle"] for each in data.get("groups", ()))]
+    return {each["label"] for each in found}
 
 
 def check_out(path: Path, files: Sequence[Path]) -> dict[str, Any] | None:
@@ -100,7 +101,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--out", type=user_path, required=True, help="folder of the figure, and of the runs behind it")
     parser.add_argument("--seeds", type=count, help=f"runs of each net that is trained; default: {SEEDS}")
     parser.add_argument("--config", action="append", help=f"configuration of nets that are trained; default: {DEFAULT}")
-    parser.add_argument("--only", action="append", help="a knob of recipe_knobs or recipe_parts to turn; default: all")
+    parser.add_argument(
+        "--only",
+        action="append",
+        help="a knob of recipe_knobs or recipe_parts, or g3 and the like of shuffle_ablation; default: all",
+    )
     parser.add_argument("--note", help="a few words to print below the figure, e.g. which data were used")
     return parser
 
@@ -118,7 +123,7 @@ def main(argv: list[str]) -> None:
     if args.config and len(args.config) > 1:
         raise UserError("--config is given twice: a figure's nets are trained by one configuration")
     if args.only and not hasattr(FIGURES[args.name], "KNOBS"):
-        raise UserError(f"--only is for recipe_knobs and recipe_parts: {args.name} has no knobs")
+        raise UserError(f"--only is for recipe_knobs, recipe_parts and shuffle_ablation: {args.name} has no such parts")
     runtime.configure_logging()
     runtime.require_device()
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])

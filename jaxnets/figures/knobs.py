@@ -20,12 +20,12 @@ def gains(made: Sequence[compare_entries.Entry], options: Options) -> dict[str, 
     comparison = training.run(made, options)
     base, *others = comparison["nets"]
     base_data = training.net_data(base)
-    accuracies = last_accuracies(base_data)
+    accuracies = training.last_accuracies(base_data)
     if not accuracies:
         raise UserError(f"no run of the {BASE} was finished in {options.out}, so there is nothing to compare with")
     knobs = []
     for net in others:
-        found = last_accuracies(training.net_data(net))
+        found = training.last_accuracies(training.net_data(net))
         # A knob that diverged with some seed has no mean.
         complete = found.keys() >= accuracies.keys()
         gains = [found[seed] - accuracies[seed] for seed in accuracies] if complete else []
@@ -40,19 +40,6 @@ def gains(made: Sequence[compare_entries.Entry], options: Options) -> dict[str, 
         "knobs": knobs,
         "seeds": len(accuracies),
     } | training.outcome(comparison)
-
-
-def last_accuracies(net: dict[str, Any]) -> dict[int, float]:
-    """The last accuracy of each finished run, by its seed."""
-    return {seed: curve[-1][1] for seed, curve in zip(net["seeds"], net["curves"])}
-
-
-def chosen(knobs: dict[str, Sequence[str]], options: Options) -> dict[str, Sequence[str]]:
-    """The knobs that `options.only` names, or all; UserError for an unknown name."""
-    for label in options.only:
-        if label not in knobs:
-            raise UserError(f"there is no knob {label!r}; there are {', '.join(knobs)}")
-    return {label: fields for label, fields in knobs.items() if not options.only or label in options.only}
 
 
 def variants(

@@ -57,7 +57,7 @@ def measure(options: Options) -> dict[str, Any]:
 def entries(options: Options) -> list[compare_entries.Entry]:
     """The base, and a run for each knob."""
     (base,) = knobs.variants(NET, SETTING, {}, options)
-    return knobs.variants(NET, SETTING, knobs.chosen(KNOBS | larger_batches(base.config), options), options)
+    return knobs.variants(NET, SETTING, options.chosen(KNOBS | larger_batches(base.config)), options)
 
 
 draw = knobs.draw

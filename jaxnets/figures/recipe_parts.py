@@ -3,27 +3,23 @@
 from typing import Any
 
 from jaxnets import compare_entries
-from jaxnets.figures import knobs
+from jaxnets.figures import knobs, training
 from jaxnets.figures.options import Options
 
 TRAINS = True
 NET = "shufflenet_v2_x0_5_cifar"
 # The default recipe (its reasons: BUILD.md) on few and small images, where cutout is a quarter of a side.
-RECIPE = (
-    "optimizer.name=muon",
-    "optimizer.learning_rate=0.02",
-    "optimizer.weight_decay=0.05",
-    "label_smoothing=0.1",
-    "augment.cutout=4",
-)
-SMALL = (
-    "train_split=train[:10000]",
-    "eval_split=test",
-    "image_size=16",
-    "augment.crop_padding=2",
-    "batch_size=128",
-    "num_epochs=16",
-    "eval_every_epochs=16",
+SETTING = (
+    *training.MUON,
+    "--config.label_smoothing=0.1",
+    "--config.augment.cutout=4",
+    "--config.train_split=train[:10000]",
+    "--config.eval_split=test",
+    "--config.image_size=16",
+    "--config.augment.crop_padding=2",
+    "--config.batch_size=128",
+    "--config.num_epochs=16",
+    "--config.eval_every_epochs=16",
 )
 KNOBS = {
     "optimizer.name=sgd": ("optimizer.name=sgd", "optimizer.learning_rate=0.1", "optimizer.weight_decay=5e-4"),
@@ -41,8 +37,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 def entries(options: Options) -> list[compare_entries.Entry]:
     """The recipe, and a run for each change."""
-    setting = [f"--config.{field}" for field in (*RECIPE, *SMALL)]
-    return knobs.variants(NET, setting, knobs.chosen(KNOBS, options), options)
+    return knobs.variants(NET, SETTING, options.chosen(KNOBS), options)
 
 
 draw = knobs.draw

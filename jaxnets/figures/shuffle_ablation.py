@@ -1,5 +1,7 @@
 """ShuffleNetV1 with and without channel shuffle, for each number of groups (1707.01083, table 3)."""
 
+import math
+import statistics
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -9,21 +11,20 @@ from jaxnets.figures import training
 from jaxnets.figures.options import Options
 
 TRAINS = True
-GROUPS = (1, 2, 3, 4, 8)
+KNOBS = {f"g{groups}": groups for groups in (1, 2, 3, 4, 8)}
 WIDTH = 0.5  # at which the paper found the shuffle to matter most
 
 
-def spec(groups: int, shuffle: bool) -> str:
-    """The net as `compare` names it."""
-    return f"shufflenet_v1_g{groups}_cifar:width={WIDTH}" + ("" if shuffle else ":shuffle=False")
+def specs(groups: int) -> list[str]:
+    """The nets as `compare` names them: with channel shuffle, and, where there is something to shuffle, without."""
+    name = f"shufflenet_v1_g{groups}_cifar:width={WIDTH}"
+    return [name] if groups == 1 else [name, f"{name}:shuffle=False"]
 
 
 def measure(options: Options) -> dict[str, Any]:
-    """Accuracy by number of groups, with and without shuffle; one group has nothing to shuffle."""
-    pairs = {
-        groups: [spec(groups, shuffle) for shuffle in ((True, False) if groups > 1 else (True,))] for groups in GROUPS
-    }
-    comparison = training.train([name for names in pairs.values() for name in names], options)
+    """Accuracy by number of groups, with and without shuffle."""
+    pairs = {groups: specs(groups) for groups in options.chosen(KNOBS).values()}
+    comparison = training.train([name for names in pairs.values() for name in names], training.MANY_IMAGES, options)
     nets = {net["label"]: training.net_data(net) for net in comparison["nets"]}
     return {
         "groups": [
@@ -56,7 +57,7 @@ def draw(data: dict[str, Any]) -> Figure:
         if _finished(each["shuffle"]) and _finished(each["no_shuffle"]):
             high, low = (each[field]["accuracy"]["mean"] * 100 for field in ("shuffle", "no_shuffle"))
             axes.annotate(
-                f"{high - low:+.1f}",
+                _gain(each["shuffle"], each["no_shuffle"]),
                 (at, (high + low) / 2),
                 (7, 0),
                 textcoords="offset points",
@@ -67,8 +68,18 @@ def draw(data: dict[str, Any]) -> Figure:
     axes.set_xticks(range(len(labels)), labels)
     axes.set(xlabel=f"groups, ShuffleNetV1 {data['width']}x", ylabel="accuracy (%)", xlim=(-0.3, len(labels) - 0.5))
     axes.legend()
-    training.footnote(figure, data, "whiskers: standard deviation over")
+    training.footnote(figure, data, "whiskers: standard deviation, numbers: mean gain ± its standard error over")
     return figure
+
+
+def _gain(shuffled: dict[str, Any], plain: dict[str, Any]) -> str:
+    """Mean gain in points and its standard error: runs of one seed begin alike, and are compared as a pair."""
+    ours, theirs = training.last_accuracies(shuffled), training.last_accuracies(plain)
+    gains = [100 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
+    if not gains:
+        return ""
+    error = f" ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f}" if len(gains) > 1 else ""
+    return f"{statistics.fmean(gains):+.1f}{error}"
 
 
 def _finished(net: dict[str, Any] | None) -> bool:

@@ -12,27 +12,32 @@ from jaxnets.errors import as_utf8
 from jaxnets.figures.options import Options
 
 PLAIN_SGD = (*compare_entries.PLAIN, "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=5e-4")
-# Minutes per run on a laptop; `--config.FIELD=VALUE` overrides any of it.
-SMALL = (
-    *PLAIN_SGD,
-    "--config.train_split=train[:8000]",
-    "--config.eval_split=test[:4000]",
-    "--config.image_size=24",
-    "--config.augment.crop_padding=3",
-    "--config.num_epochs=6",
-    "--config.batch_size=64",
-    "--config.optimizer.learning_rate=0.05",
+# As the default recipe uses it.
+MUON = (
+    *compare_entries.PLAIN,
+    "--config.optimizer.name=muon",
+    "--config.optimizer.learning_rate=0.02",
+    "--config.optimizer.weight_decay=0.05",
+)
+# Differences of a point between nets show only once they have seen many images: all of them, but small. A few minutes
+# per run on a laptop; `--config.FIELD=VALUE` overrides any of it.
+MANY_IMAGES = (
+    *MUON,
+    "--config.image_size=16",
+    "--config.augment.crop_padding=2",
+    "--config.num_epochs=4",
+    "--config.batch_size=256",
 )
 
 
-def train(models: Sequence[str], options: Options) -> dict[str, Any]:
-    """Train nets in the small setting, or resume; returns the comparison, `compare_runs.run`'s record."""
-    return run(entries(models, options), options)
+def train(models: Sequence[str], setting: Sequence[str], options: Options) -> dict[str, Any]:
+    """Train nets in a setting, or resume; returns the comparison, `compare_runs.run`'s record."""
+    return run(entries(models, setting, options), options)
 
 
-def entries(models: Sequence[str], options: Options) -> list[compare_entries.Entry]:
-    """The nets to train in the small setting."""
-    configs = compare_entries.load_configs([options.config], [*SMALL, *options.overrides], models)
+def entries(models: Sequence[str], setting: Sequence[str], options: Options) -> list[compare_entries.Entry]:
+    """The nets to train in a setting, whose fields those of `options` override."""
+    configs = compare_entries.load_configs([options.config], [*setting, *options.overrides], models)
     return compare_entries.make_entries(configs, models)
 
 
@@ -103,3 +108,8 @@ def net_data(net: dict[str, Any]) -> dict[str, Any]:
         "seeds": [run["seed"] for run in net["runs"]],
         "curves": [[(point["epoch"], point["accuracy"]) for point in run["curve"]] for run in net["runs"]],
     }
+
+
+def last_accuracies(net: dict[str, Any]) -> dict[int, float]:
+    """The last accuracy of each finished run of a net's `net_data`, by its seed."""
+    return {seed: curve[-1][1] for seed, curve in zip(net["seeds"], net["curves"])}

@@ -5,6 +5,8 @@
 A moment is a phase, in turn and in random order, one of its occurrences, and a random part of the time it has taken on
 average so far. When a run has come to its end a new one begins, in a new workdir. After every kill each checkpoint
 must be whole, and `metrics.jsonl` the beginning of the undisturbed run's; in the end all must be equal, bit for bit.
+A run that is killed after an evaluation but before its first checkpoint is whole starts over and sets the records of
+that evaluation aside; they too must be the beginning of the undisturbed run's.
 The last line of standard output is one JSON object; with findings, the status is 1.
 """
 
@@ -28,6 +30,7 @@ from tests.chaos import runs
 from tests.chaos.watched import Watched
 
 PHASES = ("start", "prepare", "read data", "compile", "train", "evaluate", "save")
+ASIDE = "metrics.[0-9]*.jsonl"
 REPEATED = ("train", "evaluate", "save")  # once an epoch
 FLAGS = ("--config.ema_decay=0.9", "--config.keep_checkpoints=2")
 
@@ -87,6 +90,10 @@ def kill(start: Watched, moment: Moment, seconds: dict[str, float]) -> bool:
 def faults(workdir: Path, expected: list[dict]) -> list[str]:
     """What a kill has left that must not be: a checkpoint that is not whole, a record lost, doubled or torn."""
     found = []
+    for aside in workdir.glob(ASIDE):
+        kept = runs.records_of(aside)
+        if kept != expected[: len(kept)] or not any("eval_loss" in record for record in kept):
+            found.append(f"{aside.name} has records of steps {[record['step'] for record in kept]}")
     file = workdir / FILE
     if file.exists():
         lines = file.read_text().splitlines(keepends=True)
@@ -155,8 +162,8 @@ def campaign(kills: int, seed: int, folder: Path, epochs: int) -> tuple[list[Kil
 
 
 def listing(workdir: Path) -> list[str]:
-    """The files and folders of a run, two levels deep, but those of TensorBoard."""
-    paths = [*workdir.iterdir(), *(workdir / "checkpoints").iterdir()]
+    """The files and folders of a run, two levels deep, but those of TensorBoard and records that were set aside."""
+    paths = [*set(workdir.iterdir()).difference(workdir.glob(ASIDE)), *(workdir / "checkpoints").iterdir()]
     return sorted(str(path.relative_to(workdir)) for path in paths)
 
 

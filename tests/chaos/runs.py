@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import subprocess
@@ -73,7 +74,16 @@ def command(workdir: Path, data_dir: Path, *flags: str, file_size: int | None = 
 
 def records(workdir: Path) -> list[dict[str, Any]]:
     """The records of a run without what depends on the clock."""
-    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in journal.read(workdir)]
+    return [_without_rate(record) for record in journal.read(workdir)]
+
+
+def records_of(file: Path) -> list[dict[str, Any]]:
+    """Likewise, of a file of whole lines."""
+    return [_without_rate(json.loads(line)) for line in file.read_text().splitlines()]
+
+
+def _without_rate(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "images_per_second"}
 
 
 def last_step(workdir: Path) -> int:
