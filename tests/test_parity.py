@@ -51,10 +51,12 @@ def torch_logits(net: nn.Module, images: np.ndarray) -> np.ndarray:
 
 
 def test_evaluation_logits_are_pytorchs(pair):
+    """Those of PyTorch in float64: in float32, its own of VGG-19 are 9e-6 of the largest away from them."""
     apply = jax.jit(lambda variables, images: pair.ours.apply(variables, images, train=False))
+    exact = copy.deepcopy(pair.theirs).double()
     for side in pair.case.sides:
         images = images_of(side, batch=2)
-        expected = torch_logits(pair.theirs, images)
+        expected = torch_logits(exact, images.astype(np.float64))
         largest = np.abs(expected).max()
         assert np.abs(expected[0] - expected[1]).max() > 0.01 * largest  # the images make a difference
         logits = np.asarray(apply(pair.variables, images))

@@ -104,7 +104,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--only",
         action="append",
-        help="a knob of recipe_knobs or recipe_parts, or g3 and the like of shuffle_ablation; default: all",
+        help="a knob of recipe_knobs or recipe_parts, or groups of shuffle_ablation, as g3; default: all",
     )
     parser.add_argument("--note", help="a few words to print below the figure, e.g. which data were used")
     return parser
