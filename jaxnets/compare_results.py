@@ -40,7 +40,7 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
         return _numbers_of(workdir, config, records)
     except UserError:  # a file that cannot be read now: the run itself may be fine
         raise
-    except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError):
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError):
         raise UserError(
             f"{workdir / journal.FILE} does not have the records of a run of {config.num_epochs} epochs; delete its "
             "folder to train that net again"
@@ -90,12 +90,11 @@ def _seconds_by_epoch(
         per_epoch = steps // config.num_epochs
         for span in spans:
             epoch = -(-span.last // per_epoch)
-            took = sum(span.seconds.get(phase, 0.0) for phase in timing.TRAINING)
-            found[epoch] = found.get(epoch, 0.0) + took
+            found[epoch] = found.get(epoch, 0.0) + span.training
         return found
-    for before, record in zip([0, *(record["step"] for record in trained)], trained):
+    for record, count in journal.with_steps(trained):
         # The rate is rounded to a tenth.
-        seconds = (record["step"] - before) * config.batch_size / max(record["images_per_second"], 0.05)
+        seconds = count * config.batch_size / max(record["images_per_second"], 0.05)
         found[record["epoch"]] = found.get(record["epoch"], 0.0) + seconds
     return found
 

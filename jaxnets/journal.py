@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -92,15 +92,18 @@ def read_strictly(workdir: Path) -> list[dict[str, Any]]:
     return records
 
 
-def epoch_means(trained: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]:
-    """Loss and accuracy of each epoch of training: the means of its train records, weighted by the steps of each.
-
-    `trained` are all train records of a run, in order; each is the mean since the previous one.
-    """
-    sums: dict[int, list[float]] = {}
+def with_steps(trained: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
+    """Each train record of a run, in order, and the number of steps that it is the mean of: those since the last."""
     before = 0
     for record in trained:
-        steps, before = max(record["step"] - before, 0), record["step"]
+        yield record, max(record["step"] - before, 0)
+        before = record["step"]
+
+
+def epoch_means(trained: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]]:
+    """Loss and accuracy of each epoch: the means of all train records of a run, in order, weighted by their steps."""
+    sums: dict[int, list[float]] = {}
+    for record, steps in with_steps(trained):
         of_epoch = sums.setdefault(record["epoch"], [0, 0.0, 0.0])
         for at, value in enumerate((1, record["loss"], record["accuracy"])):
             of_epoch[at] += steps * value

@@ -45,11 +45,10 @@ class History:
         size = self.config.get("batch_size")
         if not isinstance(size, int):
             return []
-        took = [(span, sum(span.seconds.get(name, 0.0) for name in timing.TRAINING)) for span in self.spans]
         return [
-            {"step": span.last, "images_per_second": (span.last - span.first) * size / seconds}
-            for span, seconds in took
-            if span.last > span.first and seconds > 0
+            {"step": span.last, "images_per_second": (span.last - span.first) * size / span.training}
+            for span in self.spans
+            if span.last > span.first and span.training > 0
         ]
 
     @property

@@ -29,6 +29,21 @@ class Span:
     last: int
     seconds: dict[str, float]
 
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    @property
+    def training(self) -> float:
+        return self._of(TRAINING)
+
+    @property
+    def afterwards(self) -> float:
+        return self._of(AFTERWARDS)
+
+    def _of(self, phases: Sequence[str]) -> float:
+        return sum(self.seconds.get(name, 0.0) for name in phases)
+
 
 class Clock:
     """The seconds of a process by phase: every moment belongs to the innermost open phase."""
@@ -103,14 +118,11 @@ def elapsed(spans: Sequence[Span], steps: Sequence[int]) -> np.ndarray:
     """
     at, when, now = [], [], 0.0
     for span in spans:
-        total, training, after = (
-            sum(value for name, value in span.seconds.items() if names is None or name in names)
-            for names in (None, TRAINING, AFTERWARDS)
-        )
+        end = now + span.total - span.afterwards
         if span.last > span.first:
             at += [span.first + 0.5, span.last]  # not at `first`, where the previous span ends
-            when += [now + total - training - after, now + total - after]
-        now += total
+            when += [end - span.training, end]
+        now += span.total
     if not at:
         return np.full(len(steps), np.nan)
     return np.interp(steps, at, when, right=np.nan)

@@ -92,6 +92,7 @@ def test_a_run_that_is_not_at_its_end_has_no_numbers(workdir, tmp_path):
         lambda records: records[:3] + records[5:],  # nothing of the last epoch's
         lambda records: [*records[:5], records[5] | {"eval_accuracy": "x"}],
         lambda records: [*records[:5], records[5] | {"step": None}],
+        lambda records: [*records[:5], records[5] | {"eval_accuracy": 10**400}],
         lambda records: [5, *records],
         lambda records: [{"loss": 1.0}, *records],
     ],

@@ -67,8 +67,9 @@ def make(name: str, options: Options) -> tuple[dict[str, Any], list[Path]]:
     data = figure.measure(dataclasses.replace(options, out=out / name, files=(path, *files))) | made
     if before and (getattr(figure, "TIMES", False) or _rows(before) - _rows(data)):
         with writing(out):
-            kept = set_aside([path, *files])
-        runtime.logger.info("the earlier %s is kept as %s", path, kept[0].name)
+            kept = set_aside([path, *files])  # none if the comparison has done so
+        if kept:
+            runtime.logger.info("the earlier %s is kept as %s", path, kept[0].name)
     with writing(out), replacing(path) as scratch:
         scratch.write_text(json.dumps(data) + "\n")
     with plots.style():

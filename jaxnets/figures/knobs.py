@@ -20,17 +20,16 @@ def gains(made: Sequence[compare_entries.Entry], options: Options) -> dict[str, 
     comparison = training.run(made, options)
     base, *others = comparison["nets"]
     base_data = training.net_data(base)
-    accuracies = training.last_accuracies(base_data)
-    if not accuracies:
+    if not base_data["curves"]:
         raise UserError(f"no run of the {BASE} was finished in {options.out}, so there is nothing to compare with")
-    knobs = []
-    for net in others:
-        found = training.last_accuracies(training.net_data(net))
-        # A knob that diverged with some seed has no mean.
-        complete = found.keys() >= accuracies.keys()
-        gains = [found[seed] - accuracies[seed] for seed in accuracies] if complete else []
-        seconds = net["results"].get("train_seconds")
-        knobs.append({"label": net["label"], "gains": gains, "train_seconds": seconds})
+    knobs = [
+        {
+            "label": net["label"],
+            "gains": training.gains(training.net_data(net), base_data),
+            "train_seconds": net["results"].get("train_seconds"),
+        }
+        for net in others
+    ]
     return {
         "net": base["model"],
         "base": {
@@ -38,7 +37,7 @@ def gains(made: Sequence[compare_entries.Entry], options: Options) -> dict[str, 
             "train_seconds": base["results"].get("train_seconds"),
         },
         "knobs": knobs,
-        "seeds": len(accuracies),
+        "seeds": len(base_data["curves"]),
     } | training.outcome(comparison)
 
 

@@ -73,9 +73,8 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 def _gain(shuffled: dict[str, Any], plain: dict[str, Any]) -> str:
-    """Mean gain in points and its standard error: runs of one seed begin alike, and are compared as a pair."""
-    ours, theirs = training.last_accuracies(shuffled), training.last_accuracies(plain)
-    gains = [100 * (ours[seed] - theirs[seed]) for seed in ours.keys() & theirs.keys()]
+    """Mean gain of the shuffle in points, and its standard error; empty if a run with shuffle is missing."""
+    gains = [100 * gain for gain in training.gains(shuffled, plain)]
     if not gains:
         return ""
     error = f" ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f}" if len(gains) > 1 else ""

@@ -110,6 +110,10 @@ def net_data(net: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def last_accuracies(net: dict[str, Any]) -> dict[int, float]:
-    """The last accuracy of each finished run of a net's `net_data`, by its seed."""
-    return {seed: curve[-1][1] for seed, curve in zip(net["seeds"], net["curves"])}
+def gains(net: dict[str, Any], base: dict[str, Any]) -> list[float]:
+    """What a net has over `base`, both of `net_data`, for each seed of `base`: runs of one seed begin alike.
+
+    None if a run of the net is missing, because it diverged, say: the mean would be of other runs than the base's.
+    """
+    ours, theirs = ({seed: curve[-1][1] for seed, curve in zip(each["seeds"], each["curves"])} for each in (net, base))
+    return [ours[seed] - theirs[seed] for seed in theirs] if ours.keys() >= theirs.keys() else []
