@@ -25,7 +25,7 @@ def measure(module: nn.Module, shape: tuple[int, ...], **arguments) -> dict[str,
     options = {"xla_backend_optimization_level": 0} if device.platform == "cpu" else None
     initialise = jax.jit(partial(module.init, **arguments), compiler_options=options)
     variables = jax.device_put(initialise(jax.random.key(0), inputs[:1]), device)
-    # A block may return a deferred value, from which the array is yet to be computed.
+    # A block may return a lazy array, from which the array is yet to be computed.
     forward = jax.jit(lambda variables, x: jnp.asarray(module.apply(variables, x, **arguments)))
     forward = forward.lower(variables, inputs).compile()
     times = call_times(lambda: forward(variables, inputs))

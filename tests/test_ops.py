@@ -437,8 +437,8 @@ def test_wrong_arguments_are_refused_in_one_sentence(name, function):
             assert "\n" not in str(error.value)
 
 
-def deferred(kind, y):
-    """y itself or, deferred where the formulations do, what a layer makes of it."""
+def lazily(kind, y):
+    """y itself or, lazily where a formulation is lazy, what a layer makes of it."""
     convolution = ops.Convolution(y, jnp.eye(4)[None, None], (1, 1), ops.NO_PADDING, 1)
     bounds = (0.0, 1.0) if kind.endswith("clipped") else ops.UNBOUNDED
     if kind.startswith("normalized"):
@@ -448,7 +448,7 @@ def deferred(kind, y):
     return ops.conv_bias(convolution, jnp.ones(4), bounds=bounds) if kind == "biased" else y
 
 
-DEFERRED = ["array", "biased", "filtered", "filtered, clipped", "normalized", "normalized, clipped"]
+LAZY = ["array", "biased", "filtered", "filtered, clipped", "normalized", "normalized, clipped"]
 
 
 @pytest.mark.parametrize(
@@ -456,13 +456,13 @@ DEFERRED = ["array", "biased", "filtered", "filtered, clipped", "normalized", "n
     [((2, 8, 8, 4), jnp.bfloat16)]
     + [(shape, np.float32) for shape in ((4,), (2, 1, 1, 4), (1, 8, 8, 4), (8, 1), (), (3, 2, 8, 8, 4))],
 )
-@pytest.mark.parametrize("kind", [kind if kind == "normalized" else mark_slow(kind) for kind in DEFERRED])
+@pytest.mark.parametrize("kind", [kind if kind == "normalized" else mark_slow(kind) for kind in LAZY])
 @pytest.mark.parametrize("name", COMPARED)
 def test_sums_broadcast_and_promote(name, kind, shape, dtype):
     """The native kernel takes one shape and dtype: of another x it would read beyond the end."""
 
     def function(x, y):
-        y = deferred(kind, y)
+        y = lazily(kind, y)
         return ops.add(x, y, bounds=BOUNDS) - 2 * ops.add(y, x, bounds=BOUNDS)
 
     got, expected = both(name, function, jnp.asarray(random(0, *shape), dtype), IMAGE)
@@ -470,17 +470,17 @@ def test_sums_broadcast_and_promote(name, kind, shape, dtype):
     assert_close(got, expected, 1e-5 if dtype == np.float32 else 1e-2)  # the gradient of x is of x's dtype
 
 
-# Only `native` defers.
+# Only `native` is lazy.
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
         case if case[0] == "native" or case[1] == "array" else mark_slow(case)
-        for case in itertools.product(FORMULATIONS, DEFERRED)
+        for case in itertools.product(FORMULATIONS, LAZY)
     ],
 )
-def test_what_is_deferred_is_refused_too(name, kind):
+def test_what_is_lazy_is_refused_too(name, kind):
     with ops.using(name):
-        y = deferred(kind, IMAGE)
+        y = lazily(kind, IMAGE)
         refused = [
             (
                 lambda: ops.conv_bias(ops.Convolution(y, **POINTWISE), np.ones(2)),
@@ -489,7 +489,7 @@ def test_what_is_deferred_is_refused_too(name, kind):
             (lambda: ops.conv(y, random(0, 1, 1, 5, 4)), "does not fit"),
             (lambda: ops.add(random(0, 2, 8, 4, 4), y), "broadcast"),
             (lambda: ops.max_pool(y, 9, strides=1), "must fit"),
-            (lambda: ops.concatenate([y, deferred(kind, IMAGE[:1])]), "(2, 8, 8, C)"),
+            (lambda: ops.concatenate([y, lazily(kind, IMAGE[:1])]), "(2, 8, 8, C)"),
             (lambda: ops.concatenate_shuffle(IMAGE[:, :4], y), "(2, 4, 8, C)"),
             (lambda: ops.channel_shuffle(y, 3), "divide"),
         ]

@@ -329,7 +329,7 @@ def test_convolutions_with_bias_are_computed_into_one_array():
 
 
 @needs_kernels
-def test_what_is_deferred_is_like_an_array():
+def test_what_is_lazy_is_like_an_array():
     x, y = (jnp.asarray(normal(seed, 2, 3, 3, 4)) for seed in (0, 1))
     halves = ChannelSlice(x, 2, 2)
     np.testing.assert_array_equal(halves, x[..., 2:])
@@ -401,7 +401,7 @@ def test_groups_and_shuffles_before_a_sum_and_an_interleaving(name, images, grou
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)
-def test_what_is_deferred_leaves_transformations_as_an_array(name):
+def test_what_is_lazy_leaves_transformations_as_an_array(name):
     x, kernel, vector = normal(0, 3, 2, 5, 4, 6), normal(1, 1, 1, 6, 7), normal(2, 7)
 
     def affine(x):

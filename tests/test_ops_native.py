@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 import jaxnets
 from jaxnets import ops
 from jaxnets.errors import UserError
-from jaxnets.ops import deferred, native, reference
-from jaxnets.ops.deferred import Convolution
+from jaxnets.ops import lazy, native, reference
+from jaxnets.ops.lazy import Convolution
 from jaxnets.ops.native import convolution, normalization
 from tests.kernels import needs_kernels
 from tests.slow import each_once, mark_slow
@@ -345,7 +345,7 @@ def test_second_derivatives_name_the_way_out():
 def test_few_rows_that_an_affine_reads(rows):
     x, kernel, affine = normal(0, 1, rows, 1, 70), normal(1, 1, 1, 70, 200) / 8, normal(2, 3, 70)
     plan = convolution.plan_of(Convolution(x, kernel, (1, 1), ops.NO_PADDING, 1))
-    normalized = deferred.LazyBatchNorm(jnp.asarray(x), jnp.asarray(affine), (0.0, 6.0), normalization.normalize)
+    normalized = lazy.LazyBatchNorm(jnp.asarray(x), jnp.asarray(affine), (0.0, 6.0), normalization.normalize)
     mean, gain, bias = affine.astype(np.float64)
     expected = np.clip((x - mean) * gain + bias, 0, 6) @ kernel[0, 0].astype(np.float64)
     assert_near(convolution.products(plan, normalized, kernel)[:1], [expected], 2e-6)
@@ -453,14 +453,14 @@ print(len(os.listdir(tasks)) if os.path.isdir(tasks) else os.environ["NPROC"])
 )
 def test_how_often_a_net_computes_what_could_wait_for_its_reader(name, training, evaluation, monkeypatch):
     """Every further one is an array written and read, which nothing else shows: what comes out is the same."""
-    computed, compute = [], deferred.Deferred.__jax_array__
+    computed, compute = [], lazy.LazyArray.__jax_array__
 
     def note(self):
         if not self.computed:
             computed.append(type(self).__name__)
         return compute(self)
 
-    monkeypatch.setattr(deferred.Deferred, "__jax_array__", note)
+    monkeypatch.setattr(lazy.LazyArray, "__jax_array__", note)
     model = jaxnets.create_model(name)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
     variables = shapes_of(model)
@@ -473,7 +473,7 @@ def test_how_often_a_net_computes_what_could_wait_for_its_reader(name, training,
         assert len(computed) == expected
 
 
-def test_a_deferred_array_of_its_own_type_is_itself():
+def test_a_lazy_array_of_its_own_type_is_itself():
     """As a net casts to its dtype what may be of it already."""
     x = np.ones((1, 4, 4, 8), np.float32)
     with ops.using("native"):

@@ -60,7 +60,7 @@ class Conv(nn.Module):
     `padding`: pixels on every side; or "torch", the `(k - 1) / 2` that PyTorch's nets use; or "same",
     TensorFlow's, which omits the first row and column of padding where a stride of 2 meets an even side; or
     "keras", that of Keras's MobileNet, which omits them for every side if the stride is 2.
-    `train` has no effect; it makes `Conv` a stand-in for `ConvBN`. The result may be deferred (`jaxnets.ops`).
+    `train` has no effect; it makes `Conv` a stand-in for `ConvBN`. The result may be lazy (`jaxnets.ops`).
     """
 
     features: int
@@ -103,7 +103,7 @@ class Conv(nn.Module):
 def _clipping(activation):
     """The bounds that an operator clips to for the activation, and a function for what is left to do."""
     if activation in CLIP_BOUNDS:
-        return CLIP_BOUNDS[activation], lambda y: y  # y may be deferred
+        return CLIP_BOUNDS[activation], lambda y: y  # y may be lazy
     return ops.UNBOUNDED, lambda y: ACTIVATIONS[activation](jnp.asarray(y))
 
 
@@ -165,7 +165,7 @@ class BatchNorm(nn.Module):
 
 
 class ConvBN(nn.Module):
-    """Convolution without bias, BatchNorm, activation, channel shuffle; x and the result may be deferred."""
+    """Convolution without bias, BatchNorm, activation, channel shuffle; x and the result may be lazy."""
 
     features: int
     kernel_size: int = 3

@@ -10,7 +10,7 @@ There are four sets of formulations: `reference` (lax, plain autodiff), which de
 `xla` (portable XLA tuned for CPUs, with some custom gradients), `native` (C++ on the CPU, built on first use; falls
 back to `xla` for what it lacks), and `gpu` (portable XLA tuned for GPUs). JAXNETS_OPS=reference|xla|native|gpu or
 `with ops.using(name)` forces one; otherwise the platform decides: native on the CPU, or xla if the build fails, gpu
-on a GPU, and reference elsewhere. Native operators may return lazy arrays (`deferred`): `LazyBatchNorm` for the output
+on a GPU, and reference elsewhere. Native operators may return lazy arrays (`lazy`): `LazyBatchNorm` for the output
 of a BatchNorm in training and `LazyConv` in evaluation, `LazyBiasedConv` for a convolution with a bias, `ChannelSlice`
 for part of an array. Native operators read them without computing them first; all other code sees arrays.
 
@@ -31,7 +31,7 @@ import numpy as np
 
 from jaxnets.errors import UserError
 from jaxnets.ops import arguments, gpu, native, reference, xla
-from jaxnets.ops.deferred import ChannelSlice, Convolution, LazyBatchNorm, LazyBiasedConv, LazyConv
+from jaxnets.ops.lazy import ChannelSlice, Convolution, LazyBatchNorm, LazyBiasedConv, LazyConv
 from jaxnets.ops.native import library as native_library
 from jaxnets.ops.reference import NO_PADDING, UNBOUNDED
 
@@ -135,7 +135,7 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
     """`batch_norm` of `conv`, in fewer passes where the formulation can.
 
     Args:
-      convolution: `Convolution`, the operands of `conv`; its x may be deferred.
+      convolution: `Convolution`, the operands of `conv`; its x may be lazy.
       scale, bias: `(O,)`, float32: one value per output channel.
       epsilon, bounds, axis_name: as for `batch_norm`.
       shuffle: groups for a `channel_shuffle` of y; scale, bias, mean and variance keep the kernel's channel order.
@@ -185,7 +185,7 @@ def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
 
 
 def add(x, y, *, bounds=UNBOUNDED):
-    """clip(x + y), the sum of a block's input and its branch; either may be deferred.
+    """clip(x + y), the sum of a block's input and its branch; either may be lazy.
 
     Both are `(N, H, W, C)` of the same floating dtype, or broadcast and promote to that by NumPy's rules. Raises
     ValueError for shapes that do not broadcast, other dtypes and invalid bounds.
@@ -206,7 +206,7 @@ def add(x, y, *, bounds=UNBOUNDED):
 def max_pool(x, window, *, strides, padding=NO_PADDING):
     """Maximum over `window` x `window` pixels, `strides` apart; `padding` is never the maximum.
 
-    The gradient goes to the first maximum, as in PyTorch and lax. x, `(N, H, W, C)`, may be deferred; if it is then
+    The gradient goes to the first maximum, as in PyTorch and lax. x, `(N, H, W, C)`, may be lazy; if it is then
     computed together with its maximum, whatever reads x later computes it again.
 
     Raises ValueError for other ranks and non-floating dtypes, for an invalid window, strides (one integer each) or
@@ -228,7 +228,7 @@ def avg_pool(x, window, *, strides, padding=NO_PADDING):
 
 
 def concatenate(parts):
-    """Concatenate the channels of arrays `(N, H, W, C)`, which may be deferred and differ in C.
+    """Concatenate the channels of arrays `(N, H, W, C)`, which may be lazy and differ in C.
 
     Raises ValueError for other ranks and if N, H or W differ.
     """
@@ -243,7 +243,7 @@ def concatenate(parts):
 
 
 def concatenate_shuffle(x, y):
-    """`channel_shuffle`, in two groups, of x's channels followed by y's; either may be deferred.
+    """`channel_shuffle`, in two groups, of x's channels followed by y's; either may be lazy.
 
     Raises ValueError as `concatenate` and `channel_shuffle` do.
     """

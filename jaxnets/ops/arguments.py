@@ -4,17 +4,17 @@ import operator
 
 import jax.numpy as jnp
 
-from jaxnets.ops.deferred import Convolution, Deferred
+from jaxnets.ops.lazy import Convolution, LazyArray
 
 PADDING = (("top", "bottom"), ("left", "right"))
 
 
 def array(name, x, shape=("N", "H", "W", "C"), floating=True):
-    """x, as a JAX array unless it is deferred; ValueError for another shape or, if `floating`, a non-floating dtype.
+    """x, as a JAX array unless it is lazy; ValueError for another shape or, if `floating`, a non-floating dtype.
 
     A letter in `shape` stands for any size, None for any shape.
     """
-    x = x if isinstance(x, Deferred) else jnp.asarray(x)
+    x = x if isinstance(x, LazyArray) else jnp.asarray(x)
     if shape is not None:
         sizes = [n if isinstance(wanted, str) else wanted for wanted, n in zip(shape, x.shape)]
         if len(shape) != x.ndim or x.shape != tuple(sizes):
@@ -66,12 +66,12 @@ def dividing(name, groups, channels):
 
 
 def operands(x, *how):
-    """`fitting` for the arguments of `conv`, with a deferred x computed."""
+    """`fitting` for the arguments of `conv`, with a lazy x computed."""
     return fitting(Convolution(jnp.asarray(x), *how))
 
 
 def fitting(convolution):
-    """The convolution with JAX arrays (a deferred x stays deferred) and ints in tuples; ValueError if it is invalid."""
+    """The convolution with JAX arrays (a lazy x stays lazy) and ints in tuples; ValueError if it is invalid."""
     x, kernel, strides, padding, groups = convolution
     x, kernel = array("x", x), array("kernel", kernel, ("h", "w", "I", "O"))
     strides = integers("strides", strides, ("down", "across"))

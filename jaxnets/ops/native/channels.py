@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.ops import reference, xla
-from jaxnets.ops.deferred import LazyBatchNorm
+from jaxnets.ops.lazy import LazyBatchNorm
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.normalization import affine_gradient

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxnets.ops import reference, xla
-from jaxnets.ops.deferred import Convolution, LazyBatchNorm, LazyBiasedConv
+from jaxnets.ops.lazy import Convolution, LazyBatchNorm, LazyBiasedConv
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.native.normalization import (

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.ops import reference
-from jaxnets.ops.deferred import ChannelSlice, LazyConv
+from jaxnets.ops.lazy import ChannelSlice, LazyConv
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import channels, normalization
 from jaxnets.ops.native.calls import attributes_of, call, nothing

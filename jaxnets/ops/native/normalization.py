@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.ops import xla
-from jaxnets.ops.deferred import LazyBatchNorm
+from jaxnets.ops.lazy import LazyBatchNorm
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native.calls import attributes_of, call, nothing
 from jaxnets.ops.reference import UNBOUNDED

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxnets.ops.deferred import LazyBiasedConv, LazyConv
+from jaxnets.ops.lazy import LazyBiasedConv, LazyConv
 from jaxnets.ops.manual_axes import align
 from jaxnets.ops.native import convolution, evaluation, normalization, pooling
 from jaxnets.ops.native.calls import attributes_of, call

@@ -13,7 +13,7 @@ from jaxnets.ops.windows import output_size
 class Convolution(NamedTuple):
     """A convolution's operands, as `jaxnets.ops.conv` takes them."""
 
-    x: Any  # an array or `Deferred`
+    x: Any  # an array or `LazyArray`
     kernel: jax.Array
     strides: tuple[int, int]
     padding: tuple[tuple[int, int], tuple[int, int]]
@@ -32,7 +32,7 @@ class Convolution(NamedTuple):
         return self.x.dtype
 
 
-class Deferred:
+class LazyArray:
     """A lazy array: keeps its operands until `jnp.asarray` computes it, once.
 
     JAX's transformations, and anything else that takes pytrees, get the computed array.
@@ -109,10 +109,10 @@ ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"
 OPERATORS = (*ARITHMETIC, *(f"r{name}" for name in ARITHMETIC), "neg", "pos", "abs", "getitem")
 COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 for _name in (f"__{name}__" for name in OPERATORS + COMPARISONS):  # Python looks these up only on the class
-    setattr(Deferred, _name, _of_array(_name))
+    setattr(LazyArray, _name, _of_array(_name))
 
 
-class LazyBatchNorm(Deferred):
+class LazyBatchNorm(LazyArray):
     """clip((raw - mean) * gain + bias), of raw's shape, kept as its parts: a convolution normalises as it reads.
 
     Args:
@@ -138,7 +138,7 @@ class LazyBatchNorm(Deferred):
         return self.compute(self.raw, self.affine, self.bounds)
 
 
-class LazyConv(Deferred):
+class LazyConv(LazyArray):
     """A convolution in evaluation, or a depthwise and a 1x1 one, kept as its parts: what reads it may be fused with it.
 
     Args:
@@ -174,7 +174,7 @@ class LazyConv(Deferred):
         return self.compute(self)
 
 
-class LazyBiasedConv(Deferred):
+class LazyBiasedConv(LazyArray):
     """clip(convolution + bias), kept as its parts: several of these may be computed into one array.
 
     Args:
@@ -201,7 +201,7 @@ class LazyBiasedConv(Deferred):
         return self.compute([self])
 
 
-class ChannelSlice(Deferred):
+class ChannelSlice(LazyArray):
     """`count` channels of the array `whole`, starting at `first`; `LazyConv` reads them in place."""
 
     def __init__(self, whole, first, count):
