@@ -13,7 +13,9 @@ from jaxnets.plan import Plan, make_schedule, rates
 from jaxnets.runtime import logger
 
 USUAL_DECAY = 0.01  # at most, where decay is added to the gradient
-HIGH_RATE = 0.05  # for SGD on a net without BatchNorm
+HIGH_RATE = {"sgd": 0.05, "muon": 0.01}  # for nets without BatchNorm
+ADAMS_BETA2 = 0.999
+USUAL_BETA2 = {"rmsprop": 0.9, "lion": 0.99}  # where it is not Adam's
 SMALL = 48  # pixels a side, which a net for 224 reduces to one or two
 
 
@@ -52,6 +54,14 @@ def start(plan: Plan, directory: Path, at: int, before: ml_collections.ConfigDic
             config.optimizer.weight_decay,
             config.optimizer.name,
         )
+    usual = USUAL_BETA2.get(config.optimizer.name)
+    if usual and config.optimizer.beta2 == ADAMS_BETA2:
+        logger.warning(
+            "config.optimizer.beta2=%g is the default for Adam; %g is usual for %s",
+            config.optimizer.beta2,
+            usual,
+            config.optimizer.name,
+        )
     if not at:
         warn_of_small_images(config)
         warn_of_high_rate(plan)
@@ -84,14 +94,15 @@ def warn_of_high_rate(plan: Plan) -> None:
     """Warn if a net without BatchNorm has a rate at which it may learn nothing; its family's recipes allow for that."""
     optimizer = plan.config.optimizer
     peak = optim.scale_rate(optimizer.learning_rate, plan.config.batch_size, optimizer.batch_scaling)
-    if optimizer.name != "sgd" or optimizer.clip_norm or peak < HIGH_RATE:
+    of_sgd = optimizer.name == "sgd"
+    if peak < HIGH_RATE.get(optimizer.name, math.inf) or of_sgd and optimizer.clip_norm:
         return
     if not jax.tree.leaves(plan.state_shapes.batch_stats):
         logger.warning(
-            "%s has no BatchNorm, and may learn nothing at a learning rate of %g: such nets need a tenth of it, and "
-            "config.optimizer.clip_norm=1",
+            "%s has no BatchNorm, and may learn nothing at a learning rate of %g: such nets need %s",
             plan.config.model.name,
             peak,
+            "a tenth of it, and config.optimizer.clip_norm=1" if of_sgd else "a quarter of it",
         )
 
 

@@ -56,7 +56,6 @@ from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, user_path
 from jaxnets.summary import summarize
 
-# The nets that the PyTorch side has, too.
 MODELS = (
     "mobilenet_v1",
     "mobilenet_v2",
@@ -68,6 +67,12 @@ MODELS = (
     "squeezenet1_1_cifar",
     "shufflenet_v1_g3_cifar",
     "shufflenet_v2_x1_0_cifar",
+)
+# The other nets that the PyTorch side has.
+MORE_MODELS = (
+    "squeezenet1_0",
+    "squeezenet1_0_cifar",
+    *(f"shufflenet_v2_{size}{kind}" for size in ("x0_5", "x1_5", "x2_0") for kind in ("", "_cifar")),
 )
 # A turn is as many steps as take at least TURN_SECONDS; a round is TURNS turns of everyone, fewer if steps are slow.
 # Turns are shorter than the slowdowns of a shared machine, which may last for seconds, and enough for a median.
@@ -341,8 +346,8 @@ def plan(args) -> list[Race]:
         if missing:
             raise UserError(f"{missing[0]} is not installed: pip install -e '.[torch]', or --against=flax")
         for name in names:
-            if name not in MODELS:
-                raise UserError(f"--models: PyTorch's side has no {name!r}, only {', '.join(MODELS)}")
+            if name not in (*MODELS, *MORE_MODELS):
+                raise UserError(f"--models: PyTorch's side has no {name!r}, only {', '.join((*MODELS, *MORE_MODELS))}")
     if args.out is not None:
         if args.out.exists():
             raise UserError(f"--out={args.out} exists already, and is not overwritten")

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     interruption.end_at_once()
     huge_pages.restart()
 
+import argparse
 import json
 import os
 import shlex
@@ -57,6 +58,12 @@ def _parser() -> ArgumentParser:
         "--latency_batch", type=int, default=32, help="images in the timed batch; 0: no latency; default: 32"
     )
     parser.add_argument(
+        "--train_accuracy",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="evaluate finished runs on their training images too: a third of an epoch's time each; default: yes",
+    )
+    parser.add_argument(
         "--note", default="", help="a sentence to print below the table, such as which copy of the data was used"
     )
     return parser
@@ -91,6 +98,7 @@ def main(argv: list[str]) -> None:
         latency_batch=args.latency_batch,
         command=shlex.join(["python", "-m", "jaxnets.compare", *argv[1:]]),
         note=args.note,
+        train_accuracy=args.train_accuracy,
     )
     print(tables.markdown(compare_results.table(comparison)))
     failed = compare_results.failures(comparison["nets"])

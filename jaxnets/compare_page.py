@@ -56,11 +56,13 @@ def runs_table(nets: Sequence[Record]) -> Section:
     """One row per finished run; if there are several machines, with their numbers from the notes."""
     number_of = {where: number for number, where in enumerate(compare_results.machines(nets), start=1)}
     several = len(number_of) > 1
+    evaluated = any(run["final_train_accuracy"] is not None for net in nets for run in net["runs"])
     rows = [
         (
             net["label"],
             str(run["seed"]),
             f"{run['accuracy']:.2%}",
+            *[_percent(run["final_train_accuracy"])] * evaluated,
             f"{run['train_accuracy']:.2%}",
             f"{run['epoch_seconds']:,.1f}",
             f"{run['train_seconds']:,.0f}",
@@ -69,8 +71,12 @@ def runs_table(nets: Sequence[Record]) -> Section:
         for net in nets
         for run in net["runs"]
     ]
-    header = ("net", "seed", "accuracy", "train accuracy", "s per epoch", "s of training", *["machine"] * several)
-    return Section("", header, rows, text_columns=1)
+    header = ("net", "seed", "accuracy", *["train"] * evaluated, "in training", "s per epoch", "s of training")
+    return Section("", (*header, *["machine"] * several), rows, text_columns=1)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
 
 
 def pages(nets: Sequence[Record]) -> list[str | None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from jaxnets import journal, machine, optim, report_parts, settings, timing
+from jaxnets import compare_train_accuracy, journal, machine, optim, report_parts, settings, timing
 from jaxnets.compare_entries import TORCH
 from jaxnets.errors import UserError
 from jaxnets.tables import Section
@@ -22,6 +22,8 @@ SAME = ("num_epochs", "eval_every_epochs")
 # Fields with no effect on what is compared, and those that say which net it is.
 NO_RECIPE = settings.FREE_FIELDS.difference(SAME) | {"model.name", "model.num_classes"}
 
+ACCURACIES = ("accuracy", "final_train_accuracy", "train_accuracy")
+
 Record = dict[str, Any]
 
 
@@ -29,9 +31,10 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
     """The numbers of the run in a workdir, or None if it has not reached `config.num_epochs`.
 
     `accuracy` is the last epoch's, of the averaged weights if the run keeps them, never the best of all epochs.
+    `final_train_accuracy` is that of the same weights on the training images as they are, None if it was not measured;
+    `train_accuracy` is the last epoch's as measured in training: on augmented images, while the weights change.
     Seconds count training steps only, without compilation, evaluation and saving, so that an interrupted run has
-    the same. `train_accuracy` is the last epoch's as measured in training: on augmented images, while the weights
-    change. `machines`: where it was trained, as returned by `machine.read`.
+    the same. `machines`: where it was trained, as returned by `machine.read`.
 
     Raises UserError for records that are not those of a run.
     """
@@ -47,9 +50,21 @@ def read_run(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
         ) from None
 
 
+def last_evaluation(workdir: Path, config: ml_collections.ConfigDict) -> Record | None:
+    """The record of the evaluation after a run's last epoch, or None if it has not come so far."""
+    evaluated = _evaluations(journal.read_strictly(workdir), config)
+    return evaluated[-1] if evaluated else None
+
+
+def _evaluations(records: Sequence[Record], config: ml_collections.ConfigDict) -> list[Record]:
+    """The evaluations of a run that is finished; none of another."""
+    found = [record for record in records if "eval_accuracy" in record]
+    return found if found and found[-1]["epoch"] == config.num_epochs else []
+
+
 def _numbers_of(workdir: Path, config: ml_collections.ConfigDict, records: Sequence[Record]) -> Record | None:
-    evaluated = [record for record in records if "eval_accuracy" in record]
-    if not evaluated or evaluated[-1]["epoch"] != config.num_epochs:
+    evaluated = _evaluations(records, config)
+    if not evaluated:
         return None
     accuracy = "ema_eval_accuracy" if config.ema_decay else "eval_accuracy"
     trained = [record for record in records if "images_per_second" in record]
@@ -66,6 +81,7 @@ def _numbers_of(workdir: Path, config: ml_collections.ConfigDict, records: Seque
     return {
         "seed": config.seed,
         "accuracy": curve[-1]["accuracy"],
+        "final_train_accuracy": compare_train_accuracy.read(workdir, evaluated[-1]),
         "train_accuracy": journal.epoch_means(trained)[config.num_epochs]["accuracy"],
         "epoch_seconds": curve[-1]["seconds"] / config.num_epochs,
         "train_seconds": curve[-1]["seconds"],
@@ -122,7 +138,8 @@ def over_seeds(runs: Sequence[Record], lost: bool = False) -> Record:
     """
     if not runs:
         return {}
-    return {name: spread([run[name] for run in runs]) for name in ("accuracy", "train_accuracy")} | {
+    known = {name: [run[name] for run in runs if run.get(name) is not None] for name in ACCURACIES}
+    return {name: spread(values) if values else None for name, values in known.items()} | {
         "epoch_seconds": statistics.median(run["epoch_seconds"] for run in runs),
         "train_seconds": statistics.fmean(run["train_seconds"] for run in runs),
         "seconds_to": {
@@ -164,18 +181,21 @@ def table(comparison: Record) -> Section:
     nets = comparison["nets"]
     targets = reached(nets)
     sized = [net["latency"] for net in nets if net["latency"]]
-    header = ["net", "parameters", "MACs (M)", "epochs", "accuracy (%)", "train (%)"]
+    columns = {"accuracy": "accuracy (%)", "final_train_accuracy": "train (%)", "train_accuracy": "in training (%)"}
+    if not any(net["results"].get("final_train_accuracy") for net in nets):
+        del columns["final_train_accuracy"]
+    header = ["net", "parameters", "MACs (M)", "epochs", *columns.values()]
     header += [*(f"s to {float(target):.0%}" for target in targets), "s per epoch"]
     rows = []
     for net in nets:
         results = net["results"]
         row = [net["label"], f"{net['parameters']:,}", f"{net['macs'] / 1e6:,.1f}", str(net["config"]["num_epochs"])]
         if results:
-            row += [with_spread(results[name], comparison["seeds"]) for name in ("accuracy", "train_accuracy")]
+            row += [with_spread(results.get(name), comparison["seeds"]) for name in columns]
             row += [_seconds(results["seconds_to"][target]) for target in targets]
             row.append(_seconds(results["epoch_seconds"]))
         else:
-            row += ["-"] * (3 + len(targets))
+            row += ["-"] * (len(columns) + len(targets) + 1)
         rows.append(row)
     if sized:
         batch = sized[0]["batch_size"]
@@ -191,8 +211,10 @@ def _latency_cells(latency: Record | None) -> list[str]:
     return [str(latency["image_size"]), _milliseconds(latency["one"]["ms"]), _milliseconds(latency["batch"]["ms"])]
 
 
-def with_spread(value: Record, seeds: int) -> str:
+def with_spread(value: Record | None, seeds: int) -> str:
     """Per cent, with the standard deviation over seeds and, if there are several `seeds`, the number of runs."""
+    if value is None:
+        return "-"
     spread = "" if value["std"] is None else f" ± {value['std'] * 100:.2f}"
     return f"{value['mean'] * 100:.2f}{spread}" + (f" (n={value['n']})" if seeds > 1 else "")
 
@@ -220,8 +242,8 @@ def _flat(net: Record) -> Record:
     results, latency = net["results"], net["latency"] or {}
     row = {name: net[name] for name in ("label", "framework", "model", "image_size", "parameters", "macs")}
     row["epochs"] = net["config"]["num_epochs"]
-    for name in ("accuracy", "train_accuracy"):
-        value = results.get(name, {})
+    for name in ACCURACIES:
+        value = results.get(name) or {}
         row |= {f"{name}_{part}": value.get(part) for part in ("mean", "std", "min", "max", "n")}
     row |= {name: results.get(name) for name in ("epoch_seconds", "train_seconds")}
     row |= {f"seconds_to_{target:.2f}": results.get("seconds_to", {}).get(f"{target:.2f}") for target in TARGETS}
@@ -233,13 +255,15 @@ def _flat(net: Record) -> Record:
 def notes(comparison: Record) -> list[str]:
     """How the numbers were obtained, one sentence each."""
     seeds, nets = comparison["seeds"], comparison["nets"]
+    evaluated = any(net["results"].get("final_train_accuracy") for net in nets)
     augmented = any(any(net["config"]["augment"].values()) or net["config"].get("crop_area") for net in nets)
     found = [
         f"Accuracy: {comparison['eval_split']} of {comparison['dataset']}, after the last epoch"
         + (f", mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else ", one seed."),
         *_averaged(nets),
         *_trained_alike(comparison),
-        "Train accuracy: of the last epoch, measured during training, while the weights were changing"
+        *["Train: of the same weights as the accuracy, on the training images as they are."] * evaluated,
+        "In training: of the last epoch's images, while the weights were changing"
         + (", on augmented images." if augmented else "."),
         "Seconds: of the training steps, without compilation, evaluation and saving; per epoch: each run's mean, and "
         "the median over the seeds.",

@@ -20,6 +20,7 @@ from jaxnets import (
     compare_latency,
     compare_page,
     compare_results,
+    compare_train_accuracy,
     initial_weights,
     journal,
     loop,
@@ -162,33 +163,68 @@ def has_begun(entry: Entry, number: int, out: Path) -> bool:
 
 
 def train_all(
-    entries: Sequence[Entry], num_seeds: int, out: Path, after_each: Callable[[dict[str, list[str]]], None]
+    entries: Sequence[Entry],
+    num_seeds: int,
+    out: Path,
+    after_each: Callable[[dict[str, list[str]]], None],
+    *,
+    train_accuracy: bool = False,
 ) -> dict[str, list[str]]:
     """Train what is not finished, every net with one seed before any with the next.
 
     Returns what went wrong, sentences by label, and passes it to `after_each` after every run. A run that fails does
-    not keep the others from running. SystemExit if the user interrupts; the same call then resumes.
+    not keep the others from running. SystemExit if the user interrupts; the same call then resumes. `train_accuracy`:
+    evaluate finished runs on their training images.
     """
     failed: dict[str, list[str]] = {entry.label: [] for entry in entries}
     for number in range(num_seeds):
         for entry in entries:
-            config, directory = entry.at_seed(number), workdir_of(out, entry, number)
-            if is_finished(entry, number, out):
-                logger.info("%s, seed %d: already finished", entry.label, config.seed)
+            seed, did, measured = f"seed {entry.config.seed + number}", True, False
+            with noted(failed, entry, seed):
+                did = train(entry, number, out)
+            if train_accuracy:
+                with noted(failed, entry, f"{seed}, accuracy on its training images"):
+                    measured = measure_train_accuracy(entry, number, out)
+            if not did and not measured:
                 continue
-            ended = compare_results.read_run(directory, config)
-            why = " it has finished, but its last checkpoint was not saved" if ended else ""
-            logger.info("%s, seed %d:%s", entry.label, config.seed, why)
-            with noted(failed, entry, f"seed {config.seed}"):
-                (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
-            if entry.framework == TORCH:
-                torch_side().release()
             try:
                 after_each(failed)
             except Exception as error:  # later runs are worth more than a table that will be rewritten anyway
                 why = printable(first_line(error))
                 logger.warning("the table so far was not written: %s", why, exc_info=not isinstance(error, UserError))
     return failed
+
+
+def train(entry: Entry, number: int, out: Path) -> bool:
+    """Train an entry with its `number`-th seed, or resume it; False if it has finished."""
+    config, directory = entry.at_seed(number), workdir_of(out, entry, number)
+    if is_finished(entry, number, out):
+        logger.info("%s, seed %d: already finished", entry.label, config.seed)
+        return False
+    ended = compare_results.read_run(directory, config)
+    why = " it has finished, but its last checkpoint was not saved" if ended else ""
+    logger.info("%s, seed %d:%s", entry.label, config.seed, why)
+    with released(entry):
+        (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
+    return True
+
+
+def measure_train_accuracy(entry: Entry, number: int, out: Path) -> bool:
+    """Evaluate a finished run on its training images; False if that is done, or cannot be."""
+    config, directory = entry.at_seed(number), workdir_of(out, entry, number)
+    last = compare_results.last_evaluation(directory, config)
+    with released(entry):
+        return last is not None and compare_train_accuracy.measure(entry, config, directory, last)
+
+
+@contextlib.contextmanager
+def released(entry: Entry) -> Iterator[None]:
+    """Give back the memory that PyTorch caches, if it is PyTorch that worked: JAX needs it next."""
+    try:
+        yield
+    finally:
+        if entry.framework == TORCH:
+            torch_side().release()
 
 
 @contextlib.contextmanager
@@ -252,10 +288,14 @@ def net_record(
 ) -> dict[str, Any]:
     """All that is known about an entry so far: its size, its finished runs, and the latency of `what`, if measured."""
     config = entry.config
-    found = [
-        compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number)) for number in range(num_seeds)
-    ]
-    runs = [run for run in found if run]
+    failed, runs = list(failed), []
+    for number in range(num_seeds):
+        seed = entry.config.seed + number
+        try:
+            if run := compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number)):
+                runs.append(run)
+        except UserError as error:  # its files cannot be read now; the other runs' can
+            failed.append(f"seed {seed}: {error}")
     return {
         "label": entry.label,
         "model": config.model.name,
@@ -266,7 +306,7 @@ def net_record(
         "macs": net.macs,
         "results": compare_results.over_seeds(runs, lost=bool(failed) and len(runs) < num_seeds),
         "latency": compare_latency.read(what, out) if what else None,
-        "failed": list(failed),
+        "failed": failed,
         "runs": runs,
         "config": settings.as_dict(config),
     }
@@ -283,6 +323,7 @@ class Comparison:
     out: Path
     command: str
     note: str
+    train_accuracy: bool
 
     def record(self, failed: dict[str, list[str]]) -> dict[str, Any]:
         """Everything that the table and the page show, for JSON; `failed`: what went wrong, by label."""
@@ -335,12 +376,14 @@ def run(
     latency_batch: int = 0,
     command: str = "",
     note: str = "",
+    train_accuracy: bool = False,
     further: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Train, time and record a whole comparison, or resume it; returns its record.
 
-    `latency_batch=0` times nothing. `further` files are made from the same runs, and kept as the table is. Raises
-    UserError for an impossible run, before any is started, and if no run was finished.
+    `latency_batch=0` times nothing. `train_accuracy` evaluates finished runs on their training images. `further` files
+    are made from the same runs, and kept as the table is. Raises UserError for an impossible run, before any is
+    started, and if no run was finished.
     """
     runtime.configure_logging()
     if any(entry.config.deterministic for entry in entries):
@@ -362,17 +405,23 @@ def run(
             with writing(out):
                 keep(files_of(out))
                 keep(further)
-        return train_and_write(Comparison(entries, nets, timed, num_seeds, out, command, note))
+        return train_and_write(Comparison(entries, nets, timed, num_seeds, out, command, note, train_accuracy))
 
 
 def train_and_write(comparison: Comparison) -> dict[str, Any]:
     """The long-running part of `run`."""
-    failed = train_all(comparison.entries, comparison.num_seeds, comparison.out, comparison.write)
+    failed = train_all(
+        comparison.entries,
+        comparison.num_seeds,
+        comparison.out,
+        comparison.write,
+        train_accuracy=comparison.train_accuracy,
+    )
     for entry, what in zip(comparison.entries, comparison.timed, strict=True):
         if what:
             with noted(failed, entry, "latency"):
                 compare_latency.measure(what, comparison.out)
     record = comparison.write(failed)
     if not any(net["runs"] for net in record["nets"]):
-        raise UserError(f"no run was finished; the first failure: {next(filter(None, failed.values()))[0]}")
+        raise UserError(f"no run was finished; the first failure: {compare_results.failures(record['nets'])[0]}")
     return record

@@ -1,24 +1,21 @@
 """The runs of a comparison in PyTorch: the same net, initial weights, data, order and recipe as in `loop.train`.
 
-Augmentation (`torch_augment`) and dropout use the same distributions, with other draws. Everything is on the device,
-in whichever memory format trains faster. Needs PyTorch, pip install -e '.[torch]'.
+They take whichever memory format trains faster. `torch_step` has what is trained. Needs PyTorch, pip install -e
+'.[torch]'.
 """
 
 import collections
 import contextlib
 import copy
-import dataclasses
 import math
 import time
 from pathlib import Path
 from typing import Any
 
-import flax.linen
 import jax
 import ml_collections
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import jaxnets
@@ -31,7 +28,6 @@ from jaxnets import (
     settings,
     timing,
     torch_nets,
-    torch_weights,
     weight_files,
     workdir,
 )
@@ -39,20 +35,17 @@ from jaxnets.compare_entries import net_fields
 from jaxnets.errors import UserError, first_line, writing
 from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
-from jaxnets.torch_augment import augment, normalize
-from jaxnets.torch_muon import Muon
 from jaxnets.torch_nets import FORMATS, set_fast, synchronize
+from jaxnets.torch_step import OPTIMIZERS, TorchRun, evaluate, load_examples, make_net, make_optimizer, take_step
 
 CHECKPOINT = workdir.TORCH_CHECKPOINT
-OPTIMIZERS = ("sgd", "adamw", "rmsprop", "muon")
 TRIAL_STEPS = 3  # for each memory format and image size
-
-Examples = dict[str, torch.Tensor]  # {'image': uint8 (N, 3, S, S), 'label': int64 (N,)}
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """UserError if the PyTorch side lacks the net of `config`, or a part of its recipe."""
     check_device()
+    check_batch_norm(config)
     model = config.model
     if model.name not in torch_nets.NETS:
         raise UserError(
@@ -88,6 +81,16 @@ def check_device() -> None:
         )
 
 
+def check_batch_norm(config: ml_collections.ConfigDict) -> None:
+    """UserError if our side normalises shares of a batch, as several CPU devices do by default."""
+    count = len(jax.devices())
+    if count > 1 and not config.sync_batch_norm:
+        raise UserError(
+            f"--against=torch: PyTorch normalises over a whole batch, JAX over the share of each of its {count} CPU "
+            "devices; set config.sync_batch_norm=True"
+        )
+
+
 def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     """Train the net of `config` in PyTorch, or resume it after its last complete epoch.
 
@@ -115,6 +118,26 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
                 with clock.phase("checkpoint"):
                     save(run, directory / CHECKPOINT, step)
                 clock.write(step)
+
+
+def evaluate_training(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any] | None:
+    """Loss and accuracy of a finished run's weights on its training images as they are; None without a checkpoint."""
+    saved = read(directory / CHECKPOINT)
+    if saved is None:
+        return None
+    made = plan.make_plan(config)
+    set_fast()
+    net = torch_nets.NETS[config.model.name](num_classes=made.model.num_classes)
+    net.load_state_dict(saved["net"])
+    net = net.to(device_name(), memory_format=FORMATS[saved["format"]])
+    examples = load_examples(made.train_split, device_name())
+    metrics = evaluate(TorchRun(made, net, None, examples, examples, saved["format"]), examples)
+    return {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]}
+
+
+def device_name() -> str:
+    """PyTorch's name of the kind of device that JAX trains on."""
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
 def require_resumable(made: plan.Plan, directory: Path, at: int) -> None:
@@ -150,41 +173,21 @@ def release() -> None:
     torch.cuda.empty_cache()
 
 
-@dataclasses.dataclass(frozen=True)
-class Running:
-    """A net in training, with its data on the device."""
-
-    plan: plan.Plan
-    net: nn.Module
-    optimizer: torch.optim.Optimizer
-    train_examples: Examples
-    eval_examples: Examples
-    layout: str  # of `FORMATS`
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return FORMATS[self.layout]
-
-    @property
-    def device(self) -> torch.device:
-        return self.train_examples["image"].device
-
-
-def set_up(made: plan.Plan, saved: dict[str, Any] | None) -> Running:
+def set_up(made: plan.Plan, saved: dict[str, Any] | None) -> TorchRun:
     """The run of a plan as `saved`, from `read`, left it, or before its first step.
 
     It takes the faster memory format and keeps it: the optimizer's state is laid out in memory as the weights are, and
     PyTorch's fused steps do not check that.
     """
     config = made.config
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    device = device_name()
     set_fast()
     net = make_net(config.model.name, made.model, plan.compile_and_create_state(made).variables).to(device)
     examples = [load_examples(split, device) for split in (made.train_split, made.eval_split)]
 
-    def running(name: str, net: nn.Module) -> Running:
+    def running(name: str, net: nn.Module) -> TorchRun:
         net = net.to(memory_format=FORMATS[name])
-        return Running(made, net, make_optimizer(net, config.optimizer), *examples, name)
+        return TorchRun(made, net, make_optimizer(net, config.optimizer), *examples, name)
 
     trials = {name: running(name, copy.deepcopy(net)) for name in ([saved["format"]] if saved else FORMATS)}
     for trial in trials.values():
@@ -198,7 +201,7 @@ def set_up(made: plan.Plan, saved: dict[str, Any] | None) -> Running:
     return run
 
 
-def warm_up(trial: Running) -> None:
+def warm_up(trial: TorchRun) -> None:
     """Take a step at every image size of the run, at a learning rate of 0, and evaluate a batch of every size.
 
     cuDNN tries its kernels at the first of each, which is no more a part of training than XLA's compilation.
@@ -208,10 +211,10 @@ def warm_up(trial: Running) -> None:
         time_step(trial, size)
     last = (len(trial.plan.eval_split) - 1) // config.eval_batch_size * config.eval_batch_size
     for part in (slice(config.eval_batch_size), slice(last, None)):  # the last batch may be smaller
-        evaluate(trial, part)
+        evaluate(trial, {name: values[part] for name, values in trial.eval_examples.items()})
 
 
-def fastest(trials: dict[str, Running]) -> str:
+def fastest(trials: dict[str, TorchRun]) -> str:
     """The format in which the run's epochs take least time: by the fastest of some steps of every size, in turns."""
     epochs = epochs_by_size(next(iter(trials.values())).plan)
     rounds = [
@@ -230,7 +233,7 @@ def epochs_by_size(made: plan.Plan) -> collections.Counter[int]:
     return collections.Counter(map(made.training_size, range(made.config.num_epochs)))
 
 
-def time_step(trial: Running, size: int) -> float:
+def time_step(trial: TorchRun, size: int) -> float:
     """Seconds of a training step on images of a size, at a learning rate of 0."""
     indices = torch.arange(trial.plan.config.batch_size, device=trial.device)
     trial.net.train()
@@ -255,8 +258,10 @@ def read(path: Path) -> dict[str, Any] | None:
     return saved
 
 
-def save(run: Running, path: Path, step: int) -> None:
+def save(run: TorchRun, path: Path, step: int) -> None:
     """Write what `read` returns, all that is needed to resume the run; UserError if it cannot be written."""
+    if not all(bool(torch.isfinite(value).all()) for value in run.net.state_dict().values()):
+        raise UserError(f"PyTorch's weights are no longer finite at step {step}; its checkpoint is the one before")
     saved = {"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "format": run.layout}
     with writing(path), replacing(path) as scratch:
         try:
@@ -265,7 +270,7 @@ def save(run: Running, path: Path, step: int) -> None:
             raise OSError(first_line(error)) from error
 
 
-def train_and_evaluate(run: Running, epoch: int, records: journal.Journal, clock: timing.Clock) -> int:
+def train_and_evaluate(run: TorchRun, epoch: int, records: journal.Journal, clock: timing.Clock) -> int:
     """Train one epoch, evaluate it if that is due, and record both; the step at which the epoch ends."""
     config = run.plan.config
     with clock.phase("train"):
@@ -277,7 +282,7 @@ def train_and_evaluate(run: Running, epoch: int, records: journal.Journal, clock
     )
     if (epoch + 1) % config.eval_every_epochs == 0 or epoch + 1 == config.num_epochs:
         with clock.phase("evaluate"):
-            metrics = evaluate(run)
+            metrics = evaluate(run, run.eval_examples)
         if not math.isfinite(metrics["eval_loss"]):
             raise UserError(f"PyTorch's evaluation loss became {metrics['eval_loss']} in epoch {epoch + 1}")
         records.write({name: record[name] for name in ("step", "epoch")} | metrics)
@@ -285,7 +290,7 @@ def train_and_evaluate(run: Running, epoch: int, records: journal.Journal, clock
     return record["step"]
 
 
-def train_epoch(run: Running, epoch: int) -> dict[str, Any]:
+def train_epoch(run: TorchRun, epoch: int) -> dict[str, Any]:
     """Take the steps of an epoch, numbered from 0; returns their record."""
     config, steps, size = run.plan.config, run.plan.steps_per_epoch, run.plan.training_size(epoch)
     # An epoch's draws depend only on the seed and its number, so that a run can resume after any epoch.
@@ -312,94 +317,4 @@ def train_epoch(run: Running, epoch: int) -> dict[str, Any]:
         "accuracy": int(correct) / (steps * config.batch_size),
         "learning_rate": rate,
         "images_per_second": round(steps * config.batch_size / seconds, 1),
-    }
-
-
-def take_step(run: Running, indices: torch.Tensor, rate: float, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One update on the examples at `indices`, resized to `size`: mean loss and number correct."""
-    config, labels = run.plan.config, run.train_examples["label"][indices]
-    images = augment(run.train_examples["image"][indices], config, size)
-    images = images.contiguous(memory_format=run.memory_format)
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    run.optimizer.zero_grad(set_to_none=True)
-    with autocast(run):
-        logits = run.net(images)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
-    loss.backward()
-    if config.optimizer.clip_norm:
-        nn.utils.clip_grad_norm_(run.net.parameters(), config.optimizer.clip_norm)
-    run.optimizer.step()
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
-
-
-@torch.inference_mode()
-def evaluate(run: Running, part: slice = slice(None)) -> dict[str, Any]:
-    """The record of an evaluation, on a part of the examples or on all, without its step."""
-    run.net.eval()
-    config, images, labels = run.plan.config, run.eval_examples["image"][part], run.eval_examples["label"][part]
-    loss, correct = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
-    for batch, expected in zip(images.split(config.eval_batch_size), labels.split(config.eval_batch_size)):
-        with autocast(run):
-            logits = run.net(normalize(batch, config).contiguous(memory_format=run.memory_format))
-        loss += F.cross_entropy(logits.float(), expected, reduction="sum")
-        correct += (logits.argmax(1) == expected).sum()
-    return {
-        "eval_loss": float(loss) / len(labels),
-        "eval_accuracy": int(correct) / len(labels),
-        "num_examples": len(labels),
-    }
-
-
-def autocast(run: Running):
-    """A context with the net's compute dtype."""
-    if settings.compute_dtype(run.plan.config.model.dtype) == "bfloat16":
-        return torch.autocast(run.device.type, torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def make_net(name: str, model: flax.linen.Module, variables: dict[str, Any]) -> nn.Module:
-    """The PyTorch net of that name with the weights of ours; UserError if they do not fit."""
-    net = torch_nets.NETS[name](num_classes=model.num_classes)
-    entries, exported = net.state_dict(), torch_weights.export(model, variables)
-    if exported.keys() != entries.keys():
-        # Nets written in `torch_nets` have no published layout, but have their modules in forward order, as ours do.
-        exported = dict(zip(entries, torch_weights.export(model, variables, "jaxnets").values(), strict=True))
-    for entry, value in exported.items():
-        if entries[entry].shape != value.shape:
-            shapes = f"{tuple(entries[entry].shape)} in PyTorch and {value.shape} here"
-            raise UserError(f"--against=torch: {entry} of {name} is {shapes}")
-    net.load_state_dict({entry: torch.from_numpy(np.array(value)) for entry, value in exported.items()})
-    return net
-
-
-def make_optimizer(net: nn.Module, config: ml_collections.ConfigDict) -> torch.optim.Optimizer:
-    """The counterpart of `optim.make_optimizer`; the learning rate is set before every step."""
-    decaying = [p for p in net.parameters() if _decays(p, config)]
-    exempt = [p for p in net.parameters() if not _decays(p, config)]
-    groups = [{"params": decaying, "weight_decay": config.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    if config.name == "sgd":
-        nesterov = config.nesterov and config.momentum > 0
-        return torch.optim.SGD(groups, 0.0, config.momentum, nesterov=nesterov, fused=True)
-    betas = config.beta1, config.beta2
-    if config.name == "adamw":
-        return torch.optim.AdamW(groups, 0.0, betas, config.epsilon, fused=True)
-    if config.name == "muon":
-        return Muon(groups, config.momentum, config.nesterov, betas, config.epsilon)
-    return torch.optim.RMSprop(groups, 0.0, config.beta2, config.epsilon, momentum=config.momentum, foreach=True)
-
-
-def _decays(parameter: nn.Parameter, config: ml_collections.ConfigDict) -> bool:
-    """Whether weight decay applies, as in `optim.decay_mask`."""
-    is_depthwise = parameter.ndim == 4 and parameter.shape[1] == 1
-    return config.decay_depthwise or not is_depthwise if parameter.ndim > 1 else config.decay_vectors
-
-
-def load_examples(split: data.Split, device: str) -> Examples:
-    """A split, decoded, on the device."""
-    decoded = data.decode(split)
-    return {
-        "image": torch.from_numpy(decoded["image"]).permute(0, 3, 1, 2).contiguous().to(device),
-        "label": torch.from_numpy(decoded["label"].astype(np.int64)).to(device),
     }

@@ -15,30 +15,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxnets import data, runtime, settings, step
+from jaxnets import checkpoint, data, runtime, settings
 from jaxnets.arguments import count
 from jaxnets.datasets import data_root, folder_path, is_folder, where_it_still_is
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
-from jaxnets.evaluator import make_evaluator
+from jaxnets.evaluator import evaluate_split
 from jaxnets.plain_files import user_path
 from jaxnets.trained_run import load_run, require_same_classes
 from jaxnets.workdir import CONFIG, class_names, read_data
-
-
-def load_examples(
-    split: data.Split, config: ml_collections.ConfigDict, devices: list[jax.Device]
-) -> dict[str, jax.Array]:
-    """The decoded split on every device, or {} if it is to be streamed."""
-    if not data.is_resident(config.resident, split.nbytes, config.resident_limit):
-        return {}
-    return step.replicate(data.decode(split), devices)
 
 
 def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
@@ -67,6 +57,18 @@ def warn_of_other_images(workdir: Path, split: data.Split) -> None:
                 len(split),
                 then.eval_images,
             )
+
+
+def note_choice(workdir: Path, step: int, which: str) -> None:
+    """Log that the best checkpoint was chosen by the images that it is evaluated on, if it is not the last as well."""
+    last = checkpoint.latest_step(workdir)
+    if which == "best" and step != last:
+        runtime.logger.info(
+            "checkpoint %d was the best on these very images, so its accuracy is an optimistic one; "
+            "--checkpoint=latest evaluates %d, the last",
+            step,
+            last,
+        )
 
 
 def _print_table(metrics: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -135,9 +137,6 @@ def main(argv: list[str]) -> None:
         settings.check_evaluation(config)
     if config.compilation_cache:
         runtime.enable_compilation_cache()
-    devices = jax.local_devices()
-    # As many devices as divide the batch evenly, so that a run on eight devices can be evaluated on three.
-    devices = devices[: max(d for d in range(1, len(devices) + 1) if config.eval_batch_size % d == 0)]
     split = data.open_split(
         config.dataset,
         config.eval_split if args.split is None else args.split,
@@ -148,9 +147,9 @@ def main(argv: list[str]) -> None:
     require_classes(args.workdir, split, run.model.num_classes)
     if args.split is None:
         warn_of_other_images(args.workdir, split)
+        note_choice(args.workdir, run.step, args.checkpoint)
     with runtime.short_of_memory("a smaller --batch_size needs less"):
-        evaluator = make_evaluator(run.model, split, load_examples(split, config, devices), config, devices)
-        metrics, _ = evaluator(run.variables)
+        metrics = evaluate_split(run.model, run.variables, split, config)
     _print_table(metrics, split.class_names)
     if not np.isfinite(metrics["loss"]):
         raise UserError(f"the loss of checkpoint {run.step} is {metrics['loss']}: its weights may be damaged")

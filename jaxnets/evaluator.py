@@ -93,6 +93,26 @@ def make_evaluator(
     return evaluate
 
 
+def evaluate_split(
+    model: nn.Module, variables: dict[str, Any], split: data.Split, config: ml_collections.ConfigDict
+) -> dict[str, Any]:
+    """The metrics of a split, as from `summarize`, on this process's devices."""
+    devices = jax.local_devices()
+    # As many as divide the batch evenly, so that a run on eight devices can be evaluated on three.
+    devices = devices[: max(d for d in range(1, len(devices) + 1) if config.eval_batch_size % d == 0)]
+    metrics, _ = make_evaluator(model, split, load_examples(split, config, devices), config, devices)(variables)
+    return metrics
+
+
+def load_examples(
+    split: data.Split, config: ml_collections.ConfigDict, devices: list[jax.Device]
+) -> dict[str, jax.Array]:
+    """The decoded split on every device, or {} if it is to be streamed."""
+    if not data.is_resident(config.resident, split.nbytes, config.resident_limit):
+        return {}
+    return step.replicate(data.decode(split), devices)
+
+
 def one_behind(items: Iterable[Any]) -> Iterator[Any]:
     """The items, each once the next has been taken: the devices compute that one while the host reads this one."""
     waiting = []

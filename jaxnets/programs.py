@@ -6,7 +6,7 @@ from typing import TypeVar
 
 Program = TypeVar("Program")
 
-LIMIT = 32  # programs; a net takes four or more
+LIMIT = 96  # programs; a net takes four or more, and a comparison comes back to each net for every seed
 _kept: dict[Hashable, object] = {}
 _lock = threading.Lock()  # the first state is compiled at the same time as the first step
 

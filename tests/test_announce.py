@@ -68,21 +68,34 @@ def test_a_net_for_large_images_is_remarked_on_where_they_are_small(make_config,
 
 
 @pytest.mark.parametrize(
-    ("model", "scaling", "clip_norm", "warned"),
+    ("model", "fields", "needs"),
     [
-        ("squeezenet1_1_cifar", "none", 0.0, True),
-        ("squeezenet1_1_cifar", "none", 1.0, False),
-        ("squeezenet1_1_cifar", "linear", 0.0, False),
-        ("tiny", "none", 0.0, False),
+        ("squeezenet1_1_cifar", {}, "a tenth of it, and config.optimizer.clip_norm=1"),
+        ("squeezenet1_1_cifar", {"clip_norm": 1.0}, None),
+        ("squeezenet1_1_cifar", {"batch_scaling": "linear"}, None),
+        ("squeezenet1_1_cifar", {"name": "muon", "learning_rate": 0.02}, "a quarter of it"),
+        ("squeezenet1_1_cifar", {"name": "muon", "learning_rate": 0.005}, None),
+        ("squeezenet1_1_cifar", {"name": "adamw"}, None),
+        ("tiny", {}, None),
     ],
 )
 def test_a_rate_at_which_a_net_without_batch_norm_learns_nothing_is_remarked_on(
-    make_config, caplog, model, scaling, clip_norm, warned
+    make_config, caplog, model, fields, needs
 ):
     config = make_config(model__name=model, image_size=32)
-    config.optimizer.update(name="sgd", learning_rate=0.1, clip_norm=clip_norm, batch_scaling=scaling)
+    config.optimizer.update(**{"name": "sgd", "learning_rate": 0.1, "clip_norm": 0.0} | fields)
     announce.warn_of_high_rate(make_plan(config))
-    assert ("squeezenet1_1_cifar has no BatchNorm, and may learn nothing at" in caplog.text) == warned
+    assert ("squeezenet1_1_cifar has no BatchNorm, and may learn nothing at" in caplog.text) == bool(needs)
+    assert caplog.text.rstrip().endswith(f"such nets need {needs}" if needs else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "beta2", "usual"), [("lion", 0.999, 0.99), ("lion", 0.99, None), ("adamw", 0.999, None)]
+)
+def test_adams_beta2_is_remarked_on_where_another_is_usual(make_config, tmp_path, caplog, name, beta2, usual):
+    config = make_config(num_epochs=1, optimizer__name=name, optimizer__beta2=beta2)
+    announce.start(make_plan(config), tmp_path, 0, None)
+    assert (f"config.optimizer.beta2=0.999 is the default for Adam; {usual} is usual" in caplog.text) == bool(usual)
 
 
 def test_a_decay_for_decoupled_optimizers_is_remarked_on_under_sgd(make_config, tmp_path, caplog):

@@ -159,8 +159,27 @@ def test_a_run_that_fails_does_not_keep_the_others(error, configs, tmp_path, mon
     assert [net["failed"] for net in found["nets"]] == [["seed 0: the loss became nan"], []]
     assert [len(net["runs"]) for net in found["nets"]] == [0, 1]
     assert "the loss became nan" in (tmp_path / "compare.html").read_text()
-    with pytest.raises(UserError, match="no run was finished; the first failure: seed 0: the loss became nan"):
+    with pytest.raises(
+        UserError, match="no run was finished; the first failure: tiny:width=0.5, seed 0: the loss became nan"
+    ):
         compare_runs.run(compare_entries.make_entries(configs, MODELS[1:]), 1, tmp_path)
+
+
+def test_a_run_whose_records_are_damaged_meanwhile_does_not_keep_the_others(configs, tmp_path, monkeypatch):
+    entries, train = compare_entries.make_entries(configs, MODELS), loop.train
+    first = compare_runs.workdir_of(tmp_path, entries[0], 0) / "metrics.jsonl"
+
+    def damage(config, directory):
+        train(config, directory)
+        first.write_text("5\n")
+
+    monkeypatch.setattr(loop, "train", damage)
+    found = compare_runs.run(entries, 1, tmp_path)
+    assert [net["failed"] for net in found["nets"]] == [
+        [f"seed 0: {first} has lines that are not records of a run"],
+        [],
+    ]
+    assert [len(net["runs"]) for net in found["nets"]] == [0, 1]
 
 
 def test_a_table_that_cannot_be_written_meanwhile_stops_no_run(configs, trained, monkeypatch, tmp_path, caplog):

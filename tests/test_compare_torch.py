@@ -9,9 +9,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-import jaxnets
 from jaxnets import (
     compare_entries,
     compare_results,
@@ -21,38 +19,21 @@ from jaxnets import (
     loop,
     plan,
     timing,
-    torch_nets,
     torch_weights,
     trained_run,
 )
 from jaxnets.errors import UserError
-from tests.slow import mark_slow, slow_after
-from tests.test_models import random_variables
-from tests.tiny_net import TinyNet, registered, small_digits
+from tests.slow import mark_slow
+from tests.tiny_net import registered, small_digits
+from tests.tiny_torch import named_tiny
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
-class TinyTorch(nn.Module):
-    """`TinyNet` in PyTorch."""
-
-    def __init__(self, num_classes=10):
-        super().__init__()
-        torch_nets.add_pairs(self, torch_nets.conv(3, 8, 3, 2), torch_nets.conv(8, 8, 3, groups=8))
-        self.linear = nn.Linear(8, num_classes)
-
-    def forward(self, x):
-        for number in (1, 2):
-            x = torch_nets.relu(torch_nets.apply_pair(self, number, x))
-        return self.linear(x.mean((2, 3)))
-
-
 @pytest.fixture(scope="module")
 def data_dir(digits_dir):
-    torch_nets.NETS["tiny"] = TinyTorch
-    with registered():
+    with registered(), named_tiny():
         yield str(digits_dir)
-    del torch_nets.NETS["tiny"]
 
 
 @pytest.fixture
@@ -62,28 +43,6 @@ def config(data_dir):
     config.data_dir = data_dir
     config.augment.crop_padding = 0
     return config
-
-
-@pytest.mark.parametrize("name", slow_after(4, torch_nets.NETS))
-def test_the_nets_begin_with_our_weights(name):
-    model = jaxnets.create_model(name)
-    variables = random_variables(model)
-    net = compare_torch.make_net(name, model, variables)
-    back = torch_weights.load(model, net.state_dict())
-    jax.tree.map(np.testing.assert_array_equal, {"batch_stats": {}} | variables, back)
-
-
-@pytest.mark.parametrize("name", ["tiny", *torch_nets.NETS])
-def test_a_net_has_as_many_classes_as_ours(name, data_dir):
-    assert list(torch_nets.NETS[name](num_classes=7).state_dict().values())[-1].shape == (7,)
-
-
-def test_a_net_of_another_shape_is_refused(data_dir, monkeypatch):
-    monkeypatch.setitem(torch_nets.NETS, "tiny", lambda num_classes: TinyTorch(10))
-    model = TinyNet(num_classes=7)
-    variables = model.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32), train=False)
-    with pytest.raises(UserError, match=r"linear.weight of tiny is \(10, 8\) in PyTorch and \(7, 8\) here"):
-        compare_torch.make_net("tiny", model, variables)
 
 
 def changed(config, **fields):
@@ -191,7 +150,7 @@ def test_the_fastest_format_is_by_the_epochs_of_each_size(config, monkeypatch):
         ("b", 8): [3.0, 3.0, 3.0],
         ("b", 16): [4.0, 4.0, 4.0],
     }
-    trials = {name: compare_torch.Running(made, name, None, {}, {}, "NCHW") for name in "ab"}
+    trials = {name: compare_torch.TorchRun(made, name, None, {}, {}, "NCHW") for name in "ab"}
     monkeypatch.setattr(compare_torch, "time_step", lambda trial, size: times[trial.net, size].pop())
     assert compare_torch.epochs_by_size(made) == {8: 2, 16: 1}
     assert compare_torch.fastest(trials) == "a"  # 2 x 2 + 5 against 2 x 3 + 4
@@ -222,6 +181,26 @@ def test_both_sides_have_the_same_device(backend, has_cuda, devices, says, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
     with pytest.raises(UserError, match=says) if says else contextlib.nullcontext():
         compare_torch.check_device()
+
+
+def test_weights_that_are_not_finite_are_not_saved(config, tmp_path, monkeypatch):
+    """Those of a run that is not evaluated after every epoch: the losses come before the last update."""
+    config = changed(config, eval_every_epochs=2)
+    take, steps = compare_torch.take_step, []
+
+    def spoil(run, *args):
+        result = take(run, *args)
+        steps.append(run)
+        if len(steps) == 5:
+            next(run.net.parameters()).data[0] = float("nan")
+        return result
+
+    monkeypatch.setattr(compare_torch, "fastest", lambda trials: "NCHW")
+    monkeypatch.setattr(compare_torch, "warm_up", lambda trial: None)
+    monkeypatch.setattr(compare_torch, "take_step", spoil)
+    with pytest.raises(UserError, match="PyTorch's weights are no longer finite at step 5"):
+        compare_torch.train(config, tmp_path)
+    assert compare_torch.read(tmp_path / compare_torch.CHECKPOINT) is None
 
 
 def test_a_damaged_checkpoint_is_one_sentence(config, tmp_path):
@@ -278,6 +257,7 @@ def test_a_comparison_has_both_sides(config, tmp_path, monkeypatch, caplog):
         ({"augment__mixup": 0.2}, "config.augment.mixup"),
         ({"optimizer__name": "lion"}, "config.optimizer.name"),
         ({"deterministic": True}, "config.deterministic"),
+        ({"sync_batch_norm": False}, "of each of its 4 CPU devices; set config.sync_batch_norm=True"),
         ({"resident": "false"}, "net .PyTorch.: --against=torch: the PyTorch side keeps all images in memory, 0.0 GB"),
     ],
 )
@@ -299,7 +279,8 @@ def test_a_misspelt_field_of_a_net_is_one_sentence(config):
 @pytest.mark.parametrize(
     "path", ["mnv1.py:quick", "mnv2.py:quick", "shufflenet_v2.py:reference", "squeezenet.py", "mnv2.py:tutorial"]
 )
-def test_the_families_recipes_are_known(path, repository):
+def test_the_families_recipes_are_known(path, repository, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [None])
     configs = compare_entries.load_configs([f"{repository}/configs/{path}"], [])
     for config in configs.values():
         compare_torch.check(config)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxnets import checkpoint, data, evaluate, settings
+from jaxnets import checkpoint, evaluate, settings
 from jaxnets.errors import UserError
 from jaxnets.workdir import Data, keep_data
 from tests.tiny_net import configurations, first_variables
@@ -24,13 +24,12 @@ def variables():
     return first_variables()
 
 
-def test_a_large_split_streams_and_a_small_one_is_resident(config):
-    split = data.open_split(config.dataset, config.eval_split, config.data_dir, image_size=config.image_size)
-    devices = jax.devices()[:1]
-    assert evaluate.load_examples(split, config, devices).keys() == {"image", "label"}
-    config = config.copy_and_resolve_references()
-    config.resident_limit = split.nbytes - 1
-    assert evaluate.load_examples(split, config, devices) == {}
+@pytest.mark.parametrize(("step", "which", "noted"), [(5, "best", True), (10, "best", False), (5, "5", False)])
+def test_the_best_checkpoint_is_said_to_be_the_best_on_these_images(tmp_path, caplog, step, which, noted):
+    for saved in ("5", "10"):
+        (tmp_path / "checkpoints" / saved).mkdir(parents=True)
+    evaluate.note_choice(tmp_path, step, which)
+    assert ("--checkpoint=latest evaluates 10, the last" in caplog.text) == noted
 
 
 @pytest.fixture

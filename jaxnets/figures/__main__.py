@@ -51,6 +51,7 @@ FIGURES: dict[str, ModuleType] = {
     "recipe_knobs": recipe_knobs,
     "recipe_parts": recipe_parts,
 }
+WITH_KNOBS = [name for name, figure in FIGURES.items() if hasattr(figure, "KNOBS")]
 MAX_BYTES = 1 << 28  # of a figure's data
 
 
@@ -105,7 +106,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--only",
         action="append",
-        help="a knob of recipe_knobs or recipe_parts, or groups of shuffle_ablation, as g3; default: all",
+        help=f"a knob to turn, of {', '.join(WITH_KNOBS)}; default: all",
     )
     parser.add_argument("--note", help="a few words to print below the figure, e.g. which data were used")
     return parser
@@ -123,8 +124,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.name} trains no net: it takes only --out")
     if args.config and len(args.config) > 1:
         raise UserError("--config is given twice: a figure's nets are trained by one configuration")
-    if args.only and not hasattr(FIGURES[args.name], "KNOBS"):
-        raise UserError(f"--only is for recipe_knobs, recipe_parts and shuffle_ablation: {args.name} has no such parts")
+    if args.only and args.name not in WITH_KNOBS:
+        raise UserError(f"--only is for {', '.join(WITH_KNOBS)}: {args.name} has no such parts")
     runtime.configure_logging()
     runtime.require_device()
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])
