@@ -111,14 +111,17 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
 def fit(
     plan: Plan,
     at: int,
-    start: Callable[[], state.TrainState],
+    first_state: Callable[[], state.TrainState],
     totals: checkpoint.Totals,
     manager: ocp.CheckpointManager,
     journal: Journal,
     clock: Clock,
     page: LivePage,
 ) -> dict[str, Any]:
-    """Train from step `at`, with the state that `start` returns, to the plan's last; returns the last evaluation."""
+    """Train from step `at` to the plan's last; returns the last evaluation.
+
+    `first_state` returns the state at step `at`, once it is there: it may be compiled while the step is.
+    """
     if at >= plan.total_steps and journal.last_evaluation(at):
         logger.info("nothing left to do: the run has finished its %d epochs", at // plan.steps_per_epoch)
         if distributed.is_primary():
@@ -131,7 +134,7 @@ def fit(
     with clock.phase("compile"):
         lengths = call_lengths(plan, per_call, at)
         dispatch = {size: make_dispatch(plan, examples, counts, size) for size, counts in lengths.items()}
-        current = step.replicate(start(), plan.devices)
+        current = step.replicate(first_state(), plan.devices)
     asked = distributed.interruption(plan.devices)
     with (
         closing(train_calls(plan, bool(examples), per_call, at)) as calls,

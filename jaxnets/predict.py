@@ -71,7 +71,7 @@ class Prediction(NamedTuple):
     error: str | None = None
 
 
-def load_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classifier:
+def classifier_of_run(workdir: Path, which: str = "best", *, ema: bool = False) -> Classifier:
     """The net of a run at a checkpoint: best, latest or a step; with `ema` its averaged weights.
 
     Raises UserError where there is no such run or checkpoint, or it is damaged.
@@ -109,7 +109,7 @@ def _class_names(workdir: Path, config: ml_collections.ConfigDict, num_classes: 
     return ()
 
 
-def load_weights(name: str, weights: str | Path, /, **fields) -> Classifier:
+def classifier_of_weights(name: str, weights: str | Path, /, **fields) -> Classifier:
     """The net `create_model(name, **fields)` with the weights of a file that `torch_weights.load` takes.
 
     Raises UserError for a bad name or field, and weights that do not fit.
@@ -244,12 +244,14 @@ def _load(args: argparse.Namespace) -> Classifier:
     if args.workdir:
         if args.field:
             raise UserError("--field is for --model; the run in --workdir has its own fields")
-        classifier = load_run(args.workdir, "best" if args.checkpoint is None else args.checkpoint, ema=args.ema)
+        classifier = classifier_of_run(
+            args.workdir, "best" if args.checkpoint is None else args.checkpoint, ema=args.ema
+        )
     else:
         if args.checkpoint is not None or args.ema:
             raise UserError("--checkpoint and --ema are for --workdir; --weights are a single file")
         runtime.enable_compilation_cache()
-        classifier = load_weights(args.model, args.weights, **dict(args.field or []))
+        classifier = classifier_of_weights(args.model, args.weights, **dict(args.field or []))
     changes = {name: getattr(args, name) for name in ("image_size", "mean", "std") if getattr(args, name)}
     if names is not None:
         if len(names) != (classes := classifier.model.num_classes):

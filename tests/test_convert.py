@@ -101,7 +101,7 @@ def test_megvii_s_weights_keep_their_images_on_the_way(tmp_path):
     net = ["--model=shufflenet_v2_x0_5"]
     run(tmp_path / "net.pth", tmp_path / "net.safetensors", *net)
     run(tmp_path / "net.safetensors", tmp_path / "run", *net)
-    made = predict.load_weights("shufflenet_v2_x0_5", tmp_path / "net.safetensors")
+    made = predict.classifier_of_weights("shufflenet_v2_x0_5", tmp_path / "net.safetensors")
     config = settings.read(tmp_path / "run" / "config.json")
     for mean, std in ((made.mean, made.std), (config.mean, config.std)):
         np.testing.assert_allclose([mean, std], [[0] * 3, [1 / 255] * 3])
@@ -119,7 +119,7 @@ def test_a_converted_imagenet_net_sees_what_its_weights_were_trained_on(shared_d
     source = shared_dir / "weights" / "squeezenet1_1_torchvision_fp16src.pth"
     photos = sorted(map(str, (shared_dir / "photos").glob("*.JPEG")))[:4]
     run(source, tmp_path / "run", "--model=squeezenet1_1")
-    ways = predict.load_weights("squeezenet1_1", source), predict.load_run(tmp_path / "run")
+    ways = predict.classifier_of_weights("squeezenet1_1", source), predict.classifier_of_run(tmp_path / "run")
     one, other = (list(predict.predict(classifier, photos)) for classifier in ways)
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a.classes, b.classes)
@@ -152,7 +152,7 @@ def test_the_images_of_a_file_are_its_code_bases_or_as_told(tmp_path):
     made = settings.read(tmp_path / "run" / "config.json")
     assert (made.dataset, made.mean, made.std) == ("cifar100", *map(list, weight_images.CIFAR100))
     run(tmp_path / "net.pth", tmp_path / "net.safetensors", *net, "--std=0.2,0.2,0.3")
-    of_file = predict.load_weights("shufflenet_v2_x0_5_cifar", tmp_path / "net.safetensors", num_classes=100)
+    of_file = predict.classifier_of_weights("shufflenet_v2_x0_5_cifar", tmp_path / "net.safetensors", num_classes=100)
     assert (tuple(of_file.mean), tuple(of_file.std)) == (weight_images.CIFAR100[0], (0.2, 0.2, 0.3))
 
 
@@ -280,7 +280,7 @@ def test_a_run_gives_its_averaged_weights_when_asked(theirs, tmp_path, monkeypat
         loaded = torch_weights.load(model, tmp_path / f"{ema}.safetensors")
         jax.tree.map(np.testing.assert_array_equal, loaded, both[ema])
         # What a file says of itself comes first.
-        made = predict.load_weights("mobilenet_v2", tmp_path / f"{ema}.safetensors", width=0.25, num_classes=7)
+        made = predict.classifier_of_weights("mobilenet_v2", tmp_path / f"{ema}.safetensors", width=0.25, num_classes=7)
         assert (made.mean, made.std) == ((0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
         run(tmp_path / f"{ema}.safetensors", tmp_path / f"back{ema}", *NET)
         again = settings.read(tmp_path / f"back{ema}" / "config.json")
@@ -311,7 +311,7 @@ def test_a_file_made_of_a_run_is_refused_for_a_net_of_other_fields(squeezed, tmp
     with pytest.raises(UserError, match=refusal):
         run(file, tmp_path / "back", *wrong)
     with pytest.raises(UserError, match=refusal):
-        predict.load_weights("squeezenet1_1_cifar", file, width=0.1, bypass="simple")
+        predict.classifier_of_weights("squeezenet1_1_cifar", file, width=0.1, bypass="simple")
     assert not (tmp_path / "back").exists()
 
 
@@ -325,7 +325,7 @@ def test_a_file_made_of_a_run_has_its_images(squeezed, tmp_path):
     run(file, tmp_path / "back", "--model=squeezenet1_1_cifar", *THEIR_FIELDS.split(), "--dataset=digits")
     before, after = (settings.read(folder / "config.json") for folder in (squeezed[0], tmp_path / "back"))
     assert before == after and (after.image_size, after.crop, after.model.activation) == (48, True, "silu")
-    made = predict.load_weights("squeezenet1_1_cifar", file, width=0.1, bypass="simple", activation="silu")
+    made = predict.classifier_of_weights("squeezenet1_1_cifar", file, width=0.1, bypass="simple", activation="silu")
     assert (made.image_size, made.crop, made.mean, made.std) == (48, True, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     jax.tree.map(np.testing.assert_array_equal, made.variables["params"], squeezed[1]["params"])
 

@@ -186,7 +186,7 @@ def test_nothing_readable_is_status_1_and_no_output(run, tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100])
 def test_any_batch_size_compiles_once_and_agrees(run, files, monkeypatch, batch_size):
-    classifier = predict.load_run(run[0], "latest")
+    classifier = predict.classifier_of_run(run[0], "latest")
     paths = [str(files[0] / f"{i:02}.png") for i in range(50)]
     expected = list(predict.predict(classifier, paths, batch_size=25))
     traced = []
@@ -243,7 +243,7 @@ def test_a_file_may_say_how_large_its_images_are_and_whether_they_are_cropped(mi
     """And --image_size is of more weight."""
     said = weight_files.metadata_of(weight_files.Images(image_size=24, crop=True), {})
     save_file(load_file(mini[2]), tmp_path / "told.safetensors", said)
-    made = predict.load_weights("mobilenet_v2_mini", tmp_path / "told.safetensors", width=0.5)
+    made = predict.classifier_of_weights("mobilenet_v2_mini", tmp_path / "told.safetensors", width=0.5)
     assert (made.image_size, made.crop, made.mean, made.std) == (24, True, *weight_images.CIFAR10)
     arguments = ["--model=mobilenet_v2_mini", "--field=width=0.5", photograph, "--format=json"]
     for size, extra in ((24, []), (20, ["--image_size=20"])):
@@ -255,7 +255,7 @@ def test_a_file_may_say_how_large_its_images_are_and_whether_they_are_cropped(mi
 
 def test_an_output_that_is_not_finite_is_no_prediction(mini, photograph):
     model, variables, path = mini
-    classifier = predict.load_weights("mobilenet_v2_mini", path, width=0.5)
+    classifier = predict.classifier_of_weights("mobilenet_v2_mini", path, width=0.5)
     broken = dataclasses.replace(classifier, variables=jax.tree.map(lambda leaf: leaf * np.nan, variables))
     (found,) = predict.predict(broken, [str(photograph)])
     assert found.classes is None and "not finite" in found.error
@@ -361,7 +361,7 @@ def test_megvii_s_net_sees_the_images_of_its_code(tmp_path):
     bgr = pixels[16:240, 16:240, ::-1].transpose(2, 0, 1)[None].astype(np.float32)
     with torch.no_grad():
         expected = net(torch.from_numpy(bgr)).softmax(-1)[0].numpy()
-    made = predict.load_weights("shufflenet_v2_x0_5", tmp_path / "net.pth", variant="megvii")
+    made = predict.classifier_of_weights("shufflenet_v2_x0_5", tmp_path / "net.pth", variant="megvii")
     (found,) = predict.predict(made, [str(tmp_path / "image.png")])
     np.testing.assert_array_equal(found.classes, np.argsort(-expected)[:5])
     np.testing.assert_allclose(found.probabilities, expected[found.classes], rtol=1e-3)

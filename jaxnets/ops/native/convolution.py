@@ -26,7 +26,7 @@ DEPTHWISE_SIZES = ((3, 3), (5, 5))
 IMAGE_CHANNELS = 4  # an input with at most this many is taken to be the net's images
 
 
-class Plan(NamedTuple):
+class KernelPlan(NamedTuple):
     """What to compute, apart from the arrays; hashable."""
 
     kind: str  # of kernel: depthwise, pointwise or dense
@@ -64,7 +64,7 @@ class Epilogue(NamedTuple):
 
 
 def plan_of(convolution, moments=False, shuffle=1):
-    """The `Plan`, or None if no kernel computes the convolution."""
+    """The `KernelPlan`, or None if no kernel computes the convolution."""
     x, kernel, strides, padding, groups = convolution
     if x.dtype != jnp.float32 or strides[0] != strides[1]:
         return None
@@ -79,7 +79,7 @@ def plan_of(convolution, moments=False, shuffle=1):
         kind = "dense" if groups == 1 else None
     if shuffle > 1 and kind != "pointwise":
         return None
-    return kind and Plan(kind, strides[0], padding, groups, moments, UNBOUNDED, shuffle)
+    return kind and KernelPlan(kind, strides[0], padding, groups, moments, UNBOUNDED, shuffle)
 
 
 def conv(x, kernel, strides, padding):

@@ -21,7 +21,7 @@ from jaxnets.ops.native.convolution import (
     INTERLEAVED,
     SUM,
     Epilogue,
-    Plan,
+    KernelPlan,
     forward,
     plan_of,
     products,
@@ -33,7 +33,7 @@ from jaxnets.ops.reference import UNBOUNDED
 class Evaluation(NamedTuple):
     """What to compute, apart from the arrays; hashable."""
 
-    plans: tuple[Plan, ...]  # of the convolutions: one, or a depthwise and a 1x1
+    plans: tuple[KernelPlan, ...]  # of the convolutions: one, or a depthwise and a 1x1
     bounds: tuple[tuple[float, float], ...]  # of each one's output
     count: int  # channels of the input
     epilogue: Epilogue

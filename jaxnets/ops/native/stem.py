@@ -18,7 +18,7 @@ LEAST_WIDTH = 16  # of the convolution's output, which is tiled row by row
 class Stem(NamedTuple):
     """What to compute, apart from the arrays; hashable."""
 
-    plan: convolution.Plan
+    plan: convolution.KernelPlan
     bounds: tuple[float, float]  # of the convolution's output
     pooling: tuple  # window, strides, padding
 
