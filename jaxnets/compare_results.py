@@ -191,7 +191,7 @@ def table(comparison: Record) -> Section:
         results = net["results"]
         row = [net["label"], f"{net['parameters']:,}", f"{net['macs'] / 1e6:,.1f}", str(net["config"]["num_epochs"])]
         if results:
-            row += [with_spread(results.get(name), comparison["seeds"]) for name in columns]
+            row += [_accuracy_cell(results, name, comparison["seeds"]) for name in columns]
             row += [_seconds(results["seconds_to"][target]) for target in targets]
             row.append(_seconds(results["epoch_seconds"]))
         else:
@@ -209,6 +209,13 @@ def _latency_cells(latency: Record | None) -> list[str]:
     if not latency:
         return ["-"] * 3
     return [str(latency["image_size"]), _milliseconds(latency["one"]["ms"]), _milliseconds(latency["batch"]["ms"])]
+
+
+def _accuracy_cell(results: Record, name: str, seeds: int) -> str:
+    """One of `ACCURACIES`; the number of runs stands with the first alone, unless another has been made of fewer."""
+    value = results.get(name)
+    told = name != "accuracy" and value and value["n"] == results["accuracy"]["n"]
+    return with_spread(value, 1 if told else seeds)
 
 
 def with_spread(value: Record | None, seeds: int) -> str:

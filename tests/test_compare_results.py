@@ -254,6 +254,17 @@ def test_seeds_that_failed_are_seen():
     assert "Not finished: a, seed 1: the loss became nan." in compare_results.notes(comparison)
 
 
+def test_the_number_of_runs_is_said_once_unless_it_differs():
+    seconds = {f"{t:.2f}": None for t in compare_results.TARGETS}
+    runs = [make_run(0.5, seconds), make_run(0.6, seconds) | {"final_train_accuracy": 0.75}]
+    comparison = comparison_of([make_net("a", runs), make_net("b", [])], seeds=2)
+    found = compare_results.table(comparison)
+    cells = dict(zip(found.header, found.rows[0]))
+    assert (cells["accuracy (%)"], cells["in training (%)"]) == ("55.00 ± 7.07 (n=2)", "55.00 ± 7.07")
+    assert cells["train (%)"] == "75.00 (n=1)"
+    assert found.rows[1][4:] == ("-",) * 4
+
+
 def test_pytorchs_version_is_that_of_the_runs():
     def of_torch(label, *versions):
         machines = [MACHINE | {"date": "2026-01-02", "versions": {"jax": "1"} | version} for version in versions]
