@@ -425,8 +425,10 @@ def on_one_core():
     os.sched_setaffinity(0, before)
 
 
-@pytest.mark.parametrize("against", slow_after(1, ["flax", "torch,flax"]))
-def test_the_command(against, tmp_path, repository, monkeypatch, capsys, on_one_core):
+@pytest.mark.parametrize(
+    ("net", "against"), slow_after(1, [("mobilenet_v2_mini", "flax"), ("squeezenet1_1_cifar", "torch,flax")])
+)
+def test_the_command(net, against, tmp_path, repository, monkeypatch, capsys, on_one_core):
     for name, value in {"TURN_SECONDS": 0.02, "TURNS": 1, "TRIES": 1}.items():
         monkeypatch.setattr(benchmark, name, value)
     monkeypatch.setattr(benchmark, "measure_rates", lambda _: (RATES, {"jax": {"about": {"device": "abacus"}}}))
@@ -434,7 +436,7 @@ def test_the_command(against, tmp_path, repository, monkeypatch, capsys, on_one_
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(repository)
     out = tmp_path / "result.json"
-    arguments = ["--models=squeezenet1_1_cifar", "--mode=latency", f"--against={against}", "--rounds=1"]
+    arguments = [f"--models={net}", "--mode=latency", f"--against={against}", "--rounds=1"]
     benchmark.main(["benchmark", *arguments, "--format=json", f"--out={out}"])
     record = json.loads(capsys.readouterr().out)
     assert record == json.loads(out.read_text())
