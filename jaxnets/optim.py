@@ -91,8 +91,9 @@ def stack(tree):
     """The leaves of `tree` as Muon takes them: `{'matrices': {shape: (L, h, w, I, O)}, 'rest': {path: leaf}}`.
 
     Kernels of the same shape are one array, so that their products are batched: fewer and larger. The rest, for Adam: a
-    dense classifier, depthwise kernels (whose rows are channels that never mix), BatchNorm, biases. The groups of a
-    grouped kernel never mix either, but are orthogonalised together, side by side in one matrix.
+    dense classifier (but not SqueezeNet's, which is a convolution), depthwise kernels (whose rows are channels that
+    never mix), BatchNorm, biases. The groups of a grouped kernel never mix either, but are orthogonalised together,
+    side by side in one matrix.
     """
     matrices, rest = {}, {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -1,4 +1,8 @@
-"""ShuffleNetV1 with and without channel shuffle, for each number of groups (1707.01083, table 3)."""
+"""ShuffleNetV1 with and without channel shuffle, for each number of groups (1707.01083, table 3).
+
+With and without it are trained alike. Nets of different numbers of groups less so: Muon makes one matrix of a kernel's
+groups (`optim.stack`), so the size of its updates depends on them.
+"""
 
 import math
 import statistics
