@@ -212,7 +212,7 @@ def _latency_cells(latency: Record | None) -> list[str]:
 
 
 def _accuracy_cell(results: Record, name: str, seeds: int) -> str:
-    """One of `ACCURACIES`; the number of runs stands with the first alone, unless another has been made of fewer."""
+    """One of `ACCURACIES`; the number of runs is given with the first only, and with another if that has fewer."""
     value = results.get(name)
     told = name != "accuracy" and value and value["n"] == results["accuracy"]["n"]
     return with_spread(value, 1 if told else seeds)
@@ -270,7 +270,7 @@ def notes(comparison: Record) -> list[str]:
         *_averaged(nets),
         *_trained_alike(comparison),
         *["Train: of the same weights as the accuracy, on the training images as they are."] * evaluated,
-        "In training: of the last epoch's images, while the weights were changing"
+        "In training: mean over the last epoch, while the weights were changing"
         + (", on augmented images." if augmented else "."),
         "Seconds: of the training steps, without compilation, evaluation and saving; per epoch: each run's mean, and "
         "the median over the seeds.",
@@ -304,7 +304,7 @@ def notes(comparison: Record) -> list[str]:
     if where := machines(nets):
         numbers = [f"{number}: " if len(where) > 1 else "" for number in range(1, len(where) + 1)]
         found.append(f"Trained on: {'; '.join(map(''.join, zip(numbers, where.values())))}.")
-    found += [f"Not finished: {sentence}." for sentence in failures(nets)]
+    found += [f"Failed: {sentence}." for sentence in failures(nets)]
     if comparison["note"]:
         found.append(comparison["note"])
     return found
@@ -369,4 +369,4 @@ def require_finished(failed: Sequence[str]) -> None:
     """UserError with the first of `failures`, if any, and how many more there are."""
     if failed:
         more = f"; and {len(failed) - 1} more" if len(failed) > 1 else ""
-        raise UserError(f"not finished: {failed[0]}{more}")
+        raise UserError(f"failed: {failed[0]}{more}")

@@ -258,7 +258,7 @@ class Net:
             if not ended and entry.framework == JAXNETS:
                 announce.warn_of_high_rate(planned)  # now, not only when it starts, hours later
             if entry.framework == TORCH:
-                torch_side().check_resident(planned)
+                torch_side().check_plan(planned)
             if config.init_from and not begun:
                 initial_weights.load(planned)
             for directory in ended:
@@ -295,7 +295,8 @@ def net_record(
             if run := compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number)):
                 runs.append(run)
         except UserError as error:  # its files cannot be read now; the other runs' can
-            failed.append(f"seed {seed}: {error}")
+            if not any(sentence.endswith(str(error)) for sentence in failed):
+                failed.append(f"seed {seed}: {error}")
     return {
         "label": entry.label,
         "model": config.model.name,

@@ -45,7 +45,6 @@ TRIAL_STEPS = 3  # for each memory format and image size
 def check(config: ml_collections.ConfigDict) -> None:
     """UserError if the PyTorch side lacks the net of `config`, or a part of its recipe."""
     check_device()
-    check_batch_norm(config)
     model = config.model
     if model.name not in torch_nets.NETS:
         raise UserError(
@@ -81,10 +80,10 @@ def check_device() -> None:
         )
 
 
-def check_batch_norm(config: ml_collections.ConfigDict) -> None:
+def check_batch_norm(made: plan.Plan) -> None:
     """UserError if our side normalises shares of a batch, as several CPU devices do by default."""
-    count = len(jax.devices())
-    if count > 1 and not config.sync_batch_norm:
+    count = len(made.devices)
+    if count > 1 and not made.config.sync_batch_norm and jax.tree.leaves(made.state_shapes.batch_stats):
         raise UserError(
             f"--against=torch: PyTorch normalises over a whole batch, JAX over the share of each of its {count} CPU "
             "devices; set config.sync_batch_norm=True"
@@ -100,7 +99,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
     check(config)
     config = settings.with_absolute_places(config)
     made = plan.make_plan(config)
-    check_resident(made)
+    check_plan(made)
     with workdir.claim(directory, config):
         saved = read(directory / CHECKPOINT)
         at = saved["step"] if saved else 0
@@ -120,18 +119,18 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
                 clock.write(step)
 
 
-def evaluate_training(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any] | None:
-    """Loss and accuracy of a finished run's weights on its training images as they are; None without a checkpoint."""
+def evaluate_training(config: ml_collections.ConfigDict, directory: Path, step: int) -> dict[str, Any] | None:
+    """Loss and accuracy on the training images as they are, of the weights at a step; None if these are not saved."""
     saved = read(directory / CHECKPOINT)
-    if saved is None:
+    if saved is None or saved["step"] != step:
         return None
     made = plan.make_plan(config)
     set_fast()
     net = torch_nets.NETS[config.model.name](num_classes=made.model.num_classes)
     net.load_state_dict(saved["net"])
-    net = net.to(device_name(), memory_format=FORMATS[saved["format"]])
-    examples = load_examples(made.train_split, device_name())
-    metrics = evaluate(TorchRun(made, net, None, examples, examples, saved["format"]), examples)
+    memory_format = FORMATS[saved["format"]]
+    net = net.to(device_name(), memory_format=memory_format)
+    metrics = evaluate(net, load_examples(made.train_split, device_name()), config, memory_format)
     return {"loss": metrics["eval_loss"], "accuracy": metrics["eval_accuracy"]}
 
 
@@ -156,6 +155,12 @@ def require_resumable(made: plan.Plan, directory: Path, at: int) -> None:
             f"the run in {directory} has finished, but its last evaluation is no longer in {journal.FILE}; delete "
             "its folder to train that net again"
         )
+
+
+def check_plan(made: plan.Plan) -> None:
+    """`check` for what is only known once the data are open and the net is traced."""
+    check_resident(made)
+    check_batch_norm(made)
 
 
 def check_resident(made: plan.Plan) -> None:
@@ -211,7 +216,8 @@ def warm_up(trial: TorchRun) -> None:
         time_step(trial, size)
     last = (len(trial.plan.eval_split) - 1) // config.eval_batch_size * config.eval_batch_size
     for part in (slice(config.eval_batch_size), slice(last, None)):  # the last batch may be smaller
-        evaluate(trial, {name: values[part] for name, values in trial.eval_examples.items()})
+        examples = {name: values[part] for name, values in trial.eval_examples.items()}
+        evaluate(trial.net, examples, config, trial.memory_format)
 
 
 def fastest(trials: dict[str, TorchRun]) -> str:
@@ -261,7 +267,7 @@ def read(path: Path) -> dict[str, Any] | None:
 def save(run: TorchRun, path: Path, step: int) -> None:
     """Write what `read` returns, all that is needed to resume the run; UserError if it cannot be written."""
     if not all(bool(torch.isfinite(value).all()) for value in run.net.state_dict().values()):
-        raise UserError(f"PyTorch's weights are no longer finite at step {step}; its checkpoint is the one before")
+        raise UserError(f"PyTorch's weights are no longer finite at step {step}; they were not saved")
     saved = {"net": run.net.state_dict(), "optimizer": run.optimizer.state_dict(), "step": step, "format": run.layout}
     with writing(path), replacing(path) as scratch:
         try:
@@ -282,7 +288,7 @@ def train_and_evaluate(run: TorchRun, epoch: int, records: journal.Journal, cloc
     )
     if (epoch + 1) % config.eval_every_epochs == 0 or epoch + 1 == config.num_epochs:
         with clock.phase("evaluate"):
-            metrics = evaluate(run, run.eval_examples)
+            metrics = evaluate(run.net, run.eval_examples, config, run.memory_format)
         if not math.isfinite(metrics["eval_loss"]):
             raise UserError(f"PyTorch's evaluation loss became {metrics['eval_loss']} in epoch {epoch + 1}")
         records.write({name: record[name] for name in ("step", "epoch")} | metrics)

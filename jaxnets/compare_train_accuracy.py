@@ -28,7 +28,7 @@ def measure(entry: Entry, config: ml_collections.ConfigDict, directory: Path, la
     if entry.framework == TORCH:
         from jaxnets import compare_torch
 
-        metrics = compare_torch.evaluate_training(config, directory)
+        metrics = compare_torch.evaluate_training(config, directory, last["step"])
     else:
         metrics = _evaluate(config, directory, last["step"])
     if metrics is None:
@@ -44,7 +44,7 @@ def measure(entry: Entry, config: ml_collections.ConfigDict, directory: Path, la
 def _evaluate(config: ml_collections.ConfigDict, directory: Path, step: int) -> dict[str, Any] | None:
     if checkpoint.latest_step(directory) != step:
         return None
-    run = load_run(directory, "latest", ema=config.ema_decay > 0)
+    run = load_run(directory, step, ema=config.ema_decay > 0)
     split = data.open_split(
         config.dataset, config.train_split, config.data_dir, image_size=config.image_size, crop=config.crop
     )

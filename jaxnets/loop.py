@@ -120,7 +120,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train from step `at` to the plan's last; returns the last evaluation.
 
-    `first_state` returns the state at step `at`, once it is there: it may be compiled while the step is.
+    `first_state` waits for the state at step `at`, whose program may be compiled at the same time as the step's.
     """
     if at >= plan.total_steps and journal.last_evaluation(at):
         logger.info("nothing left to do: the run has finished its %d epochs", at // plan.steps_per_epoch)

@@ -101,7 +101,7 @@ def take_step(run: TorchRun, indices: torch.Tensor, rate: float, size: int) -> t
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
-    with autocast(run):
+    with autocast(config, run.device):
         logits = run.net(images)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
     loss.backward()
@@ -112,14 +112,16 @@ def take_step(run: TorchRun, indices: torch.Tensor, rate: float, size: int) -> t
 
 
 @torch.inference_mode()
-def evaluate(run: TorchRun, examples: Examples) -> dict[str, Any]:
-    """The record of an evaluation of the net on examples, without its step."""
-    run.net.eval()
-    config, images, labels = run.plan.config, examples["image"], examples["label"]
-    loss, correct = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
+def evaluate(
+    net: nn.Module, examples: Examples, config: ml_collections.ConfigDict, memory_format: torch.memory_format
+) -> dict[str, Any]:
+    """The record of an evaluation of a net on examples, without its step."""
+    net.eval()
+    images, labels = examples["image"], examples["label"]
+    loss, correct = torch.zeros((), device=images.device), torch.zeros((), device=images.device)
     for batch, expected in zip(images.split(config.eval_batch_size), labels.split(config.eval_batch_size)):
-        with autocast(run):
-            logits = run.net(normalize(batch, config).contiguous(memory_format=run.memory_format))
+        with autocast(config, images.device):
+            logits = net(normalize(batch, config).contiguous(memory_format=memory_format))
         loss += F.cross_entropy(logits.float(), expected, reduction="sum")
         correct += (logits.argmax(1) == expected).sum()
     return {
@@ -129,8 +131,8 @@ def evaluate(run: TorchRun, examples: Examples) -> dict[str, Any]:
     }
 
 
-def autocast(run: TorchRun):
+def autocast(config: ml_collections.ConfigDict, device: torch.device):
     """A context with the net's compute dtype."""
-    if settings.compute_dtype(run.plan.config.model.dtype) == "bfloat16":
-        return torch.autocast(run.device.type, torch.bfloat16)
+    if settings.compute_dtype(config.model.dtype) == "bfloat16":
+        return torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext()

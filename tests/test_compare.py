@@ -42,7 +42,7 @@ def test_a_run_that_failed_is_told_below_the_table(repository, digits_dir, tmp_p
     monkeypatch.setattr(loop, "train", diverging_at(0.5, loop.train))
     command = [f"--out={tmp_path / 'out'}", "--models=tiny:width=0.5,tiny", "--seeds=2", "--latency_batch=0"]
     small = [f"--config={repository}/configs/digits.py", f"--config.data_dir={digits_dir}", *SMALL]
-    with pytest.raises(UserError, match="^not finished: tiny:width=0.5, seed 0: the loss became nan; and 1 more$"):
+    with pytest.raises(UserError, match="^failed: tiny:width=0.5, seed 0: the loss became nan; and 1 more$"):
         compare.main(["compare", *command, *small, "--config.num_epochs=1"])
     *table, result = capsys.readouterr().out.splitlines()
     assert len(table) == 4 and json.loads(result)["runs"] == 2
@@ -54,8 +54,10 @@ def test_the_users_fields_come_after_the_presets(repository, tmp_path, monkeypat
     monkeypatch.setattr(compare.compare_runs, "run", lambda entries, *_, **how: asked.update(entries=entries, **how))
     monkeypatch.setattr(compare.compare_results, "table", lambda comparison: exit(0))
     command = [f"--out={tmp_path}", "--preset=classic", f"--config={repository}/configs/default.py"]
-    with pytest.raises(SystemExit):
-        compare.main(["compare", *command, "--config.num_epochs=1"])
+    for flags, train_accuracy in ([], True), (["--no-train_accuracy"], False):
+        with pytest.raises(SystemExit):
+            compare.main(["compare", *command, "--config.num_epochs=1", *flags])
+        assert asked["train_accuracy"] is train_accuracy
     assert [entry.label for entry in asked["entries"]] == list(compare.PRESETS["classic"].models)
     assert {(entry.config.num_epochs, entry.config.batch_size) for entry in asked["entries"]} == {(1, 100)}
     assert asked["latency_size"] == 224

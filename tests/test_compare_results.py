@@ -251,7 +251,7 @@ def test_seeds_that_failed_are_seen():
     net = make_net("a", [make_run(0.8, {f"{t:.2f}": None for t in compare_results.TARGETS})])
     net["failed"] = ["seed 1: the loss became nan"]
     comparison = comparison_of([net], seeds=2)
-    assert "Not finished: a, seed 1: the loss became nan." in compare_results.notes(comparison)
+    assert "Failed: a, seed 1: the loss became nan." in compare_results.notes(comparison)
 
 
 def test_the_number_of_runs_is_said_once_unless_it_differs():

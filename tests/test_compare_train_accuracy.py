@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from jaxnets import compare_entries, compare_page, compare_results, compare_runs, compare_train_accuracy, evaluate
 from tests.tiny_net import registered, small_digits
@@ -89,6 +90,17 @@ def test_runs_without_their_last_checkpoint_have_none(finished, entries, tmp_pat
     assert [net["runs"][0]["final_train_accuracy"] for net in found["nets"]] == [None, None]
     assert [net["failed"] for net in found["nets"]] == [[], []]
     assert compare_results.with_spread(found["nets"][0]["results"]["final_train_accuracy"], 1) == "-"
+
+
+def test_weights_of_an_earlier_epoch_are_not_evaluated(finished, entries, tmp_path):
+    """A kill may come between the last evaluation and PyTorch's checkpoint after it."""
+    out = shutil.copytree(finished, tmp_path / "out")
+    directory = compare_runs.workdir_of(out, entries[1], 0)
+    (directory / compare_train_accuracy.FILE).unlink()
+    saved = torch.load(directory / "torch.pt")
+    torch.save(saved | {"step": saved["step"] - 5}, directory / "torch.pt")
+    _, theirs = compare_runs.run(entries, 1, out, train_accuracy=True)["nets"]
+    assert theirs["runs"][0]["final_train_accuracy"] is None
 
 
 def test_an_evaluation_that_fails_leaves_the_rest(finished, entries, tmp_path, monkeypatch):

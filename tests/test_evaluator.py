@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxnets import data, step
-from jaxnets.evaluator import call_size, eval_calls, make_evaluator, one_behind, summarize
+from jaxnets.evaluator import call_size, eval_calls, load_examples, make_evaluator, one_behind, summarize
 from tests.tiny_net import TinyNet, first_variables, make_config
 
 
@@ -33,6 +33,14 @@ def test_every_example_is_evaluated_once_in_calls_of_one_shape(config, split):
     assert [call["index"].shape for call in calls] == [(4, 3, 3)] * 2
     seen = np.concatenate([call["index"][call["mask"]] for call in calls])
     assert sorted(seen) == list(range(50))
+
+
+def test_a_large_split_streams_and_a_small_one_is_resident(config, split):
+    devices = jax.devices()[:1]
+    assert load_examples(split, config, devices).keys() == {"image", "label"}
+    config = config.copy_and_resolve_references()
+    config.resident_limit = split.nbytes - 1
+    assert load_examples(split, config, devices) == {}
 
 
 @given(st.integers(1, 3000), st.integers(1, 40), st.integers(1, 12), st.integers(1, 8))

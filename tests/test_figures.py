@@ -201,7 +201,7 @@ def test_the_shuffle_ablation_trains_the_papers_nets():
 
 
 def test_gains_of_the_shuffle_are_of_pairs_of_runs():
-    """Their mean and its standard error, whatever the seeds are; a pair of one run has no gain."""
+    """Their mean and its standard error, whatever the seeds are; an unpaired run has no gain."""
 
     def net(**accuracies):
         values = accuracies.values()
@@ -213,11 +213,12 @@ def test_gains_of_the_shuffle_are_of_pairs_of_runs():
     groups = [
         {"groups": 2, "shuffle": shuffled, "no_shuffle": net(s1=0.58, s0=0.49, s2=0.70)},  # 1, 2 and 3 points
         {"groups": 3, "shuffle": shuffled, "no_shuffle": net(s0=0.58, s1=0.49, s2=0.70, s3=0.70)},
+        {"groups": 4, "shuffle": shuffled, "no_shuffle": net(s0=0.58, s1=0.49)},
     ]
     data = {"groups": groups, "width": 0.5, "seeds": 4, "compute": "nothing"}
     with plots.style():
         (axes,) = shuffle_ablation.draw(data).axes
-    assert [text.get_text() for text in axes.texts] == ["+2.0 ± 0.6", ""]
+    assert [text.get_text() for text in axes.texts] == ["+2.0 ± 0.6", "", ""]
 
 
 def interrupt(config, directory):
@@ -262,9 +263,13 @@ def test_width_tradeoff(small, untrained, tmp_path, monkeypatch):
     assert all(net["macs"] > 0 and net["accuracy"]["n"] == 2 for nets in data["families"].values() for net in nets)
 
 
-def test_only_nets_without_batch_norm_have_a_rate_of_their_own():
+@pytest.mark.parametrize(
+    ("overrides", "rates"),
+    [((), (0.005, 0.02)), (("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.1"), (0.01, 0.1))],
+)
+def test_only_nets_without_batch_norm_have_a_rate_of_their_own(overrides, rates):
     normalised, found = {}, set()
-    for entry in width_tradeoff.entries(Options(None)):
+    for entry in width_tradeoff.entries(Options(None, overrides=overrides)):
         name = entry.config.model.name
         if name not in normalised:  # of every width alike
             model = settings.make_model(entry.config, 10)
@@ -272,7 +277,7 @@ def test_only_nets_without_batch_norm_have_a_rate_of_their_own():
                 shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
             normalised[name] = "batch_stats" in shapes
         found.add((normalised[name], entry.config.optimizer.learning_rate))
-    assert sorted(found) == [(False, pytest.approx(0.005)), (True, pytest.approx(0.02))]
+    assert sorted(found) == [(False, pytest.approx(rates[0])), (True, pytest.approx(rates[1]))]
 
 
 def test_recipe_knobs(small, untrained, tmp_path, monkeypatch):
@@ -390,7 +395,7 @@ def test_a_single_seed_has_no_whisker():
 def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loop, "train", diverging_at(2, loop.train))
     monkeypatch.setattr(width_tradeoff, "FAMILIES", {"one": ("tiny", "tiny:width=2")})
-    with pytest.raises(UserError, match="^not finished: tiny:width=2, seed 0: the loss became nan; and 1 more$"):
+    with pytest.raises(UserError, match="^failed: tiny:width=2, seed 0: the loss became nan; and 1 more$"):
         run("width_tradeoff", tmp_path, small)
     assert "; not finished: tiny:width=2" in json.loads(capsys.readouterr().out.splitlines()[-1])["compute"]
     assert (tmp_path / "width_tradeoff.png").exists()
@@ -406,7 +411,7 @@ def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, 
         (["cost_breakdown", "--out=x", "--note=a copy"], "trains no net"),
         (["width_tradeoff", "--out=x", "--seeds=0"], "argument --seeds: '0' is not a whole number of at least 1"),
         (["width_tradeoff", "--out=x", "--epochs=1"], "unexpected argument"),
-        (["width_tradeoff", "--out=x", "--only=ema_decay=0.99"], "width_tradeoff has no such parts"),
+        (["width_tradeoff", "--out=x", "--only=ema_decay=0.99"], "width_tradeoff has no knobs"),
         (["relu_collapse", "--out=x", "--only=ema_decay=0.99"], "trains no net"),
         (["recipe_parts", "--out=x", "--only=ema_decay"], "no 'ema_decay'; there are optimizer.name=sgd, "),
         (["recipe_knobs", "--out=x", "--only=batch"], "no 'batch'; there are ema_decay=0.99, .*, batch 512, "),

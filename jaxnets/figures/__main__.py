@@ -125,7 +125,7 @@ def main(argv: list[str]) -> None:
     if args.config and len(args.config) > 1:
         raise UserError("--config is given twice: a figure's nets are trained by one configuration")
     if args.only and args.name not in WITH_KNOBS:
-        raise UserError(f"--only is for {', '.join(WITH_KNOBS)}: {args.name} has no such parts")
+        raise UserError(f"--only is for {', '.join(WITH_KNOBS)}: {args.name} has no knobs")
     runtime.configure_logging()
     runtime.require_device()
     command = shlex.join(["python", "-m", "jaxnets.figures", *argv[1:]])

@@ -1,7 +1,7 @@
 """ShuffleNetV1 with and without channel shuffle, for each number of groups (1707.01083, table 3).
 
-With and without it are trained alike. Nets of different numbers of groups less so: Muon makes one matrix of a kernel's
-groups (`optim.stack`), so the size of its updates depends on them.
+Nets with and without it are trained alike; nets of different numbers of groups less so: Muon makes one matrix of a
+kernel's groups (`optim.stack`), so the size of its updates depends on them.
 """
 
 import math
@@ -77,9 +77,9 @@ def draw(data: dict[str, Any]) -> Figure:
 
 
 def _gain(shuffled: dict[str, Any], plain: dict[str, Any]) -> str:
-    """Mean gain of the shuffle in points, and its standard error; empty if a run with shuffle is missing."""
+    """Mean gain of the shuffle in points, and its standard error; empty if a run of either net is missing."""
     gains = [100 * gain for gain in training.gains(shuffled, plain)]
-    if not gains:
+    if len(shuffled["seeds"]) != len(gains):
         return ""
     error = f" ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f}" if len(gains) > 1 else ""
     return f"{statistics.fmean(gains):+.1f}{error}"

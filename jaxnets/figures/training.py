@@ -1,4 +1,4 @@
-"""What figures that train nets share: a small setting, and what it cost."""
+"""What figures that train nets share: their settings, and what they cost."""
 
 import math
 import statistics
@@ -113,7 +113,7 @@ def net_data(net: dict[str, Any]) -> dict[str, Any]:
 def gains(net: dict[str, Any], base: dict[str, Any]) -> list[float]:
     """What a net has over `base`, both of `net_data`, for each seed of `base`: runs of one seed begin alike.
 
-    None if a run of the net is missing, because it diverged, say: the mean would be of other runs than the base's.
+    Empty if a run of the net is missing, because it diverged, say: the mean would be of other runs than the base's.
     """
     ours, theirs = ({seed: curve[-1][1] for seed, curve in zip(each["seeds"], each["curves"])} for each in (net, base))
     return [ours[seed] - theirs[seed] for seed in theirs] if ours.keys() >= theirs.keys() else []
