@@ -77,7 +77,7 @@ def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
         for number in range(num_seeds):
             directory = workdir_of(out, entry, number)
             check_length(directory, workdirs.check(directory, entry.at_seed(number)), entry.config)
-            compare_results.read_run(directory, entry.at_seed(number))
+            numbers_of(entry, number, out)
             source = entry.config.init_from
             if source and not has_begun(entry, number, out) and not user_path(source).exists():
                 raise UserError(f"{entry.label}: config.init_from={source!r}: there is no such file or workdir")
@@ -138,28 +138,31 @@ def keep(files: Sequence[Path]) -> None:
         logger.warning("%s was made from runs that no longer exist: it is kept as %s", files[0], names)
 
 
+def numbers_of(entry: Entry, number: int, out: Path) -> dict[str, Any] | None:
+    """What `compare_results.read_run` finds of an entry's run with its `number`-th seed."""
+    return compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number))
+
+
 def is_finished(entry: Entry, number: int, out: Path) -> bool:
     """Whether the run with the `number`-th seed is complete, and its last checkpoint, if any, was saved."""
-    directory, config = workdir_of(out, entry, number), entry.at_seed(number)
-    numbers = compare_results.read_run(directory, config)
+    numbers = numbers_of(entry, number, out)
     if not numbers or entry.framework == TORCH:
         return bool(numbers)
     # The disk may have been full; if all checkpoints were deleted, that is no reason to train again.
-    saved = checkpoint.latest_step(directory)
-    return saved is None or saved * config.batch_size >= numbers["train_images"]
+    saved = checkpoint.latest_step(workdir_of(out, entry, number))
+    return saved is None or saved * entry.config.batch_size >= numbers["train_images"]
 
 
 def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
     """The workdirs of the entry's completed runs."""
-    paths = {number: workdir_of(out, entry, number) for number in range(num_seeds)}
-    return [path for number, path in paths.items() if compare_results.read_run(path, entry.at_seed(number))]
+    return [workdir_of(out, entry, number) for number in range(num_seeds) if numbers_of(entry, number, out)]
 
 
 def has_begun(entry: Entry, number: int, out: Path) -> bool:
     """Whether the run with the `number`-th seed needs no initial weights: it has a checkpoint, or is finished."""
     directory = workdir_of(out, entry, number)
     saved = checkpoint.exists(directory) or (directory / workdirs.TORCH_CHECKPOINT).exists()
-    return saved or bool(compare_results.read_run(directory, entry.at_seed(number)))
+    return saved or bool(numbers_of(entry, number, out))
 
 
 def train_all(
@@ -201,8 +204,7 @@ def train(entry: Entry, number: int, out: Path) -> bool:
     if is_finished(entry, number, out):
         logger.info("%s, seed %d: already finished", entry.label, config.seed)
         return False
-    ended = compare_results.read_run(directory, config)
-    why = " it has finished, but its last checkpoint was not saved" if ended else ""
+    why = " it has finished, but its last checkpoint was not saved" if numbers_of(entry, number, out) else ""
     logger.info("%s, seed %d:%s", entry.label, config.seed, why)
     with released(entry):
         (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
@@ -290,13 +292,12 @@ def net_record(
     config = entry.config
     failed, runs = list(failed), []
     for number in range(num_seeds):
-        seed = entry.config.seed + number
         try:
-            if run := compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number)):
+            if run := numbers_of(entry, number, out):
                 runs.append(run)
         except UserError as error:  # its files cannot be read now; the other runs' can
             if not any(sentence.endswith(str(error)) for sentence in failed):
-                failed.append(f"seed {seed}: {error}")
+                failed.append(f"seed {entry.config.seed + number}: {error}")
     return {
         "label": entry.label,
         "model": config.model.name,

@@ -25,6 +25,7 @@ def measure(entry: Entry, config: ml_collections.ConfigDict, directory: Path, la
     """
     if read(directory, last) is not None:
         return False
+    logger.info("%s, seed %d: evaluating it on its training images", entry.label, config.seed)
     if entry.framework == TORCH:
         from jaxnets import compare_torch
 
