@@ -25,7 +25,7 @@ def measure(entry: Entry, config: ml_collections.ConfigDict, directory: Path, la
     """
     if read(directory, last) is not None:
         return False
-    logger.info("%s, seed %d: evaluating it on its training images", entry.label, config.seed)
+    logger.info("%s, seed %d: evaluating its training images", entry.label, config.seed)
     if entry.framework == TORCH:
         from jaxnets import compare_torch
 
@@ -33,6 +33,7 @@ def measure(entry: Entry, config: ml_collections.ConfigDict, directory: Path, la
     else:
         metrics = _evaluate(config, directory, last["step"])
     if metrics is None:
+        logger.info("%s, seed %d: not evaluated, since its last checkpoint is gone", entry.label, config.seed)
         return False
     logger.info(
         "%s, seed %d: accuracy %.2f%% on its training images", entry.label, config.seed, 100 * metrics["accuracy"]
