@@ -41,15 +41,16 @@ def measure(options: Options) -> dict[str, Any]:
 
 
 def draw(data: dict[str, Any]) -> Figure:
-    """Accuracy against the number of groups: two lines, whiskers of one standard deviation."""
+    """Accuracy against the number of groups: two lines, whiskers of one standard deviation, gains above."""
     figure = plots.new_figure(5.0, 3.1)
     axes = figure.subplots()
     for index, (field, label) in enumerate((("shuffle", "with channel shuffle"), ("no_shuffle", "without"))):
         # One group has nothing to shuffle: it is a point on both lines.
         nets = [each[field] or each["shuffle"] for each in data["groups"]]
         points = [(at, net["accuracy"]) for at, net in enumerate(nets) if _finished(net)]
+        aside = 0.04 * (2 * index - 1)  # so that whiskers do not hide each other
         axes.errorbar(
-            [at for at, _ in points],
+            [at + aside for at, _ in points],
             [100 * accuracy["mean"] for _, accuracy in points],
             yerr=training.whiskers([accuracy for _, accuracy in points]),
             color=plots.COLOURS[index],
@@ -59,18 +60,11 @@ def draw(data: dict[str, Any]) -> Figure:
         )
     for at, each in enumerate(data["groups"]):
         if _finished(each["shuffle"]) and _finished(each["no_shuffle"]):
-            high, low = (each[field]["accuracy"]["mean"] * 100 for field in ("shuffle", "no_shuffle"))
-            axes.annotate(
-                _gain(each["shuffle"], each["no_shuffle"]),
-                (at, (high + low) / 2),
-                (7, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+            gain = _gain(each["shuffle"], each["no_shuffle"])
+            axes.annotate(gain, (at, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
     labels = [f"{each['groups']}\n{each['shuffle']['macs'] / 1e6:.1f} M MACs" for each in data["groups"]]
     axes.set_xticks(range(len(labels)), labels)
-    axes.set(xlabel=f"groups, ShuffleNetV1 {data['width']}x", ylabel="accuracy (%)", xlim=(-0.3, len(labels) - 0.5))
+    axes.set(xlabel=f"groups, ShuffleNetV1 {data['width']}x", ylabel="accuracy (%)", xlim=(-0.5, len(labels) - 0.5))
     axes.legend()
     training.footnote(figure, data, "whiskers: standard deviation, numbers: mean gain ± its standard error over")
     return figure
@@ -82,7 +76,7 @@ def _gain(shuffled: dict[str, Any], plain: dict[str, Any]) -> str:
     if len(shuffled["seeds"]) != len(gains):
         return ""
     error = f" ± {statistics.stdev(gains) / math.sqrt(len(gains)):.1f}" if len(gains) > 1 else ""
-    return f"{statistics.fmean(gains):+.1f}{error}"
+    return f"{round(statistics.fmean(gains), 1) + 0.0:+.1f}{error}"  # + 0.0: no -0.0
 
 
 def _finished(net: dict[str, Any] | None) -> bool:
