@@ -175,7 +175,7 @@ def run(name, out, small, drawn=True):
 
 
 @pytest.mark.usefixtures("untrained")
-def test_shuffle_ablation(small, tmp_path, monkeypatch, capsys):
+def test_shuffle_ablation(small, tmp_path, monkeypatch, capsys, request):
     def specs(groups):
         return [f"tiny:width={groups}", f"tiny:width={groups}:dropout=0.1"][:groups]
 
@@ -190,6 +190,7 @@ def test_shuffle_ablation(small, tmp_path, monkeypatch, capsys):
     assert "3 runs of 2 epochs on digits train[:160] at 16 px" in result["compute"]
     assert result["compute"].endswith("; a small copy")
     # Of the same runs; the figure of all of them is kept.
+    request.getfixturevalue("sketched")
     data = run("shuffle_ablation", tmp_path, ["--only=g2", "--seeds=1", *small], drawn=False)
     assert data["groups"] == [two]
     assert len(json.loads((tmp_path / "shuffle_ablation.1.json").read_text())["groups"]) == 2
@@ -280,7 +281,7 @@ def test_only_nets_without_batch_norm_have_a_rate_of_their_own(overrides, rates)
     assert sorted(found) == [(False, pytest.approx(rates[0])), (True, pytest.approx(rates[1]))]
 
 
-def test_recipe_knobs(small, untrained, tmp_path, monkeypatch):
+def test_recipe_knobs(small, untrained, tmp_path, monkeypatch, request):
     monkeypatch.setattr(recipe_knobs, "NET", "tiny")
     monkeypatch.setattr(recipe_knobs, "KNOBS", {"longer": ("num_epochs=3",), "smoother": ("label_smoothing=0.1",)})
     monkeypatch.setattr(recipe_knobs, "larger_batches", lambda base: {})
@@ -290,6 +291,7 @@ def test_recipe_knobs(small, untrained, tmp_path, monkeypatch):
     assert (longer["label"], longer["gains"]) == ("longer", pytest.approx([0.25, 0.25]))
     assert smoother["gains"] == [0.0, 0.0]
     # Of the same runs; the figure of all of them is kept.
+    request.getfixturevalue("sketched")
     data = run("recipe_knobs", tmp_path, ["--only=smoother", *small], drawn=False)
     assert [knob["label"] for knob in data["knobs"]] == ["smoother"]
     kept = json.loads((tmp_path / "recipe_knobs.1.json").read_text())

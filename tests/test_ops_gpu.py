@@ -164,7 +164,7 @@ def test_a_net_has_the_reference_s_loss_gradients_and_statistics():
 @pytest.mark.parametrize(
     "net",
     slow_after(
-        2,
+        1,
         ["tiny", "squeezenet1_1_cifar", "mobilenet_v2_mini", "shufflenet_v1_g3_cifar", "shufflenet_v2_x0_5_cifar"],
     ),
 )

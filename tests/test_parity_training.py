@@ -21,7 +21,7 @@ AWAY_FROM_KINKS = 2.25
 TRAINED = [name for name, case in CASES.items() if case.train_side]
 # Of their family another is compared, or of its evaluation.
 SLOW = {"mobilenet_v2 .35", "mobilenet_v2_mini", "shufflenet_v1 kuangliu g2", "shufflenet_v2 megvii 1"}
-SLOW |= {"shufflenet_v2 .5", "resnet18", "vgg16 bn kuangliu"}
+SLOW |= {"shufflenet_v2 .5", "shufflenet_v2 se", "resnet18", "vgg16 bn kuangliu"}
 
 
 @pytest.mark.parametrize("name", [mark_slow(name) if name in SLOW else name for name in TRAINED])
