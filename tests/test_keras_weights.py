@@ -20,7 +20,7 @@ import jaxnets
 from jaxnets import ops, torch_weights
 from jaxnets.errors import UserError
 from tests.parity_cases import calibrated, images_of, to_torch
-from tests.slow import slow_after
+from tests.slow import mark_slow, slow_after
 from tests.torch_twins import pytorch_cifar
 
 V2_BLOCK = ["depthwise", "depthwise_BN", "project", "project_BN"]
@@ -184,7 +184,7 @@ def test_another_stride_is_warned_of(published, tmp_path, caplog):
     ("names", "layout", "top"),
     [
         (V2_PUBLISHED, "Keras (published)", True),
-        (V2_PUBLISHED, "Keras (published)", False),
+        mark_slow((V2_PUBLISHED, "Keras (published)", False)),
         ([*V2_NAMES[:-1], "Logits"], "Keras (Logits)", True),
     ],
 )

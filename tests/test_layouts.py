@@ -10,6 +10,7 @@ import jaxnets
 from jaxnets import torch_weights, weight_images
 from jaxnets.errors import UserError
 from jaxnets.layouts import layouts_of
+from tests.slow import mark_slow
 from tests.test_models import shapes_of
 
 # A small net of each family, and the code bases that have it
@@ -42,7 +43,11 @@ def random_variables(model):
     return variables
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+# Other depths, versions and numbers of groups of nets that are there, too.
+OTHERS = {"shufflenet_v1_g8", "squeezenet1_0", "vgg19_bn"}
+
+
+@pytest.mark.parametrize("name", [mark_slow(name) if name in OTHERS else name for name in WRITTEN])
 def test_each_layout_leads_there_and_back_bit_by_bit(name):
     fields, expected = WRITTEN[name]
     model = jaxnets.create_model(name, num_classes=7, **fields)
@@ -152,7 +157,7 @@ OF_IMAGENET = {"stem_stride": 2, "stage_strides": (1, 2, 2, 2, 1, 2, 1)}
         ("mobilenet_v2", SMALL, "torchvision", {"stem_stride": 1}, {"stem_stride": 2}),
         ("mobilenet_v2", SMALL | OF_CIFAR | {"num_classes": 10}, "chenyaofo", OF_IMAGENET, OF_CIFAR),
         ("mobilenet_v2", SMALL, "timm", OF_CIFAR, OF_IMAGENET),
-        ("mobilenet_v2_cifar", {"width": 0.125}, "kuangliu", {"stem_stride": 2}, {"stem_stride": 1}),
+        mark_slow(("mobilenet_v2_cifar", {"width": 0.125}, "kuangliu", {"stem_stride": 2}, {"stem_stride": 1})),
         (
             "shufflenet_v1_g2_cifar",
             {"width": 0.25, "variant": "kuangliu"},
@@ -163,8 +168,8 @@ OF_IMAGENET = {"stem_stride": 2, "stage_strides": (1, 2, 2, 2, 1, 2, 1)}
         ("shufflenet_v1_g3", {"width": 0.25}, "megvii", {"stem_stride": 1}, {"stem_stride": 2}),
         ("shufflenet_v2_x0_5", {}, "torchvision", {"stem_stride": 1}, {"stem_stride": 2}),
         ("shufflenet_v2_x0_5_cifar", {}, "chenyaofo", {"stem_stride": 2}, {"stem_stride": 1}),
-        ("shufflenet_v2_x0_5_cifar", {}, "kuangliu", {"stem_stride": 2}, {"stem_stride": 1}),
-        ("shufflenet_v2_x0_5", {}, "megvii", {"stem_stride": 1}, {"stem_stride": 2}),
+        mark_slow(("shufflenet_v2_x0_5_cifar", {}, "kuangliu", {"stem_stride": 2}, {"stem_stride": 1})),
+        mark_slow(("shufflenet_v2_x0_5", {}, "megvii", {"stem_stride": 1}, {"stem_stride": 2})),
         ("squeezenet1_1", {"width": 0.125}, "torchvision", {"stem_stride": 1}, {"stem_stride": 2}),
     ],
 )
