@@ -68,8 +68,9 @@ MODELS = (
     "shufflenet_v1_g3_cifar",
     "shufflenet_v2_x1_0_cifar",
 )
-# The other nets that the PyTorch side has.
-MORE_MODELS = (
+# All nets that the PyTorch side has: `torch_nets.NETS`, without importing PyTorch.
+TORCH_MODELS = (
+    *MODELS,
     "squeezenet1_0",
     "squeezenet1_0_cifar",
     *(f"shufflenet_v2_{size}{kind}" for size in ("x0_5", "x1_5", "x2_0") for kind in ("", "_cifar")),
@@ -346,8 +347,8 @@ def plan(args) -> list[Race]:
         if missing:
             raise UserError(f"{missing[0]} is not installed: pip install -e '.[torch]', or --against=flax")
         for name in names:
-            if name not in (*MODELS, *MORE_MODELS):
-                raise UserError(f"--models: PyTorch's side has no {name!r}, only {', '.join((*MODELS, *MORE_MODELS))}")
+            if name not in TORCH_MODELS:
+                raise UserError(f"--models: PyTorch's side has no {name!r}, only {', '.join(TORCH_MODELS)}")
     if args.out is not None:
         if args.out.exists():
             raise UserError(f"--out={args.out} exists already, and is not overwritten")

@@ -56,7 +56,7 @@ def runs_table(nets: Sequence[Record]) -> Section:
     """One row per finished run; if there are several machines, with their numbers from the notes."""
     number_of = {where: number for number, where in enumerate(compare_results.machines(nets), start=1)}
     several = len(number_of) > 1
-    evaluated = any(run["final_train_accuracy"] is not None for net in nets for run in net["runs"])
+    evaluated = compare_results.has_train_accuracy(nets)
     rows = [
         (
             net["label"],

@@ -150,6 +150,11 @@ def over_seeds(runs: Sequence[Record], lost: bool = False) -> Record:
     }
 
 
+def has_train_accuracy(nets: Sequence[Record]) -> bool:
+    """Whether the final weights of any run were evaluated on its training images."""
+    return any(run["final_train_accuracy"] is not None for net in nets for run in net["runs"])
+
+
 def reached(nets: Sequence[Record]) -> list[str]:
     """The targets that at least one run reached."""
     runs = [run for net in nets for run in net["runs"]]
@@ -182,7 +187,7 @@ def table(comparison: Record) -> Section:
     targets = reached(nets)
     sized = [net["latency"] for net in nets if net["latency"]]
     columns = {"accuracy": "accuracy (%)", "final_train_accuracy": "train (%)", "train_accuracy": "in training (%)"}
-    if not any(net["results"].get("final_train_accuracy") for net in nets):
+    if not has_train_accuracy(nets):
         del columns["final_train_accuracy"]
     header = ["net", "parameters", "MACs (M)", "epochs", *columns.values()]
     header += [*(f"s to {float(target):.0%}" for target in targets), "s per epoch"]
@@ -262,14 +267,13 @@ def _flat(net: Record) -> Record:
 def notes(comparison: Record) -> list[str]:
     """How the numbers were obtained, one sentence each."""
     seeds, nets = comparison["seeds"], comparison["nets"]
-    evaluated = any(net["results"].get("final_train_accuracy") for net in nets)
     augmented = any(any(net["config"]["augment"].values()) or net["config"].get("crop_area") for net in nets)
     found = [
         f"Accuracy: {comparison['eval_split']} of {comparison['dataset']}, after the last epoch"
         + (f", mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else ", one seed."),
         *_averaged(nets),
         *_trained_alike(comparison),
-        *["Train: of the same weights as the accuracy, on the training images as they are."] * evaluated,
+        *["Train: of the same weights as the accuracy, on the training images as they are."] * has_train_accuracy(nets),
         "In training: mean over the last epoch, while the weights were changing"
         + (", on augmented images." if augmented else "."),
         "Seconds: of the training steps, without compilation, evaluation and saving; per epoch: each run's mean, and "
