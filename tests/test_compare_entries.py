@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from jaxnets import compare_entries, compare_runs
+from jaxnets import compare_entries, compare_runs, compare_training
 from jaxnets.errors import UserError
 from jaxnets.models import MODELS
 from tests.tiny_net import TinyNet, small_digits
@@ -93,7 +93,7 @@ def test_a_preset_can_be_trained(name, repository, digits_dir, tmp_path):
     overrides = [*preset.overrides, "--config.dataset=digits", f"--config.data_dir={digits_dir}"]
     configs = compare_entries.load_configs([f"{repository}/configs/default.py"], overrides, preset.models)
     entries = compare_entries.make_entries(configs, preset.models)
-    compare_runs.check(entries, 1, tmp_path / "out")
+    compare_training.check(entries, 1, tmp_path / "out")
     for entry in entries:
         compare_runs.Net.of(entry)
     assert [entry.config.model.name for entry in entries] == list(preset.models)

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from jaxnets import compare_entries, compare_page, compare_results, compare_runs, compare_train_accuracy, evaluate
+from jaxnets import (
+    compare_entries,
+    compare_page,
+    compare_results,
+    compare_runs,
+    compare_train_accuracy,
+    compare_training,
+    evaluate,
+)
 from tests.tiny_net import registered, small_digits
 from tests.tiny_torch import named_tiny
 
@@ -39,7 +47,7 @@ def runs_of(out):
 
 
 def test_it_is_that_of_evaluate_on_the_training_split(finished, entries, capsys):
-    workdir = compare_runs.workdir_of(finished, entries[0], 0)
+    workdir = compare_training.workdir_of(finished, entries[0], 0)
     split = entries[0].config.train_split
     evaluate.main(["evaluate", f"--workdir={workdir}", "--checkpoint=latest", f"--split={split}"])
     expected = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -64,7 +72,7 @@ def test_both_sides_have_it_in_every_file(finished):
 def test_it_is_measured_once(finished, entries, monkeypatch):
     before = runs_of(finished)
     monkeypatch.setattr(compare_train_accuracy, "_evaluate", lambda *_: pytest.fail("evaluated again"))
-    monkeypatch.setattr(compare_runs.torch_side(), "evaluate_training", lambda *_: pytest.fail("evaluated again"))
+    monkeypatch.setattr(compare_training.torch_side(), "evaluate_training", lambda *_: pytest.fail("evaluated again"))
     compare_runs.run(entries, 1, finished, train_accuracy=True)
     assert runs_of(finished) == before
 
@@ -83,9 +91,9 @@ def test_finished_runs_get_it_later(finished, entries, tmp_path):
 def test_runs_without_their_last_checkpoint_have_none(finished, entries, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     for entry in entries:
-        (compare_runs.workdir_of(out, entry, 0) / compare_train_accuracy.FILE).unlink()
-    shutil.rmtree(compare_runs.workdir_of(out, entries[0], 0) / "checkpoints")
-    (compare_runs.workdir_of(out, entries[1], 0) / "torch.pt").unlink()
+        (compare_training.workdir_of(out, entry, 0) / compare_train_accuracy.FILE).unlink()
+    shutil.rmtree(compare_training.workdir_of(out, entries[0], 0) / "checkpoints")
+    (compare_training.workdir_of(out, entries[1], 0) / "torch.pt").unlink()
     found = compare_runs.run(entries, 1, out, train_accuracy=True)
     assert [net["runs"][0]["final_train_accuracy"] for net in found["nets"]] == [None, None]
     assert [net["failed"] for net in found["nets"]] == [[], []]
@@ -95,7 +103,7 @@ def test_runs_without_their_last_checkpoint_have_none(finished, entries, tmp_pat
 def test_weights_of_an_earlier_epoch_are_not_evaluated(finished, entries, tmp_path):
     """A kill may come between the last evaluation and PyTorch's checkpoint after it."""
     out = shutil.copytree(finished, tmp_path / "out")
-    directory = compare_runs.workdir_of(out, entries[1], 0)
+    directory = compare_training.workdir_of(out, entries[1], 0)
     (directory / compare_train_accuracy.FILE).unlink()
     saved = torch.load(directory / "torch.pt")
     torch.save(saved | {"step": saved["step"] - 5}, directory / "torch.pt")
@@ -105,7 +113,7 @@ def test_weights_of_an_earlier_epoch_are_not_evaluated(finished, entries, tmp_pa
 
 def test_an_evaluation_that_fails_leaves_the_rest(finished, entries, tmp_path, monkeypatch):
     out = shutil.copytree(finished, tmp_path / "out")
-    (compare_runs.workdir_of(out, entries[0], 0) / compare_train_accuracy.FILE).unlink()
+    (compare_training.workdir_of(out, entries[0], 0) / compare_train_accuracy.FILE).unlink()
 
     def fails(*_):
         raise MemoryError("no room")
