@@ -284,7 +284,6 @@ def test_only_nets_without_batch_norm_have_a_rate_of_their_own(overrides, rates)
 def test_recipe_knobs(small, untrained, tmp_path, monkeypatch, request):
     monkeypatch.setattr(recipe_knobs, "NET", "tiny")
     monkeypatch.setattr(recipe_knobs, "KNOBS", {"longer": ("num_epochs=3",), "smoother": ("label_smoothing=0.1",)})
-    monkeypatch.setattr(recipe_knobs, "larger_batches", lambda base: {})
     data = run("recipe_knobs", tmp_path, small)
     assert data["base"]["accuracy"]["mean"] == pytest.approx((0.5 + 0.525) / 2)
     longer, smoother = data["knobs"]
@@ -329,7 +328,7 @@ def test_a_knob_is_compared_seed_by_seed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("overrides", [(), ("--config.optimizer.learning_rate=0.05", "--config.batch_size=64")])
 def test_the_rates_of_large_batches_are_scaled_from_the_bases(overrides):
-    base, *knobs = (entry.config for entry in recipe_knobs.entries(Options(None, overrides=overrides)))
+    base, *knobs = (entry.config for entry in recipe_parts.entries(Options(None, overrides=overrides)))
 
     def rate(config):
         return (
@@ -343,7 +342,7 @@ def test_the_rates_of_large_batches_are_scaled_from_the_bases(overrides):
     assert [rate(config) for config in large] == pytest.approx([1, 2, 4])
 
 
-@pytest.mark.parametrize(("figure", "count"), [(recipe_knobs, len(recipe_knobs.KNOBS) + 3), (recipe_parts, 5)])
+@pytest.mark.parametrize(("figure", "count"), [(recipe_knobs, len(recipe_knobs.KNOBS)), (recipe_parts, 8)])
 def test_every_knob_changes_the_base_and_can_be_trained(figure, count):
     base, *knobs = figure.entries(Options(None))
     assert len(knobs) == count
@@ -367,8 +366,9 @@ def test_recipe_parts_start_from_the_default_recipe():
 @pytest.mark.slow
 def test_recipe_parts(small, untrained, tmp_path, monkeypatch):
     monkeypatch.setattr(recipe_parts, "NET", "tiny")
+    monkeypatch.setattr(recipe_parts, "larger_batches", lambda base: {})
     data = run("recipe_parts", tmp_path, small)
-    assert [part["label"] for part in data["knobs"]] == list(recipe_parts.KNOBS)
+    assert [part["label"] for part in data["knobs"]] == list(recipe_parts.KNOBS) and len(data["knobs"]) == 5
     assert all(part["gains"] == [0.0, 0.0] for part in data["knobs"]) and data["net"] == "tiny"
 
 
@@ -415,8 +415,8 @@ def test_a_figure_without_a_run_that_failed_is_drawn_and_told(small, untrained, 
         (["width_tradeoff", "--out=x", "--epochs=1"], "unexpected argument"),
         (["width_tradeoff", "--out=x", "--only=ema_decay=0.99"], "width_tradeoff has no knobs"),
         (["relu_collapse", "--out=x", "--only=ema_decay=0.99"], "trains no net"),
-        (["recipe_parts", "--out=x", "--only=ema_decay"], "no 'ema_decay'; there are optimizer.name=sgd, "),
-        (["recipe_knobs", "--out=x", "--only=batch"], "no 'batch'; there are ema_decay=0.99, .*, batch 512, "),
+        (["recipe_knobs", "--out=x", "--only=ema_decay"], "no 'ema_decay'; there are ema_decay=0.99, "),
+        (["recipe_parts", "--out=x", "--only=batch"], "no 'batch'; there are optimizer.name=sgd, .*, batch 512, "),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, says):

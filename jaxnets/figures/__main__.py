@@ -3,8 +3,8 @@
 relu_collapse: what ReLU does to a curve in few dimensions. bottleneck_ablation: linear and non-linear bottlenecks,
 and where shortcuts go. shuffle_ablation: ShuffleNetV1 without channel shuffle. width_tradeoff: accuracy against cost.
 cost_breakdown: where MobileNetV1's parameters, arithmetic and time go. recipe_knobs: what each field of a recipe adds.
-recipe_parts: the default recipe without each of its parts, and with images that grow.
-Nets are trained in a small setting: on a laptop CPU a run takes a few minutes, and a figure of 8 to 28 runs half an
+recipe_parts: the default recipe without each of its parts, with images that grow, and in larger batches.
+Nets are trained in a small setting: on a laptop CPU a run takes a few minutes, and a figure of 8 to 24 runs half an
 hour to an hour and a half. `--config.FIELD=VALUE` overrides any field (`--config.train_split=train
 --config.num_epochs=60`). Running the same command again resumes where it stopped. The last line on standard output is
 one JSON object. If a run fails, the figure shows the others, and the command exits with status 1.

@@ -20,17 +20,6 @@ NETS = {
     "expansions": f"{BASE}:shortcut=expansions",
     "none": f"{BASE}:shortcut=none",
 }
-# Minutes per run on a laptop.
-SETTING = (
-    *training.PLAIN_SGD,
-    "--config.train_split=train[:8000]",
-    "--config.eval_split=test[:4000]",
-    "--config.image_size=24",
-    "--config.augment.crop_padding=3",
-    "--config.num_epochs=6",
-    "--config.batch_size=64",
-    "--config.optimizer.learning_rate=0.05",
-)
 PANELS = {
     "(a) bottleneck": {"linear": "linear", "nonlinear": "ReLU6"},
     "(b) shortcuts": {"linear": "between bottlenecks", "expansions": "between expansions", "none": "none"},
@@ -39,7 +28,7 @@ PANELS = {
 
 def measure(options: Options) -> dict[str, Any]:
     """The accuracy of each variant over the epochs, for every seed."""
-    comparison = training.train(list(NETS.values()), SETTING, options)
+    comparison = training.train(list(NETS.values()), training.MANY_IMAGES, options)
     nets = {net["label"]: training.net_data(net) for net in comparison["nets"]}
     found = {name: nets[label] for name, label in NETS.items()}
     return {"nets": found, "seeds": options.seeds} | training.outcome(comparison)

@@ -1,19 +1,18 @@
 """What each knob of a recipe contributes: the same small run with one field changed."""
 
-from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
-
-from jaxnets import compare_entries, optim
-from jaxnets.figures import knobs, training
+from jaxnets import compare_entries
+from jaxnets.figures import knobs
 from jaxnets.figures.options import Options
 
 TRAINS = True
 NET = "shufflenet_v2_x0_5_cifar"
 # Few images, seen often enough for regularisation against memorising them to matter.
 SETTING = (
-    *training.PLAIN_SGD,
+    *compare_entries.PLAIN,
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.weight_decay=5e-4",
     "--config.optimizer.learning_rate=0.1",
     "--config.batch_size=128",
     "--config.train_split=train[:10000]",
@@ -37,18 +36,6 @@ KNOBS = {
 }
 
 
-def larger_batches(base: ml_collections.ConfigDict) -> dict[str, Sequence[str]]:
-    """Knobs with four times the batch: at the base's learning rate, and scaled by each rule from the base's batch."""
-    size = 4 * base.batch_size
-    found = {f"batch {size}": (f"batch_size={size}",)}
-    for rule in ("sqrt", "linear"):
-        # The field's value that gives the base's batch the base's rate.
-        rate = base.optimizer.learning_rate / optim.scale_rate(1.0, base.batch_size, rule)
-        scaled = f"optimizer.learning_rate={rate}", f"optimizer.batch_scaling={rule}"
-        found[f"batch {size}, batch_scaling={rule}"] = (f"batch_size={size}", *scaled)
-    return found
-
-
 def measure(options: Options) -> dict[str, Any]:
     """The accuracy of the base, and for each knob the difference from it, seed by seed; seconds of training."""
     return knobs.gains(entries(options), options)
@@ -56,8 +43,7 @@ def measure(options: Options) -> dict[str, Any]:
 
 def entries(options: Options) -> list[compare_entries.Entry]:
     """The base, and a run for each knob."""
-    (base,) = knobs.variants(NET, SETTING, {}, options)
-    return knobs.variants(NET, SETTING, options.chosen(KNOBS | larger_batches(base.config)), options)
+    return knobs.variants(NET, SETTING, options.chosen(KNOBS), options)
 
 
 draw = knobs.draw

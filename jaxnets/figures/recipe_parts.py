@@ -1,8 +1,11 @@
-"""The default recipe without each of its parts, and with images that grow: the same small run."""
+"""The default recipe without each of its parts, with images that grow, and in larger batches: the same small run."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from jaxnets import compare_entries
+import ml_collections
+
+from jaxnets import compare_entries, optim
 from jaxnets.figures import knobs, training
 from jaxnets.figures.options import Options
 
@@ -30,6 +33,18 @@ KNOBS = {
 }
 
 
+def larger_batches(base: ml_collections.ConfigDict) -> dict[str, Sequence[str]]:
+    """Knobs with four times the batch: at the base's learning rate, and scaled by each rule from the base's batch."""
+    size = 4 * base.batch_size
+    found = {f"batch {size}": (f"batch_size={size}",)}
+    for rule in ("sqrt", "linear"):
+        # The field's value that gives the base's batch the base's rate.
+        rate = base.optimizer.learning_rate / optim.scale_rate(1.0, base.batch_size, rule)
+        scaled = f"optimizer.learning_rate={rate}", f"optimizer.batch_scaling={rule}"
+        found[f"batch {size}, batch_scaling={rule}"] = (f"batch_size={size}", *scaled)
+    return found
+
+
 def measure(options: Options) -> dict[str, Any]:
     """The accuracy of the recipe, and for each change the difference from it, seed by seed; seconds of training."""
     return knobs.gains(entries(options), options)
@@ -37,7 +52,8 @@ def measure(options: Options) -> dict[str, Any]:
 
 def entries(options: Options) -> list[compare_entries.Entry]:
     """The recipe, and a run for each change."""
-    return knobs.variants(NET, SETTING, options.chosen(KNOBS), options)
+    (base,) = knobs.variants(NET, SETTING, {}, options)
+    return knobs.variants(NET, SETTING, options.chosen(KNOBS | larger_batches(base.config)), options)
 
 
 draw = knobs.draw

@@ -11,7 +11,6 @@ from jaxnets import augment, compare_entries, compare_results, compare_runs, plo
 from jaxnets.errors import as_utf8
 from jaxnets.figures.options import Options
 
-PLAIN_SGD = (*compare_entries.PLAIN, "--config.optimizer.name=sgd", "--config.optimizer.weight_decay=5e-4")
 # As the default recipe uses it.
 MUON = (
     *compare_entries.PLAIN,
