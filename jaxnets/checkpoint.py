@@ -19,8 +19,9 @@ from jaxnets import step as step_lib
 from jaxnets.checkpoint_damage import digest, is_as_written, json_digest, passing, set_aside
 from jaxnets.checkpoint_manager import DELETED, Manager
 from jaxnets.errors import UserError, first_line, writing
+from jaxnets.interruption import drop_late_errors
 from jaxnets.plain_files import parse_json, read_text
-from jaxnets.runtime import drop_late_answers, logger
+from jaxnets.runtime import logger
 from jaxnets.state import TrainState
 
 BEST_METRIC = "eval_accuracy"
@@ -81,7 +82,7 @@ def open_reader(workdir: Path) -> ocp.CheckpointManager:
 
 
 def _open(directory: Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    drop_late_answers()
+    drop_late_errors()
     processes = {"multiprocessing_options": options.multiprocessing_options}
     handlers = {
         "variables": ocp.StandardCheckpointHandler(**processes),

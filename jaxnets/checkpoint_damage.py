@@ -45,11 +45,16 @@ def is_as_written(record: dict[str, Any], name: str, value: Any) -> bool:
     return name not in digests or digests[name] == json_digest(value)
 
 
+def tensorstore_errno(error: BaseException) -> int | None:
+    """The system's error number in what TensorStore raises, a ValueError, if it has one."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(number[1]) if number else None
+
+
 def passing(error: BaseException | None) -> str | None:
     """The system's message if it is to blame rather than the file (no permission, too many open files), else None."""
     while error is not None:
-        number = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's
-        number = int(number[1]) if number else getattr(error, "errno", None)
+        number = tensorstore_errno(error) or getattr(error, "errno", None)
         if isinstance(error, MemoryError) or number in PASSING:
             return os.strerror(number or errno.ENOMEM)
         error = error.__cause__ or error.__context__

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 import orbax.checkpoint as ocp
 
 from jaxnets import distributed
+from jaxnets.checkpoint_damage import tensorstore_errno
 from jaxnets.errors import UserError, first_line, writing
 
 DELETED = "deleted"  # subfolder for the checkpoints that are about to be deleted
@@ -86,5 +86,5 @@ def _saving(directory: Path) -> Iterator[None]:
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-            number = re.search(r"os_error_code='(\d+)'", str(error))
-            raise OSError(os.strerror(int(number[1])) if number else first_line(error)) from error
+            number = tensorstore_errno(error)
+            raise OSError(os.strerror(number) if number else first_line(error)) from error

@@ -28,10 +28,10 @@ def html(comparison: Record) -> str:
     """The whole page, from the record that is written as JSON."""
     nets = comparison["nets"]
     of_torch = sum(net["framework"] == TORCH for net in nets)
-    count = f"{len(nets) - of_torch} net{'s' * (len(nets) - of_torch != 1)}"
+    count = "1 net" if len(nets) - of_torch == 1 else f"{len(nets) - of_torch} nets"
     return report.fill_template(
         "compare.html.jinja",
-        title=f"{count} on {comparison['dataset']}, compared{' with PyTorch' * bool(of_torch)}",
+        title=f"{count} on {comparison['dataset']}, compared{' with PyTorch' if of_torch else ''}",
         date=comparison["date"],
         command=[shlex.quote(word) for word in shlex.split(comparison["command"])],
         results=compare_results.table(comparison),
@@ -55,24 +55,24 @@ def recipes_table(nets: Sequence[Record]) -> Section | None:
 def runs_table(nets: Sequence[Record]) -> Section:
     """One row per finished run; if there are several machines, with their numbers from the notes."""
     number_of = {where: number for number, where in enumerate(compare_results.machines(nets), start=1)}
-    several = len(number_of) > 1
-    evaluated = compare_results.has_train_accuracy(nets)
-    rows = [
-        (
-            net["label"],
-            str(run["seed"]),
-            f"{run['accuracy']:.2%}",
-            *[_percent(run["final_train_accuracy"])] * evaluated,
-            f"{run['train_accuracy']:.2%}",
-            f"{run['epoch_seconds']:,.1f}",
-            f"{run['train_seconds']:,.0f}",
-            *[", ".join(dict.fromkeys(str(number_of[machine.sentence(w)]) for w in run["machines"]))] * several,
-        )
-        for net in nets
-        for run in net["runs"]
-    ]
-    header = ("net", "seed", "accuracy", *["train"] * evaluated, "in training", "s per epoch", "s of training")
-    return Section("", (*header, *["machine"] * several), rows, text_columns=1)
+    columns: dict[str, Callable[[Record, Record], str]] = {
+        "net": lambda net, run: net["label"],
+        "seed": lambda net, run: str(run["seed"]),
+        "accuracy": lambda net, run: f"{run['accuracy']:.2%}",
+        "train": lambda net, run: _percent(run["final_train_accuracy"]),
+        "in training": lambda net, run: f"{run['train_accuracy']:.2%}",
+        "s per epoch": lambda net, run: f"{run['epoch_seconds']:,.1f}",
+        "s of training": lambda net, run: f"{run['train_seconds']:,.0f}",
+        "machine": lambda net, run: ", ".join(
+            dict.fromkeys(str(number_of[machine.sentence(where)]) for where in run["machines"])
+        ),
+    }
+    if not compare_results.has_train_accuracy(nets):
+        del columns["train"]
+    if len(number_of) == 1:
+        del columns["machine"]
+    rows = [tuple(show(net, run) for show in columns.values()) for net in nets for run in net["runs"]]
+    return Section("", tuple(columns), rows, text_columns=1)
 
 
 def _percent(value: float | None) -> str:

@@ -58,7 +58,7 @@ def last_evaluation(workdir: Path, config: ml_collections.ConfigDict) -> Record 
 
 def _evaluations(records: Sequence[Record], config: ml_collections.ConfigDict) -> list[Record]:
     """The evaluations of a run that is finished; none of another."""
-    found = [record for record in records if "eval_accuracy" in record]
+    found = [record for record in records if journal.is_evaluation(record)]
     return found if found and found[-1]["epoch"] == config.num_epochs else []
 
 
@@ -67,7 +67,7 @@ def _numbers_of(workdir: Path, config: ml_collections.ConfigDict, records: Seque
     if not evaluated:
         return None
     accuracy = "ema_eval_accuracy" if config.ema_decay else "eval_accuracy"
-    trained = [record for record in records if "images_per_second" in record]
+    trained = [record for record in records if not journal.is_evaluation(record)]
     by_epoch = sorted(_seconds_by_epoch(trained, timing.read(workdir), config).items())
     until = dict(zip((epoch for epoch, _ in by_epoch), itertools.accumulate(seconds for _, seconds in by_epoch)))
     curve = [
@@ -273,7 +273,10 @@ def notes(comparison: Record) -> list[str]:
         + (f", mean ± sample standard deviation over {seeds} seeds." if seeds > 1 else ", one seed."),
         *_averaged(nets),
         *_trained_alike(comparison),
-        *["Train: of the same weights as the accuracy, on the training images as they are."] * has_train_accuracy(nets),
+    ]
+    if has_train_accuracy(nets):
+        found.append("Train: of the same weights as the accuracy, on the training images as they are.")
+    found += [
         "In training: mean over the last epoch, while the weights were changing"
         + (", on augmented images." if augmented else "."),
         "Seconds: of the training steps, without compilation, evaluation and saving; per epoch: each run's mean, and "
@@ -325,7 +328,7 @@ def _trained_alike(comparison: Record) -> list[str]:
     said = [f"{comparison['train_split']} of {comparison['dataset']}"]
     if shared("image_size"):
         grow = any(config.get("progressive_sizes") for config in configs)
-        said.append(f"{'up to ' * grow}{first['image_size']} pixels")
+        said.append(f"{'up to ' if grow else ''}{first['image_size']} pixels")
     if shared("num_epochs"):
         said.append(f"{first['num_epochs']} epochs")
     if shared("batch_size"):

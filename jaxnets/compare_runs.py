@@ -124,13 +124,13 @@ def net_record(
     """All that is known about an entry so far: its size, its finished runs, and the latency of `what`, if measured."""
     config = entry.config
     failed, runs = list(failed), []
-    for number in range(num_seeds):
+    for run in compare_training.runs_of(entry, num_seeds, out):
         try:
-            if run := compare_training.numbers_of(entry, number, out):
-                runs.append(run)
+            if numbers := run.numbers():
+                runs.append(numbers)
         except UserError as error:  # its files cannot be read now; the other runs' can
             if not any(sentence.endswith(str(error)) for sentence in failed):
-                failed.append(f"seed {entry.config.seed + number}: {error}")
+                failed.append(f"seed {run.seed}: {error}")
     return {
         "label": entry.label,
         "model": config.model.name,
@@ -228,8 +228,9 @@ def run(
     all_there = check_out(entries, num_seeds, out)
     nets = []
     for entry in entries:
-        begun = all(compare_training.has_begun(entry, number, out) for number in range(num_seeds))
-        nets.append(Net.of(entry, compare_training.finished(entry, num_seeds, out), begun))
+        runs = compare_training.runs_of(entry, num_seeds, out)
+        ended = [run.workdir for run in runs if run.numbers()]
+        nets.append(Net.of(entry, ended, begun=all(run.has_begun() for run in runs)))
     timed = [
         compare_latency.timed(entry, latency_size, latency_batch, net.fields["num_classes"])
         if latency_batch and entry.framework == JAXNETS

@@ -149,7 +149,7 @@ def require_resumable(made: plan.Plan, directory: Path, at: int) -> None:
     if at:
         plan.require_same_data(made, directory)
     if at == made.total_steps and not any(
-        record["step"] == at and "eval_accuracy" in record for record in journal.read_strictly(directory)
+        record["step"] == at and journal.is_evaluation(record) for record in journal.read_strictly(directory)
     ):
         raise UserError(
             f"the run in {directory} has finished, but its last evaluation is no longer in {journal.FILE}; delete "

@@ -4,6 +4,7 @@ Every run has a workdir in OUT/runs, from which all that is known about it is re
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,48 @@ def torch_side():
     return compare_torch
 
 
-def workdir_of(out: Path, entry: Entry, number: int) -> Path:
-    """The workdir of an entry's run with its `number`-th seed."""
-    return workdir_at(out, entry.label, entry.config.seed + number)
+@dataclasses.dataclass(frozen=True)
+class SeedRun:
+    """An entry's run with its `number`-th seed: what its workdir in `out` says."""
+
+    entry: Entry
+    number: int
+    out: Path
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        return self.entry.at_seed(self.number)
+
+    @property
+    def seed(self) -> int:
+        return self.entry.config.seed + self.number
+
+    @property
+    def workdir(self) -> Path:
+        return workdir_at(self.out, self.entry.label, self.seed)
+
+    def numbers(self) -> dict[str, Any] | None:
+        """What `compare_results.read_run` finds; None if the run is not complete."""
+        return compare_results.read_run(self.workdir, self.config)
+
+    def is_finished(self) -> bool:
+        """Whether it is complete, and its last checkpoint, if any, was saved."""
+        numbers = self.numbers()
+        if not numbers or self.entry.framework == TORCH:
+            return bool(numbers)
+        # The disk may have been full; if all checkpoints were deleted, that is no reason to train again.
+        saved = checkpoint.latest_step(self.workdir)
+        return saved is None or saved * self.entry.config.batch_size >= numbers["train_images"]
+
+    def has_begun(self) -> bool:
+        """Whether it needs no initial weights: it has a checkpoint, or is complete."""
+        saved = checkpoint.exists(self.workdir) or (self.workdir / workdirs.TORCH_CHECKPOINT).exists()
+        return saved or bool(self.numbers())
+
+
+def runs_of(entry: Entry, num_seeds: int, out: Path) -> list[SeedRun]:
+    """An entry's runs, in the order of their seeds."""
+    return [SeedRun(entry, number, out) for number in range(num_seeds)]
 
 
 def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
@@ -50,12 +90,11 @@ def check(entries: Sequence[Entry], num_seeds: int, out: Path) -> None:
                     f"nets are compared on the same images: config.{field} is {first[field]!r} for "
                     f"{entries[0].label} and {entry.config[field]!r} for {entry.label}"
                 )
-        for number in range(num_seeds):
-            directory = workdir_of(out, entry, number)
-            check_length(directory, workdirs.check(directory, entry.at_seed(number)), entry.config)
-            numbers_of(entry, number, out)
+        for run in runs_of(entry, num_seeds, out):
+            check_length(run.workdir, workdirs.check(run.workdir, run.config), entry.config)
+            run.numbers()
             source = entry.config.init_from
-            if source and not has_begun(entry, number, out) and not user_path(source).exists():
+            if source and not run.has_begun() and not user_path(source).exists():
                 raise UserError(f"{entry.label}: config.init_from={source!r}: there is no such file or workdir")
 
 
@@ -78,33 +117,6 @@ def check_length(directory: Path, before: ml_collections.ConfigDict | None, conf
             )
 
 
-def numbers_of(entry: Entry, number: int, out: Path) -> dict[str, Any] | None:
-    """What `compare_results.read_run` finds of an entry's run with its `number`-th seed."""
-    return compare_results.read_run(workdir_of(out, entry, number), entry.at_seed(number))
-
-
-def is_finished(entry: Entry, number: int, out: Path) -> bool:
-    """Whether the run with the `number`-th seed is complete, and its last checkpoint, if any, was saved."""
-    numbers = numbers_of(entry, number, out)
-    if not numbers or entry.framework == TORCH:
-        return bool(numbers)
-    # The disk may have been full; if all checkpoints were deleted, that is no reason to train again.
-    saved = checkpoint.latest_step(workdir_of(out, entry, number))
-    return saved is None or saved * entry.config.batch_size >= numbers["train_images"]
-
-
-def finished(entry: Entry, num_seeds: int, out: Path) -> list[Path]:
-    """The workdirs of the entry's completed runs."""
-    return [workdir_of(out, entry, number) for number in range(num_seeds) if numbers_of(entry, number, out)]
-
-
-def has_begun(entry: Entry, number: int, out: Path) -> bool:
-    """Whether the run with the `number`-th seed needs no initial weights: it has a checkpoint, or is finished."""
-    directory = workdir_of(out, entry, number)
-    saved = checkpoint.exists(directory) or (directory / workdirs.TORCH_CHECKPOINT).exists()
-    return saved or bool(numbers_of(entry, number, out))
-
-
 def train_all(
     entries: Sequence[Entry],
     num_seeds: int,
@@ -122,12 +134,12 @@ def train_all(
     failed: dict[str, list[str]] = {entry.label: [] for entry in entries}
     for number in range(num_seeds):
         for entry in entries:
-            seed, did, measured = f"seed {entry.config.seed + number}", True, False
-            with noted(failed, entry, seed):
-                did = train(entry, number, out)
+            run, did, measured = SeedRun(entry, number, out), True, False
+            with noted(failed, entry, f"seed {run.seed}"):
+                did = train(run)
             if train_accuracy:
-                with noted(failed, entry, f"{seed}, accuracy on its training images"):
-                    measured = measure_train_accuracy(entry, number, out)
+                with noted(failed, entry, f"seed {run.seed}, accuracy on its training images"):
+                    measured = measure_train_accuracy(run)
             if not did and not measured:
                 continue
             try:
@@ -138,25 +150,23 @@ def train_all(
     return failed
 
 
-def train(entry: Entry, number: int, out: Path) -> bool:
-    """Train an entry with its `number`-th seed, or resume it; False if it has finished."""
-    config, directory = entry.at_seed(number), workdir_of(out, entry, number)
-    if is_finished(entry, number, out):
-        logger.info("%s, seed %d: already finished", entry.label, config.seed)
+def train(run: SeedRun) -> bool:
+    """Train a run, or resume it; False if it has finished."""
+    if run.is_finished():
+        logger.info("%s, seed %d: already finished", run.entry.label, run.seed)
         return False
-    why = " it has finished, but its last checkpoint was not saved" if numbers_of(entry, number, out) else ""
-    logger.info("%s, seed %d:%s", entry.label, config.seed, why)
-    with released(entry):
-        (loop if entry.framework == JAXNETS else torch_side()).train(config, directory)
+    why = " it has finished, but its last checkpoint was not saved" if run.numbers() else ""
+    logger.info("%s, seed %d:%s", run.entry.label, run.seed, why)
+    with released(run.entry):
+        (loop if run.entry.framework == JAXNETS else torch_side()).train(run.config, run.workdir)
     return True
 
 
-def measure_train_accuracy(entry: Entry, number: int, out: Path) -> bool:
+def measure_train_accuracy(run: SeedRun) -> bool:
     """Evaluate a finished run on its training images; False if that is done, or cannot be."""
-    config, directory = entry.at_seed(number), workdir_of(out, entry, number)
-    last = compare_results.last_evaluation(directory, config)
-    with released(entry):
-        return last is not None and compare_train_accuracy.measure(entry, config, directory, last)
+    last = compare_results.last_evaluation(run.workdir, run.config)
+    with released(run.entry):
+        return last is not None and compare_train_accuracy.measure(run.entry, run.config, run.workdir, last)
 
 
 @contextlib.contextmanager

@@ -61,7 +61,7 @@ class Split:
         return len(self.class_names)
 
     @property
-    def files(self) -> str:
+    def identity(self) -> str:
         """What identifies them: a folder's digest of names and labels, wherever it is; else the data set's version."""
         if not isinstance(self.source, ImageFiles):
             return os.path.basename(self.directory)

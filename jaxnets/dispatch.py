@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 
@@ -85,32 +85,21 @@ def call_shapes(plan: Plan, resident: bool, per_call: int) -> dict[str, jax.Shap
     }
 
 
-def call_lengths(plan: Plan, per_call: int, at: int) -> dict[int, list[int]]:
-    """The distinct numbers of steps per call from step `at` on, by the side of their images."""
-    found: dict[int, list[int]] = {}
-    per_epoch, seen = plan.steps_per_epoch, set()
+def call_kinds(plan: Plan, per_call: int, at: int) -> list[tuple[int, int]]:
+    """The distinct kinds of calls from step `at` on: the side of their images, and their number of steps."""
+    found, seen = {}, set()
+    per_epoch = plan.steps_per_epoch
     for epoch in range(at // per_epoch, plan.config.num_epochs):
         size, first = plan.training_size(epoch), max(at, epoch * per_epoch)
         if (size, first % per_epoch) not in seen:  # all whole epochs of a size are split alike
             seen.add((size, first % per_epoch))
-            counts = [count for _, count in sampling.call_steps(first, (epoch + 1) * per_epoch, per_epoch, per_call)]
-            found[size] = list(dict.fromkeys([*found.get(size, []), *counts]))
-    return found
+            calls = sampling.call_steps(first, (epoch + 1) * per_epoch, per_epoch, per_call)
+            found |= dict.fromkeys((size, count) for _, count in calls)
+    return list(found)
 
 
-def make_dispatch(plan: Plan, examples: dict[str, jax.Array], counts: Iterable[int], size: int) -> Callable:
-    """`(state, batches) -> (state, metrics)` of one call, compiled for each number of steps in `counts`."""
-    compiled = {count: compile_train(plan, examples, count, size) for count in counts}
-
-    def dispatch(current, batches):
-        _, count = next(iter(batches.values())).shape[:2]  # (devices, steps, ...)
-        return compiled[count](current, batches)
-
-    return dispatch
-
-
-def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int) -> Callable:
-    """The training step on images of `size` pixels a side, compiled: `(state, batches) -> (state, metrics)`."""
+def compile_train(plan: Plan, examples: dict[str, jax.Array], size: int, per_call: int) -> Callable:
+    """The program of a kind of calls: `(state, batches) -> (state, metrics)`."""
     key = step.replicate(jax.random.key(plan.config.seed), plan.devices)
     shapes = tuple((name, values.shape) for name, values in sorted(examples.items()))
     deterministic = plan.config.deterministic
@@ -118,8 +107,8 @@ def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, siz
     options = {"xla_gpu_deterministic_ops": True} if deterministic else None
     began = time.perf_counter()
     compiled = programs.keep(
-        ("train", plan.program_key, deterministic, shapes, per_call, size),
-        lambda: lower_train(plan, examples, per_call, size, key).compile(options),
+        ("train", plan.program_key, deterministic, shapes, size, per_call),
+        lambda: lower_train(plan, examples, size, per_call, key).compile(options),
     )
     seconds = time.perf_counter() - began
     held = "an amount of memory that its platform does not report"
@@ -131,7 +120,7 @@ def compile_train(plan: Plan, examples: dict[str, jax.Array], per_call: int, siz
 
 
 def lower_train(
-    plan: Plan, examples: dict[str, jax.Array], per_call: int, size: int, key: jax.Array
+    plan: Plan, examples: dict[str, jax.Array], size: int, per_call: int, key: jax.Array
 ) -> jax.stages.Lowered:
     """The program of `per_call` steps on images of `size` pixels a side, not yet compiled."""
     config = plan.config

@@ -28,7 +28,7 @@ class Running:
     """What the epochs of a run share: its compiled steps, and where its numbers and states go."""
 
     plan: Plan
-    dispatch: dict[int, Callable]  # by side of the images: (state, batches) -> (state, TrainMetrics) of one call
+    compiled: dict[tuple[int, int], Callable]  # (side of the images, steps): (state, batches) -> (state, TrainMetrics)
     calls: Iterator[dict[str, np.ndarray]]  # what is dispatched, from the first step of this start on
     evaluator: Evaluator
     manager: ocp.CheckpointManager
@@ -58,7 +58,7 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
     plan, every = run.plan, run.plan.config.checkpoint_every_steps
     epoch = at // plan.steps_per_epoch
     end = (epoch + 1) * plan.steps_per_epoch
-    dispatch = run.dispatch[plan.training_size(epoch)]
+    size = plan.training_size(epoch)
     dispatched, reading = at, Reading(at, totals, 0, time.perf_counter())
     in_flight: collections.deque[Future] = collections.deque()
     with ThreadPoolExecutor(1) as reader:
@@ -67,27 +67,28 @@ def train_epoch(run: Running, current: state.TrainState, at: int, totals: Totals
                 with run.clock.phase("wait for data"):
                     batches = next(run.calls)
             except UserError:  # a file cannot be read: save, so that the steps before it need not be repeated
-                settle(run, reading, in_flight)
+                read_calls(run, reading, in_flight)
                 save_alone(run, current, reading.at, reading.totals)
                 raise
-            current, metrics = dispatch(current, batches)
-            in_flight.append(reader.submit(read, metrics))
-            before, dispatched = dispatched, dispatched + metrics.loss.shape[0]
+            _, count = next(iter(batches.values())).shape[:2]  # (devices, steps, ...)
+            current, metrics = run.compiled[size, count](current, batches)
+            in_flight.append(reader.submit(to_host, metrics))
+            before, dispatched = dispatched, dispatched + count
             if every and dispatched // every > before // every and dispatched < end:
-                settle(run, reading, in_flight)
+                read_calls(run, reading, in_flight)
                 saving = time.perf_counter()
                 save_unless_saved(run, current, reading.at, reading.totals)
                 reading.began += time.perf_counter() - saving  # does not count towards the rate
             else:
-                settle(run, reading, in_flight, left=1)
-        settle(run, reading, in_flight)
+                read_calls(run, reading, in_flight, left=1)
+        read_calls(run, reading, in_flight)
     if reading.at != end:
         save_unless_saved(run, current, reading.at, reading.totals)
         run.interruption.raise_if_asked()
     return current, reading.at
 
 
-def settle(run: Running, reading: Reading, in_flight: collections.deque[Future], left: int = 0) -> None:
+def read_calls(run: Running, reading: Reading, in_flight: collections.deque[Future], left: int = 0) -> None:
     """Read the metrics of calls, oldest first, and report them where due, until only `left` are in flight."""
     config, per_epoch = run.plan.config, run.plan.steps_per_epoch
     while len(in_flight) > left:
@@ -95,17 +96,17 @@ def settle(run: Running, reading: Reading, in_flight: collections.deque[Future],
         require_finite(metrics.loss, reading.at, run.manager)
         before, reading.at = reading.at, reading.at + len(metrics.loss)
         reading.images += len(metrics.loss) * config.batch_size
-        reading.totals = add(reading.totals, metrics, config.batch_size)
+        reading.totals = add_call(reading.totals, metrics, config.batch_size)
         rate = reading.images / (now - reading.began)
         run.progress.advance(reading.at, reading.totals, rate)
         start = before - before % per_epoch  # from which this epoch's reports are counted
         due = (reading.at - start) // config.log_every_steps > (before - start) // config.log_every_steps
         if due or reading.at % per_epoch == 0:
-            report(run, reading.at, reading.totals, rate)
+            write_record(run, reading.at, reading.totals, rate)
             reading.totals, reading.images, reading.began = dict(NO_TOTALS), 0, now
 
 
-def read(metrics: step.TrainMetrics) -> tuple[step.TrainMetrics, float]:
+def to_host(metrics: step.TrainMetrics) -> tuple[step.TrainMetrics, float]:
     """The metrics of a call as NumPy arrays, and the time in seconds at which the devices had them.
 
     Accurate to a few milliseconds in a thread of its own: the loop looks later, after it has waited for data or, on a
@@ -114,7 +115,7 @@ def read(metrics: step.TrainMetrics) -> tuple[step.TrainMetrics, float]:
     return jax.tree.map(np.asarray, metrics), time.perf_counter()
 
 
-def add(totals: Totals, metrics: step.TrainMetrics, batch_size: int) -> Totals:
+def add_call(totals: Totals, metrics: step.TrainMetrics, batch_size: int) -> Totals:
     """The totals with the steps of one call added, in float64."""
     return {
         "loss": totals["loss"] + float(metrics.loss.astype(np.float64).sum()) * batch_size,
@@ -143,7 +144,7 @@ def require_finite_evaluation(metrics: dict[str, float], at: int, manager: ocp.C
             )
 
 
-def report(run: Running, at: int, totals: Totals, images_per_second: float) -> None:
+def write_record(run: Running, at: int, totals: Totals, images_per_second: float) -> None:
     """Write one train record."""
     record = {
         "step": at,

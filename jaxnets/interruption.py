@@ -4,6 +4,7 @@ Imports no JAX, so that a command can begin with it.
 """
 
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -107,6 +108,23 @@ def _say(signum: int, what: str) -> None:
             os.write(2, (("\n" if os.isatty(2) else "") + line).encode())
 
 
+@functools.cache
+def drop_late_errors() -> None:
+    """Silence, from now on, two errors that come where Python can only report them.
+
+    `Ended`, raised within a `__del__`, say: `_watch` still ends the process. And "Event loop is closed", TensorStore's
+    replies after an error made Orbax stop waiting.
+    """
+    report = sys.unraisablehook
+
+    def report_others(unraisable):
+        error = unraisable.exc_value
+        if not isinstance(error, Ended) and str(error) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+
+
 @contextlib.contextmanager
 def raised() -> Iterator[None]:
     """Within the block, the first of the `SIGNALS` raises Ended, to close what is open; a second ends the process.
@@ -118,19 +136,9 @@ def raised() -> Iterator[None]:
         _say(signum, ENDED)
         raise Ended(128 + signum)
 
-    before = sys.unraisablehook
-
-    def quietly(unraisable):
-        # Raised where Python cannot pass an exception on, as in `__del__`: `_watch` still ends the process.
-        if not isinstance(unraisable.exc_value, Ended):
-            before(unraisable)
-
-    sys.unraisablehook = quietly
-    try:
-        with _handled(end):
-            yield
-    finally:
-        sys.unraisablehook = before
+    drop_late_errors()
+    with _handled(end):
+        yield
 
 
 @contextlib.contextmanager

@@ -92,6 +92,11 @@ def read_strictly(workdir: Path) -> list[dict[str, Any]]:
     return records
 
 
+def is_evaluation(record: dict[str, Any]) -> bool:
+    """Whether a record is of an evaluation; the others are of training."""
+    return "eval_loss" in record
+
+
 def with_steps(trained: Sequence[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], int]]:
     """Each train record of a run, in order, and the number of steps that it is the mean of: those since the last."""
     before = 0
@@ -116,7 +121,7 @@ def epoch_means(trained: Sequence[dict[str, Any]]) -> dict[int, dict[str, float]
 
 def _start_over(path: Path, records: list[dict[str, Any]]) -> None:
     """Log what becomes of records without checkpoints; set them aside if evaluated: they may be all that is left."""
-    if not any("eval_loss" in record for record in records):
+    if not any(map(is_evaluation, records)):
         logger.warning(
             "%s has no checkpoint yet: it starts over, and its %d records are made again", path.parent, len(records)
         )
@@ -141,7 +146,7 @@ class Journal:
         self.records = [
             record
             for record in records
-            if record["step"] < step or record["step"] == step and (evaluated or "eval_loss" not in record)
+            if record["step"] < step or record["step"] == step and (evaluated or not is_evaluation(record))
         ]
         self._workdir = workdir
         self._file = self._events = None
@@ -165,7 +170,7 @@ class Journal:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
             os.fsync(self._file.fileno())
-            part = "eval" if "eval_loss" in record else "train"
+            part = "eval" if is_evaluation(record) else "train"
             numbers = {
                 f"{part}/{name}": value
                 for name, value in record.items()
@@ -175,7 +180,7 @@ class Journal:
 
     def last_evaluation(self, step: int) -> dict[str, Any] | None:
         """The evaluation recorded at `step`, if there is one."""
-        found = [record for record in self.records if record["step"] == step and "eval_loss" in record]
+        found = [record for record in self.records if record["step"] == step and is_evaluation(record)]
         return found[-1] if found else None
 
     def close(self) -> None:

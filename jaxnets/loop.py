@@ -26,7 +26,7 @@ from jaxnets import (
     workdir,
 )
 from jaxnets.checkpoint_damage import digest
-from jaxnets.dispatch import call_lengths, load_examples, make_dispatch, steps_per_call, train_calls
+from jaxnets.dispatch import call_kinds, compile_train, load_examples, steps_per_call, train_calls
 from jaxnets.errors import UserError
 from jaxnets.evaluator import make_evaluator
 from jaxnets.journal import Journal
@@ -48,7 +48,6 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     """
     smaller = "config.resident=false or, in evaluation, a lower config.eval_batch_size"
     remedy = f"{smaller} needs less; so does a lower config.batch_size, in a workdir where nothing was saved"
-    runtime.drop_late_answers()  # before `raised`, which at its end restores the hook that it found
     with interruption.raised(), runtime.short_of_memory(remedy):
         return _train(config, user_path(directory))
 
@@ -132,8 +131,8 @@ def fit(
         examples, eval_examples = load_examples(plan)
     per_call = steps_per_call(plan.config.steps_per_call, plan.steps_per_epoch, at)
     with clock.phase("compile"):
-        lengths = call_lengths(plan, per_call, at)
-        dispatch = {size: make_dispatch(plan, examples, counts, size) for size, counts in lengths.items()}
+        kinds = call_kinds(plan, per_call, at)
+        compiled = {(size, count): compile_train(plan, examples, size, count) for size, count in kinds}
         current = step.replicate(first_state(), plan.devices)
     asked = distributed.interruption(plan.devices)
     with (
@@ -144,7 +143,7 @@ def fit(
         evaluator = make_evaluator(
             plan.model, plan.eval_split, eval_examples, plan.config, plan.devices, asked.raise_if_asked
         )
-        run = epochs.Running(plan, dispatch, calls, evaluator, manager, journal, clock, page, progress, asked)
+        run = epochs.Running(plan, compiled, calls, evaluator, manager, journal, clock, page, progress, asked)
         with ending_when_asked(run):
             at = go_on(run, current, at, totals)
     if asked.signum is not None:  # after the last check, by which several processes agree

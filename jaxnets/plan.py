@@ -61,7 +61,7 @@ class Plan:
     @cached_property
     def data_record(self) -> workdir.Data:
         splits = self.train_split, self.eval_split
-        return workdir.Data(self.eval_split.class_names, *map(len, splits), tuple(split.files for split in splits))
+        return workdir.Data(self.eval_split.class_names, *map(len, splits), tuple(split.identity for split in splits))
 
     @cached_property
     def program_key(self) -> Hashable:
@@ -139,9 +139,9 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     total_steps = config.num_epochs * steps_per_epoch
     _check_length(config, total_steps)
     schedule = make_schedule(config, steps_per_epoch)
-    of_the_rate = ("name", "learning_rate", "batch_scaling")
-    update = {name: value for name, value in config.optimizer.items() if name not in of_the_rate}
-    optimizer = optim.make_optimizer(config.optimizer.name, schedule, **update)
+    elsewhere = ("name", "learning_rate", "batch_scaling")  # in the schedule, and the first argument
+    options = {name: value for name, value in config.optimizer.items() if name not in elsewhere}
+    optimizer = optim.make_optimizer(config.optimizer.name, schedule, **options)
     axis_name = step.AXIS if config.sync_batch_norm and len(devices) > 1 else None
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
     if config.batch_size == len(devices) and axis_name is None:

@@ -101,7 +101,8 @@ def tiles(run: History) -> list[dict[str, str]]:
         best, last = max(scored, key=lambda record: record[which]), scored[-1]
         images, loss = last.get("num_examples"), last[which.replace("accuracy", "loss")]  # large if it diverged
         of = [f"of {images:,} images"] if isinstance(images, int) else []
-        of += ["averaged weights"] * run.averaged
+        if run.averaged:
+            of.append("averaged weights")
         made += [
             tile("last accuracy", f"{last[which]:.2%}", ", ".join(of)),
             tile("best accuracy", f"{best[which]:.2%}", f"evaluation after epoch {best['epoch']}"),
@@ -126,7 +127,7 @@ def legend(runs: Sequence[History]) -> list[dict[str, Any]]:
     if len(runs) > 1:
         names = [
             {
-                "label": run.name + " (averaged weights)" * run.averaged,
+                "label": f"{run.name} (averaged weights)" if run.averaged else run.name,
                 "colour": colour,
                 "faint": False,
                 "dash": dash,
@@ -205,6 +206,8 @@ def evaluations(run: History) -> dict[str, Any]:
     seconds = run.seconds(shown)
     columns = ["epoch", "step", "time", "learning rate"]
     columns += ["training loss", "training accuracy", "evaluation loss", "evaluation accuracy"]
+    if run.averaged:
+        columns.append("averaged accuracy")
     means = journal.epoch_means(run.trained)
     rates = {record["epoch"]: record.get("learning_rate") for record in run.trained}  # each epoch's last
     rows = []
@@ -220,8 +223,10 @@ def evaluations(run: History) -> dict[str, Any]:
             f"{record['eval_loss']:.4f}",
             f"{record['eval_accuracy']:.2%}",
         ]
-        rows.append(row + [_shown(record.get("ema_eval_accuracy"), ".2%")] * run.averaged)
-    return {"columns": columns + ["averaged accuracy"] * run.averaged, "rows": rows, "left_out": left_out}
+        if run.averaged:
+            row.append(_shown(record.get("ema_eval_accuracy"), ".2%"))
+        rows.append(row)
+    return {"columns": columns, "rows": rows, "left_out": left_out}
 
 
 def _shown(value: float | None, form: str) -> str:

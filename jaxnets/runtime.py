@@ -108,16 +108,3 @@ def short_of_memory(remedy: str) -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(f"the device does not have enough memory ({first_line(error)}): {remedy}") from error
-
-
-def drop_late_answers() -> None:
-    """Silence, from now on, TensorStore's replies that come after an error made Orbax stop waiting."""
-    before = sys.unraisablehook
-    if getattr(before, "__name__", None) == "report_but_late_answers":
-        return
-
-    def report_but_late_answers(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    sys.unraisablehook = report_but_late_answers

@@ -8,19 +8,15 @@ import numpy as np
 from jaxnets.errors import UserError
 
 
+@lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    """The permutation of `num_examples` in which epoch `epoch` sees them, int32; depends on nothing else.
+    """The permutation of `num_examples` in which epoch `epoch` sees them, read-only int32; depends on nothing else.
 
     The rank order of 64-bit draws of PCG64: NumPy keeps these raw draws the same in all versions and on all
     platforms, which it does not promise for `Generator.permutation`.
     """
     draws = np.random.PCG64(np.random.SeedSequence([seed % 2**64, epoch])).random_raw(num_examples)
-    return np.argsort(draws, kind="stable").astype(np.int32)
-
-
-@lru_cache(maxsize=2)
-def _cached_epoch_order(seed: int, epoch: int, num_examples: int) -> np.ndarray:
-    order = epoch_order(seed, epoch, num_examples)
+    order = np.argsort(draws, kind="stable").astype(np.int32)
     order.flags.writeable = False
     return order
 
@@ -42,7 +38,7 @@ def train_indices(seed: int, num_examples: int, batch_size: int, start_step: int
     rows = np.empty((num_steps, batch_size), np.int32)
     for row, step in enumerate(range(start_step, start_step + num_steps)):
         epoch, position = divmod(step, per_epoch)
-        order = _cached_epoch_order(seed, epoch, num_examples)
+        order = epoch_order(seed, epoch, num_examples)
         rows[row] = order[position * batch_size : (position + 1) * batch_size]
     return rows
 

@@ -115,7 +115,7 @@ def differences(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[A
 def _may_differ(name: str, saved: Any, new: Any) -> bool:
     """Whether a field is free, a folder of images (it may move), or a width of 1 that MobileNet files once gave."""
     folders = name == "dataset" and all(isinstance(value, str) and is_folder(value) for value in (saved, new))
-    return name in FREE_FIELDS or folders or name == "model.width" and (saved, new) == (1.0, None)
+    return name in FREE_FIELDS or folders or (name == "model.width" and (saved, new) == (1.0, None))
 
 
 class _Checks:

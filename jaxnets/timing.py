@@ -70,7 +70,8 @@ class Clock:
         seconds = {name: round(value, 3) for name, value in self._seconds.items()}
         with writing(self._path), self._path.open("a") as file:
             # Ends a line that a kill has torn, so that it spoils no other.
-            file.write("\n" * (file.tell() > 0) + json.dumps({"first": self.step, "last": step, "seconds": seconds}))
+            line = json.dumps({"first": self.step, "last": step, "seconds": seconds})
+            file.write(f"\n{line}" if file.tell() else line)
         self.step, self._seconds = step, {}
 
     def _switch(self, name: str) -> str:

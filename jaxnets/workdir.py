@@ -30,7 +30,7 @@ class Data(NamedTuple):
     class_names: tuple[str, ...]
     train_images: int
     eval_images: int
-    files: tuple[str, ...] = ()  # `Split.files` of both; (), or "", in workdirs from before 2026-12
+    files: tuple[str, ...] = ()  # `Split.identity` of both; (), or "", in workdirs from before 2026-12
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from jaxnets import (
     torch_weights,
     workdir,
 )
+from jaxnets.compare_training import SeedRun, runs_of
 from jaxnets.errors import UserError
 from tests.slow import slow_after
 from tests.tiny_net import registered, small_digits
@@ -171,7 +172,7 @@ def test_a_run_whose_records_are_damaged_meanwhile_does_not_keep_the_others(
     configs, tmp_path, monkeypatch, train_accuracy
 ):
     entries, train = compare_entries.make_entries(configs, MODELS), loop.train
-    first = compare_training.workdir_of(tmp_path, entries[0], 0) / "metrics.jsonl"
+    first = SeedRun(entries[0], 0, tmp_path).workdir / "metrics.jsonl"
 
     def damage(config, directory):
         train(config, directory)
@@ -186,7 +187,7 @@ def test_a_run_whose_records_are_damaged_meanwhile_does_not_keep_the_others(
 
 def test_a_table_that_cannot_be_written_meanwhile_stops_no_run(configs, trained, monkeypatch, tmp_path, caplog):
     entries, asked = compare_entries.make_entries(configs, MODELS), []
-    monkeypatch.setattr(compare_training, "is_finished", lambda *args: False)
+    monkeypatch.setattr(SeedRun, "is_finished", lambda _: False)
     monkeypatch.setattr(loop, "train", lambda config, directory: trained.append(directory))
 
     def write(failed):
@@ -202,7 +203,7 @@ def test_a_rate_is_warned_of_before_training_and_not_again_where_it_is_done(fini
     asked = []
     monkeypatch.setattr(announce, "warn_of_high_rate", asked.append)
     entry, *_ = compare_entries.make_entries(configs, MODELS)
-    compare_runs.Net.of(entry, compare_training.finished(entry, 2, finished))
+    compare_runs.Net.of(entry, [run.workdir for run in runs_of(entry, 2, finished)])
     assert asked == []
     compare_runs.Net.of(entry)
     assert [planned.config.model.name for planned in asked] == [entry.config.model.name]
@@ -365,7 +366,7 @@ def test_a_run_whose_last_checkpoint_was_not_saved_is_finished_by_the_same_call(
     (checkpoints / "10").rename(checkpoints / "5")
     shutil.rmtree(out / "runs" / "tiny" / "seed1" / "checkpoints")  # to make room: nothing is trained again for that
     entries = compare_entries.make_entries(configs, MODELS[:1])
-    assert [compare_training.is_finished(entries[0], number, out) for number in range(3)] == [False, True, False]
+    assert [run.is_finished() for run in runs_of(entries[0], 3, out)] == [False, True, False]
     compare_runs.run(entries, 2, out)
     assert started == ["seed0"]
 
@@ -386,7 +387,7 @@ def test_first_weights_that_do_not_fit_a_net_are_refused_before_training(configs
 def test_damaged_records_of_any_seed_are_refused_before_training(finished, configs, trained, tmp_path):
     out = shutil.copytree(finished, tmp_path / "copy")
     entries = compare_entries.make_entries(configs, MODELS)
-    damaged = compare_training.workdir_of(out, entries[1], 1) / "metrics.jsonl"
+    damaged = SeedRun(entries[1], 1, out).workdir / "metrics.jsonl"
     damaged.write_text("5\n")
     with pytest.raises(UserError, match=re.escape(f"{damaged} has lines that are not records")):
         compare_runs.run(entries, 3, out)

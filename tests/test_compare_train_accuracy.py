@@ -16,6 +16,7 @@ from jaxnets import (
     compare_training,
     evaluate,
 )
+from jaxnets.compare_training import SeedRun
 from tests.tiny_net import registered, small_digits
 from tests.tiny_torch import named_tiny
 
@@ -47,7 +48,7 @@ def runs_of(out):
 
 
 def test_it_is_that_of_evaluate_on_the_training_split(finished, entries, capsys):
-    workdir = compare_training.workdir_of(finished, entries[0], 0)
+    workdir = SeedRun(entries[0], 0, finished).workdir
     split = entries[0].config.train_split
     evaluate.main(["evaluate", f"--workdir={workdir}", "--checkpoint=latest", f"--split={split}"])
     expected = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -91,9 +92,9 @@ def test_finished_runs_get_it_later(finished, entries, tmp_path):
 def test_runs_without_their_last_checkpoint_have_none(finished, entries, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     for entry in entries:
-        (compare_training.workdir_of(out, entry, 0) / compare_train_accuracy.FILE).unlink()
-    shutil.rmtree(compare_training.workdir_of(out, entries[0], 0) / "checkpoints")
-    (compare_training.workdir_of(out, entries[1], 0) / "torch.pt").unlink()
+        (SeedRun(entry, 0, out).workdir / compare_train_accuracy.FILE).unlink()
+    shutil.rmtree(SeedRun(entries[0], 0, out).workdir / "checkpoints")
+    (SeedRun(entries[1], 0, out).workdir / "torch.pt").unlink()
     found = compare_runs.run(entries, 1, out, train_accuracy=True)
     assert [net["runs"][0]["final_train_accuracy"] for net in found["nets"]] == [None, None]
     assert [net["failed"] for net in found["nets"]] == [[], []]
@@ -103,7 +104,7 @@ def test_runs_without_their_last_checkpoint_have_none(finished, entries, tmp_pat
 def test_weights_of_an_earlier_epoch_are_not_evaluated(finished, entries, tmp_path):
     """A kill may come between the last evaluation and PyTorch's checkpoint after it."""
     out = shutil.copytree(finished, tmp_path / "out")
-    directory = compare_training.workdir_of(out, entries[1], 0)
+    directory = SeedRun(entries[1], 0, out).workdir
     (directory / compare_train_accuracy.FILE).unlink()
     saved = torch.load(directory / "torch.pt")
     torch.save(saved | {"step": saved["step"] - 5}, directory / "torch.pt")
@@ -113,7 +114,7 @@ def test_weights_of_an_earlier_epoch_are_not_evaluated(finished, entries, tmp_pa
 
 def test_an_evaluation_that_fails_leaves_the_rest(finished, entries, tmp_path, monkeypatch):
     out = shutil.copytree(finished, tmp_path / "out")
-    (compare_training.workdir_of(out, entries[0], 0) / compare_train_accuracy.FILE).unlink()
+    (SeedRun(entries[0], 0, out).workdir / compare_train_accuracy.FILE).unlink()
 
     def fails(*_):
         raise MemoryError("no room")

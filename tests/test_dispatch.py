@@ -47,8 +47,8 @@ def test_every_length_of_a_call_is_known_before_the_first(digits_dir, at):
     for per_call in (3, 4, 7):
         calls = sampling.call_steps(at, plan.total_steps, plan.steps_per_epoch, per_call)
         taken = {(plan.training_size(first // 7), count) for first, count in calls}
-        known = dispatch.call_lengths(plan, per_call, at)
-        assert {(size, count) for size, counts in known.items() for count in counts} == taken
+        known = dispatch.call_kinds(plan, per_call, at)
+        assert set(known) == taken and len(known) == len(taken)
 
 
 def test_determinism_is_told_to_the_compiler_of_the_run_that_asks_for_it(digits_dir, monkeypatch):
@@ -64,7 +64,7 @@ def test_determinism_is_told_to_the_compiler_of_the_run_that_asks_for_it(digits_
     config = small_digits()
     config.data_dir, config.model.name = str(digits_dir), "mobilenet_v1_cifar"
     for config.deterministic in (False, True, True, False):
-        dispatch.compile_train(make_plan(config), {}, 5, 16)
+        dispatch.compile_train(make_plan(config), {}, 16, 5)
     assert asked == [None, {"xla_gpu_deterministic_ops": True}]
 
 

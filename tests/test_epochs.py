@@ -26,7 +26,7 @@ def tiny(digits_dir, undrawn):
         yield partial(runs.make_config, digits_dir, steps_per_call=5)
 
 
-@pytest.mark.parametrize(("place", "at", "saved"), [("add", 6, 7), ("evaluation", 2, 10)])
+@pytest.mark.parametrize(("place", "at", "saved"), [("add_call", 6, 7), ("evaluation", 2, 10)])
 def test_an_interrupted_run_saves_where_it_is(tiny, tmp_path, monkeypatch, place, at, saved):
     """SIGTERM in the middle of the second epoch and of its evaluation; then on to the same end."""
     config = tiny(steps_per_call=1, log_every_steps=2)
@@ -126,8 +126,8 @@ def test_the_speed_is_that_of_the_devices_to_the_last_call(tmp_path, monkeypatch
     with closing(journal.Journal(tmp_path, 0, False)) as written, Progress(0, 10, 5) as progress:
         run = epochs.Running(
             plan=plan,
-            dispatch={16: compute},
-            calls=itertools.repeat({}),
+            compiled={(16, 1): compute},
+            calls=itertools.repeat({"index": np.zeros((1, 1, 8), np.int32)}),
             evaluator=None,
             manager=None,
             journal=written,

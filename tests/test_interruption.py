@@ -112,3 +112,20 @@ def test_a_terminal_that_closes_ends_it_but_under_nohup(repository, ignored, sai
 def test_a_command_that_begins_with_it_has_not_imported_jax(repository):
     code = "import sys\nfrom jaxnets import interruption\nassert not {'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repository)
+
+
+def test_errors_that_come_too_late_are_dropped_and_no_others(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(str(unraisable.exc_value)))
+    interruption.drop_late_errors.__wrapped__()
+
+    class Falling:
+        def __init__(self, error):
+            self.error = error
+
+        def __del__(self):
+            raise self.error
+
+    for error in (RuntimeError("Event loop is closed"), interruption.Ended(143), RuntimeError("something else")):
+        Falling(error)
+    assert seen == ["something else"]

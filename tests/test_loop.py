@@ -168,7 +168,7 @@ def test_a_kill_within_an_epoch_costs_the_steps_since_the_last_checkpoint(make_c
     """Two epochs of five steps, killed at the ninth: the run goes on from within the second."""
     config = make_config(steps_per_call=1, checkpoint_every_steps=every)
     loop.train(config, tmp_path / "whole")
-    add, steps = epochs.add, itertools.count(1)
+    add, steps = epochs.add_call, itertools.count(1)
 
     def dies(*args):
         if next(steps) == 9:
@@ -176,7 +176,7 @@ def test_a_kill_within_an_epoch_costs_the_steps_since_the_last_checkpoint(make_c
         return add(*args)
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(epochs, "add", dies)
+        patch.setattr(epochs, "add_call", dies)
         loop.train(config, tmp_path / "run")
     at = 8 if every == 2 else 6
     assert max(checkpoint.open_reader(tmp_path / "run").all_steps()) == at
@@ -300,7 +300,7 @@ def test_a_run_that_dies_and_goes_on_equals_one_in_one_go(finished, make_config,
     """Killed in the second epoch: while training, while evaluating, before its checkpoint is written."""
     calls = 0
     module, name = {
-        "dispatch": (epochs, "add"),
+        "dispatch": (epochs, "add_call"),
         "evaluate": (epochs, "evaluation"),
         "save": (checkpoint, "save"),
     }[place]
@@ -449,13 +449,13 @@ def test_a_shorter_last_call_makes_the_same_run(make_config, tmp_path, resident)
 def test_small_images_first_and_the_whole_size_last(make_config, tmp_path, monkeypatch):
     """Progressive resizing, interrupted between the sizes: the sizes compiled, and the end of the whole run."""
     seen = []
-    compile_train = dispatch.compile_train
+    compile_train = loop.compile_train
 
-    def note(plan, examples, per_call, size):
+    def note(plan, examples, size, per_call):
         seen.append(size)
-        return compile_train(plan, examples, per_call, size)
+        return compile_train(plan, examples, size, per_call)
 
-    monkeypatch.setattr(dispatch, "compile_train", note)
+    monkeypatch.setattr(loop, "compile_train", note)
     fields = {"progressive_sizes": (8, 16), "augment__mixup": 0.5, "optimizer__name": "muon", "num_epochs": 3}
     config = make_config(**fields, optimizer__learning_rate=0.01)
     loop.train(config, tmp_path / "whole")

@@ -91,26 +91,6 @@ def test_what_xla_is_told_for_determinism_is_told_once_and_never_against_the_use
     assert os.environ["XLA_FLAGS"] == "--xla_gpu_deterministic_ops=false"
 
 
-def test_answers_that_come_too_late_are_dropped_and_nothing_else(monkeypatch):
-    seen = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: seen.append(str(unraisable.exc_value)))
-    runtime.drop_late_answers()
-    hook = sys.unraisablehook
-    runtime.drop_late_answers()
-    assert sys.unraisablehook is hook
-
-    class Falling:
-        def __init__(self, message):
-            self.message = message
-
-        def __del__(self):
-            raise RuntimeError(self.message)
-
-    for message in ("Event loop is closed", "something else"):
-        Falling(message)
-    assert seen == ["something else"]
-
-
 def test_a_terminal_that_closed_ends_nothing(monkeypatch):
     def fails(text):
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -19,7 +19,7 @@ MODELS = {
     "mobilenet_v1": MobileNetV1,
     "mobilenet_v1_cifar": partial(MobileNetV1, num_classes=10, stem_stride=1),
     "mobilenet_v2": MobileNetV2,
-    # The common CIFAR net: no early subsampling, ReLU, 1x1 shortcuts where the width changes.
+    # As in kuangliu's pytorch-cifar: no early subsampling, ReLU, 1x1 shortcuts where the width changes.
     "mobilenet_v2_cifar": partial(
         MobileNetV2,
         num_classes=10,

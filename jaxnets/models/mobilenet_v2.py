@@ -42,7 +42,7 @@ class InvertedResidual(nn.Module):
         hidden = channels * self.expansion
         project = self.conv_bn if self.bottleneck == "nonlinear" else partial(self.conv_bn, activation="identity")
         y = x
-        # The common CIFAR net (projection shortcuts) expands the first block too, by 1.
+        # kuangliu's CIFAR net (projection shortcuts) expands the first block too, by 1.
         if self.expansion != 1 or self.shortcut == "projection":
             y = self.conv_bn(hidden, 1, name="expand")(y, train)
         if self.shortcut == "expansions" and before is not None and before.shape == y.shape:
@@ -63,7 +63,7 @@ class InvertedResidual(nn.Module):
 class MobileNetV2(ResidualNet):
     """Table 2 of the paper.
 
-    `shortcut`: "identity" as there, or "projection", the 1x1 convolution of the common CIFAR net. The ablations of
+    `shortcut`: "identity" as there, or "projection", the 1x1 convolution of kuangliu's pytorch-cifar. The ablations of
     figure 6 are "expansions", which adds the previous block's expansion where the shapes match, "none", and
     `bottleneck="nonlinear"`, which puts an activation after the projection too.
     Keras's weights need `padding="same"` and `bn_epsilon=1e-3`.

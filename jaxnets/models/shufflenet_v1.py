@@ -86,7 +86,7 @@ class ShuffleNetV1(ResidualNet):
 
     `stem_stride=1` is the net for 32x32 images, which also omits the max-pool. `variant`: "paper"; "megvii",
     the authors' code, which shuffles after the depthwise convolution and by the inverse permutation; "kuangliu",
-    the common CIFAR net: a 1x1 stem, an activation after the depthwise convolution, the shortcut's channels last
+    as in pytorch-cifar: a 1x1 stem, an activation after the depthwise convolution, the shortcut's channels last
     and, in the stride-2 units, a bottleneck of a quarter of the channels that they add. `shuffle=False` omits the
     channel shuffle, the ablation of table 3.
     """

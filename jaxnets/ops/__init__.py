@@ -76,7 +76,7 @@ def conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count=1
     Raises ValueError for other ranks, for mixed or non-floating dtypes, for channels that do not fit the kernel and
     its groups, for a kernel of zero height or width, and for padding that crops more than the image has.
     """
-    x, kernel, strides, padding, groups = arguments.operands(x, kernel, strides, padding, feature_group_count)
+    x, kernel, strides, padding, groups = arguments.eager_convolution(x, kernel, strides, padding, feature_group_count)
     if groups == x.shape[3] > 1:
         return _formulations(x).depthwise_conv(x, kernel, strides, padding)
     if groups > 1:
@@ -92,13 +92,13 @@ def depthwise_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING):
     Output channel `c * multiplier + m` is the m-th of input channel c. Raises ValueError as `conv` does.
     """
     groups = arguments.array("x", x).shape[3]
-    x, kernel, strides, padding, _ = arguments.operands(x, kernel, strides, padding, groups)
+    x, kernel, strides, padding, _ = arguments.eager_convolution(x, kernel, strides, padding, groups)
     return _formulations(x).depthwise_conv(x, kernel, strides, padding)
 
 
 def pointwise_conv(x, kernel, *, strides=(1, 1)):
     """1x1 convolution without padding, kernel `(1, 1, C, O)`. Raises ValueError as `conv` does."""
-    x, kernel, strides, *_ = arguments.operands(x, kernel, strides, NO_PADDING, 1)
+    x, kernel, strides, *_ = arguments.eager_convolution(x, kernel, strides, NO_PADDING, 1)
     if kernel.shape[:2] != (1, 1):
         raise ValueError(f"the kernel of a pointwise convolution must be 1x1, not {kernel.shape}")
     return _formulations(x).pointwise_conv(x, kernel, strides)
@@ -106,7 +106,7 @@ def pointwise_conv(x, kernel, *, strides=(1, 1)):
 
 def grouped_conv(x, kernel, *, strides=(1, 1), padding=NO_PADDING, feature_group_count):
     """Convolution within each of `feature_group_count` groups of channels. Raises ValueError as `conv` does."""
-    x, *how = arguments.operands(x, kernel, strides, padding, feature_group_count)
+    x, *how = arguments.eager_convolution(x, kernel, strides, padding, feature_group_count)
     return _formulations(x).grouped_conv(x, *how)
 
 
@@ -144,10 +144,10 @@ def conv_batch_norm(convolution, scale, bias, *, epsilon=1e-5, bounds=UNBOUNDED,
       What `batch_norm` returns, but y may be a `LazyBatchNorm`: computed by `jnp.asarray`, or by the next
       convolution as it reads y. Raises ValueError as `conv`, `batch_norm` and `channel_shuffle` do.
     """
-    convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
+    convolution, bounds = arguments.convolution(convolution), arguments.bounds(bounds)
     channels = convolution.kernel.shape[3:]
     scale, bias = arguments.array("scale", scale, channels), arguments.array("bias", bias, channels)
-    shuffle = arguments.dividing("shuffle", shuffle, *channels)
+    shuffle = arguments.groups("shuffle", shuffle, *channels)
     if _is_native(convolution, scale, bias, shuffle=shuffle):
         return native.conv_batch_norm(convolution, scale, bias, epsilon, bounds, axis_name, shuffle)
     y = conv(**convolution._asdict())
@@ -161,10 +161,10 @@ def conv_affine(convolution, gain, bias, *, bounds=UNBOUNDED, shuffle=1):
     `shuffle` as for `conv_batch_norm`. The result may be a `LazyConv`: computed by `jnp.asarray`, or together with
     the 1x1 convolution, sum, concatenation or max pooling that reads it. Raises ValueError as `conv_batch_norm` does.
     """
-    convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
+    convolution, bounds = arguments.convolution(convolution), arguments.bounds(bounds)
     channels = convolution.kernel.shape[3:]
     gain, bias = arguments.array("gain", gain, channels), arguments.array("bias", bias, channels)
-    shuffle = arguments.dividing("shuffle", shuffle, *channels)
+    shuffle = arguments.groups("shuffle", shuffle, *channels)
     if _is_native(convolution, gain, bias, shuffle=shuffle):
         return native.conv_affine(convolution, gain, bias, bounds, shuffle)
     y = conv(**convolution._asdict())
@@ -176,7 +176,7 @@ def conv_bias(convolution, bias, *, bounds=UNBOUNDED):
 
     The result may be a `LazyBiasedConv`: computed by `jnp.asarray`, `concatenate` or `max_pool`.
     """
-    convolution, bounds = arguments.fitting(convolution), arguments.bounds(bounds)
+    convolution, bounds = arguments.convolution(convolution), arguments.bounds(bounds)
     bias = arguments.array("bias", bias, convolution.kernel.shape[3:])
     if _is_native(convolution, bias):
         return native.conv_bias(convolution, bias, bounds)
@@ -212,7 +212,7 @@ def max_pool(x, window, *, strides, padding=NO_PADDING):
     Raises ValueError for other ranks and non-floating dtypes, for an invalid window, strides (one integer each) or
     padding, and if the padded image is smaller than the window.
     """
-    x, *how = arguments.pooled(x, window, strides, padding)
+    x, *how = arguments.pooling(x, window, strides, padding)
     if parts := native.stem_parts(x):
         return native.pooled_stem(parts, *how)
     return _formulations(x).max_pool(jnp.asarray(x), *how)
@@ -223,7 +223,7 @@ def avg_pool(x, window, *, strides, padding=NO_PADDING):
 
     Takes x, and raises ValueError, as `max_pool` does.
     """
-    x, *how = arguments.pooled(x, window, strides, padding)
+    x, *how = arguments.pooling(x, window, strides, padding)
     return _formulations(x).avg_pool(jnp.asarray(x), *how)
 
 
@@ -262,7 +262,7 @@ def halves(x):
     Raises ValueError for an odd number of channels, and if x is not `(N, H, W, C)`.
     """
     x = jnp.asarray(arguments.array("x", x, floating=False))
-    half = x.shape[3] // arguments.dividing("groups", 2, x.shape[3])
+    half = x.shape[3] // arguments.groups("groups", 2, x.shape[3])
     if formulation() == "native":
         return ChannelSlice(x, 0, half), ChannelSlice(x, half, half)
     return x[..., :half], x[..., half:]
@@ -274,7 +274,7 @@ def channel_shuffle(x, groups):
     Raises ValueError if the groups do not divide the channels, and if x is not `(N, H, W, C)`.
     """
     x = arguments.array("x", x, floating=False)
-    groups = arguments.dividing("groups", groups, x.shape[3])
+    groups = arguments.groups("groups", groups, x.shape[3])
     return _formulations(x).channel_shuffle(x, groups) if groups > 1 else x
 
 

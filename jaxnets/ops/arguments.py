@@ -1,4 +1,4 @@
-"""Checks of the operators' arguments by shape and dtype alone: ValueError, in one sentence, for what does not fit."""
+"""The operators' arguments, checked by shape and dtype alone: ValueError, in one sentence, for what does not fit."""
 
 import operator
 
@@ -57,22 +57,22 @@ def bounds(bounds):
     raise ValueError(f"bounds must be (low, high), low no greater than high, not {bounds!r}")
 
 
-def dividing(name, groups, channels):
+def groups(name, number, channels):
     """The number of groups, or ValueError if they do not divide the channels."""
-    groups = integers(name, groups)
-    if channels % groups:
-        raise ValueError(f"{groups} groups must divide the {channels} channels")
-    return groups
+    number = integers(name, number)
+    if channels % number:
+        raise ValueError(f"{number} groups must divide the {channels} channels")
+    return number
 
 
-def operands(x, *how):
-    """`fitting` for the arguments of `conv`, with a lazy x computed."""
-    return fitting(Convolution(jnp.asarray(x), *how))
+def eager_convolution(x, *how):
+    """`convolution` for the arguments of `conv`, with a lazy x computed."""
+    return convolution(Convolution(jnp.asarray(x), *how))
 
 
-def fitting(convolution):
+def convolution(given):
     """The convolution with JAX arrays (a lazy x stays lazy) and ints in tuples; ValueError if it is invalid."""
-    x, kernel, strides, padding, groups = convolution
+    x, kernel, strides, padding, groups = given
     x, kernel = array("x", x), array("kernel", kernel, ("h", "w", "I", "O"))
     strides = integers("strides", strides, ("down", "across"))
     padding = integers("padding", padding, PADDING, least=None)
@@ -92,8 +92,8 @@ def fitting(convolution):
     return Convolution(x, kernel, strides, padding, groups)
 
 
-def pooled(x, window, strides, padding):
-    """The arguments of `max_pool`, checked and converted as `fitting` does those of `conv`, or ValueError."""
+def pooling(x, window, strides, padding):
+    """The arguments of `max_pool`, converted as `convolution` converts those of `conv`, or ValueError."""
     x, window, strides = array("x", x), integers("window", window), integers("strides", strides)
     padding = integers("padding", padding, PADDING, least=0)
     if min(_padded_sides(x, padding)) < window:

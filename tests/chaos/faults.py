@@ -33,7 +33,7 @@ YEARS = 2 * 365 * 86400.0
 @contextlib.contextmanager
 def poisoned(part: str, at: int) -> Iterator[None]:
     """Step `at` leaves one NaN in the first array of a part of the state; the program of a step is what it was."""
-    make_dispatch = loop.make_dispatch
+    compile_train = loop.compile_train
 
     def poison(state):
         leaves, tree = jax.tree.flatten(getattr(state, part))
@@ -41,16 +41,16 @@ def poisoned(part: str, at: int) -> Iterator[None]:
         leaves[place] = leaves[place].at[(0,) * leaves[place].ndim].set(jnp.nan)
         return state.replace(**{part: jax.tree.unflatten(tree, leaves)})
 
-    def make_poisoned(*args):
-        dispatch = make_dispatch(*args)
+    def compile_poisoned(*args):
+        compiled = compile_train(*args)
 
-        def poisoned_dispatch(state, batches):
-            state, metrics = dispatch(state, batches)
+        def poisoned(state, batches):
+            state, metrics = compiled(state, batches)
             return (poison(state) if int(state.step) == at else state), metrics
 
-        return poisoned_dispatch
+        return poisoned
 
-    with mock.patch.object(loop, "make_dispatch", make_poisoned):
+    with mock.patch.object(loop, "compile_train", compile_poisoned):
         yield
 
 

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import os
 
-from jaxnets import checkpoint, data, dispatch, evaluator, loop, timing
+from jaxnets import checkpoint, data, evaluator, loop, timing
 from jaxnets.datasets import cifar, locate
 from tests import tiny_run
 
@@ -52,7 +52,7 @@ if __name__ == "__main__":
     loop.Clock = TellingClock
     told(locate, "_prepare", before="prepare", after="after prepare")
     told(data, "_fill", before="decode")
-    told(dispatch, "compile_train", before="compile")
+    told(loop, "compile_train", before="compile")
     told(evaluator, "_add", before="evaluation")
     told(checkpoint, "save", after="save")  # its files are written from then on
     interruption.GRACE_SECONDS = float(os.environ.get("CHAOS_GRACE", interruption.GRACE_SECONDS))
