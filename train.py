@@ -5,11 +5,10 @@ them all. Running the same command again resumes a stopped run. Log lines go to 
 standard output is one JSON object with the final evaluation.
 """
 
-from jaxnets import huge_pages, interruption
+from jaxnets import interruption
 
 if __name__ == "__main__":
     interruption.end_at_once()
-    huge_pages.restart()
 
 import json
 from pathlib import Path

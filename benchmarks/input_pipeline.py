@@ -4,11 +4,6 @@
 and their input alone, in turns, on one device with random images like CIFAR-10's. The last line is one JSON object.
 """
 
-from jaxnets import huge_pages
-
-if __name__ == "__main__":
-    huge_pages.restart()
-
 import json
 import statistics
 import sys

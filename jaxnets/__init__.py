@@ -1,6 +1,6 @@
 """Lightweight image classifiers in JAX: checked against PyTorch's nets and weights, and fast to train on CPUs.
 
-JAX is imported on first use: a command may have to restart itself before that (see `huge_pages`).
+JAX is imported on first use: before that, a command sets what a signal does (see `interruption`).
 """
 
 import difflib

@@ -9,11 +9,10 @@ Standard output is the table, then one JSON object on the last line. If a run fa
 the command exits with status 1.
 """
 
-from jaxnets import huge_pages, interruption
+from jaxnets import interruption
 
 if __name__ == "__main__":
     interruption.end_at_once()
-    huge_pages.restart()
 
 import argparse
 import json

@@ -3,11 +3,10 @@
 Needs the workdir and the data set. The last line of standard output is one JSON object.
 """
 
-from jaxnets import huge_pages, interruption
+from jaxnets import interruption
 
 if __name__ == "__main__":
     interruption.end_at_once()
-    huge_pages.restart()
 
 import contextlib
 import json

@@ -15,11 +15,10 @@ its workdir keeps, or of --labels; otherwise classes are numbers.
 [{"class": number, "name": string or null, "probability": number}, ...]}, most probable first.
 """
 
-from jaxnets import huge_pages, interruption
+from jaxnets import interruption
 
 if __name__ == "__main__":
     interruption.end_quietly()
-    huge_pages.restart()
 
 import argparse
 import json

@@ -58,7 +58,6 @@ def start(repository, digits_dir):
             "TFDS_DATA_DIR": str(digits_dir),
             "XLA_FLAGS": re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAXNETS_HUGE_PAGES": "0",
             "TINY_UNDRAWN": "1",
         }
         with socket.socket() as free:

@@ -93,8 +93,7 @@ def finish_quickly(repository, environment, tmp_path_factory):
     command = [sys.executable, "-W", "ignore", "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     out, err = (tmp_path_factory.mktemp("said") / name for name in ("out", "err"))
-    env = environment | {"JAXNETS_HUGE_PAGES": "0"}  # for which a command would start anew
-    with subprocess.Popen(command, cwd=repository, env=env, **pipes) as forks:
+    with subprocess.Popen(command, cwd=repository, env=environment, **pipes) as forks:
 
         def finish_quickly(*args):
             print(json.dumps([[*map(str, args)], str(out), str(err)]), file=forks.stdin, flush=True)

@@ -384,5 +384,5 @@ def test_the_command_of_the_shell(repository, mini, photograph, tmp_path):
     ended = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stdout.splitlines()[0] == str(photograph) and len(ended.stdout.splitlines()) == 1 + 5
-    *_, missing, error = ended.stderr.splitlines()  # a restart with huge pages is said before
+    *_, missing, error = ended.stderr.splitlines()
     assert missing == f"{tmp_path / 'missing.png'}: there is no such file" and error.startswith("error: 1 of")

@@ -10,11 +10,10 @@ hour to an hour and a half. `--config.FIELD=VALUE` overrides any field (`--confi
 one JSON object. If a run fails, the figure shows the others, and the command exits with status 1.
 """
 
-from jaxnets import huge_pages, interruption
+from jaxnets import interruption
 
 if __name__ == "__main__":
     interruption.end_at_once()
-    huge_pages.restart()
 
 import dataclasses
 import datetime

@@ -22,7 +22,6 @@ class Watched:
         environment = os.environ | {
             "XLA_FLAGS": " ".join(flags_of_xla),
             "TFDS_DATA_DIR": str(data_dir),
-            "JAXNETS_HUGE_PAGES": "0",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "CHAOS_TELL": str(writer),
             "CHAOS_STAY": stay,

@@ -21,7 +21,6 @@ import jaxlib
 
 from jaxnets.errors import UserError
 from jaxnets.runtime import cache_directory
-from jaxnets.switches import is_off
 
 SOURCE = Path(__file__).with_name("kernels.cc")
 HANDLERS = (
@@ -29,7 +28,8 @@ HANDLERS = (
     *("moments", "normalize", "normalize_gradient", "shuffle", "interleave", "interleave_gradients"),
     *("max_pool", "max_pool_gradient", "separable", "stem"),
 )
-KEEP_MEMORY = "JAXNETS_KEEP_MEMORY"  # 0: off
+KEEP_MEMORY = "JAXNETS_KEEP_MEMORY"
+OFF = ("0", "false", "no", "off")  # its values that turn it off
 COMPILERS = ("c++", "g++", "clang++")
 # Neither -fno flag changes a value: NaN, infinity and the order of sums are preserved.
 FLAGS = (
@@ -80,7 +80,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 def _keep_buffers(library: ctypes.CDLL) -> None:
     """Make XLA's CPU client keep its large buffers between calls, if the C library allows it and it is wanted."""
-    if is_off(KEEP_MEMORY, os.environ):
+    if os.environ.get(KEEP_MEMORY, "").lower() in OFF:
         return
     library.keep_buffers.restype = ctypes.c_bool
     if library.keep_buffers():
