@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -83,11 +84,17 @@ def find_match(model: nn.Module, layers: Sequence[Layer], weights: Weights, modu
                 if not weights.fields:  # which would say what net it is
                     layout.require_fields(model, code_base)
                 ordered = [stripped[name] for name in names]
-                if not _misfits(layout.expected(layers), names, ordered):
+                if not _misfits(_expected(layout, layers, ordered[-1]), names, ordered):
                     return Match(layers, ordered, layout)
     if weights.ordered and len(modules) == len(layers) and not _misfits(layers, modules, modules.values()):
         return Match(layers, list(modules.values()), None)
     return None
+
+
+def _expected(layout: Layout, layers: Sequence[Layer], classifier: Module) -> list[Layer]:
+    """The layers as a file of this code base has them: its classifier may have got a bias when it was replaced."""
+    *body, last = layout.expected(layers)
+    return [*body, replace(last, use_bias=last.use_bias or (layers[-1].use_bias and "bias" in classifier))]
 
 
 def _without_prefixes(modules: dict[str, Module]) -> Iterator[dict[str, Module]]:
@@ -167,7 +174,7 @@ def explain_mismatch(model: nn.Module, layers: Sequence[Layer], weights: Weights
     only_classifier = all(f"the net's {layers[-1].name} " in problem for problem in problems)
     headless = (model.features_only or not model.num_classes) and len(problems) == 1
     hint = "; set num_classes to the file's, or in Python pass head='drop'" if only_classifier else ""
-    hint = "; head='drop' leaves the classifier out" if headless else hint
+    hint = "; in Python, head='drop' leaves the classifier out" if headless else hint
     return f"{weights.origin} does not fit {type(model).__name__}: {listed}{more}{hint}"
 
 
@@ -179,7 +186,8 @@ def _problems_by_name(model: nn.Module, layers: Sequence[Layer], modules: dict[s
             names = layout.names(layers) or ()
             if len(stripped.keys() & set(names)) > best:
                 best = len(stripped.keys() & set(names))
-                nearest = _misfits(layout.expected(layers), names, [stripped.get(name, {}) for name in names])
+                found = [stripped.get(name, {}) for name in names]
+                nearest = _misfits(_expected(layout, layers, found[-1]), names, found)
                 nearest += [
                     f"{name} ({_described(module)}) is left over: the net has no such layer"
                     for name, module in (stripped | others).items()

@@ -3,6 +3,8 @@
 That the nets then compute the same is in `test_parity`.
 """
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -68,3 +70,18 @@ def test_megviis_wider_net_names_the_field_that_it_needs():
 def test_the_common_cifar_net_is_not_megviis():
     with pytest.raises(UserError, match="variant='megvii', not 'kuangliu'"):
         orders_of("shufflenet_v1_g3", variant="kuangliu")
+
+
+@pytest.mark.parametrize("name", ["shufflenet_v1_g3", "shufflenet_v2_x0_5"])
+def test_a_classifier_replaced_in_fine_tuning_may_have_a_bias(name):
+    """Its module's names are megvii's all the same, and so is its order of channels."""
+    model = jaxnets.create_model(name, num_classes=5, width=0.25 if "v1" in name else None)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    draw = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape).astype(np.float32), shapes)
+    bias = np.zeros_like(variables["params"]["classifier"]["bias"])
+    bias, variables["params"]["classifier"]["bias"] = variables["params"]["classifier"]["bias"], bias
+    state_dict = torch_weights.export(model, variables, "megvii") | {"classifier.0.bias": bias}
+    loaded = torch_weights.load(model, state_dict)
+    variables["params"]["classifier"]["bias"] = bias
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
