@@ -129,7 +129,12 @@ def task_of(model: str, mode: str, batch_size: int | None = None, image_size: in
     elif batch_size is None:
         batch_size = BATCH_SIZE if own_size > IMAGE_SIZE else CIFAR_BATCH_SIZE
     if mode == "train" and batch_size == 1:
-        raise UserError("--batch_size=1 leaves BatchNorm one value per channel in training; it must be at least 2")
+        for layer in layers_of(net, image_size):
+            if layer.kind == "batch_norm" and math.prod(layer.output_shape[:-1]) == 1:
+                raise UserError(
+                    f"--batch_size=1 leaves BatchNorm one value per channel in training ({layer.name} of {model}); it "
+                    "must be at least 2"
+                )
     return Task(model, mode, batch_size, image_size, net.num_classes, cores.count())
 
 
@@ -350,7 +355,7 @@ def plan(args) -> list[Race]:
             if name not in TORCH_MODELS:
                 raise UserError(f"--models: PyTorch's side has no {name!r}, only {', '.join(TORCH_MODELS)}")
     if args.out is not None:
-        if args.out.exists():
+        if os.path.lexists(args.out):
             raise UserError(f"--out={args.out} exists already, and is not overwritten")
         if not (args.out.parent.is_dir() and os.access(args.out.parent, os.W_OK)):
             raise UserError(f"--out={args.out}: {args.out.parent} must be a writable folder")
@@ -382,7 +387,7 @@ def main(argv: list[str]) -> None:
                 record["failed"].append(f"{race.task.model} {race.task.mode}: {error}")
                 runtime.logger.warning("%s", record["failed"][-1])
             if args.out is not None:  # after every race, so that an early end loses none
-                with writing(args.out, ""), replacing(args.out) as scratch:
+                with writing(args.out, ""), replacing(args.out, f".{os.getpid()}") as scratch:
                     scratch.write_text(json.dumps(record, indent=1) + "\n")
     finally:
         if args.format == "json":

@@ -17,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from jaxnets import cores
-from jaxnets.errors import UserError
+from jaxnets.errors import UserError, first_line
 
 MODES = ("train", "eval", "latency")
 CONTENDERS = ("jaxnets", "torch", "torch_compile", "flax")
@@ -129,8 +130,12 @@ def environment(contender: str) -> dict[str, str]:
         own = {name: os.environ.get(name, value) for name, value in own.items()}
     if contender != "torch_compile":
         return own
-    # Otherwise it compiles on the one core that OpenMP leaves to the calling thread.
-    return own | {"TORCHINDUCTOR_COMPILE_THREADS": str(cores.count())}
+    # Otherwise it compiles on the one core that OpenMP leaves to the calling thread. Without caches it compiles anew,
+    # as ours does, so that the times of compilation compare.
+    return own | {
+        "TORCHINDUCTOR_COMPILE_THREADS": str(cores.count()),
+        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": os.environ.get("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "1"),
+    }
 
 
 def peak_bytes() -> int:
@@ -140,7 +145,7 @@ def peak_bytes() -> int:
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def reset_peak() -> None:
@@ -212,15 +217,21 @@ def main(contender: str) -> None:
     own = sorted(cores.usable())[: cores.count()]  # before OpenMP binds this thread to one of them
     if hasattr(os, "sched_setaffinity"):  # XLA uses all cores that it may run on, even beyond a container's quota
         os.sched_setaffinity(0, own)
-    if contender in ("jaxnets", "flax"):
-        from jaxnets import benchmark_jax
+    try:
+        if contender in ("jaxnets", "flax"):
+            from jaxnets import benchmark_jax
 
-        serve(benchmark_jax.prepare, benchmark_jax.rates, sys.stdin, answers)
-    else:
-        from jaxnets import benchmark_torch
+            serve(benchmark_jax.prepare, benchmark_jax.rates, sys.stdin, answers)
+        else:
+            from jaxnets import benchmark_torch
 
-        prepare = partial(benchmark_torch.prepare, compiled=contender == "torch_compile", cores=own)
-        serve(prepare, benchmark_torch.rates, sys.stdin, answers)
+            prepare = partial(benchmark_torch.prepare, compiled=contender == "torch_compile", cores=own)
+            serve(prepare, benchmark_torch.rates, sys.stdin, answers)
+    except Exception as error:
+        traceback.print_exc()
+        # The last line is what the parent says; JAX and torch.compile end theirs with advice.
+        name = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        sys.exit(f"{name}{first_line(error)}")
 
 
 if __name__ == "__main__":

@@ -110,7 +110,7 @@ def train(config: ml_collections.ConfigDict, directory: Path) -> None:
         workdir.keep(directory, config)
         workdir.keep_data(directory, made.data_record)
         if at < made.total_steps:
-            machine.note(directory, "torch")
+            machine.note(directory, at, "torch")
         with contextlib.closing(journal.Journal(directory, at, evaluated=True)) as records:
             for epoch in range(at // made.steps_per_epoch, config.num_epochs):
                 step = train_and_evaluate(run, epoch, records, clock)

@@ -151,7 +151,7 @@ def require_classes(name: str, model: nn.Module) -> None:
 
 def _eval_split(dataset: str | None, usual: str) -> str:
     """The split to evaluate: a folder's with a usual name for that, else `train`; a TFDS data set's usual one."""
-    if dataset in BUILDERS:
+    if dataset and dataset.partition(":")[0] in BUILDERS:
         return "test"
     if not (dataset and is_folder(dataset)):
         return usual

@@ -118,9 +118,12 @@ def _open(builder: tfds.core.DatasetBuilder, dataset: str, split: str, image_siz
     known = ", ".join(f"{name} ({info.num_examples} examples)" for name, info in builder.info.splits.items())
     try:
         instructions = builder.info.splits[split].file_instructions
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(builder.info.splits)
     except Exception as error:  # ValueError, KeyError or AssertionError, depending on the mistake
         raise UserError(f"split {split!r} of {dataset} does not exist ({first_line(error)}); it has {known}") from error
-    if min((instruction.take for instruction in instructions), default=0) < 1:
+    # TFDS reads all the rest of a shard for a part that ends just before it begins.
+    backwards = any(part.from_ is not None and part.to is not None and part.from_ >= part.to for part in parts)
+    if backwards or min((instruction.take for instruction in instructions), default=0) < 1:
         raise UserError(f"split {split!r} of {dataset} is empty; it has {known}")
     names = class_names(builder)
     _allow_many_files()

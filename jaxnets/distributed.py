@@ -131,6 +131,11 @@ def _initialize(address: str | None, num_processes: int | None, process_id: int 
             jax.config.update("jax_enable_recoverability", before[0])
             jax.config.update("jax_enable_preemption_service", before[1])
             return False
+        if "must be called before" in str(error):
+            raise UserError(
+                "the configuration has JAX compute, or list its devices, before this process can join others: have it "
+                "give numbers instead"
+            ) from None
         raise UserError(
             f"the cluster cannot be joined ({first_line(error)}); describe it with --coordinator_address=HOST:PORT "
             "--num_processes=N --process_id=0..N-1"

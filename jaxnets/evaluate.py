@@ -45,9 +45,16 @@ def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
 
 
 def warn_of_other_images(workdir: Path, split: data.Split) -> None:
-    """Warn if the run's own split has another number of images today: some may have been trained on."""
+    """Warn if the run's own split has other images today: some may have been trained on."""
     with contextlib.suppress(UserError):  # which `require_classes` has reported
         then = read_data(workdir)
+        if then and then.eval_images == len(split) and then.files and then.files[1] not in ("", split.identity):
+            runtime.logger.warning(
+                "%s %s is not what it was when the run was trained (another version or, in a folder, other names or "
+                "classes of files): some of its images may have been trained on",
+                split.name,
+                split.split,
+            )
         if then and then.eval_images != len(split):
             runtime.logger.warning(
                 "%s %s has %d images, and had %d when the run was trained: some of them may have been trained on",
@@ -126,6 +133,8 @@ def main(argv: list[str]) -> None:
         runtime.make_deterministic()
     runtime.require_device()
     require_folder(args.data_dir)
+    if (args.batch_size or 1) > (most := settings.LIMITS["eval_batch_size"]):
+        raise UserError(f"--batch_size={args.batch_size} must be at most {most}")
     run = load_run(args.workdir, args.checkpoint, ema=args.ema)
     config = run.config
     if config.get("ema_decay") and not args.ema:
@@ -133,7 +142,6 @@ def main(argv: list[str]) -> None:
     locate_data(config, args.data_dir)
     if args.batch_size is not None:
         config.eval_batch_size = args.batch_size
-        settings.check_evaluation(config)
     if config.compilation_cache:
         runtime.enable_compilation_cache()
     split = data.open_split(

@@ -41,15 +41,18 @@ TURNS = {  # by EXIF's orientation
 LARGE = 1 << 24  # pixels from which on images are decoded one at a time, whatever the number of threads
 
 
-def find(argument: str) -> list[str]:
+def find(argument: str, refuse: Callable[[str, str], None]) -> list[str]:
     """The files that a path, a folder or a glob pattern stands for, sorted; UserError if there are none.
 
     For a folder, these are the files below it with an image's suffix; hidden ones are left out. A path that exists
-    is never taken for a pattern, and one that does not exist is returned for `read` to complain about.
+    is never taken for a pattern, and one that does not exist is returned for `read` to complain about. `refuse` is
+    called with a folder below that cannot be read, and why.
     """
     others: collections.Counter[str] = collections.Counter()
+    if not os.path.lexists(argument):
+        argument = os.path.expanduser(argument)  # in a quoted pattern, the shell leaves it to us
     if os.path.isdir(argument):
-        files = sorted(images_below(argument, others))
+        files = sorted(images_below(argument, others, refuse))
         say_left_out(argument, others)
         if not files:
             raise UserError("the folder holds no image files")
@@ -58,25 +61,21 @@ def find(argument: str) -> list[str]:
         return [argument]
     files = []
     for match in sorted(glob.glob(argument, recursive=True)):
-        files += sorted(images_below(match, others)) if os.path.isdir(match) else [match]
+        files += sorted(images_below(match, others, refuse)) if os.path.isdir(match) else [match]
     say_left_out(argument, others)
     if not files:
         raise UserError("no file matches this pattern")
     return list(dict.fromkeys(files))  # `**` matches a folder, and what is in it too
 
 
-def images_below(folder: str, others: collections.Counter[str]) -> Iterator[str]:
+def images_below(folder: str, others: collections.Counter[str], refuse: Callable[[str, str], None]) -> Iterator[str]:
     """The files with an image's suffix at any depth in a folder; hidden ones are left out.
 
     Those with other suffixes are counted in `others`, by suffix. Links to folders are not followed: they may form
-    cycles. UserError for a folder that cannot be read.
+    cycles. `refuse` is called with a folder that cannot be read, and why.
     """
     endings = _endings()
-
-    def refuse(error: OSError):
-        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from None
-
-    for parent, folders, files in os.walk(folder, onerror=refuse):
+    for parent, folders, files in os.walk(folder, onerror=lambda error: refuse(error.filename, error.strerror)):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in (name for name in files if not name.startswith(".")):
             if (ending := Path(name).suffix.lower()) in endings:

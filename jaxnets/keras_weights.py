@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxnets import h5_arrays
 from jaxnets.errors import UserError, first_line
+from jaxnets.plain_files import user_path
 from jaxnets.weight_files import KERAS_SUFFIXES, Weights, require_file
 
 # PyTorch's names for Keras's variables: by their names, and in `.keras` files by their numbers.
@@ -43,7 +44,7 @@ def read(source: str | os.PathLike) -> Weights:
 
     Entries are named after Keras's layers if the file has their names, otherwise after their numbered classes.
     """
-    path = Path(source)
+    path = user_path(source)
     require_file(path)
     if importlib.util.find_spec("h5py") is None:
         raise UserError(f"reading {path} needs h5py (pip install -e '.[keras]')")

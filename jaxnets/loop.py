@@ -46,7 +46,7 @@ def train(config: ml_collections.ConfigDict, directory: str | Path) -> dict[str,
     out of memory. On SIGINT, SIGTERM and SIGHUP, raises SystemExit with the status the shell expects; from the first
     step on, only once the state is saved.
     """
-    smaller = "config.resident=false or, in evaluation, a lower config.eval_batch_size"
+    smaller = "config.resident=false, a lower config.steps_per_call or, in evaluation, a lower config.eval_batch_size"
     remedy = f"{smaller} needs less; so does a lower config.batch_size, in a workdir where nothing was saved"
     with interruption.raised(), runtime.short_of_memory(remedy):
         return _train(config, user_path(directory))
@@ -94,7 +94,7 @@ def _train(config: ml_collections.ConfigDict, directory: Path) -> dict[str, Any]
         distributed.on_primary(partial(workdir.keep_data, directory, plan.data_record))
         if at < plan.total_steps:
             dtype = settings.compute_dtype(config.model.dtype)
-            distributed.on_primary(partial(machine.note, directory, dtype=dtype))
+            distributed.on_primary(partial(machine.note, directory, at, dtype=dtype))
         # XLA compiles this while the training step is traced, which takes as long.
         create = None if saved else background.submit(compile_and_create_state, plan, weights)
         if distributed.is_primary():

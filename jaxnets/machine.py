@@ -65,15 +65,18 @@ def dated_sentence(machine: dict[str, object]) -> str:
     return f"{sentence(machine)} (from {machine['date']})"
 
 
-def note(workdir: Path, *packages: str, **facts: str) -> None:
-    """Record in a workdir where, and with what further facts, its run is trained from today on.
+def note(workdir: Path, at: int, *packages: str, **facts: str) -> None:
+    """Record in a workdir where, and with what further facts, its run is trained from today and step `at` on.
 
-    A no-op if the last record says the same. Earlier records are kept; an unreadable file becomes `machines.1.json`.
+    Machines that began at that step or after it are forgotten: nothing that they did was saved. An unreadable file
+    becomes `machines.1.json`.
     """
     before, here = read(workdir), describe(*packages) | facts
-    if before and {name: value for name, value in before[-1].items() if name != "date"} == here:
+    found = [where for where in before if where.get("step", 0) < at]  # without a step: from before 2026-12
+    if not found or found[-1] | here != found[-1]:
+        found.append({"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "step": at} | here)
+    if found == before:
         return
-    found = [*before, {"date": datetime.datetime.now(datetime.UTC).date().isoformat()} | here]
     with writing(workdir):
         if not before and (moved := set_aside([workdir / FILE])):
             logger.warning("%s cannot be read, and is kept as %s", workdir / FILE, moved[0].name)
@@ -82,12 +85,14 @@ def note(workdir: Path, *packages: str, **facts: str) -> None:
 
 
 def read(workdir: Path) -> list[dict[str, object]]:
-    """What `note` wrote: each machine, as `describe` gives it, with its first day, in order; [] if there is none."""
+    """What `note` wrote, in order: each machine as `describe` gives it, with its first day and step; [] for nothing."""
     try:
         found = list(parse_json(read_text(workdir / FILE, MAX_BYTES)))
         for where in found:
             dated_sentence(where)
             datetime.date.fromisoformat(where["date"])
+            if not isinstance(where.get("step", 0), int):
+                raise TypeError
     except (FileNotFoundError, UserError, ValueError, TypeError, KeyError):
         return []
     return found

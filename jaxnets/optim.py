@@ -48,7 +48,7 @@ def make_schedule(
     to `peak / 250000`, just after the last step. ValueError for any other name.
     """
     total = steps_per_epoch * num_epochs
-    warmup = min(round(warmup_epochs * steps_per_epoch), total // 2)
+    warmup = min(round(min(warmup_epochs, num_epochs) * steps_per_epoch), total // 2)
     rest = max(total - warmup, 1)
     if name == "one_cycle":
         return optax.cosine_onecycle_schedule(total, peak, (warmup + 0.5) / total)  # rounded down to steps by Optax

@@ -29,7 +29,7 @@ from jaxnets import (
     trained_run,
     workdir,
 )
-from jaxnets.datasets import find_prepared
+from jaxnets.datasets import find_prepared, is_folder
 from jaxnets.errors import UserError
 from jaxnets.models.initializers import init_shapes
 
@@ -145,6 +145,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     axis_name = step.AXIS if config.sync_batch_norm and len(devices) > 1 else None
     model = settings.make_model(config, train_split.num_classes, bn_axis_name=axis_name)
     if config.batch_size == len(devices) and axis_name is None:
+        _check_net(config)
         _require_several_values(config, model)
     # All at once and now: later, each one would wait for the training steps in flight.
     learning_rates = rates(schedule, total_steps)
@@ -209,16 +210,22 @@ def require_same_data(plan: Plan, directory: Path) -> None:
             f"the run in {directory} was trained on other data: {before.train_images} training and "
             f"{before.eval_images} evaluation images, but there are now {now.train_images} and {now.eval_images}"
         )
-    if any(then and then != is_now for then, is_now in zip(before.files, now.files)):
-        raise UserError(
-            f"the run in {directory} was trained on other data: as many images, but from another version of the data "
-            "set or, in a folder, some with other names or classes"
-        )
+    for then, is_now in zip(before.files, now.files):
+        if then and then != is_now:
+            raise UserError(
+                f"the run in {directory} was trained on other data: as many images, but "
+                + (
+                    "some with other names or classes"
+                    if is_folder(plan.config.dataset)
+                    else f"of version {then} of the data set, not {is_now}; config.dataset=NAME:VERSION chooses one"
+                )
+            )
 
 
 def _smallest_size(config: ml_collections.ConfigDict) -> int:
     """Side in pixels of the smallest images of a run: they can be too small, never too large."""
-    return min((config.image_size, *augment.progressive_pixels(config.progressive_sizes, config.image_size)))
+    sizes, side, epochs = config.progressive_sizes, config.image_size, config.num_epochs
+    return min(side, *(augment.progressive_size(sizes, side, epoch, epochs) for epoch in range(epochs)))
 
 
 def _check_net(config: ml_collections.ConfigDict) -> None:

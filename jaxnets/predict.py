@@ -265,9 +265,6 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     args = _parser().parse_mixed_args(argv[1:])
     runtime.configure_logging()
-    runtime.require_device()
-    classifier = _load(args)
-    show = _as_json if args.format == "json" else _as_text
     paths, failures = [], 0
 
     def report(path: str, reason: str) -> None:
@@ -277,9 +274,14 @@ def main(argv: list[str]) -> None:
 
     for argument in args.images:
         try:
-            paths += image_files.find(argument)
+            paths += image_files.find(argument, lambda folder, why: report(folder, f"cannot be read: {why}"))
         except UserError as error:
             report(argument, str(error))
+    if not paths:
+        raise UserError("there are no images to classify")
+    runtime.require_device()
+    classifier = _load(args)
+    show = _as_json if args.format == "json" else _as_text
     with runtime.short_of_memory("a smaller --batch_size needs less"):
         for prediction in predict(classifier, paths, batch_size=args.batch_size, top=args.top):
             if prediction.error:

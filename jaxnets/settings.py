@@ -113,9 +113,11 @@ def differences(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[A
 
 
 def _may_differ(name: str, saved: Any, new: Any) -> bool:
-    """Whether a field is free, a folder of images (it may move), or a width of 1 that MobileNet files once gave."""
-    folders = name == "dataset" and all(isinstance(value, str) and is_folder(value) for value in (saved, new))
-    return name in FREE_FIELDS or folders or (name == "model.width" and (saved, new) == (1.0, None))
+    """Whether a field is free, or its values may mean the same; `plan.require_same_data` compares what they hold."""
+    if name == "dataset" and isinstance(saved, str) and isinstance(new, str):
+        moved = is_folder(saved) and is_folder(new)
+        return moved or saved.partition(":")[0] == new.partition(":")[0]  # another :VERSION, or none
+    return name in FREE_FIELDS or (name == "model.width" and (saved, new) == (1.0, None))  # once given by MobileNets
 
 
 class _Checks:

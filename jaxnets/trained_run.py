@@ -80,7 +80,8 @@ def require_same_classes(workdir: Path, split: data.Split, known: Sequence[str] 
     """UserError if the split's classes are not the `known` ones of the run, if they are known."""
     for place, (before, now) in enumerate(itertools.zip_longest(known or split.class_names, split.class_names)):
         if before != now:
+            said = [f"{name!r}" if name is not None else "not there" for name in (before, now)]
             raise UserError(
-                f"{split.name} has different classes from the run in {workdir}: class {place} was {before!r} and is "
-                f"now {now!r}"
+                f"{split.name} has different classes from the run in {workdir}: class {place} was {said[0]} and is now "
+                f"{said[1]}"
             )

@@ -16,7 +16,7 @@ import safetensors
 
 from jaxnets import pickle_check
 from jaxnets.errors import UserError, first_line
-from jaxnets.plain_files import parse_json
+from jaxnets.plain_files import parse_json, user_path
 
 Triple = tuple[float, float, float]
 Normalization = tuple[Triple, Triple]  # mean and standard deviation by channel, of images in [0, 1]
@@ -79,7 +79,7 @@ def read(source: str | os.PathLike | Mapping) -> Weights:
         return Weights(unwrap(source, "the mapping"), True, "the mapping")
     if not isinstance(source, (str, os.PathLike)):
         raise UserError(f"weights come from a file or a mapping name -> array, not from a {type(source).__name__}")
-    path = Path(source)
+    path = user_path(source)
     require_file(path)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
@@ -141,8 +141,10 @@ def import_torch(purpose: str):
     """The torch module; UserError saying what it is needed for if it is not installed."""
     try:
         import torch
-    except ImportError as error:
-        raise UserError(f"{purpose} needs PyTorch (pip install -e '.[torch]'); .safetensors files do not") from error
+    except (ImportError, OSError) as error:  # OSError: a library of CUDA is missing
+        raise UserError(
+            f"{purpose} needs PyTorch (pip install -e '.[torch]'; here: {first_line(error)}); .safetensors files do not"
+        ) from error
     return torch
 
 

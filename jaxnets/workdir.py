@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from jaxnets import checkpoint, distributed, journal, settings
+from jaxnets.datasets.folder import folder_path, is_folder
 from jaxnets.errors import UserError, writing
 from jaxnets.plain_files import locked, parse_json, read_text, replacing, scratch_of
 from jaxnets.runtime import logger
@@ -127,6 +128,8 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
     Raises UserError if the workdir is a file, belongs to something else, or to a run whose configuration
     differs in what decides the result (the fields are listed).
     """
+    if is_folder(config.dataset) and folder_path(config.dataset).resolve() in workdir.resolve().parents:
+        raise UserError(f"--workdir={workdir} lies in {config.dataset}, where it would count as a class of images")
     try:
         present = set(os.listdir(workdir))
     except FileNotFoundError:

@@ -46,9 +46,9 @@ def test_another_number_of_devices_is_said_where_it_changes_what_is_normalised(m
 
 def test_another_dtype_is_said(make_config, tmp_path, caplog):
     made = make_plan(make_config())
-    for dtype in ("float32", "bfloat16"):
+    for at, dtype in enumerate(("float32", "bfloat16")):
         assert "was computed in" not in caplog.text
-        machine.note(tmp_path, dtype=dtype)
+        machine.note(tmp_path, 5 * at, dtype=dtype)
         announce.start(made, tmp_path, 5, made.config)
     assert "was computed in bfloat16 before and is now in float32" in caplog.text
 

@@ -331,7 +331,7 @@ BAD = {
     "--against=jaxnets": "'jaxnets' must be one of",
     "--rounds=0": "'0' is not a whole number of at least 1",
     "--batch_size=0": "'0' is not a whole number of at least 1",
-    "--batch_size=1": "--batch_size=1 leaves BatchNorm one value",
+    "--batch_size=1 --image_size=32 --models=mobilenet_v1": "--batch_size=1 leaves BatchNorm one value per channel in",
     "--image_size=0": "'0' is not a whole number of at least 1",
     "--image_size=5": "too small",
     "--format=yaml": "invalid choice: 'yaml'",
@@ -345,7 +345,7 @@ def test_bad_arguments_are_refused_before_any_work(argument, monkeypatch, tmp_pa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(benchmark_worker, "start", lambda name: pytest.fail("work has begun"))
     with pytest.raises(UserError) as error:
-        benchmark.main(["benchmark", argument])
+        benchmark.main(["benchmark", *argument.split()])
     assert BAD[argument] in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -382,6 +382,11 @@ def test_results_are_not_overwritten(tmp_path, monkeypatch):
         ("import sys; sys.exit('out of luck')", "the process of torch ended with status 1: out of luck"),
         ("raise ValueError('first line\\nlast line')", "with status 1: last line"),
         ("import os; os.kill(os.getpid(), 9)", "by SIGKILL: it said nothing"),
+        (
+            "import json, sys\nfrom jaxnets import benchmark_worker\n"
+            "benchmark_worker.serve = lambda *_: json.loads('?', parse_int=print)\nbenchmark_worker.main('jaxnets')",
+            "with status 1: JSONDecodeError: Expecting value: line 1 column 1 (char 0)",
+        ),
     ],
 )
 def test_a_dead_process_is_named_with_its_last_words(program, words):

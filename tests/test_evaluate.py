@@ -62,6 +62,10 @@ def test_images_that_may_have_been_trained_on_are_said(workdir, config, capsys):
         evaluate.main(["evaluate", f"--workdir={workdir}"])
         err = capsys.readouterr().err
         assert (f"test[:7] has 7 images, and had {count} when the run was trained" in err) == said
+    for version, said in (("", False), ("0.9.9", True)):
+        keep_data(workdir, Data(names, 100, 7, ("", version)))
+        evaluate.main(["evaluate", f"--workdir={workdir}"])
+        assert ("is not what it was when the run was trained" in capsys.readouterr().err) == said
     evaluate.main(["evaluate", f"--workdir={workdir}", "--split=test[:7]"])
     assert "when the run was trained" not in capsys.readouterr().err
 

@@ -49,14 +49,35 @@ def folder(tmp_path):
     ],
 )
 def test_find(folder, argument, found):
-    assert image_files.find(os.path.join(folder, argument)) == [os.path.join(folder, name) for name in found]
+    assert image_files.find(os.path.join(folder, argument), pytest.fail) == [
+        os.path.join(folder, name) for name in found
+    ]
 
 
 @pytest.mark.parametrize(("argument", "message"), [("empty", "no image files"), ("*.tiff", "no file matches")])
 def test_finding_nothing_is_said(folder, argument, message):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=message):
-        image_files.find(str(folder / argument))
+        image_files.find(str(folder / argument), pytest.fail)
+
+
+def test_a_folder_that_cannot_be_read_keeps_no_others_from_being_found(folder, monkeypatch):
+    scandir, refused = os.scandir, []
+
+    def refusing(path):
+        if os.fspath(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = image_files.find(str(folder), lambda *what: refused.append(what))
+    assert found == [str(folder / "a.JPG"), str(folder / "b.png")]
+    assert refused == [(str(folder / "below"), "Permission denied")]
+
+
+def test_a_quoted_pattern_may_begin_at_home(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder))
+    assert image_files.find("~/*.png", pytest.fail) == [str(folder / "b.png")]
 
 
 def checkered(mode, *colours):

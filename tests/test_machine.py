@@ -67,16 +67,25 @@ def test_ticks_count_work():
 
 def test_a_machine_is_noted_once_and_another_beside_it(tmp_path, monkeypatch):
     assert machine.read(tmp_path) == []
-    for _ in range(2):
-        machine.note(tmp_path)
+    for at in (0, 0, 5):
+        machine.note(tmp_path, at)
     (here,) = machine.read(tmp_path)
     assert here.items() >= machine.describe().items() and machine.dated_sentence(here).endswith(
         f"(from {here['date']})"
     )
     described = machine.describe()
     monkeypatch.setattr(machine, "describe", lambda: described | {"device": "another"})
-    machine.note(tmp_path)
+    machine.note(tmp_path, 5)
     assert [where["device"] for where in machine.read(tmp_path)] == [here["device"], "another"]
+
+
+def test_a_machine_that_saved_nothing_is_forgotten(tmp_path, monkeypatch):
+    """Started on the wrong one and stopped before the first checkpoint; the same later, at step 10."""
+    described = machine.describe()
+    for at, device in ((0, "wrong"), (0, "right"), (10, "wrong"), (10, "right"), (20, "other")):
+        monkeypatch.setattr(machine, "describe", lambda device=device: described | {"device": device})
+        machine.note(tmp_path, at)
+    assert [(where["step"], where["device"]) for where in machine.read(tmp_path)] == [(0, "right"), (20, "other")]
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"device": "x"}]', "[" * 100_000])
@@ -93,6 +102,6 @@ def test_a_machine_without_its_day_says_nothing(date, tmp_path):
 
 def test_a_file_that_cannot_be_read_is_kept(tmp_path, caplog):
     (tmp_path / machine.FILE).write_text('[{"device": "x"}]')
-    machine.note(tmp_path)
+    machine.note(tmp_path, 0)
     assert len(machine.read(tmp_path)) == 1 and "is kept as machines.1.json" in caplog.text
     assert (tmp_path / "machines.1.json").read_text() == '[{"device": "x"}]'

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from configs import digits
-from jaxnets import data, loop, models, ops, plan
+from jaxnets import data, loop, models, ops, plan, workdir
 from jaxnets.errors import UserError
 from tests.tiny_net import TinyNet
 
@@ -79,6 +79,15 @@ def test_sizes_that_the_net_cannot_take_are_refused(config):
     config.progressive_sizes = (16, 32)
     with pytest.raises(UserError, match=r"'vgg16_cifar' cannot take images of 16x16 \(progressive_sizes\)"):
         plan.make_plan(config)
+    config.num_epochs = 1  # which has the last size
+    assert plan.make_plan(config).training_size(0) == 32
+
+
+def test_another_version_of_a_data_set_is_named_with_its_remedy(config, tmp_path):
+    made = plan.make_plan(config)
+    workdir.keep_data(tmp_path, made.data_record._replace(files=("0.9.9", "0.9.9")))
+    with pytest.raises(UserError, match=r"of version 0.9.9 of the data set, not \d.*; config.dataset=NAME:VERSION"):
+        plan.require_same_data(made, tmp_path)
 
 
 def test_a_split_without_one_batch_is_refused(config):

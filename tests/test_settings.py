@@ -159,6 +159,20 @@ def test_auto_is_bfloat16_where_the_hardware_is_made_for_it(monkeypatch, platfor
     assert settings.compute_dtype("bfloat16") == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("saved", "new", "differ"),
+    [
+        ("photos", "photos:1.0.0", False),
+        ("photos:1.0.0", "photos", False),
+        ("photos", "pictures", True),
+        ("folder:a", "folder:b", False),
+        ("folder:a", "photos", True),
+    ],
+)
+def test_a_data_set_may_be_named_with_its_version_and_a_folder_may_move(saved, new, differ):
+    assert bool(settings.differences({"dataset": saved}, {"dataset": new})) == differ
+
+
 def test_a_field_that_an_earlier_version_did_not_have_keeps_no_run_from_resuming():
     new = settings.as_dict(default.get_config())
     saved = {name: dict(value) if isinstance(value, dict) else value for name, value in new.items()}

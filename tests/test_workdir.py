@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -38,6 +39,16 @@ def test_the_same_run_goes_on_and_free_fields_may_change(tmp_path):
         assert settings.read(tmp_path / "config.json").num_epochs == before.num_epochs
         workdir.keep(tmp_path, config(num_epochs=99))
     assert settings.read(tmp_path / "config.json").num_epochs == 99
+
+
+@pytest.mark.parametrize("below", ["runs/one", "cat/run"])
+def test_a_folder_of_images_is_no_place_for_a_run(tmp_path, below, monkeypatch):
+    """It would be a class of its own when the run resumes."""
+    monkeypatch.chdir(tmp_path)
+    for dataset in ("folder:.", f"folder:{tmp_path}"):
+        with pytest.raises(UserError, match="where it would count as a class of images"):
+            workdir.check(Path(below), config(dataset=dataset))
+    assert workdir.check(Path(below), config(dataset=f"folder:{tmp_path / 'photos'}")) is None
 
 
 def test_a_run_that_took_no_step_may_be_configured_anew(tmp_path):

@@ -70,7 +70,11 @@ def obtain(archive: Archive, root: Path) -> Path:
 
 def verify(path: Path, archive: Archive) -> None:
     """Raise `UserError` unless the file at `path` has the archive's size and SHA-256."""
-    if fault := _fault(path, archive):
+    try:
+        fault = _fault(path, archive)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if fault:
         raise UserError(f"{path} is not the published archive ({fault}); replace it with {archive.url}, or delete it")
 
 

@@ -145,7 +145,7 @@ def _folders(directory: Path) -> dict[str, Path]:
         with os.scandir(directory) as entries:
             return {e.name: Path(e.path) for e in entries if e.is_dir() and not e.name.startswith(".")}
     except OSError as error:
-        raise UserError(f"{directory} cannot be read: {error.strerror}") from None
+        _refuse(str(directory), error.strerror)
 
 
 def _splits(directory: Path) -> dict[str, Path]:
@@ -165,13 +165,17 @@ def _splits(directory: Path) -> dict[str, Path]:
     return {"train": directory}
 
 
+def _refuse(folder: str, why: str) -> None:
+    raise UserError(f"{folder} cannot be read: {why}")
+
+
 def _files(directory: Path, class_names: Sequence[str], others: collections.Counter[str]) -> ImageFiles:
     """The image files of a split; counts other files in `others`, by suffix."""
     found = []
     for label, name in enumerate(class_names):
         if not (directory / name).is_dir():
             continue
-        for path in image_files.images_below(str(directory / name), others):
+        for path in image_files.images_below(str(directory / name), others, _refuse):
             key = os.fsencode(os.path.relpath(path, directory))
             found.append((hashlib.sha256(key).digest(), path, label))
     found.sort()
