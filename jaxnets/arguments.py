@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from jaxnets.errors import UserError
-from jaxnets.weight_files import Triple
+from jaxnets.weights.weight_files import Triple
 
 
 def count(text: str) -> int:

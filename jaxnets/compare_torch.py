@@ -19,24 +19,14 @@ import torch
 from torch import nn
 
 import jaxnets
-from jaxnets import (
-    data,
-    journal,
-    machine,
-    plan,
-    sampling,
-    settings,
-    timing,
-    torch_nets,
-    weight_files,
-    workdir,
-)
+from jaxnets import data, journal, machine, plan, sampling, settings, timing, torch_nets, workdir
 from jaxnets.compare_entries import net_fields
 from jaxnets.errors import UserError, first_line, writing
 from jaxnets.plain_files import replacing
 from jaxnets.runtime import logger
 from jaxnets.torch_nets import FORMATS, set_fast, synchronize
 from jaxnets.torch_step import OPTIMIZERS, TorchRun, evaluate, load_examples, make_net, make_optimizer, take_step
+from jaxnets.weights import weight_files
 
 CHECKPOINT = workdir.TORCH_CHECKPOINT
 TRIAL_STEPS = 3  # for each memory format and image size

@@ -31,8 +31,8 @@ from jaxnets.datasets import BUILDERS, VALIDATION, absolute, is_folder, read_fol
 from jaxnets.errors import ArgumentParser, UserError, as_utf8, exit_on_user_error, writing
 from jaxnets.models import default_image_size
 from jaxnets.plain_files import replacing, user_path
-from jaxnets.weight_files import SUFFIXES, Images, import_torch, metadata_of, spelled
 from jaxnets.weight_images import images_of
+from jaxnets.weights.weight_files import SUFFIXES, Images, import_torch, metadata_of, spelled
 from jaxnets.workdir import CONFIG
 
 TORCH = (".pth", ".pt")

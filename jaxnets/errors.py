@@ -76,6 +76,8 @@ def exit_on_user_error(main: Callable) -> Callable:
     def wrapped(argv):
         if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # by `interruption.end_quietly`
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        with contextlib.suppress(AttributeError):  # a test's or a notebook's own
+            sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal's encoding lacks
         try:
             result = main(argv)
             sys.stdout.flush()

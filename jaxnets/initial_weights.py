@@ -9,7 +9,7 @@ from jaxnets.errors import UserError
 from jaxnets.plain_files import user_path
 from jaxnets.plan import Plan, Variables
 from jaxnets.runtime import logger
-from jaxnets.weight_files import Weights, spelled
+from jaxnets.weights.weight_files import Weights, spelled
 
 
 def load(plan: Plan) -> Variables:

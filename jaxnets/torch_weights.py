@@ -16,12 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnets import create_model, keras_weights, weight_files
+from jaxnets import create_model
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer, layers_of
-from jaxnets.layouts import OWN, Layout, differing, layouts_of, warn_of_differing, warn_unless_published
-from jaxnets.megvii_weights import ChannelOrder
-from jaxnets.module_match import ANY, STATISTICS, TRACKED, Match, Module, explain_mismatch, find_match, group
+from jaxnets.weights import keras_weights, weight_files
+from jaxnets.weights.layouts import OWN, Layout, differing, layouts_of, warn_of_differing, warn_unless_published
+from jaxnets.weights.megvii_weights import ChannelOrder
+from jaxnets.weights.module_match import ANY, STATISTICS, TRACKED, Match, Module, explain_mismatch, find_match, group
 
 Tree = dict[str, Any]
 Arrays = dict[str, np.ndarray]  # of one layer: kernel, bias, or scale, bias, mean, var

@@ -17,7 +17,7 @@ from jaxnets.errors import UserError
 from jaxnets.models.initializers import init_shapes
 from jaxnets.plain_files import user_path
 from jaxnets.restore import require_same_shapes, restore_ema, restore_variables
-from jaxnets.weight_files import Images
+from jaxnets.weights.weight_files import Images
 from jaxnets.workdir import CONFIG
 
 

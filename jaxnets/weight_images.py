@@ -4,9 +4,9 @@ import logging
 
 from jaxnets import settings, torch_weights
 from jaxnets.errors import UserError
-from jaxnets.layout_names import own_names
 from jaxnets.models import default_image_size
-from jaxnets.weight_files import Images, Normalization, spelled
+from jaxnets.weights.layout_names import own_names
+from jaxnets.weights.weight_files import Images, Normalization, spelled
 
 # Per channel, of images in [0, 1]: mean and standard deviation with which published weights were trained
 IMAGENET: Normalization = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -24,10 +24,10 @@ from jaxnets import (
     settings,
     torch_weights,
     trained_run,
-    weight_files,
     weight_images,
 )
 from jaxnets.errors import UserError
+from jaxnets.weights import weight_files
 from tests.slow import slow_after
 from tests.test_models import random_variables
 from tests.torch_twins import megvii

@@ -1,6 +1,7 @@
 """Bad input ends a command with one line and status 1; a bug keeps its stack trace."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -60,6 +61,13 @@ def test_a_file_that_the_system_keeps_from_us_is_one_line(capsys, tmp_path):
         main([])
     assert caught.value.code == 1
     assert capsys.readouterr().err == f"error: {tmp_path / ('long' * 100)}: File name too long\n"
+
+
+def test_a_name_that_the_terminals_encoding_lacks_is_printed_escaped(monkeypatch):
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    exit_on_user_error(lambda argv: print(argv[1]))(["program", "café"])
+    assert printed.getvalue() == rb"caf\xe9" + b"\n"
 
 
 def test_a_bug_is_not_hidden():

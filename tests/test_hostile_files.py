@@ -16,9 +16,10 @@ import pytest
 import tensorstore
 
 import jaxnets
-from jaxnets import checkpoint, image_files, settings, torch_weights, weight_files, workdir
+from jaxnets import checkpoint, image_files, settings, torch_weights, workdir
 from jaxnets.datasets import open_builder
 from jaxnets.errors import UserError
+from jaxnets.weights import weight_files
 from tests.fuzz.readers import is_fine
 from tests.hostile_files import GOOD_CONFIG, KINDS, changed, dataset, marker, replaced
 

@@ -4,7 +4,7 @@ import pytest
 
 import jaxnets
 from jaxnets.layer_list import layers_of
-from jaxnets.layouts import layouts_of
+from jaxnets.weights.layouts import layouts_of
 from tests.slow import mark_slow
 from tests.test_models import is_alike
 

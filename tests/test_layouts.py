@@ -9,7 +9,7 @@ import pytest
 import jaxnets
 from jaxnets import torch_weights, weight_images
 from jaxnets.errors import UserError
-from jaxnets.layouts import layouts_of
+from jaxnets.weights.layouts import layouts_of
 from tests.slow import mark_slow
 from tests.test_models import shapes_of
 

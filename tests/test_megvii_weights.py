@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import jaxnets
-from jaxnets import megvii_weights, torch_weights
+from jaxnets import torch_weights
 from jaxnets.errors import UserError
 from jaxnets.layer_list import layers_of
+from jaxnets.weights import megvii_weights
 
 
 def orders_of(name, **fields):

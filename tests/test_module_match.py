@@ -11,8 +11,8 @@ import jaxnets
 from jaxnets import torch_weights
 from jaxnets.errors import UserError
 from jaxnets.layer_list import layers_of
-from jaxnets.module_match import explain_mismatch, find_match, group
-from jaxnets.weight_files import Weights
+from jaxnets.weights.module_match import explain_mismatch, find_match, group
+from jaxnets.weights.weight_files import Weights
 
 # Two nets with few layers: biases and no BatchNorm; BatchNorm, and by choice biases before it.
 MODELS = {

@@ -16,9 +16,10 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import jaxnets
-from jaxnets import checkpoint, data, loop, predict, settings, torch_weights, trained_run, weight_files, weight_images
+from jaxnets import checkpoint, data, loop, predict, settings, torch_weights, trained_run, weight_images
 from jaxnets.augment import normalize
 from jaxnets.errors import UserError, exit_on_user_error
+from jaxnets.weights import weight_files
 from tests.test_models import random_variables
 from tests.tiny_net import registered, small_digits
 

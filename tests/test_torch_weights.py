@@ -15,8 +15,9 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxnets import create_model, list_models, predict, torch_weights, weight_files
+from jaxnets import create_model, list_models, predict, torch_weights
 from jaxnets.errors import UserError
+from jaxnets.weights import weight_files
 from tests.test_models import random_variables
 
 FIELDS = {"width": 0.25, "num_classes": 7}

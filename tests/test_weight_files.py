@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from jaxnets import weight_files
 from jaxnets.errors import UserError
+from jaxnets.weights import weight_files
 
 ENTRIES = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.tensor([1, 2])}
 

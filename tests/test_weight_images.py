@@ -6,9 +6,9 @@ import pytest
 
 from jaxnets import torch_weights, weight_images
 from jaxnets.errors import UserError
-from jaxnets.layouts import LAYOUTS
 from jaxnets.models.mobilenet_v1 import MobileNetV1
-from jaxnets.weight_files import Images
+from jaxnets.weights.layouts import LAYOUTS
+from jaxnets.weights.weight_files import Images
 
 MINE = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
 TIMM, KUANGLIU = (LAYOUTS[MobileNetV1][name] for name in ("timm", "kuangliu"))

@@ -76,7 +76,7 @@ def work_guided(target: str, seconds: float, seed: int, out: Path) -> None:
 
         import PIL.Image  # noqa: F401
 
-        from jaxnets import image_files, pickle_check, weight_files  # noqa: F401
+        from jaxnets import image_files, weight_files  # noqa: F401
     from tests.fuzz import readers, seeds
 
     whole = seeds.write(target, out / "corpus")

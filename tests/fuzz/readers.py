@@ -8,20 +8,10 @@ import sys
 import time
 from pathlib import Path
 
-from jaxnets import (
-    data,
-    image_files,
-    journal,
-    keras_weights,
-    predictions,
-    settings,
-    timing,
-    torch_weights,
-    trained_run,
-    weight_files,
-)
+from jaxnets import data, image_files, journal, predictions, settings, timing, torch_weights, trained_run
 from jaxnets.datasets import archive
 from jaxnets.errors import UserError
+from jaxnets.weights import keras_weights, weight_files
 
 MEMBERS = {"data/a.bin": 3000, "data/names.txt": None}  # what the archives of these tests should hold
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxnets import h5_arrays
 from jaxnets.errors import UserError, first_line
 from jaxnets.plain_files import user_path
-from jaxnets.weight_files import KERAS_SUFFIXES, Weights, require_file
+from jaxnets.weights import h5_arrays
+from jaxnets.weights.weight_files import KERAS_SUFFIXES, Weights, require_file
 
 # PyTorch's names for Keras's variables: by their names, and in `.keras` files by their numbers.
 BY_NAME = {

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer
-from jaxnets.layouts import Layout, layouts_of
-from jaxnets.weight_files import Weights
+from jaxnets.weights.layouts import Layout, layouts_of
+from jaxnets.weights.weight_files import Weights
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 TRACKED = "num_batches_tracked"  # a counter without effect on our nets; older files do not have it

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from jaxnets import pickle_check
 from jaxnets.errors import UserError, first_line
 from jaxnets.plain_files import parse_json, user_path
+from jaxnets.weights import pickle_check
 
 Triple = tuple[float, float, float]
 Normalization = tuple[Triple, Triple]  # mean and standard deviation by channel, of images in [0, 1]

@@ -7,11 +7,8 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxnets import layout_names as named
-from jaxnets import megvii_weights
 from jaxnets.errors import UserError
 from jaxnets.layer_list import Layer
-from jaxnets.layout_names import Layers, Names
 from jaxnets.models.googlenet import GoogLeNet
 from jaxnets.models.mobilenet_v1 import MobileNetV1
 from jaxnets.models.mobilenet_v2 import CIFAR_STAGE_STRIDES, MobileNetV2
@@ -20,7 +17,10 @@ from jaxnets.models.shufflenet_v1 import ShuffleNetV1
 from jaxnets.models.shufflenet_v2 import ShuffleNetV2
 from jaxnets.models.squeezenet import SqueezeNet
 from jaxnets.models.vgg import VGG
-from jaxnets.weight_files import Normalization
+from jaxnets.weights import layout_names as named
+from jaxnets.weights import megvii_weights
+from jaxnets.weights.layout_names import Layers, Names
+from jaxnets.weights.weight_files import Normalization
 
 logger = logging.getLogger(__name__)
 
