@@ -69,7 +69,7 @@ def runs_table(nets: Sequence[Record]) -> Section:
     }
     if not compare_results.has_train_accuracy(nets):
         del columns["train"]
-    if len(number_of) == 1:
+    if len(number_of) <= 1:
         del columns["machine"]
     rows = [tuple(show(net, run) for show in columns.values()) for net in nets for run in net["runs"]]
     return Section("", tuple(columns), rows, text_columns=1)

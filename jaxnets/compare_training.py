@@ -23,7 +23,7 @@ def torch_side():
     """The module `compare_torch`; UserError where PyTorch is not installed."""
     try:
         from jaxnets import compare_torch
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of CUDA is missing
         raise UserError(f"--against=torch needs PyTorch and torchvision: pip install -e '.[torch]' ({error})") from None
     return compare_torch
 

@@ -42,28 +42,34 @@ LARGE = 1 << 24  # pixels from which on images are decoded one at a time, whatev
 
 
 def find(argument: str, refuse: Callable[[str, str], None]) -> list[str]:
-    """The files that a path, a folder or a glob pattern stands for, sorted; UserError if there are none.
+    """The files that a path, a folder or a glob pattern stands for, sorted; UserError if there are none to be seen.
 
     For a folder, these are the files below it with an image's suffix; hidden ones are left out. A path that exists
     is never taken for a pattern, and one that does not exist is returned for `read` to complain about. `refuse` is
     called with a folder below that cannot be read, and why.
     """
     others: collections.Counter[str] = collections.Counter()
+    refused = []
+
+    def note(folder: str, why: str) -> None:
+        refused.append(folder)
+        refuse(folder, why)
+
     if not os.path.lexists(argument):
         argument = os.path.expanduser(argument)  # in a quoted pattern, the shell leaves it to us
     if os.path.isdir(argument):
-        files = sorted(images_below(argument, others, refuse))
+        files = sorted(images_below(argument, others, note))
         say_left_out(argument, others)
-        if not files:
+        if not files and not refused:
             raise UserError("the folder holds no image files")
         return files
     if os.path.lexists(argument) or not glob.has_magic(argument):
         return [argument]
     files = []
     for match in sorted(glob.glob(argument, recursive=True)):
-        files += sorted(images_below(match, others, refuse)) if os.path.isdir(match) else [match]
+        files += sorted(images_below(match, others, note)) if os.path.isdir(match) else [match]
     say_left_out(argument, others)
-    if not files:
+    if not files and not refused:
         raise UserError("no file matches this pattern")
     return list(dict.fromkeys(files))  # `**` matches a folder, and what is in it too
 

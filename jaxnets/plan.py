@@ -224,8 +224,9 @@ def require_same_data(plan: Plan, directory: Path) -> None:
 
 def _smallest_size(config: ml_collections.ConfigDict) -> int:
     """Side in pixels of the smallest images of a run: they can be too small, never too large."""
-    sizes, side, epochs = config.progressive_sizes, config.image_size, config.num_epochs
-    return min(side, *(augment.progressive_size(sizes, side, epoch, epochs) for epoch in range(epochs)))
+    sizes, side = config.progressive_sizes, config.image_size
+    epochs = min(config.num_epochs, len(sizes))  # in as many epochs as sizes, or more, all of them are used
+    return min((side, *(augment.progressive_size(sizes, side, epoch, epochs) for epoch in range(epochs))))
 
 
 def _check_net(config: ml_collections.ConfigDict) -> None:

@@ -193,7 +193,7 @@ def _name(label: int, names: Sequence[str]) -> str | None:
 
 
 def _shown(path: str) -> str:
-    """The path in one line, with a replacement for bytes that are not UTF-8, which printing would refuse."""
+    """The path in one line, with a replacement for bytes that are not UTF-8."""
     return printable(path.encode(errors="surrogateescape").decode(errors="replace"))
 
 

@@ -32,7 +32,7 @@ SWITCHES = (
     "optimizer.decay_vectors",
 )
 
-# What may differ when a run resumes, besides the path of a folder of images: none of it changes what is learned, as
+# What may differ when a run resumes, besides what `_may_differ` allows: none of it changes what is learned, as
 # long as the images are the same (another place is logged, as is another length of the run).
 FREE_FIELDS = frozenset(
     {
@@ -115,8 +115,10 @@ def differences(saved: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[A
 def _may_differ(name: str, saved: Any, new: Any) -> bool:
     """Whether a field is free, or its values may mean the same; `plan.require_same_data` compares what they hold."""
     if name == "dataset" and isinstance(saved, str) and isinstance(new, str):
-        moved = is_folder(saved) and is_folder(new)
-        return moved or saved.partition(":")[0] == new.partition(":")[0]  # another :VERSION, or none
+        if is_folder(saved) or is_folder(new):
+            return is_folder(saved) and is_folder(new)  # it may have moved
+        (was, _, old_version), (name, _, version) = saved.partition(":"), new.partition(":")
+        return was == name and not (old_version and version)
     return name in FREE_FIELDS or (name == "model.width" and (saved, new) == (1.0, None))  # once given by MobileNets
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from jaxnets import checkpoint, distributed, journal, settings
-from jaxnets.datasets.folder import folder_path, is_folder
+from jaxnets.datasets.folder import is_folder, is_in_a_class
 from jaxnets.errors import UserError, writing
 from jaxnets.plain_files import locked, parse_json, read_text, replacing, scratch_of
 from jaxnets.runtime import logger
@@ -119,7 +119,8 @@ def class_names(workdir: Path) -> tuple[str, ...] | None:
 
 def _is_data(found: Any) -> bool:
     names, *counts, files = found
-    return all(isinstance(name, str) for name in (*names, *files)) and all(type(count) is int for count in counts)
+    strings = all(isinstance(name, str) for name in (*names, *files))
+    return strings and len(files) in (0, 2) and all(type(count) is int for count in counts)
 
 
 def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict | None:
@@ -128,7 +129,7 @@ def check(workdir: Path, config: ml_collections.ConfigDict) -> ml_collections.Co
     Raises UserError if the workdir is a file, belongs to something else, or to a run whose configuration
     differs in what decides the result (the fields are listed).
     """
-    if is_folder(config.dataset) and folder_path(config.dataset).resolve() in workdir.resolve().parents:
+    if is_folder(config.dataset) and is_in_a_class(workdir, config.dataset):
         raise UserError(f"--workdir={workdir} lies in {config.dataset}, where it would count as a class of images")
     try:
         present = set(os.listdir(workdir))

@@ -104,6 +104,9 @@ def test_nets_of_several_recipes_and_machines_say_which_had_which():
     assert recipes.rows == [("a", "3", "0"), ("b", "7", "8")]
     assert [row[-1] for row in compare_page.runs_table(nets).rows] == ["1", "2"]
     assert compare_page.runs_table(nets).header[-1] == "machine"
+    for net in nets:
+        net["runs"] = [run | {"machines": []} for run in net["runs"]]
+    assert compare_page.runs_table(nets).header[-1] == "s of training"
     assert compare_page.runs_table(nets[:1]).header[-1] == "s of training"
 
 

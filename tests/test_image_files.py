@@ -73,6 +73,7 @@ def test_a_folder_that_cannot_be_read_keeps_no_others_from_being_found(folder, m
     found = image_files.find(str(folder), lambda *what: refused.append(what))
     assert found == [str(folder / "a.JPG"), str(folder / "b.png")]
     assert refused == [(str(folder / "below"), "Permission denied")]
+    assert image_files.find(str(folder / "below"), lambda *what: refused.append(what)) == []  # said once
 
 
 def test_a_quoted_pattern_may_begin_at_home(folder, monkeypatch):

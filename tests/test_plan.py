@@ -81,6 +81,9 @@ def test_sizes_that_the_net_cannot_take_are_refused(config):
         plan.make_plan(config)
     config.num_epochs = 1  # which has the last size
     assert plan.make_plan(config).training_size(0) == 32
+    config.num_epochs = 10**12
+    with pytest.raises(UserError, match="cannot take images of 16x16"):  # at once
+        plan.make_plan(config)
 
 
 def test_another_version_of_a_data_set_is_named_with_its_remedy(config, tmp_path):

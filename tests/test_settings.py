@@ -165,6 +165,8 @@ def test_auto_is_bfloat16_where_the_hardware_is_made_for_it(monkeypatch, platfor
         ("photos", "photos:1.0.0", False),
         ("photos:1.0.0", "photos", False),
         ("photos", "pictures", True),
+        ("photos:1.0.0", "photos:2.0.0", True),
+        ("folder:a", "folder", True),
         ("folder:a", "folder:b", False),
         ("folder:a", "photos", True),
     ],

@@ -48,7 +48,10 @@ def test_a_folder_of_images_is_no_place_for_a_run(tmp_path, below, monkeypatch):
     for dataset in ("folder:.", f"folder:{tmp_path}"):
         with pytest.raises(UserError, match="where it would count as a class of images"):
             workdir.check(Path(below), config(dataset=dataset))
+        assert workdir.check(Path(".hidden") / below, config(dataset=dataset)) is None
     assert workdir.check(Path(below), config(dataset=f"folder:{tmp_path / 'photos'}")) is None
+    (tmp_path / "train" / "cat").mkdir(parents=True)  # beside splits it does no harm
+    assert workdir.check(Path(below), config(dataset="folder:.")) is None
 
 
 def test_a_run_that_took_no_step_may_be_configured_anew(tmp_path):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import tensorflow_datasets as tfds
 
@@ -101,6 +102,14 @@ def folder_path(dataset: str) -> Path:
     return user_path(path)
 
 
+def is_in_a_class(path: Path, dataset: str) -> bool:
+    """Whether what lies at `path` belongs to a class of `folder:PATH`, or would if it were there."""
+    if not folder_path(dataset).is_dir():
+        return False
+    classes, path = _splits(folder_path(dataset))["train"].resolve(), path.resolve()
+    return classes in path.parents and not path.relative_to(classes).parts[0].startswith(".")
+
+
 def absolute(dataset: str) -> str:
     """The same data set by a name that is valid in any working directory."""
     return f"{PREFIX}{folder_path(dataset).resolve()}" if is_folder(dataset) else dataset
@@ -165,7 +174,7 @@ def _splits(directory: Path) -> dict[str, Path]:
     return {"train": directory}
 
 
-def _refuse(folder: str, why: str) -> None:
+def _refuse(folder: str, why: str) -> NoReturn:
     raise UserError(f"{folder} cannot be read: {why}")
 
 

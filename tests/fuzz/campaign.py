@@ -76,7 +76,8 @@ def work_guided(target: str, seconds: float, seed: int, out: Path) -> None:
 
         import PIL.Image  # noqa: F401
 
-        from jaxnets import image_files, weight_files  # noqa: F401
+        from jaxnets import image_files  # noqa: F401
+        from jaxnets.weights import weight_files  # noqa: F401
     from tests.fuzz import readers, seeds
 
     whole = seeds.write(target, out / "corpus")
