@@ -26,8 +26,8 @@ from jaxnets.datasets import data_root, folder_path, is_folder, where_it_still_i
 from jaxnets.errors import ArgumentParser, UserError, exit_on_user_error, printable
 from jaxnets.evaluator import evaluate_split
 from jaxnets.plain_files import user_path
-from jaxnets.trained_run import load_run, require_same_classes
-from jaxnets.workdir import CONFIG, class_names, read_data
+from jaxnets.trained_run import load_run
+from jaxnets.workdir import CONFIG, class_names, read_data, require_same_classes
 
 
 def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
@@ -41,7 +41,7 @@ def require_classes(workdir: Path, split: data.Split, num_classes: int) -> None:
             f"{split.name} has {split.num_classes} classes, the net of {workdir} {num_classes}: a label is a class's "
             "place among all, so the classes must be the same"
         )
-    require_same_classes(workdir, split, known)
+    require_same_classes(workdir, split.name, split.class_names, known)
 
 
 def warn_of_other_images(workdir: Path, split: data.Split) -> None:

@@ -26,7 +26,6 @@ from jaxnets import (
     settings,
     state,
     step,
-    trained_run,
     workdir,
 )
 from jaxnets.datasets import find_prepared, is_folder
@@ -204,7 +203,7 @@ def require_same_data(plan: Plan, directory: Path) -> None:
     before, now = workdir.read_data(directory), plan.data_record
     if before is None:
         return
-    trained_run.require_same_classes(directory, plan.eval_split, before.class_names)
+    workdir.require_same_classes(directory, plan.eval_split.name, now.class_names, before.class_names)
     if before[:3] != now[:3]:
         raise UserError(
             f"the run in {directory} was trained on other data: {before.train_images} training and "

@@ -1,8 +1,6 @@
 """A trained run as its workdir holds it: configuration, net, and the weights of one of its checkpoints."""
 
 import dataclasses
-import itertools
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from jaxnets import checkpoint, data, settings
+from jaxnets import checkpoint, settings
 from jaxnets.errors import UserError
 from jaxnets.models.initializers import init_shapes
 from jaxnets.plain_files import user_path
@@ -74,14 +72,3 @@ def _restore(workdir: Path, which: str | int, ema: bool) -> tuple[int, dict[str,
     with closing(checkpoint.open_reader(workdir)) as manager:
         at = checkpoint.find_step(manager, which, ema=ema)
         return at, restore_variables(manager, at), restore_ema(manager, at) if ema else None
-
-
-def require_same_classes(workdir: Path, split: data.Split, known: Sequence[str] | None) -> None:
-    """UserError if the split's classes are not the `known` ones of the run, if they are known."""
-    for place, (before, now) in enumerate(itertools.zip_longest(known or split.class_names, split.class_names)):
-        if before != now:
-            said = [f"{name!r}" if name is not None else "not there" for name in (before, now)]
-            raise UserError(
-                f"{split.name} has different classes from the run in {workdir}: class {place} was {said[0]} and is now "
-                f"{said[1]}"
-            )

@@ -1,11 +1,12 @@
 """The folder of one run: claimed by one process, or the processes of one run, for one configuration."""
 
 import contextlib
+import itertools
 import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +116,17 @@ def class_names(workdir: Path) -> tuple[str, ...] | None:
         logger.warning("%s", error)
         return None
     return found and found.class_names
+
+
+def require_same_classes(workdir: Path, dataset: str, class_names: Sequence[str], known: Sequence[str] | None) -> None:
+    """UserError if a data set's classes are not the `known` ones of the run in a workdir, if they are known."""
+    for place, (before, now) in enumerate(itertools.zip_longest(known or class_names, class_names)):
+        if before != now:
+            said = [f"{name!r}" if name is not None else "not there" for name in (before, now)]
+            raise UserError(
+                f"{dataset} has different classes from the run in {workdir}: class {place} was {said[0]} and is now "
+                f"{said[1]}"
+            )
 
 
 def _is_data(found: Any) -> bool:
