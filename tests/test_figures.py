@@ -29,6 +29,7 @@ from jaxnets.figures import (
 )
 from jaxnets.figures.options import Options
 from jaxnets.models import layers, mobilenet_v2
+from tests.slow import slow_after
 from tests.test_compare import SMALL
 from tests.tiny_net import diverging_at, registered
 
@@ -266,7 +267,9 @@ def test_width_tradeoff(small, untrained, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("overrides", "rates"),
-    [((), (0.005, 0.02)), (("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.1"), (0.01, 0.1))],
+    slow_after(
+        1, [((), (0.005, 0.02)), (("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.1"), (0.01, 0.1))]
+    ),
 )
 def test_only_nets_without_batch_norm_have_a_rate_of_their_own(overrides, rates):
     normalised, found = {}, set()
