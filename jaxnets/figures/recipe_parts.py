@@ -41,7 +41,7 @@ def larger_batches(base: ml_collections.ConfigDict) -> dict[str, Sequence[str]]:
         # The field's value that gives the base's batch the base's rate.
         rate = base.optimizer.learning_rate / optim.scale_rate(1.0, base.batch_size, rule)
         scaled = f"optimizer.learning_rate={rate}", f"optimizer.batch_scaling={rule}"
-        found[f"batch {size}, batch_scaling={rule}"] = (f"batch_size={size}", *scaled)
+        found[f"batch {size} with batch_scaling={rule}"] = (f"batch_size={size}", *scaled)
     return found
 
 
